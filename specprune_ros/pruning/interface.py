@@ -1,0 +1,205 @@
+"""What a pruner is told, what it answers, and when: the contract between models and pruners.
+
+A query runs the decoder once. Before the pass a pruner announces a :class:`PruneSchedule` (where it
+listens, where it prunes, how many tokens stay); during the pass it is handed small attention rows and
+answers with the vision rows to keep; afterwards it returns what the next query should remember.
+
+Layers are counted from 1, as in the paper. Boundary ``l`` is the point after layer ``l``; boundary 0 is
+before layer 1. Everything here is free of ROS and of any particular model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from specprune_ros.pruning.params import PruningParams
+
+
+class RowGroup(str, Enum):
+    """Query rows whose attention over the vision columns a pruner can ask for."""
+
+    TEXT = 'text'  # the words of the instruction, without the prompt template
+    PROMPT = 'prompt'  # every text row after the pictures
+    ACTION = 'action'  # the rows the actions are read from
+    LAST = 'last'  # the last row of the sequence
+    ALL = 'all'  # every row
+
+
+class Mode(str, Enum):
+    """What the action-aware controller decided for one query."""
+
+    DENSE = 'dense'
+    COARSE = 'coarse'
+    FINE = 'fine'
+
+
+@dataclass(frozen=True)
+class TokenLayout:
+    """Where each kind of row sits in one query's sequence, as positions before any pruning.
+
+    ``vision_start`` is the first vision row; cameras follow each other, each ``rows x columns`` patches
+    in row-major order. ``text`` and ``prompt`` are positions in ascending order and may be empty.
+    ``action`` is a half-open range. ``depth`` is the number of decoder layers.
+    """
+
+    cameras: int
+    grid: tuple[int, int]
+    vision_start: int
+    text: tuple[int, ...]
+    prompt: tuple[int, ...]
+    action: tuple[int, int]
+    length: int
+    depth: int
+    causal: bool = False
+
+    @property
+    def patches(self) -> int:
+        """Vision tokens of one camera."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def vision_tokens(self) -> int:
+        """Vision tokens of all cameras, V."""
+        return self.cameras * self.patches
+
+    @property
+    def vision_stop(self) -> int:
+        """One past the last vision row."""
+        return self.vision_start + self.vision_tokens
+
+    def rows(self, group: RowGroup) -> tuple[int, ...]:
+        """Positions of a row group, ascending."""
+        if group is RowGroup.TEXT:
+            return self.text
+        if group is RowGroup.PROMPT:
+            return self.prompt
+        if group is RowGroup.ACTION:
+            return tuple(range(*self.action))
+        if group is RowGroup.LAST:
+            return (self.length - 1,)
+        return tuple(range(self.length))
+
+
+@dataclass(frozen=True)
+class PruneSchedule:
+    """What a pruner will do in one pass, fixed before it starts.
+
+    ``listen`` maps a layer to the row groups observed in it. ``prune`` maps a boundary to the number of
+    vision tokens left after it, or to ``None`` where the number depends on the data (``exact`` mode).
+    ``skip`` are layers left out altogether. With ``reuse`` the rows not kept are not removed: their keys
+    and values are taken from the previous query (VLA-Cache).
+    """
+
+    listen: Mapping[int, tuple[RowGroup, ...]] = field(default_factory=dict)
+    prune: Mapping[int, int | None] = field(default_factory=dict)
+    skip: frozenset[int] = frozenset()
+    reuse: bool = False
+
+    @property
+    def static(self) -> bool:
+        """Whether every shape of the pass is known beforehand (a CUDA graph can hold it)."""
+        return all(count is not None for count in self.prune.values())
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The vision rows that stay at one boundary.
+
+    ``keep``: int64 ``[n]``, ascending, indexing the *current* vision rows (not patch ids).
+    ``merge``: float32 ``[m, current]`` or ``None``; each row holds the weights of one new token made
+    from the current vision rows, appended after the kept ones (SparseVLM's recycling, TEAM-VLA's
+    merging). ``merge_position``: int64 ``[m]``, the current row whose position each new token takes.
+    """
+
+    keep: Tensor
+    merge: Tensor | None = None
+    merge_position: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class QueryContext:
+    """Everything a pruner may look at before the decoder starts.
+
+    ``similarity``: float32 ``[V]``, cosine of every patch with the same patch in the reference frame
+    (1 where unchanged), or ``None`` without a reference. ``carry``: what this pruner's previous pass
+    returned, empty after a reset. ``pictures``: uint8 ``[cameras, height, width, 3]`` as the policy saw
+    them. ``vision``: ``[V, D]`` projected vision tokens. ``text``: ``[P, D]`` input embeddings of the
+    prompt rows, in the order of ``layout.prompt``. ``probe(layer, group)`` gives the head-mean attention
+    ``[rows, V]`` that ``layer`` would compute on the embeddings, before the pass. ``speed_xyz`` is the
+    end-effector speed in m/s (``None`` unknown), ``displacement`` the net translation in metres since
+    the previous query (``None`` unknown).
+    """
+
+    layout: TokenLayout
+    params: PruningParams
+    mode: Mode
+    similarity: Tensor | None = None
+    carry: Mapping[str, Tensor] = field(default_factory=dict)
+    pictures: Tensor | None = None
+    vision: Tensor | None = None
+    text: Tensor | None = None
+    probe: Callable[[int, RowGroup], Tensor] | None = None
+    speed_xyz: float | None = None
+    displacement: float | None = None
+    seed: int = 0
+
+
+@dataclass
+class PassOutcome:
+    """What a finished pass reports.
+
+    ``carry`` goes into the next query's context. ``sets`` names, per set, the patches (bool ``[V]``)
+    that the set asked for. ``kept`` lists ``(boundary, patch ids left after it)``; merged tokens have
+    id -1. ``scores`` holds float32 ``[V]`` scores worth showing. ``notes`` are sentences for the user,
+    such as a fall-back that was taken.
+    """
+
+    carry: dict[str, Tensor] = field(default_factory=dict)
+    sets: dict[str, Tensor] = field(default_factory=dict)
+    kept: list[tuple[int, Tensor]] = field(default_factory=list)
+    scores: dict[str, Tensor] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+class PrunePass(Protocol):
+    """One query's pruner state. The decoder calls it in layer order."""
+
+    schedule: PruneSchedule
+
+    def observe(self, layer: int, group: RowGroup, attention: Tensor) -> None:
+        """Take head-mean attention, float32 ``[rows, current vision tokens]``, of a listened layer."""
+
+    def select(self, boundary: int, rows: Tensor) -> Selection:
+        """Choose among the current vision rows (``[current, D]`` hidden states) at a prune boundary.
+
+        At a layer that is both listened and pruned, ``observe`` comes first.
+        """
+
+    def finish(self) -> PassOutcome:
+        """Close the pass."""
+
+
+class Pruner(Protocol):
+    """A pruning method. Holds no state of its own between queries: memory lives in the policy."""
+
+    name: str
+
+    def plan(self, layout: TokenLayout, params: PruningParams, mode: Mode) -> PruneSchedule:
+        """Schedule for a query of this layout; raises ``ParamError`` where the two cannot go together."""
+
+    def begin(self, context: QueryContext) -> PrunePass:
+        """Start a pass."""
+
+
+def no_vision_lost(selection: Selection, current: int) -> bool:
+    """Whether a selection keeps every current row and adds none (host-side check for tests)."""
+    return selection.merge is None and torch.equal(
+        selection.keep.cpu(), torch.arange(current, dtype=torch.int64)
+    )
