@@ -1,0 +1,1 @@
+"""The simulated arm: scene, tasks, expert, training and closed-loop evaluation."""
