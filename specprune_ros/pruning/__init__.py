@@ -1,0 +1,1 @@
+"""The pruning method and its rivals: tensors in, kept indices out."""

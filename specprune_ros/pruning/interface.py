@@ -1,18 +1,19 @@
 """What a pruner is told, what it answers, and when: the contract between models and pruners.
 
-A query runs the decoder once. Before the pass a pruner announces a :class:`PruneSchedule` (where it
-listens, where it prunes, how many tokens stay); during the pass it is handed small attention rows and
-answers with the vision rows to keep; afterwards it returns what the next query should remember.
+A query runs the decoder once. Before the pass a pruner announces a :class:`PruneSchedule` (where
+it listens, where it prunes, how many tokens stay); during the pass it is handed small attention
+rows and answers with the vision rows to keep; afterwards it returns what the next query should
+remember.
 
-Layers are counted from 1, as in the paper. Boundary ``l`` is the point after layer ``l``; boundary 0 is
-before layer 1. Everything here is free of ROS and of any particular model.
+Layers are counted from 1, as in the paper. Boundary ``l`` is the point after layer ``l``; boundary
+0 is before layer 1. Everything here is free of ROS and of any particular model.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from specprune_ros.pruning.params import PruningParams
 
 
-class RowGroup(str, Enum):
+class RowGroup(StrEnum):
     """Query rows whose attention over the vision columns a pruner can ask for."""
 
     TEXT = 'text'  # the words of the instruction, without the prompt template
@@ -32,7 +33,7 @@ class RowGroup(str, Enum):
     ALL = 'all'  # every row
 
 
-class Mode(str, Enum):
+class Mode(StrEnum):
     """What the action-aware controller decided for one query."""
 
     DENSE = 'dense'
@@ -44,9 +45,9 @@ class Mode(str, Enum):
 class TokenLayout:
     """Where each kind of row sits in one query's sequence, as positions before any pruning.
 
-    ``vision_start`` is the first vision row; cameras follow each other, each ``rows x columns`` patches
-    in row-major order. ``text`` and ``prompt`` are positions in ascending order and may be empty.
-    ``action`` is a half-open range. ``depth`` is the number of decoder layers.
+    ``vision_start`` is the first vision row; cameras follow each other, each ``rows x columns``
+    patches in row-major order. ``text`` and ``prompt`` are positions in ascending order and may be
+    empty. ``action`` is a half-open range. ``depth`` is the number of decoder layers.
     """
 
     cameras: int
@@ -91,10 +92,10 @@ class TokenLayout:
 class PruneSchedule:
     """What a pruner will do in one pass, fixed before it starts.
 
-    ``listen`` maps a layer to the row groups observed in it. ``prune`` maps a boundary to the number of
-    vision tokens left after it, or to ``None`` where the number depends on the data (``exact`` mode).
-    ``skip`` are layers left out altogether. With ``reuse`` the rows not kept are not removed: their keys
-    and values are taken from the previous query (VLA-Cache).
+    ``listen`` maps a layer to the row groups observed in it. ``prune`` maps a boundary to the
+    number of vision tokens left after it, or to ``None`` where the number depends on the data
+    (``exact`` mode). ``skip`` are layers left out altogether. With ``reuse`` the rows not kept are
+    not removed: their keys and values are taken from the previous query (VLA-Cache).
     """
 
     listen: Mapping[int, tuple[RowGroup, ...]] = field(default_factory=dict)
@@ -113,9 +114,10 @@ class Selection:
     """The vision rows that stay at one boundary.
 
     ``keep``: int64 ``[n]``, ascending, indexing the *current* vision rows (not patch ids).
-    ``merge``: float32 ``[m, current]`` or ``None``; each row holds the weights of one new token made
-    from the current vision rows, appended after the kept ones (SparseVLM's recycling, TEAM-VLA's
-    merging). ``merge_position``: int64 ``[m]``, the current row whose position each new token takes.
+    ``merge``: float32 ``[m, current]`` or ``None``; each row holds the weights of one new token
+    made from the current vision rows, appended after the kept ones (SparseVLM's recycling,
+    TEAM-VLA's merging). ``merge_position``: int64 ``[m]``, the current row whose position each new
+    token takes.
     """
 
     keep: Tensor
@@ -127,14 +129,14 @@ class Selection:
 class QueryContext:
     """Everything a pruner may look at before the decoder starts.
 
-    ``similarity``: float32 ``[V]``, cosine of every patch with the same patch in the reference frame
-    (1 where unchanged), or ``None`` without a reference. ``carry``: what this pruner's previous pass
-    returned, empty after a reset. ``pictures``: uint8 ``[cameras, height, width, 3]`` as the policy saw
-    them. ``vision``: ``[V, D]`` projected vision tokens. ``text``: ``[P, D]`` input embeddings of the
-    prompt rows, in the order of ``layout.prompt``. ``probe(layer, group)`` gives the head-mean attention
-    ``[rows, V]`` that ``layer`` would compute on the embeddings, before the pass. ``speed_xyz`` is the
-    end-effector speed in m/s (``None`` unknown), ``displacement`` the net translation in metres since
-    the previous query (``None`` unknown).
+    ``similarity``: float32 ``[V]``, cosine of every patch with the same patch in the reference
+    frame (1 where unchanged), or ``None`` without a reference. ``carry``: what this pruner's
+    previous pass returned, empty after a reset. ``pictures``: uint8 ``[cameras, height, width,
+    3]`` as the policy saw them. ``vision``: ``[V, D]`` projected vision tokens. ``text``: ``[P,
+    D]`` input embeddings of the prompt rows, in the order of ``layout.prompt``. ``probe(layer,
+    group)`` gives the head-mean attention ``[rows, V]`` that ``layer`` would compute on the
+    embeddings, before the pass. ``speed_xyz`` is the end-effector speed in m/s (``None`` unknown),
+    ``displacement`` the net translation in metres since the previous query (``None`` unknown).
     """
 
     layout: TokenLayout
@@ -155,10 +157,11 @@ class QueryContext:
 class PassOutcome:
     """What a finished pass reports.
 
-    ``carry`` goes into the next query's context. ``sets`` names, per set, the patches (bool ``[V]``)
-    that the set asked for. ``kept`` lists ``(boundary, patch ids left after it)``; merged tokens have
-    id -1. ``scores`` holds float32 ``[V]`` scores worth showing. ``notes`` are sentences for the user,
-    such as a fall-back that was taken.
+    ``carry`` goes into the next query's context. ``sets`` names, per set, the patches (bool
+    ``[V]``) that the set asked for. ``kept`` lists ``(boundary, patch ids left after it)``; merged
+    tokens have id -1. ``scores`` holds float32 ``[V]`` scores worth showing. ``notes`` are
+    sentences for the user, such as a fall-back that was taken. ``attended`` (bool ``[V]``) marks
+    the tokens that this pass's own deep layers ranked highest, as many as the prior may name.
     """
 
     carry: dict[str, Tensor] = field(default_factory=dict)
@@ -166,6 +169,19 @@ class PassOutcome:
     kept: list[tuple[int, Tensor]] = field(default_factory=list)
     scores: dict[str, Tensor] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    attended: Tensor | None = None
+
+    @property
+    def recall(self) -> float | None:
+        """Share of ``attended`` that the set ``global`` named, ``None`` where unknown.
+
+        Reads the tensors, so a GPU is waited for: not for use inside a pass.
+        """
+        named = self.sets.get('global')
+        if named is None or self.attended is None:
+            return None
+        total = int(self.attended.sum())
+        return int((named & self.attended).sum()) / total if total else None
 
 
 class PrunePass(Protocol):
@@ -174,10 +190,11 @@ class PrunePass(Protocol):
     schedule: PruneSchedule
 
     def observe(self, layer: int, group: RowGroup, attention: Tensor) -> None:
-        """Take head-mean attention, float32 ``[rows, current vision tokens]``, of a listened layer."""
+        """Take head-mean attention, float32 ``[rows, current vision tokens]``, of one layer."""
 
     def select(self, boundary: int, rows: Tensor) -> Selection:
-        """Choose among the current vision rows (``[current, D]`` hidden states) at a prune boundary.
+        """Choose among the current vision rows (``[current, D]`` hidden states) at a prune
+        boundary.
 
         At a layer that is both listened and pruned, ``observe`` comes first.
         """
@@ -192,7 +209,7 @@ class Pruner(Protocol):
     name: str
 
     def plan(self, layout: TokenLayout, params: PruningParams, mode: Mode) -> PruneSchedule:
-        """Schedule for a query of this layout; raises ``ParamError`` where the two cannot go together."""
+        """Schedule for a query of this layout; raises ``ParamError`` where the two do not fit."""
 
     def begin(self, context: QueryContext) -> PrunePass:
         """Start a pass."""

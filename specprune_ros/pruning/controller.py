@@ -1,0 +1,124 @@
+"""Coarse or fine: the action-aware controller, on the host, and how far back to look."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from specprune_ros.pruning.interface import Mode
+from specprune_ros.pruning.params import PruningParams
+
+
+@dataclass(frozen=True)
+class SpeedSample:
+    """End-effector speed: m/s, rad/s, m/s upwards; ``age_s`` is its age at the query, seconds."""
+
+    v_t: float
+    v_r: float
+    dz: float
+    source: str = ''
+    age_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class ControllerState:
+    """What the controller remembers between queries: its hysteresis and its age."""
+
+    fine: bool = False
+    queries: int = 0
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The mode of one query, why, and the state for the next."""
+
+    mode: Mode
+    reason: str
+    state: ControllerState
+
+
+class Controller:
+    """The action-aware controller (P1 section 4.4, P2).
+
+    Fine where the hand moves slowly and does not rise, coarse elsewhere. A speed that is unknown,
+    stale or not a number means fine: less is pruned when less is known.
+    """
+
+    def decide(
+        self, speed: SpeedSample | None, params: PruningParams, state: ControllerState
+    ) -> Decision:
+        """Mode for one query."""
+        following = state.queries + 1
+        if params.mode != 'auto':
+            mode = Mode(params.mode)
+            return Decision(
+                mode, f'mode set to {params.mode}', ControllerState(mode is Mode.FINE, following)
+            )
+        doubt = _doubt(speed, params)
+        if doubt:
+            return Decision(Mode.FINE, f'fine: {doubt}', ControllerState(True, following))
+        if state.queries < params.controller_warmup:
+            reason = f'coarse: query {following} of {params.controller_warmup} of the warm-up'
+            return Decision(Mode.COARSE, reason, ControllerState(False, following))
+        assert speed is not None
+        if state.fine:
+            fast = _above(speed, v_t=params.v_t_exit, v_r=params.v_r_exit, dz=params.dz_exit)
+            if fast:
+                return Decision(Mode.COARSE, f'coarse: {fast}', ControllerState(False, following))
+            return Decision(Mode.FINE, 'fine: still slow', ControllerState(True, following))
+        slow, why = _slow(speed, params)
+        mode = Mode.FINE if slow else Mode.COARSE
+        return Decision(mode, f'{mode.value}: {why}', ControllerState(slow, following))
+
+
+def _doubt(speed: SpeedSample | None, params: PruningParams) -> str:
+    if speed is None:
+        return 'speed unknown'
+    if not all(map(math.isfinite, (speed.v_t, speed.v_r, speed.dz))):
+        return f'speed from {speed.source or "its source"} is not a number'
+    if not speed.age_s <= params.speed_max_age:
+        return f'speed is {speed.age_s:.2f} s old, more than {params.speed_max_age:g} s'
+    if speed.v_t < 0 or speed.v_r < 0:
+        return 'speed is negative'
+    return ''
+
+
+def _above(speed: SpeedSample, v_t: float, v_r: float, dz: float) -> str:
+    if speed.v_t > v_t:
+        return f'{speed.v_t:.3f} m/s > {v_t:g}'
+    if speed.v_r > v_r:
+        return f'{speed.v_r:.3f} rad/s > {v_r:g}'
+    if speed.dz > dz:
+        return f'rising at {speed.dz:.3f} m/s > {dz:g}'
+    return ''
+
+
+def _slow(speed: SpeedSample, params: PruningParams) -> tuple[bool, str]:
+    if params.controller_rule == 'authors':
+        planar = math.sqrt(max(0.0, speed.v_t**2 - speed.dz**2))
+        slow = speed.v_t < params.v_t_threshold or (
+            planar < params.v_xy_threshold
+            and speed.dz < params.dz_threshold
+            and speed.v_r < params.v_r_threshold
+        )
+        return slow, f'{speed.v_t:.3f} m/s, planar {planar:.3f} m/s, {speed.v_r:.3f} rad/s'
+    if speed.v_t >= params.v_t_threshold:
+        return False, f'{speed.v_t:.3f} m/s >= {params.v_t_threshold:g}'
+    if speed.v_r >= params.v_r_threshold:
+        return False, f'{speed.v_r:.3f} rad/s >= {params.v_r_threshold:g}'
+    if speed.dz > params.dz_threshold:
+        return False, f'rising at {speed.dz:.3f} m/s'
+    return True, f'slow and not rising ({speed.v_t:.3f} m/s, {speed.v_r:.3f} rad/s)'
+
+
+def history_offset(displacement: float | None, params: PruningParams) -> int:
+    """Control steps back to the reference picture, T = floor(b + k v) + c, clamped (P1, P2).
+
+    ``displacement``: metres travelled since the previous query; one v is ``history_unit`` metres.
+    Unknown or not finite: the largest T, since a longer look back sees more change.
+    """
+    if displacement is None or not math.isfinite(displacement):
+        return params.history_max
+    v = abs(displacement) / params.history_unit
+    back = math.floor(params.history_intercept + params.history_slope * v) + params.history_offset
+    return max(params.history_min, min(back, params.history_max))

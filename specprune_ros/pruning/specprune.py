@@ -1,0 +1,406 @@
+"""SpecPrune-VLA (arXiv 2509.05614): the union of three sets, then a few more layer by layer.
+
+Static prune after the last local layer: V_retain = V_global u V_dynamic u V_local. V_global is
+what the text of the previous query looked at in a middle and the last layer; V_dynamic is where
+the picture changed; V_local is what the text looks at in the first layers of this query. After
+that a running score, updated from rank and confidence at a few layers, drops the lowest tokens at
+others.
+
+The first query of an episode runs dense and only listens. The equations are in ``scores`` and
+``sets``, the counts in ``budget``, the readings of what the paper leaves open in
+``docs/pruners.md``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from specprune_ros.pruning import scores, sets
+from specprune_ros.pruning.budget import (
+    Budgets,
+    after_drop,
+    budgets,
+    least,
+    per_camera,
+    scale_layers,
+)
+from specprune_ros.pruning.constants import constant
+from specprune_ros.pruning.interface import (
+    Mode,
+    PassOutcome,
+    PruneSchedule,
+    QueryContext,
+    RowGroup,
+    Selection,
+    TokenLayout,
+)
+from specprune_ros.pruning.params import ParamError, PruningParams
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where one query listens and prunes, in the model's own layers, and with which rows."""
+
+    local: tuple[int, ...]
+    globals: tuple[int, ...]
+    updates: tuple[int, ...]
+    drops: tuple[int, ...]
+    rows_local: RowGroup
+    rows_global: RowGroup
+    rows_layer: RowGroup
+    budgets: Budgets | None
+    counts: dict[int, int]
+    schedule: PruneSchedule
+    notes: tuple[str, ...]
+
+    @property
+    def static(self) -> int:
+        """Boundary of the static prune."""
+        return self.local[-1]
+
+
+def rows_or_action(layout: TokenLayout, name: str, notes: list[str]) -> RowGroup:
+    """The asked row group, or the action rows where it is empty (an empty instruction)."""
+    group = RowGroup(name)
+    if layout.rows(group):
+        return group
+    note = f'no {name} rows to score with: the action rows stand in'
+    if note not in notes:
+        notes.append(note)
+    return RowGroup.ACTION
+
+
+@lru_cache(maxsize=64)
+def make_plan(layout: TokenLayout, params: PruningParams, mode: Mode) -> Plan:
+    """The plan of a query; raises :class:`ParamError` where layout and parameters do not fit."""
+    depth = layout.depth
+    notes: list[str] = []
+    rows_local = rows_or_action(layout, params.rows_local, notes)
+    rows_global = rows_or_action(layout, params.rows_global, notes)
+    rows_layer = rows_or_action(layout, params.rows_layer, notes)
+    local = scale_layers(params.layers_local, depth)
+    if not local or local[-1] >= depth:
+        raise ParamError(
+            'layers_local',
+            f'the static prune would follow layer {len(params.layers_local)}, '
+            f'but the model has only {depth} layers',
+        )
+    globals_ = scale_layers(params.layers_global, depth)
+    updates = scale_layers(params.update_layers, depth, after=local[-1])
+    drops = tuple(
+        layer
+        for layer in scale_layers(params.prune_layers, depth, after=local[-1])
+        if layer < depth and params.drop_ratio > 0
+    )
+    # An update after the last prune changes nothing.
+    updates = tuple(layer for layer in updates if drops and layer <= drops[-1])
+    listen: dict[int, list[RowGroup]] = {}
+
+    def hear(layers: tuple[int, ...], group: RowGroup) -> None:
+        for layer in layers:
+            groups = listen.setdefault(layer, [])
+            if group not in groups:
+                groups.append(group)
+
+    hear(globals_, rows_global)
+    if mode is Mode.DENSE:
+        # Without pruning the layer weights can still be measured, for an episode to reuse.
+        if params.confidence_when == 'first' and params.confidence != 'none':
+            hear(updates, rows_layer)
+        return Plan(
+            local, globals_, updates, drops, rows_local, rows_global, rows_layer,
+            None, {}, _schedule(listen, {}), tuple(notes),
+        )  # fmt: skip
+    hear(updates, rows_layer)
+    hear(local, rows_local)
+    allowed = budgets(layout, params, mode)
+    counts: dict[int, int] = {}
+    if params.prefilter and len(local) > 1:
+        counts[local[0]] = _prefilter_count(layout, params, allowed)
+    current = counts[local[-1]] = min(allowed.filled, counts.get(local[0], allowed.filled))
+    for layer in drops:
+        current = counts[layer] = after_drop(current, layout, params)
+    prune = dict.fromkeys(counts) if params.exact else counts
+    return Plan(
+        local, globals_, updates, drops, rows_local, rows_global, rows_layer,
+        allowed, counts, _schedule(listen, prune), tuple(notes),
+    )  # fmt: skip
+
+
+def _schedule(listen: dict[int, list[RowGroup]], prune: dict[int, int | None]) -> PruneSchedule:
+    return PruneSchedule(
+        listen={layer: tuple(groups) for layer, groups in sorted(listen.items())},
+        prune=dict(sorted(prune.items())),
+    )
+
+
+def _prefilter_count(layout: TokenLayout, params: PruningParams, allowed: Budgets) -> int:
+    """Bound of the first of two prunes: 2 K_L of the first layer, and the other two sets."""
+    asked = sum(
+        layout.patches
+        if camera in params.cameras_kept
+        else min(
+            layout.patches,
+            2 * allowed.local[camera]
+            + len(params.layers_global) * allowed.globals[camera]
+            + allowed.dynamic[camera],
+        )
+        for camera in range(layout.cameras)
+    )
+    # The second prune can only keep what the first one did: leave it room for its own bucket.
+    asked = max(asked, allowed.filled)
+    return min(-(-asked // params.bucket) * params.bucket, layout.vision_tokens)
+
+
+class SpecPrune:
+    """The method of the paper as a :class:`~specprune_ros.pruning.interface.Pruner`."""
+
+    name = 'specprune'
+
+    def plan(self, layout: TokenLayout, params: PruningParams, mode: Mode) -> PruneSchedule:
+        """Schedule of one query; raises ParamError where layout and parameters do not fit."""
+        return make_plan(layout, params, mode).schedule
+
+    def begin(self, context: QueryContext) -> SpecPrunePass:
+        """Start a pass."""
+        return SpecPrunePass(context)
+
+
+class SpecPrunePass:
+    """One query of SpecPrune.
+
+    Carries to the next query: ``prior`` float32 ``[global layers, V]``, the text's attention per
+    layer, and ``confidence`` float32 ``[update layers]``.
+    """
+
+    def __init__(self, context: QueryContext) -> None:
+        self.context = context
+        self.layout = context.layout
+        self.params = context.params
+        self.mode = context.mode
+        self.plan = make_plan(context.layout, context.params, context.mode)
+        self.schedule = self.plan.schedule
+        self.outcome = PassOutcome(notes=list(self.plan.notes))
+        self.ids: Tensor | None = None  # patch ids of the current rows; None while all are there
+        self.local: dict[int, Tensor] = {}
+        self.heard_global: dict[int, Tensor] = {}
+        self.present: dict[int, Tensor | None] = {}
+        self.confidence: dict[int, Tensor] = {}
+        self.running: Tensor | None = None  # S, one per current row
+        self.attention: Tensor | None = None  # raw score of the last update, for ties
+        self.union: Tensor | None = None
+        self.fused: Tensor | None = None
+        self.prior = self._carried('prior', (len(self.plan.globals), self.layout.vision_tokens))
+        self.known_confidence = None
+        if self.params.confidence_when == 'first':
+            self.known_confidence = self._carried('confidence', (len(self.plan.updates),))
+
+    def _carried(self, key: str, shape: tuple[int, ...]) -> Tensor | None:
+        value = self.context.carry.get(key)
+        if value is not None and tuple(value.shape) != shape:
+            self.outcome.notes.append(
+                f'the remembered {key} is of shape {tuple(value.shape)}, not {shape}: left out'
+            )
+            return None
+        return value
+
+    # What the decoder calls.
+
+    def observe(self, layer: int, group: RowGroup, attention: Tensor) -> None:
+        """Take head-mean attention ``[rows, current]`` of one layer and row group."""
+        plan = self.plan
+        score = scores.image_to_text(attention)
+        if layer in plan.local and group is plan.rows_local and self.mode is not Mode.DENSE:
+            self.local[layer] = self._spread(score)
+        if layer in plan.globals and group is plan.rows_global:
+            self.heard_global[layer] = self._spread(score)
+            self.present[layer] = self.ids
+        if layer in plan.updates and group is plan.rows_layer:
+            weight = self._confidence(layer, attention)
+            if self.mode is not Mode.DENSE:
+                self._update(score, weight)
+
+    def select(self, boundary: int, rows: Tensor) -> Selection:
+        """Choose at one of the scheduled boundaries."""
+        if boundary in self.plan.drops:
+            keep = self._drop(boundary, rows)
+        else:
+            keep = self._static(boundary, rows.device)
+        if self.ids is None:
+            self.ids = keep
+        else:
+            self.ids = self.ids[keep]
+        if self.running is not None:
+            self.running = self.running[keep]
+        if self.attention is not None:
+            self.attention = self.attention[keep]
+        self.outcome.kept.append((boundary, self.ids))
+        return Selection(keep)
+
+    def finish(self) -> PassOutcome:
+        """Close the pass: the prior and the layer weights for the next query, sets and scores."""
+        if self.heard_global:
+            heard = torch.stack([self.heard_global[layer] for layer in self.plan.globals])
+            self.outcome.scores['global'] = heard.mean(0)
+            self.outcome.carry['prior'] = self._remember(heard)
+            if self.plan.budgets is not None:
+                self.outcome.attended = self._attended(heard)
+        if self.known_confidence is not None:
+            self.outcome.carry['confidence'] = self.known_confidence
+        elif self.params.confidence_when == 'first' and self.confidence:
+            measured = [self.confidence[layer] for layer in sorted(self.confidence)]
+            self.outcome.carry['confidence'] = torch.stack(measured)
+        return self.outcome
+
+    # Static prune.
+
+    def _static(self, boundary: int, device: torch.device) -> Tensor:
+        """V_global u V_dynamic u V_local, filled up to the bucket (P2 section 4.2)."""
+        first = boundary != self.plan.static
+        union, fused = self._join(first, device)
+        if self.ids is not None:
+            union, fused = union[self.ids], fused[self.ids]
+        if not self.params.exact:
+            return sets.fill(union, fused, self.plan.counts[boundary])
+        lowest = least(self.layout, self.params)
+        best = sets.fill(union, fused, max(lowest, int(union.sum())))
+        return best
+
+    def _join(self, first: bool, device: torch.device) -> tuple[Tensor, Tensor]:
+        """The union as a mask ``[V]`` and the fused score that fills it up, ``[V]``.
+
+        ``first``: the authors' extra prune after the first layer, with twice the local budget.
+        """
+        layout, params, allowed = self.layout, self.params, self.plan.budgets
+        assert allowed is not None
+        cameras, patches = layout.cameras, layout.patches
+        heard = [self.local[layer] for layer in self.plan.local if layer in self.local]
+        sources = torch.stack(heard)
+        asked = [tuple(2 * k for k in allowed.local) if first else allowed.local] * len(heard)
+        if self.prior is not None:
+            sources = torch.cat([sources, self.prior])
+            asked += [allowed.globals] * len(self.plan.globals)
+        elif params.k_global and not first:
+            self.outcome.notes.append('no previous attention: V_global is empty')
+        k = constant(tuple(asked), torch.int64, device)
+        best = sets.top_k(sources.view(-1, cameras, patches), k).view(-1, layout.vision_tokens)
+        # A token that no pass has scored is not in the set, however few others there are.
+        best = best & (sources > 0)
+        local = best[: len(heard)].any(0)
+        union = best.any(0)
+        self.outcome.sets['local'] = local
+        if self.prior is not None:
+            self.outcome.sets['global'] = best[len(heard) :].any(0)
+            self.outcome.scores['prior'] = self.prior.mean(0)
+        similarity = self.context.similarity
+        if similarity is not None and params.k_dynamic:
+            dynamic = sets.changed(
+                similarity.view(cameras, patches),
+                constant(per_camera(params.tau, cameras), torch.float32, device),
+                constant(allowed.dynamic, torch.int64, device),
+                params.dynamic_rule,
+            ).view(-1)
+            self.outcome.sets['dynamic'] = dynamic
+            union = union | dynamic
+        elif params.k_dynamic and not first:
+            self.outcome.notes.append('no reference picture: V_dynamic is empty')
+        if params.cameras_kept:
+            union = union | self._whole_cameras(device)
+        fused = sets.shares(sources).sum(0)
+        self.outcome.scores['local'] = sources[: len(heard)].mean(0)
+        self.outcome.scores['fused'] = fused
+        return union, fused
+
+    def _whole_cameras(self, device: torch.device) -> Tensor:
+        kept = tuple(camera in self.params.cameras_kept for camera in range(self.layout.cameras))
+        return constant(kept, torch.bool, device).repeat_interleave(
+            self.layout.patches, output_size=self.layout.vision_tokens
+        )
+
+    # Layer-level prune.
+
+    def _confidence(self, layer: int, attention: Tensor) -> Tensor | None:
+        """w_conf of an update layer: measured, or the one the episode's first query measured."""
+        params = self.params
+        if params.confidence == 'none':
+            return None
+        if self.known_confidence is not None:
+            return self.known_confidence[self.plan.updates.index(layer)]
+        if params.confidence == 'entropy':
+            weight = scores.entropy_confidence(
+                attention, params.epsilon, params.confidence_normalised
+            )
+        else:
+            weight = scores.mean_std_confidence(attention, params.epsilon)
+        self.confidence[layer] = weight
+        return weight
+
+    def _update(self, score: Tensor, weight: Tensor | None) -> None:
+        """S <- (1 - beta) S + beta w_rank w_conf (P1, P2)."""
+        count = score.shape[0]
+        slope = self.params.slope if self.params.slope_per_rank else self.params.slope / count
+        order = torch.sort(score, descending=True, stable=True).indices
+        by_rank = scores.rank_weights(count, slope, score.device)
+        fresh = torch.empty_like(score).scatter_(0, order, by_rank)
+        if weight is not None:
+            fresh = fresh * weight
+        if self.running is None:
+            self.running = torch.zeros_like(fresh)
+        self.running = scores.ema(self.running, fresh, self.params.beta)
+        self.attention = score
+
+    def _drop(self, boundary: int, rows: Tensor) -> Tensor:
+        """Drop the lowest running scores; ties by the last raw attention, then by position."""
+        count = rows.shape[0]
+        keep = after_drop(count, self.layout, self.params)
+        running = self.running
+        if running is None:
+            running = torch.zeros(count, device=rows.device)
+        if self.params.cameras_kept and self.ids is not None:
+            running = torch.where(self._whole_cameras(rows.device)[self.ids], torch.inf, running)
+        self.outcome.scores['layer'] = self._spread(running)
+        if self.params.tie_break == 'attention' and self.attention is not None:
+            order = torch.sort(self.attention, descending=True, stable=True).indices
+            order = order[torch.sort(running[order], descending=True, stable=True).indices]
+        else:
+            order = torch.sort(running, descending=True, stable=True).indices
+        return order[:keep].sort().values
+
+    # Memory.
+
+    def _attended(self, heard: Tensor) -> Tensor:
+        """V_t: what this query's own deep layers rank highest, to judge the prior by."""
+        layout, allowed = self.layout, self.plan.budgets
+        assert allowed is not None
+        k = constant(allowed.globals, torch.int64, heard.device)
+        best = sets.top_k(heard.view(-1, layout.cameras, layout.patches), k)
+        return best.view(-1, layout.vision_tokens).logical_and(heard > 0).any(0)
+
+    def _spread(self, score: Tensor) -> Tensor:
+        """Scores of the current rows at their patches ``[V]``; zero where a token is gone."""
+        if self.ids is None:
+            return score
+        return score.new_zeros(self.layout.vision_tokens).scatter_(0, self.ids, score)
+
+    def _remember(self, heard: Tensor) -> Tensor:
+        """The prior ``[global layers, V]``; tokens this pass dropped keep an older score.
+
+        Attention over fewer tokens is larger for each, so the old scores are rescaled by what the
+        tokens seen both times weighed then and now, and fade by ``prior_decay``.
+        """
+        if self.params.prior_fill == 'zero' or self.prior is None or not self.outcome.kept:
+            return heard
+        remembered = []
+        for row, layer in enumerate(self.plan.globals):
+            ids = self.present[layer]
+            if ids is None:
+                remembered.append(heard[row])
+                continue
+            old, new = self.prior[row], heard[row]
+            scale = new.sum() / old[ids].sum().clamp_min(1e-30)
+            remembered.append((old * (scale * self.params.prior_decay)).scatter(0, ids, new[ids]))
+        return torch.stack(remembered)
