@@ -53,7 +53,7 @@ JOINTS = (
 FLANGE = 0.081  # m along z of link 7, turned by pi about z
 HOME = tuple(math.radians(angle) for angle in (0, -40, 0, 90, 0, 40, 0))  # tool straight down
 
-FINGER_NAMES = ('finger_left_joint', 'finger_right_joint')
+FINGER_NAMES = ('finger_joint1', 'finger_joint2')
 FINGER_STROKE = 0.04  # m each, so the gripper opens to 0.08 m
 FINGER_SPEED = 0.15  # m/s each
 FINGER_FORCE = 30.0  # N each

@@ -127,14 +127,14 @@ def _gripper() -> str:
         _geom('box', **{'class': 'robot'}, pos=f'0 0 {hand[2]}', size=_text(hand), rgba=_DARK),
         _geom('box', **{'class': 'skin'}, pos=f'0 0 {hand[2]}',
               size=_text((hand[0] + 0.001, hand[1] + 0.001, 0.007)), rgba=_ACCENT),
-        f'<site name="tcp" pos="0 0 {rizon4.TCP_REACH}"/>',
+        # x out of the tool: the rotation vector then has no jump near "tool down".
+        f'<site name="tcp" pos="0 0 {rizon4.TCP_REACH}" quat="1 0 -1 0"/>',
         # Beside the hand, tilted so that the finger tips and what is ahead of them are in view.
         '<camera name="wrist" pos="-0.09 0 0.03" xyaxes="0 -1 0 -0.985 0 0.174" fovy="84"/>',
         _geom('box', **{'class': 'skin'}, pos='-0.055 0 0.026', size='0.032 0.014 0.012',
               rgba=_DARK),
     ]  # fmt: skip
-    for name, side in (('left', 1), ('right', -1)):
-        joint = f'finger_{name}_joint'
+    for name, joint, side in zip(('left', 'right'), rizon4.FINGER_NAMES, (1, -1), strict=True):
         centre = f'0 {side * finger[1]} {finger[2]}'
         parts.append(
             f'<body name="finger_{name}" pos="0 0 {rizon4.FINGER_REACH - 0.004}">'

@@ -29,10 +29,12 @@ def _link(
     )
 
 
-def _fixed(name: str, parent: str, child: str, z: float, yaw: float = 0.0) -> str:
+def _fixed(
+    name: str, parent: str, child: str, z: float, pitch: float = 0.0, yaw: float = 0.0
+) -> str:
     return (
         f'<joint name="{name}" type="fixed"><parent link="{parent}"/><child link="{child}"/>'
-        f'<origin xyz="0 0 {z:.15g}" rpy="0 0 {yaw:.15g}"/></joint>'
+        f'<origin xyz="0 0 {z:.15g}" rpy="0 {pitch:.15g} {yaw:.15g}"/></joint>'
     )
 
 
@@ -44,7 +46,8 @@ def _box(half: tuple[float, float, float], centre: tuple[float, ...]) -> str:
 def urdf(name: str = 'rizon4_like') -> str:
     """URDF of arm and gripper: ``base_link``, ``link1..7``, ``flange``, fingers and ``tcp``.
 
-    Joints are :data:`.rizon4.JOINT_NAMES`, in that order.
+    Joints are :data:`.rizon4.JOINT_NAMES`, in that order. ``tcp`` lies between the finger tips,
+    its x axis points out of the tool and y is the direction the fingers move in.
     """
     parts = [f'<link name="{BASE_FRAME}"/>']
     parent = BASE_FRAME
@@ -74,10 +77,10 @@ def urdf(name: str = 'rizon4_like') -> str:
             rizon4.box_inertia(rizon4.HAND_MASS, hand),
             _box(hand, (0, 0, hand[2])),
         )
-        + _fixed('flange_joint', parent, 'flange', rizon4.FLANGE, math.pi)
+        + _fixed('flange_joint', parent, 'flange', rizon4.FLANGE, yaw=math.pi)
     )
     for joint, side in zip(rizon4.FINGER_NAMES, (1, -1), strict=True):
-        child = joint.removesuffix('_joint')
+        child = 'finger_left' if side > 0 else 'finger_right'
         centre = (0, side * finger[1], finger[2])
         parts.append(
             _link(
@@ -93,5 +96,5 @@ def urdf(name: str = 'rizon4_like') -> str:
             f'effort="{rizon4.FINGER_FORCE}" velocity="{rizon4.FINGER_SPEED}"/></joint>'
         )
     parts.append(f'<link name="{TCP_FRAME}"/>')
-    parts.append(_fixed('tcp_joint', 'flange', TCP_FRAME, rizon4.TCP_REACH))
+    parts.append(_fixed('tcp_joint', 'flange', TCP_FRAME, rizon4.TCP_REACH, pitch=-math.pi / 2))
     return f'<?xml version="1.0"?><robot name="{name}">{"".join(parts)}</robot>'

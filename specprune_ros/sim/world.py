@@ -20,6 +20,8 @@ _NO_RENDERER = render_backend.prepare()  # MuJoCo binds its renderer when it is 
 import mujoco  # noqa: E402
 
 START_POSITION = (0.56, -0.113, 0.24)  # m, tool centre point after a reset, pointing down
+# Tool frame pointing down: x out of the tool, y along the fingers' motion, z forward.
+TOOL_DOWN = np.array([[0.0, 0.0, 1.0], [0.0, 1.0, 0.0], [-1.0, 0.0, 0.0]])
 REACH = ((0.30, 0.80), (-0.45, 0.25), (0.008, 0.55))  # m, box the commanded tool point stays in
 MAX_LINEAR, MAX_ANGULAR = 0.6, 2.0  # m/s and rad/s, the most any command is followed with
 COLLISION_FORCE = 25.0  # N between the arm and what it should not press on
@@ -351,10 +353,9 @@ class World:
         """Joints near the home pose that put the tool at the start position, pointing down."""
         self._posture = self._asked = np.array(rizon4.HOME)
         start = np.array(START_POSITION)
-        down = np.array([[-1.0, 0, 0], [0, 1.0, 0], [0, 0, -1.0]])
         for _ in range(200):
             self._follow(self._asked)
-            self._asked = self._asked + 0.02 * self._rates(start, down, np.zeros(6))
+            self._asked = self._asked + 0.02 * self._rates(start, TOOL_DOWN, np.zeros(6))
         return self._asked.copy()
 
     def _watch_contacts(self) -> None:
@@ -395,7 +396,10 @@ class World:
         return self._data.qvel[:9].copy()
 
     def tcp_pose(self) -> tuple[np.ndarray, np.ndarray]:
-        """Tool centre point in the base frame: position in metres, quaternion x y z w."""
+        """Tool centre point in the base frame: position in metres, quaternion x y z w.
+
+        The x axis points out of the tool, y is the direction the fingers move in.
+        """
         self._refresh()
         quaternion = np.empty(4)
         mujoco.mju_mat2Quat(quaternion, self._data.site_xmat[self._site])

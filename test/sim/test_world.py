@@ -29,8 +29,8 @@ def test_start_pose_points_down(world):
     world.reset(layout=NOMINAL)
     position, (x, y, z, w) = world.tcp_pose()
     assert np.allclose(position, START_POSITION, atol=1e-3)
-    tool_z = np.array([2 * (x * z + w * y), 2 * (y * z - w * x), 1 - 2 * (x * x + y * y)])
-    assert np.allclose(tool_z, [0, 0, -1], atol=2e-3)
+    tool_x = np.array([1 - 2 * (y * y + z * z), 2 * (x * y + w * z), 2 * (x * z - w * y)])
+    assert np.allclose(tool_x, [0, 0, -1], atol=2e-3)
 
 
 def test_pose_command_is_reached_and_held(world):
