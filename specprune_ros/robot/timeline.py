@@ -1,0 +1,588 @@
+"""Chunks of actions on one time axis, and the motion they ask for now.
+
+The axis counts *executed* seconds: it runs while setpoints are taken and stands still while the
+arm is stopped. A chunk is laid down where the axis stood at its observation stamp, so that
+exactly the steps the arm has made since that picture are left out. From a standstill nothing has
+been executed, hence nothing is skipped, however long the query (or the model's warm-up) took; a
+wall-clock estimate of the delay would throw motion away there (known from LeRobot's real-time
+chunking).
+
+Row ``i`` of a delta chunk is motion spread over step ``i``: its velocity holds at the middle of
+the step and is linear between middles, which keeps the displacement of the chunk and leaves no
+jump at row boundaries. Chunks are cross-faded where they join.
+"""
+
+from __future__ import annotations
+
+import bisect
+import math
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from specprune_ros.robot import geometry
+from specprune_ros.robot.geometry import Pose, Twist
+
+# Constants of ActionChunk.msg.
+KIND_EE_DELTA, KIND_EE_POSE, KIND_JOINT_POSITION, KIND_JOINT_DELTA = range(4)
+ROTATION_NONE, ROTATION_VECTOR, ROTATION_EULER_XYZ, ROTATION_QUATERNION = range(4)
+REFERENCE_NONE, REFERENCE_PREVIOUS_STEP, REFERENCE_OBSERVATION = range(3)
+GRIPPER_ONE_IS_OPEN, GRIPPER_ONE_IS_CLOSED = range(2)
+
+KIND_NAMES = ('ee_delta', 'ee_pose', 'joint_position', 'joint_delta')
+
+LATEST = 'latest'
+WEIGHTED_OVERLAP = 'weighted_overlap'
+JOINING_RULES = (LATEST, WEIGHTED_OVERLAP)
+
+MAX_HORIZON = 256
+MAX_STEP_DT = 10.0
+_ABSURD = 1e3  # metres or radians: no arm reaches there
+_FUTURE_S = 0.05  # s that a stamp may lie ahead, for clocks of two machines
+_LOG_S = 20.0  # s of the executed axis kept to look observation stamps up in
+_QUEUE = 8  # chunks alive at once
+
+_ROTATION_NAMES = {
+    ROTATION_VECTOR: (('rx', 'ry', 'rz'),),
+    ROTATION_EULER_XYZ: (('roll', 'pitch', 'yaw'), ('rx', 'ry', 'rz')),
+    ROTATION_QUATERNION: (('qx', 'qy', 'qz', 'qw'),),
+}
+
+
+class ChunkError(ValueError):
+    """A chunk that is refused, and why."""
+
+
+class LateChunkError(ChunkError):
+    """A well-formed chunk that came too late, twice, out of order, or from another clock."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """The fields of ``ActionChunk.msg`` that motion depends on.
+
+    ``data`` is float64 ``[horizon, len(dims)]`` or the same numbers row-major in one row;
+    ``step_dt`` in seconds; ``stamp_ns`` is the observation time.
+    """
+
+    stamp_ns: int
+    frame: str
+    sequence: int
+    episode: int
+    step_dt: float
+    horizon: int
+    dims: tuple[str, ...]
+    kind: int
+    rotation: int
+    reference: int
+    data: np.ndarray
+    gripper_dim: int = -1
+    gripper_sense: int = GRIPPER_ONE_IS_OPEN
+    first_valid_step: int = 0
+    instruction: str = ''
+
+    @property
+    def rows(self) -> np.ndarray:
+        """The data as ``[horizon, len(dims)]``."""
+        return np.asarray(self.data, dtype=np.float64).reshape(self.horizon, len(self.dims))
+
+    @property
+    def motion(self) -> np.ndarray:
+        """The rows without the gripper column."""
+        rows = self.rows
+        return rows if self.gripper_dim < 0 else np.delete(rows, self.gripper_dim, axis=1)
+
+    @property
+    def opening(self) -> np.ndarray | None:
+        """Gripper opening per row, 0 closed to 1 open, ``[horizon]``, or ``None``."""
+        if self.gripper_dim < 0:
+            return None
+        value = np.clip(self.rows[:, self.gripper_dim], 0.0, 1.0)
+        return value if self.gripper_sense == GRIPPER_ONE_IS_OPEN else 1.0 - value
+
+
+@dataclass(frozen=True)
+class ChunkRules:
+    """What the arm at hand can interpret.
+
+    ``frames`` are the frames end-effector rows may be written in; ``joints`` the joint names a
+    joint chunk must have, in any order (empty: joint chunks are refused).
+    """
+
+    frames: tuple[str, ...]
+    joints: tuple[str, ...] = ()
+    kinds: tuple[int, ...] = (KIND_EE_DELTA, KIND_EE_POSE, KIND_JOINT_POSITION, KIND_JOINT_DELTA)
+
+
+def check(chunk: Chunk, rules: ChunkRules) -> None:
+    """Raise ``ChunkError`` naming the field of a chunk that cannot be interpreted."""
+    if chunk.kind not in range(len(KIND_NAMES)):
+        raise ChunkError(f'kind is {chunk.kind}; known are 0 to {len(KIND_NAMES) - 1}')
+    if chunk.kind not in rules.kinds:
+        allowed = ', '.join(KIND_NAMES[k] for k in rules.kinds)
+        raise ChunkError(f'kind is {KIND_NAMES[chunk.kind]}; this robot takes {allowed}')
+    if not (math.isfinite(chunk.step_dt) and 0.0 < chunk.step_dt <= MAX_STEP_DT):
+        raise ChunkError(f'step_dt is {chunk.step_dt} s; above 0 and at most {MAX_STEP_DT} s')
+    if not 1 <= chunk.horizon <= MAX_HORIZON:
+        raise ChunkError(f'horizon is {chunk.horizon}; 1 to {MAX_HORIZON} rows')
+    if not 0 <= chunk.first_valid_step <= chunk.horizon:
+        raise ChunkError(f'first_valid_step is {chunk.first_valid_step} of {chunk.horizon} rows')
+    if len(set(chunk.dims)) != len(chunk.dims):
+        raise ChunkError(f'dims holds a name twice: {", ".join(chunk.dims)}')
+    expected = chunk.horizon * len(chunk.dims)
+    data = np.asarray(chunk.data, dtype=np.float64)
+    if not chunk.dims or data.size != expected:
+        raise ChunkError(
+            f'data has {data.size} values; horizon {chunk.horizon} x dims {len(chunk.dims)} '
+            f'is {expected}'
+        )
+    if not np.isfinite(data).all():
+        raise ChunkError('data is not finite')
+    if np.abs(data).max() > _ABSURD:
+        raise ChunkError(
+            f'data reaches {np.abs(data).max():.3g}; no arm moves {_ABSURD:g} m or rad'
+        )
+    _check_gripper(chunk)
+    if chunk.kind in (KIND_EE_DELTA, KIND_EE_POSE):
+        _check_end_effector(chunk, rules)
+    else:
+        _check_joints(chunk, rules)
+
+
+def _check_gripper(chunk: Chunk) -> None:
+    if not -1 <= chunk.gripper_dim < len(chunk.dims):
+        raise ChunkError(f'gripper_dim is {chunk.gripper_dim}; -1 to {len(chunk.dims) - 1}')
+    if chunk.gripper_sense not in (GRIPPER_ONE_IS_OPEN, GRIPPER_ONE_IS_CLOSED):
+        raise ChunkError(f'gripper_sense is {chunk.gripper_sense}; 0 (open) or 1 (closed)')
+    if chunk.gripper_dim >= 0:
+        column = chunk.rows[:, chunk.gripper_dim]
+        # An un-clipped regression head overshoots a little; a scale of -1..1 is another
+        # convention.
+        if column.min() < -0.25 or column.max() > 1.25:
+            raise ChunkError(
+                f'gripper column runs from {column.min():.3g} to {column.max():.3g}; '
+                '0.0 to 1.0 is needed'
+            )
+
+
+def _check_end_effector(chunk: Chunk, rules: ChunkRules) -> None:
+    if chunk.rotation not in _ROTATION_NAMES:
+        raise ChunkError(
+            f'rotation is {chunk.rotation}; an end-effector row needs 1 (rotation vector), '
+            '2 (Euler xyz) or 3 (quaternion)'
+        )
+    if chunk.frame not in rules.frames:
+        raise ChunkError(
+            f"frame_id is '{chunk.frame}'; this robot knows {', '.join(rules.frames)}"
+        )
+    _check_reference(chunk, chunk.kind == KIND_EE_DELTA)
+    names = tuple(d for i, d in enumerate(chunk.dims) if i != chunk.gripper_dim)
+    allowed = [('x', 'y', 'z', *rotation) for rotation in _ROTATION_NAMES[chunk.rotation]]
+    if names not in allowed:
+        raise ChunkError(
+            f'dims are {" ".join(names)}; with this rotation form '
+            f'{" or ".join(" ".join(a) for a in allowed)} and a gripper column are expected'
+        )
+    if chunk.rotation == ROTATION_QUATERNION:
+        lengths = np.linalg.norm(chunk.motion[:, 3:7], axis=1)
+        if np.abs(lengths - 1.0).max() > 1e-2:
+            raise ChunkError('a quaternion in data is not of unit length')
+
+
+def _check_joints(chunk: Chunk, rules: ChunkRules) -> None:
+    if chunk.rotation != ROTATION_NONE:
+        raise ChunkError(f'rotation is {chunk.rotation}; a joint chunk has 0 (none)')
+    _check_reference(chunk, chunk.kind == KIND_JOINT_DELTA)
+    names = {d for i, d in enumerate(chunk.dims) if i != chunk.gripper_dim}
+    if names != set(rules.joints):
+        raise ChunkError(
+            f'dims name the joints {", ".join(sorted(names))}; this robot has '
+            f'{", ".join(rules.joints) or "none to command"}'
+        )
+
+
+def _check_reference(chunk: Chunk, delta: bool) -> None:
+    allowed = (REFERENCE_PREVIOUS_STEP, REFERENCE_OBSERVATION) if delta else (REFERENCE_NONE,)
+    if chunk.reference not in allowed:
+        raise ChunkError(
+            f'reference is {chunk.reference}; {KIND_NAMES[chunk.kind]} needs '
+            f'{" or ".join(str(a) for a in allowed)}'
+        )
+
+
+@dataclass(frozen=True)
+class Setpoint:
+    """What the chunks ask for at one moment.
+
+    Either ``twist`` (end effector, along the axes of ``frame``) or ``joint_velocities`` (as
+    ``ChunkRules.joints``); absolute chunks add ``pose`` or ``joint_positions``, the place to be
+    at now. ``gripper`` is the opening, 0 closed to 1 open. ``done``: no row is left to execute,
+    and the motion is zero. ``sequence`` and ``episode`` are those of the newest chunk taking
+    part.
+    """
+
+    frame: str = ''
+    twist: Twist | None = None
+    pose: Pose | None = None
+    joint_velocities: tuple[float, ...] | None = None
+    joint_positions: tuple[float, ...] | None = None
+    gripper: float | None = None
+    done: bool = True
+    sequence: int = 0
+    episode: int = 0
+    observation_ns: int = 0
+
+
+@dataclass(frozen=True)
+class Joined:
+    """How a chunk was taken in.
+
+    ``skipped`` and ``overlap`` are steps of the chunk: executed since its observation, and shared
+    with the motion still under way. ``new_start``: earlier chunks were dropped.
+    """
+
+    skipped: float
+    overlap: float
+    new_start: bool
+
+
+@dataclass
+class _Laid:
+    """A chunk at its place on the executed axis (seconds)."""
+
+    chunk: Chunk
+    origin: float
+    fade_begin: float
+    fade: float  # s; 0 takes part fully at once
+    rates: np.ndarray  # [horizon, 6 or joints], m/s and rad/s, or rad/s
+    knots: np.ndarray | None  # absolute kinds: [horizon + 1, 7 or joints], at 0, dt, 2 dt, ...
+    opening: np.ndarray | None
+    end: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.end = self.origin + self.chunk.horizon * self.chunk.step_dt
+
+    def share(self, at: float) -> float:
+        """How far the chunk has faded in, 0 to 1."""
+        if self.fade <= 0.0:
+            return 1.0
+        return min(1.0, max(0.0, (at - self.fade_begin) / self.fade))
+
+    def rate(self, at: float) -> np.ndarray:
+        """Velocity on the axis: linear between the middles of the steps.
+
+        The last one holds past the end, so that a chunk which ends while it fades out leaves no
+        jump.
+        """
+        if self.knots is not None:  # an absolute path is linear between its knots
+            row = int((at - self.origin) / self.chunk.step_dt)
+            return self.rates[min(max(row, 0), self.chunk.horizon - 1)]
+        u = (at - self.origin) / self.chunk.step_dt - 0.5
+        if u <= 0.0:
+            return self.rates[0]
+        low = int(u)
+        if low >= self.chunk.horizon - 1:
+            return self.rates[-1]
+        share = u - low
+        return (1.0 - share) * self.rates[low] + share * self.rates[low + 1]
+
+    def place(self, at: float) -> np.ndarray:
+        """Absolute kinds: the knots interpolated."""
+        u = min(max((at - self.origin) / self.chunk.step_dt, 0.0), float(self.chunk.horizon))
+        low = min(int(u), self.chunk.horizon - 1)
+        a, b, share = self.knots[low], self.knots[low + 1], u - low
+        if self.chunk.kind == KIND_JOINT_POSITION:
+            return (1.0 - share) * a + share * b
+        return _row(geometry.blend(_pose(a), _pose(b), share))
+
+    def grip(self, at: float) -> float | None:
+        """Opening of the row at hand; the last one holds past the end."""
+        if self.opening is None:
+            return None
+        row = int((at - self.origin) / self.chunk.step_dt)
+        return float(self.opening[min(max(row, 0), self.chunk.horizon - 1)])
+
+
+class ChunkTimeline:
+    """Takes chunks in, gives setpoints out.
+
+    ``rule`` says how a new chunk joins the motion under way: ``latest`` fades over one step, and
+    ``weighted_overlap`` over all the steps both have, so that each is weighted by how recent it
+    is.
+
+    Deltas are along the axes of the chunk's frame and about the tool point: a step adds ``dx dy
+    dz`` to the position and turns the tool about the frame's axes. In the tool's own frame
+    (``tool_frame``) those axes turn with the tool.
+    """
+
+    def __init__(self, rules: ChunkRules, rule: str = LATEST, tool_frame: str = '') -> None:
+        if rule not in JOINING_RULES:
+            raise ValueError(f"joining rule '{rule}' is none of {', '.join(JOINING_RULES)}")
+        self.rules = rules
+        self.rule = rule
+        self._tool_frame = tool_frame
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything, the executed axis and the newest stamp included."""
+        self._laid: deque[_Laid] = deque(maxlen=_QUEUE)
+        self._axis = 0.0
+        self._clock_ns: int | None = None  # newest time seen at all
+        self._last_ns: int | None = None  # last sample of a motion under way
+        self._log_ns: deque[int] = deque()
+        self._log_axis: deque[float] = deque()
+        self._newest: Chunk | None = None
+
+    def stop(self) -> None:
+        """Drop the queued motion: the arm stands still until the next chunk."""
+        self._laid.clear()
+        self._last_ns = None
+
+    @property
+    def idle(self) -> bool:
+        """Whether no row is left to execute."""
+        return not self._laid or self._axis >= self._laid[-1].end
+
+    @property
+    def queued(self) -> float:
+        """Seconds of motion left in the newest chunk."""
+        return max(0.0, self._laid[-1].end - self._axis) if self._laid else 0.0
+
+    def executed(self, stamp_ns: int) -> float:
+        """Where the executed axis stood at a stamp, in seconds."""
+        if not self._log_ns:
+            return self._axis
+        i = bisect.bisect_right(self._log_ns, stamp_ns)
+        if i == 0:
+            return self._log_axis[0]
+        if i == len(self._log_ns):
+            return self._log_axis[-1]
+        t0, t1 = self._log_ns[i - 1], self._log_ns[i]
+        x0, x1 = self._log_axis[i - 1], self._log_axis[i]
+        return x0 + (x1 - x0) * (stamp_ns - t0) / (t1 - t0)
+
+    def add(
+        self,
+        chunk: Chunk,
+        now_ns: int,
+        pose: Pose | None = None,
+        joints: Sequence[float] | None = None,
+    ) -> Joined:
+        """Take a chunk in.
+
+        ``pose`` or ``joints``, where the arm is now, begin the path of absolute chunks.
+
+        Raises ``ChunkError`` where the chunk cannot be interpreted, its stamp lies in the future,
+        it is not newer than the newest one, or all of its steps have been executed since its
+        observation.
+        """
+        check(chunk, self.rules)
+        self._watch_clock(now_ns)
+        if (chunk.stamp_ns - now_ns) * 1e-9 > _FUTURE_S:
+            raise LateChunkError(
+                f'stamp lies {(chunk.stamp_ns - now_ns) * 1e-9:.3f} s in the future; '
+                'do both nodes use the same clock (use_sim_time)?'
+            )
+        newest = self._newest
+        if newest is not None and chunk.stamp_ns <= newest.stamp_ns:
+            raise LateChunkError(
+                f'observation is not newer than that of chunk {newest.sequence}: '
+                'duplicated or out of order'
+            )
+        # A policy that was restarted counts from 1 again.
+        new_start = newest is not None and (
+            chunk.episode != newest.episode or chunk.sequence <= newest.sequence
+        )
+        if new_start:
+            self._laid.clear()
+        moving = not self.idle
+        origin = self.executed(chunk.stamp_ns)
+        skipped = (self._axis - origin) / chunk.step_dt
+        if skipped >= chunk.horizon:
+            raise LateChunkError(
+                f'all {chunk.horizon} steps lie in the past: {skipped:.1f} were executed since '
+                'its observation'
+            )
+        laid = self._lay(chunk, origin, pose, joints)
+        overlap = 0.0
+        if moving:
+            previous = self._laid[-1]
+            overlap = max(0.0, min(previous.end, laid.end) - self._axis) / chunk.step_dt
+            laid.fade_begin = self._axis
+            laid.fade = chunk.step_dt * (1.0 if self.rule == LATEST else max(1.0, overlap))
+            if previous.chunk.kind != chunk.kind or previous.chunk.frame != chunk.frame:
+                self._laid.clear()
+                laid.fade = 0.0
+        else:
+            # The axis starts with the first setpoint, not with the last one before the pause.
+            self._laid.clear()
+            self._last_ns = None
+        self._laid.append(laid)
+        self._newest = chunk
+        return Joined(skipped, overlap, new_start)
+
+    def sample(self, now_ns: int) -> Setpoint:
+        """Setpoint for the control period that begins now; runs the executed axis on.
+
+        Call it once per period, and only while its motion is sent. A clock that went backwards
+        resets the timeline.
+        """
+        self._watch_clock(now_ns)
+        if self._laid:
+            self._advance(now_ns)
+        self._last_ns = now_ns
+        self._remember(now_ns)
+        if not self._laid:
+            return Setpoint()
+        return self._setpoint()
+
+    def _watch_clock(self, now_ns: int) -> None:
+        if self._clock_ns is not None and now_ns < self._clock_ns:
+            self.reset()
+        self._clock_ns = now_ns
+
+    def _advance(self, now_ns: int) -> None:
+        if self._last_ns is None:
+            return
+        elapsed = (now_ns - self._last_ns) * 1e-9
+        # A control loop that was held up did not move the arm through all of that time.
+        step = min(elapsed, self._laid[-1].chunk.step_dt)
+        self._axis = min(self._axis + step, max(self._axis, self._laid[-1].end))
+        # Everything before a chunk that has fully faded in takes no part any more.
+        while len(self._laid) > 1 and any(
+            self._laid[i].share(self._axis) >= 1.0 for i in range(1, len(self._laid))
+        ):
+            self._laid.popleft()
+
+    def _remember(self, now_ns: int) -> None:
+        if self._log_ns and now_ns <= self._log_ns[-1]:
+            return
+        # Only the two ends of a standstill matter.
+        if len(self._log_ns) > 1 and self._log_axis[-1] == self._axis == self._log_axis[-2]:
+            self._log_ns[-1] = now_ns
+        else:
+            self._log_ns.append(now_ns)
+            self._log_axis.append(self._axis)
+        while len(self._log_ns) > 2 and (now_ns - self._log_ns[1]) * 1e-9 > _LOG_S:
+            self._log_ns.popleft()
+            self._log_axis.popleft()
+
+    def _setpoint(self) -> Setpoint:
+        at = self._axis
+        first, newest = self._laid[0], self._laid[-1]
+        rate = first.rate(at)
+        place = first.place(at) if first.knots is not None else None
+        for laid in list(self._laid)[1:]:
+            share = laid.share(at)
+            rate = (1.0 - share) * rate + share * laid.rate(at)
+            if place is not None:
+                place = _mix(newest.chunk.kind, place, laid.place(at), share)
+        done = self.idle
+        if done:
+            rate = np.zeros_like(rate)
+        values = tuple(float(x) for x in rate)
+        chunk = newest.chunk
+        common = {
+            'gripper': newest.grip(at),
+            'done': done,
+            'sequence': chunk.sequence,
+            'episode': chunk.episode,
+            'observation_ns': chunk.stamp_ns,
+        }
+        if chunk.kind in (KIND_EE_DELTA, KIND_EE_POSE):
+            pose = _pose(place) if place is not None else None
+            return Setpoint(frame=chunk.frame, twist=Twist.of(values), pose=pose, **common)
+        positions = tuple(float(x) for x in place) if place is not None else None
+        return Setpoint(joint_velocities=values, joint_positions=positions, **common)
+
+    def _lay(
+        self, chunk: Chunk, origin: float, pose: Pose | None, joints: Sequence[float] | None
+    ) -> _Laid:
+        if chunk.kind == KIND_EE_DELTA:
+            rates, knots = _delta_rates(chunk, chunk.frame == self._tool_frame), None
+        elif chunk.kind == KIND_EE_POSE:
+            knots = self._pose_knots(chunk, pose)
+            rates = _pose_rates(knots, chunk.step_dt)
+        else:
+            rows = self._in_order(chunk)
+            if chunk.kind == KIND_JOINT_DELTA:
+                if chunk.reference == REFERENCE_OBSERVATION:
+                    rows = np.diff(rows, axis=0, prepend=np.zeros((1, rows.shape[1])))
+                rates, knots = rows / chunk.step_dt, None
+            else:
+                start = rows[0] if joints is None else np.asarray(joints, dtype=np.float64)
+                knots = np.vstack([start, rows])
+                rates = np.diff(knots, axis=0) / chunk.step_dt
+        return _Laid(chunk, origin, self._axis, 0.0, rates, knots, chunk.opening)
+
+    def _in_order(self, chunk: Chunk) -> np.ndarray:
+        names = [d for i, d in enumerate(chunk.dims) if i != chunk.gripper_dim]
+        return chunk.motion[:, [names.index(j) for j in self.rules.joints]]
+
+    def _pose_knots(self, chunk: Chunk, pose: Pose | None) -> np.ndarray:
+        if chunk.frame == self._tool_frame:
+            raise ChunkError(
+                f"absolute poses in the tool's own frame '{chunk.frame}' mean nothing"
+            )
+        rows = [
+            _row(Pose(tuple(row[:3]), _quaternion(chunk.rotation, row[3:])))
+            for row in chunk.motion
+        ]
+        start = _row(pose) if pose is not None else rows[0]
+        return np.vstack([start, *rows])
+
+
+def _quaternion(rotation: int, values: Sequence[float]) -> geometry.Quaternion:
+    if rotation == ROTATION_VECTOR:
+        return geometry.from_rotation_vector(values)
+    if rotation == ROTATION_EULER_XYZ:
+        return geometry.from_euler_xyz(*(float(v) for v in values))
+    return geometry.normalised(tuple(float(v) for v in values))
+
+
+def _delta_rates(chunk: Chunk, in_tool_frame: bool) -> np.ndarray:
+    """Velocities ``[horizon, 6]`` of a delta chunk, whichever way its deltas are referred."""
+    rates = np.zeros((chunk.horizon, 6))
+    before = Pose((0.0, 0.0, 0.0))
+    for i, row in enumerate(chunk.motion):
+        moved = tuple(float(v) for v in row[:3])
+        turned = _quaternion(chunk.rotation, row[3:])
+        if chunk.reference == REFERENCE_OBSERVATION:
+            after = Pose(moved, turned)
+            moved = geometry.subtract(after.position, before.position)
+            if in_tool_frame:
+                back = geometry.inverse(before.orientation)
+                moved = geometry.rotate(back, moved)
+                turned = geometry.multiply(back, after.orientation)
+            else:
+                turned = geometry.multiply(turned, geometry.inverse(before.orientation))
+            before = after
+        rates[i, :3] = moved
+        rates[i, 3:] = geometry.rotation_vector(turned)
+    return rates / chunk.step_dt
+
+
+def _pose_rates(knots: np.ndarray, step_dt: float) -> np.ndarray:
+    return np.array(
+        [
+            geometry.twist_between(_pose(a), _pose(b), step_dt).six
+            for a, b in zip(knots[:-1], knots[1:], strict=True)
+        ]
+    )
+
+
+def _row(pose: Pose) -> np.ndarray:
+    return np.array([*pose.position, *pose.orientation])
+
+
+def _pose(row: np.ndarray) -> Pose:
+    values = tuple(float(x) for x in row)
+    return Pose(values[0:3], geometry.normalised(values[3:7]))
+
+
+def _mix(kind: int, a: np.ndarray, b: np.ndarray, share: float) -> np.ndarray:
+    if kind == KIND_EE_POSE:
+        return _row(geometry.blend(_pose(a), _pose(b), share))
+    return (1.0 - share) * a + share * b

@@ -1,0 +1,266 @@
+"""Whether the arm may move at this moment, and the one moment at which it must be stopped.
+
+A pure state machine: the caller brings the time. Asked at control rate, it answers within one
+period after a limit has run out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+
+DISABLED = 'disabled'
+DRIVER = 'driver_not_ready'
+POLICY_ERROR = 'policy_error'
+SAFETY = 'safety'
+CLOCK = 'clock_jump'
+STALE_STATE = 'stale_state'
+STALE_OBSERVATION = 'stale_observation'
+STALE_CHUNK = 'stale_chunk'
+DRY_QUEUE = 'dry_queue'
+REASONS = (
+    DISABLED,
+    DRIVER,
+    POLICY_ERROR,
+    SAFETY,
+    CLOCK,
+    STALE_STATE,
+    STALE_OBSERVATION,
+    STALE_CHUNK,
+    DRY_QUEUE,
+)
+
+
+class State(StrEnum):
+    """What the executor does."""
+
+    WAITING = 'waiting'  # nothing to execute yet, nothing was sent
+    RUNNING = 'running'
+    STOPPED = 'stopped'
+
+
+@dataclass(frozen=True)
+class WatchdogLimits:
+    """Ages in seconds after which the arm stops.
+
+    ``observation_age``: since the picture behind the motion under way was taken. ``chunk_age``:
+    since the last chunk arrived. ``state_age``: since the newest of each measured state the
+    command needs. ``dry_queue``: since the last row was executed; braking happens in this time.
+    ``latched`` names the reasons (:data:`REASONS`) after which the arm stays stopped until it is
+    enabled again.
+    """
+
+    observation_age: float = 2.0
+    chunk_age: float = 2.0
+    state_age: float = 0.25
+    dry_queue: float = 0.1
+    latched: frozenset[str] = frozenset()
+
+    def __post_init__(self) -> None:
+        for name in ('observation_age', 'chunk_age', 'state_age', 'dry_queue'):
+            value = getattr(self, name)
+            if not value > 0.0:
+                raise ValueError(f'{name} is {value} s; a number above 0 is needed')
+        unknown = sorted(self.latched - set(REASONS))
+        if unknown:
+            raise ValueError(f'latched: {unknown[0]} is none of {", ".join(REASONS)}')
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The answer for one control period.
+
+    ``stop_now`` is true in exactly one verdict of a stop: then the stop action is due.
+    ``latched``: only enabling brings the arm back.
+    """
+
+    state: State
+    reason: str = ''
+    detail: str = ''
+    stop_now: bool = False
+    latched: bool = False
+
+    @property
+    def may_move(self) -> bool:
+        """Whether a motion command may be sent."""
+        return self.state is State.RUNNING
+
+
+class Watchdog:
+    """Knows what arrived when, and judges.
+
+    ``states`` are the names of the measured states (pose, joint states) that must be fresh before
+    and while the arm moves. Motion begins when a chunk is at hand and nothing stands against it.
+    Stamps older than a limit stop the arm, and so does one from the future by more than
+    ``future`` seconds: the clocks then do not agree, and no age means anything.
+    """
+
+    def __init__(
+        self,
+        limits: WatchdogLimits,
+        states: tuple[str, ...] = (),
+        enabled: bool = True,
+        future: float = 0.1,
+    ) -> None:
+        self.limits = limits
+        self.enabled = enabled
+        self._future = future
+        self._driver = (True, '')
+        self._error = self._unsafe = self._jumped = ''
+        self._stamps: dict[str, int | None] = dict.fromkeys(states)
+        self._observation_ns: int | None = None
+        self._chunk_ns: int | None = None
+        self._dry_ns: int | None = None
+        self._clock_ns: int | None = None
+        self._state = State.WAITING
+        self._reason = self._detail = ''
+        self._latch = False
+
+    def measured(self, name: str, stamp_ns: int) -> None:
+        """A measured state arrived."""
+        self._stamps[name] = stamp_ns
+
+    def chunk(self, observation_ns: int, now_ns: int) -> None:
+        """A chunk was taken in; it clears a reported policy error."""
+        self._observation_ns, self._chunk_ns, self._dry_ns = observation_ns, now_ns, None
+        self._error = ''
+
+    def queue(self, dry: bool, now_ns: int) -> None:
+        """Whether rows are left to execute."""
+        if not dry:
+            self._dry_ns = None
+        elif self._dry_ns is None:
+            self._dry_ns = now_ns
+
+    def driver(self, ready: bool, detail: str = '') -> None:
+        """What the driver says of itself."""
+        self._driver = (ready, detail)
+
+    def policy_error(self, detail: str) -> None:
+        """The policy reported an error, or sent a chunk that had to be refused."""
+        self._error = detail
+
+    def unsafe(self, detail: str) -> None:
+        """The safety filter stopped the arm; holds until the next chunk (if latched, enable)."""
+        self._unsafe = detail
+
+    def enable(self, enabled: bool) -> None:
+        """Enable or disable motion; enabling clears latched stops and forgets old chunks."""
+        self.enabled = enabled
+        if enabled:
+            self._latch = False
+            self._error = self._unsafe = self._jumped = ''
+            self._forget_motion()
+
+    def reset(self) -> None:
+        """Forget chunks and errors; what latched stays latched."""
+        self._error = self._unsafe = self._jumped = ''
+        self._forget_motion()
+
+    def age(self, name: str, now_ns: int) -> float | None:
+        """Seconds since a measured state's stamp, ``None`` before the first."""
+        stamp = self._stamps.get(name)
+        return None if stamp is None else (now_ns - stamp) * 1e-9
+
+    @property
+    def observation_ns(self) -> int | None:
+        """Stamp behind the motion under way."""
+        return self._observation_ns
+
+    def check(self, now_ns: int) -> Verdict:
+        """Judge this control period."""
+        self._watch_clock(now_ns)
+        reason, detail = self._complaint(now_ns)
+        if reason and self._state is State.RUNNING:
+            return self._halt(reason, detail)
+        if self._state is State.STOPPED:
+            if self._latch:
+                return self._verdict()
+            if reason:
+                # The reason may change while stopped; a latching one still has to latch.
+                self._reason, self._detail = reason, detail
+                self._latch = reason in self.limits.latched
+                return self._verdict()
+            self._state = State.WAITING
+        if reason:
+            return Verdict(State.WAITING, reason, detail)
+        if self._observation_ns is None:
+            return Verdict(State.WAITING, detail='no chunk yet')
+        self._state, self._reason, self._detail = State.RUNNING, '', ''
+        return Verdict(State.RUNNING)
+
+    def _halt(self, reason: str, detail: str) -> Verdict:
+        self._state, self._reason, self._detail = State.STOPPED, reason, detail
+        self._latch = reason in self.limits.latched
+        # Whatever is queued was planned for a motion that has ended.
+        self._forget_motion()
+        return self._verdict(stop_now=True)
+
+    def _verdict(self, stop_now: bool = False) -> Verdict:
+        return Verdict(self._state, self._reason, self._detail, stop_now, self._latch)
+
+    def _forget_motion(self) -> None:
+        self._observation_ns = self._chunk_ns = self._dry_ns = None
+
+    def _watch_clock(self, now_ns: int) -> None:
+        if self._clock_ns is not None and now_ns < self._clock_ns:
+            back = (self._clock_ns - now_ns) * 1e-9
+            self._jumped = f'the clock went back by {back:.3f} s'
+            self._stamps = dict.fromkeys(self._stamps)
+        self._clock_ns = now_ns
+
+    def _complaint(self, now_ns: int) -> tuple[str, str]:
+        """The first thing that stands against moving, most basic first."""
+        jumped, self._jumped = self._jumped, ''
+        checks: tuple[Callable[[], tuple[str, str]], ...] = (
+            lambda: (DISABLED, 'motion is disabled') if not self.enabled else ('', ''),
+            lambda: (DRIVER, self._driver[1]) if not self._driver[0] else ('', ''),
+            lambda: (POLICY_ERROR, self._error) if self._error else ('', ''),
+            self._take_unsafe,
+            lambda: (CLOCK, jumped) if jumped else ('', ''),
+            lambda: self._stale_state(now_ns),
+            lambda: self._stale_motion(now_ns),
+        )
+        for check in checks:
+            reason, detail = check()
+            if reason:
+                return reason, detail
+        return '', ''
+
+    def _take_unsafe(self) -> tuple[str, str]:
+        # A command is judged anew with the next chunk, so this complaint is made once.
+        detail, self._unsafe = self._unsafe, ''
+        return (SAFETY, detail) if detail else ('', '')
+
+    def _stale_state(self, now_ns: int) -> tuple[str, str]:
+        for name, stamp_ns in self._stamps.items():
+            if stamp_ns is None:
+                return STALE_STATE, f'no {name} yet'
+            text = self._too_old(name, stamp_ns, now_ns, self.limits.state_age)
+            if text:
+                return STALE_STATE, text
+        return '', ''
+
+    def _stale_motion(self, now_ns: int) -> tuple[str, str]:
+        if self._observation_ns is None or self._chunk_ns is None:
+            return '', ''
+        if self._dry_ns is not None:
+            dry = (now_ns - self._dry_ns) * 1e-9
+            if dry > self.limits.dry_queue:
+                return DRY_QUEUE, f'the last action was executed {dry:.3f} s ago, no newer chunk'
+        text = self._too_old(
+            'observation', self._observation_ns, now_ns, self.limits.observation_age
+        )
+        if text:
+            return STALE_OBSERVATION, text
+        text = self._too_old('chunk', self._chunk_ns, now_ns, self.limits.chunk_age)
+        return (STALE_CHUNK, text) if text else ('', '')
+
+    def _too_old(self, name: str, stamp_ns: int, now_ns: int, limit: float) -> str:
+        age = (now_ns - stamp_ns) * 1e-9
+        if age > limit:
+            return f'{name} is {age:.3f} s old; at most {limit:g} s'
+        if age < -self._future:
+            return f'{name} is stamped {-age:.3f} s in the future; the clocks disagree'
+        return ''
