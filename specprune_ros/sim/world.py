@@ -405,6 +405,11 @@ class World:
         mujoco.mju_mat2Quat(quaternion, self._data.site_xmat[self._site])
         return self._data.site_xpos[self._site].copy(), np.roll(quaternion, -1)
 
+    def tcp_rotation(self) -> np.ndarray:
+        """Orientation of the tool centre point as a matrix ``[3, 3]`` in the base frame."""
+        self._refresh()
+        return self._data.site_xmat[self._site].reshape(3, 3).copy()
+
     def tcp_twist(self) -> tuple[np.ndarray, np.ndarray]:
         """Velocity of the tool centre point by MuJoCo: linear m/s, angular rad/s, base axes."""
         self._refresh()
@@ -419,11 +424,17 @@ class World:
         """Kinematics of the present joints (a step leaves those of its beginning behind)."""
         mujoco.mj_kinematics(self._model, self._data)
         mujoco.mj_comPos(self._model, self._data)
+        mujoco.mj_camlight(self._model, self._data)
 
     @property
     def gripper_opening(self) -> float:
         """0 closed to 1 open, as the fingers stand."""
         return float(np.clip(self._data.qpos[7:9].mean() / rizon4.FINGER_STROKE, 0.0, 1.0))
+
+    @property
+    def gripper_closing(self) -> bool:
+        """Whether the last gripper command was to close."""
+        return self._fingers < 0
 
     def thing_pose(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Position (m) and rotation matrix of ``cube0``.., ``plate0``.., ``distractor0``.."""
@@ -460,9 +471,24 @@ class World:
             self._options = mujoco.MjvOption()
             self._options.sitegroup[:] = 0
         self._refresh()
-        mujoco.mj_camlight(self._model, self._data)
         self._renderer.update_scene(self._data, camera=camera, scene_option=self._options)
         return self._renderer.render()
+
+    def project(self, camera: str, point: Sequence[float] | np.ndarray) -> np.ndarray:
+        """Where a point (m) appears in a camera's picture: ``[2]``, right and down as shares 0..1.
+
+        Outside 0..1, or NaN behind the camera, it is out of view.
+        """
+        index = self._model.camera(camera).id
+        seen = self._data.cam_xmat[index].reshape(3, 3).T @ (
+            np.asarray(point, np.float64) - self._data.cam_xpos[index]
+        )
+        if seen[2] >= 0:
+            return np.full(2, np.nan)
+        half = math.tan(math.radians(self._model.cam_fovy[index]) / 2)
+        aspect = self.picture_size[1] / self.picture_size[0]
+        right, up = seen[0] / -seen[2] / (half * aspect), seen[1] / -seen[2] / half
+        return np.array([0.5 * (1 + right), 0.5 * (1 - up)])
 
     def close(self) -> None:
         """Free the renderer; the world can be used again (a new one is made when needed)."""

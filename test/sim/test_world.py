@@ -205,3 +205,12 @@ def test_no_renderer_is_said_only_when_rendering(monkeypatch):
     blind.advance(0.1)
     with pytest.raises(NoRenderer, match='nothing here'):
         blind.render('agent')
+
+
+@pytest.mark.parametrize('camera', ['agent', 'wrist'])
+def test_projection_falls_on_the_cube(world, camera):
+    world.reset(layout=Layout(cubes=(Thing('blue', 0.5, -0.2, 0.4),)))
+    right, down = world.project(camera, world.thing_pose('cube0')[0])
+    picture = world.render(camera)
+    pixel = picture[int(down * 224), int(right * 224)].astype(int)
+    assert pixel[2] > 1.5 * pixel[0] and pixel[2] > 1.5 * pixel[1]
