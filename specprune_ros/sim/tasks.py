@@ -1,4 +1,4 @@
-"""The tasks: what is asked, in which scene, and when it counts as done, by the simulator's state."""
+"""The tasks: what is asked, in which scene, and when it counts as done, by the true state."""
 
 from __future__ import annotations
 
