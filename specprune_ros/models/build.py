@@ -1,0 +1,74 @@
+"""A policy network from its configuration."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from specprune_ros.models.cogact import CogACT
+from specprune_ros.models.config import PolicyConfig
+from specprune_ros.models.db_oft import DBOFT
+from specprune_ros.models.oft import OpenVLAOFT
+
+Network = OpenVLAOFT | DBOFT | CogACT
+CLASSES: dict[str, type[nn.Module]] = {
+    'openvla-oft': OpenVLAOFT,
+    'db-oft': DBOFT,
+    'cogact': CogACT,
+}
+
+
+def empty(config: PolicyConfig) -> Network:
+    """The network on the ``meta`` device: names and shapes, no memory."""
+    with torch.device('meta'):
+        return CLASSES[config.family](config).eval().requires_grad_(False)
+
+
+def build(
+    config: PolicyConfig,
+    seed: int = 0,
+    device: torch.device | str = 'cpu',
+    dtype: torch.dtype = torch.float32,
+) -> Network:
+    """The network with random weights, the same for the same seed, device type and dtype.
+
+    Weights have the size that keeps activations near one: N(0, 1 / inputs) for matrices, shrunk on
+    residual branches by the square root of their number; norms one, biases zero. Parameters do not
+    ask for gradients (call ``requires_grad_()`` to train).
+    """
+    model = cast(empty(config), dtype).to_empty(device=device)
+    generator = torch.Generator(device=device).manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            _initialise(name, parameter, config, generator)
+    return model
+
+
+def cast(model: Network, dtype: torch.dtype) -> Network:
+    """The network in ``dtype``; CogACT's diffusion head stays in float32, as published."""
+    model.to(dtype)
+    if isinstance(model, CogACT):
+        model.action_head.float()
+    return model
+
+
+_RESIDUAL = ('.attn.out.weight', '.down.weight', '.proj.weight', '.fc2.weight')
+_TOKENS = ('embed_tokens.weight', 'pos_embed', 'prefix', 'action_query', 'positional_embedding')
+
+
+def _initialise(
+    name: str, parameter: nn.Parameter, config: PolicyConfig, generator: torch.Generator
+) -> None:
+    if name.endswith(_TOKENS) or name.endswith('uncondition'):
+        parameter.normal_(0.0, 1.0 if 'embed_tokens' in name else 0.2, generator=generator)
+    elif '.film.' in name:
+        parameter.zero_()  # FiLM starts as the identity
+    elif parameter.ndim == 1:
+        parameter.fill_(0.0 if name.endswith('bias') else 1.0)
+    else:
+        std = parameter.shape[1] ** -0.5
+        if name.endswith(_RESIDUAL) and ('layers.' in name or 'blocks.' in name):
+            std /= math.sqrt(2 * config.decoder.depth)
+        parameter.normal_(0.0, std, generator=generator)

@@ -1,0 +1,80 @@
+"""DB-OFT (Dexbotic): one CLIP tower, causal Qwen2, learned action queries, L1 head.
+
+Sequence (``docs/checkpoints.md``): text before the pictures, vision, text after, proprioception
+(if used), K * D learned queries. The head reads the queries' own rows, unshifted.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from specprune_ros.models.config import PolicyConfig
+from specprune_ros.models.decoder import Decoder, DecoderOutput
+from specprune_ros.models.embedded import Embedded
+from specprune_ros.models.oft import L1Head, ProprioProjector
+from specprune_ros.models.projector import Projector
+from specprune_ros.models.tokens import Prompt, id_rows
+from specprune_ros.models.towers import VisionBackbone
+from specprune_ros.pruning.interface import TokenLayout
+
+
+class DBOFT(nn.Module):
+    """The policy network. ``embed``, then ``decoder``, then ``head``."""
+
+    def __init__(self, config: PolicyConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.decoder.width
+        self.vision = VisionBackbone(config.towers)
+        self.projector = Projector(config.vision_width, config.projector, width)
+        self.proprio = ProprioProjector(config.proprio_dim, width) if config.proprio_dim else None
+        self.decoder = Decoder(config.decoder)
+        self.action_query = nn.Parameter(torch.zeros(1, config.action_tokens, width))
+        self.action_head = L1Head(width, config.action_dim, config.head_blocks)
+
+    def layout(self, prompt: Prompt) -> TokenLayout:
+        """Where every row of a query with this prompt sits."""
+        config = self.config
+        v, r = config.vision_tokens, int(config.proprio_dim > 0)
+        first = v + len(prompt.ids) + r
+        return TokenLayout(
+            cameras=len(config.cameras),
+            grid=config.grid,
+            vision_start=prompt.vision_at,
+            text=tuple(v + i for i in range(*prompt.instruction)),
+            prompt=tuple(range(v + prompt.vision_at, v + len(prompt.ids))),
+            action=(first, first + config.action_tokens),
+            length=first + config.action_tokens,
+            depth=config.decoder.depth,
+            causal=True,
+        )
+
+    def read(self, layout: TokenLayout) -> tuple[int, int]:
+        """The rows the head needs: the argument ``read`` of the decoder."""
+        return layout.action
+
+    def embed(self, pixels: Tensor, prompt: Prompt, proprio: Tensor | None = None) -> Embedded:
+        """``pixels`` ``[cameras, 3, S, S]`` normalised, ``proprio`` ``[proprio_dim]`` raw."""
+        if pixels.shape[0] != len(self.config.cameras):
+            raise ValueError(
+                f'{pixels.shape[0]} pictures given, the policy takes {len(self.config.cameras)}: '
+                f'{", ".join(self.config.cameras)}'
+            )
+        words = self.decoder.embed_tokens(id_rows(prompt.ids, pixels.device))
+        vision = self.projector(self.vision(pixels.to(words.dtype))).flatten(0, 1)
+        parts = [words[:, : prompt.vision_at], vision[None], words[:, prompt.vision_at :]]
+        if self.proprio is not None:
+            if proprio is None or proprio.shape != (self.config.proprio_dim,):
+                raise ValueError(
+                    f'proprio must be [{self.config.proprio_dim}], is '
+                    f'{None if proprio is None else list(proprio.shape)}'
+                )
+            parts.append(self.proprio(proprio.to(words.dtype))[None, None])
+        hidden = torch.cat((*parts, self.action_query), 1)
+        text = words[0, prompt.vision_at :]
+        return Embedded(hidden=hidden, layout=self.layout(prompt), vision=vision, text=text)
+
+    def head(self, output: DecoderOutput, layout: TokenLayout, seed: int | None = None) -> Tensor:
+        """Normalised actions ``[K, D]``. ``seed`` is not used."""
+        return self.action_head(output.rows(*layout.action, layout))[0]

@@ -1,0 +1,563 @@
+"""The language model, run layer by layer so that vision rows can leave in between.
+
+One Llama-shaped decoder serves every policy: bidirectional (OpenVLA-OFT) or causal (DB-OFT,
+CogACT), with or without grouped key/value heads and biases. A :class:`PrunePass` says where it
+wants to see attention and where rows leave; nothing else of a pruning method is known here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from specprune_ros.models.config import DecoderConfig
+from specprune_ros.models.rotary import RotaryTable, rotate
+from specprune_ros.pruning.interface import PrunePass, PruneSchedule, RowGroup, TokenLayout
+
+_MAP_ELEMENTS = 1 << 23  # float32 attention elements held at once by a side product (32 MiB)
+
+
+class LayerRows(NamedTuple):
+    """Rows of one layer: ``inputs`` get keys and values, ``queries`` an output, over ``keys``."""
+
+    inputs: int
+    queries: int
+    keys: int
+
+
+class Listened(NamedTuple):
+    """One side product: ``rows`` attention rows of ``layer`` were handed to the pruner."""
+
+    layer: int
+    rows: int
+    keys: int
+
+
+class KVCache:
+    """Keys and values of every layer for all ``L`` positions, kept from query to query
+    (VLA-Cache).
+
+    ``keys[l]`` and ``values[l]`` are ``[1, kv_heads, L, head_dim]`` of layer ``l + 1``, or
+    ``None``. A pass writes what it computes; rows that a reusing pass leaves out keep the
+    previous query's.
+    """
+
+    def __init__(self, depth: int) -> None:
+        self.keys: list[Tensor | None] = [None] * depth
+        self.values: list[Tensor | None] = [None] * depth
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.keys = [None] * len(self.keys)
+        self.values = [None] * len(self.values)
+
+    def filled(self, length: int) -> bool:
+        """Whether there are layers written, and all of them hold ``length`` positions."""
+        written = [keys for keys in self.keys if keys is not None]
+        return bool(written) and all(keys.shape[2] == length for keys in written)
+
+    def store(self, layer: int, keys: Tensor, values: Tensor) -> None:
+        """Write all positions of 0-based ``layer``; buffers of the same shape are kept."""
+        for slots, fresh in ((self.keys, keys), (self.values, values)):
+            slot = slots[layer]
+            if slot is not None and slot.shape == fresh.shape and slot.dtype == fresh.dtype:
+                slot.copy_(fresh)
+            else:
+                slots[layer] = fresh.detach().clone(memory_format=torch.contiguous_format)
+
+    def update(
+        self, layer: int, positions: Tensor, keys: Tensor, values: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Overwrite ``positions`` of 0-based ``layer`` and return the whole keys and values."""
+        old_keys, old_values = self.keys[layer], self.values[layer]
+        if old_keys is None or old_values is None:
+            raise ValueError(
+                f'layer {layer + 1}: reuse needs the keys and values of a previous query, and the '
+                'cache is empty there; run one dense query with this cache first'
+            )
+        old_keys.index_copy_(2, positions, keys.detach())
+        old_values.index_copy_(2, positions, values.detach())
+        return old_keys, old_values
+
+
+@dataclass(frozen=True)
+class DecoderOutput:
+    """What a pass leaves.
+
+    ``hidden``: ``[1, L', D]`` after the final norm, the rows left (with ``read``, only that
+    range). ``positions``: int64 ``[L']`` their original positions (a merged token has the
+    position it took). ``vision_ids``: int64 ``[v]`` patch ids left after the last boundary, -1
+    for merged tokens. ``layer_tokens``: vision tokens present in each layer, 0 for a skipped one.
+    ``layer_rows``: rows whose output each layer computed. ``work``: the same in full, for
+    counting operations. ``listened``: side products taken. ``read``: the range of original
+    positions asked for, if any.
+    """
+
+    hidden: Tensor
+    positions: Tensor
+    vision_ids: Tensor
+    layer_tokens: tuple[int, ...]
+    layer_rows: tuple[int, ...]
+    work: tuple[LayerRows, ...]
+    listened: tuple[Listened, ...] = ()
+    cache: KVCache | None = None
+    read: tuple[int, int] | None = None
+
+    def rows(self, start: int, stop: int, layout: TokenLayout) -> Tensor:
+        """Final hidden states ``[1, stop - start, D]`` of original positions behind the pictures.
+
+        Rows behind the pictures are never dropped, so they are found from the end. Raises
+        ``ValueError`` for rows that may have been dropped or were not computed.
+        """
+        if not layout.vision_stop <= start < stop <= layout.length:
+            raise ValueError(
+                f'rows {start}..{stop} must lie behind the pictures, '
+                f'{layout.vision_stop}..{layout.length}'
+            )
+        if self.read is not None:
+            first, last = self.read
+            if not first <= start < stop <= last:
+                raise ValueError(f'rows {start}..{stop} were not computed: read was {self.read}')
+            return self.hidden[:, start - first : stop - first]
+        end = self.hidden.shape[1] - layout.length
+        return self.hidden[:, start + end : stop + end]
+
+
+class Attention(nn.Module):
+    """Projections of one attention layer; queries, keys and values come from one GEMM."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.heads, self.kv_heads, self.head_dim = config.heads, config.kv_heads, config.head_dim
+        self.query_width = self.heads * self.head_dim
+        both = self.query_width + 2 * self.kv_heads * self.head_dim
+        self.qkv = nn.Linear(config.width, both, bias=config.qkv_bias)
+        self.out = nn.Linear(self.query_width, config.width, bias=False)
+
+    def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """``[B, L, D]`` to rotated queries ``[B, H, L, d]`` and keys, and values ``[B, G, L,
+        d]``.
+        """
+        batch, length, _ = x.shape
+        split = self.heads + self.kv_heads
+        qkv = self.qkv(x).view(batch, length, split + self.kv_heads, self.head_dim)
+        turned = rotate(qkv[:, :, :split], cos, sin).transpose(1, 2)
+        return turned[:, : self.heads], turned[:, self.heads :], qkv[:, :, split:].transpose(1, 2)
+
+    def project_queries(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Rotated queries ``[B, H, m, d]`` of the rows ``x`` alone."""
+        bias = None if self.qkv.bias is None else self.qkv.bias[: self.query_width]
+        queries = F.linear(x, self.qkv.weight[: self.query_width], bias)
+        queries = queries.view(*x.shape[:2], self.heads, self.head_dim)
+        return rotate(queries, cos, sin).transpose(1, 2)
+
+    def project_keys(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        """Rotated keys and values, each ``[B, G, L, d]``."""
+        bias = None if self.qkv.bias is None else self.qkv.bias[self.query_width :]
+        both = F.linear(x, self.qkv.weight[self.query_width :], bias)
+        both = both.view(*x.shape[:2], 2 * self.kv_heads, self.head_dim)
+        keys = rotate(both[:, :, : self.kv_heads], cos, sin)
+        return keys.transpose(1, 2), both[:, :, self.kv_heads :].transpose(1, 2)
+
+    def attend(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Mask) -> Tensor:
+        """Softmax attention ``[B, m, H * d]`` through SDPA."""
+        mixed = F.scaled_dot_product_attention(
+            queries,
+            keys,
+            values,
+            attn_mask=mask.tensor,
+            is_causal=mask.causal,
+            enable_gqa=self.kv_heads != self.heads,
+        )
+        return mixed.transpose(1, 2).reshape(queries.shape[0], queries.shape[2], self.query_width)
+
+
+class Mask(NamedTuple):
+    """How rows see columns: everything, square causal, or a bool table ``[rows, columns]``."""
+
+    causal: bool = False
+    tensor: Tensor | None = None
+
+
+class DecoderLayer(nn.Module):
+    """Pre-norm attention and SwiGLU MLP; gate and up come from one GEMM."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.attn_norm = nn.RMSNorm(config.width, eps=config.rms_norm_eps)
+        self.attn = Attention(config)
+        self.mlp_norm = nn.RMSNorm(config.width, eps=config.rms_norm_eps)
+        self.gate_up = nn.Linear(config.width, 2 * config.mlp, bias=False)
+        self.down = nn.Linear(config.mlp, config.width, bias=False)
+
+    def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
+        """Residual rows ``x`` and their attention output to the layer's output."""
+        x = x + self.attn.out(mixed)
+        gate, up = self.gate_up(self.mlp_norm(x)).chunk(2, dim=-1)
+        return x + self.down(F.silu(gate) * up)
+
+
+@dataclass
+class _Rows:
+    """The rows of a running pass. ``vision`` of them start at ``start``."""
+
+    hidden: Tensor
+    cos: Tensor
+    sin: Tensor
+    positions: Tensor
+    ids: Tensor
+    start: int
+    vision: int
+    layout: TokenLayout
+    reusing: bool = False
+    work: list[LayerRows] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    listened: list[Listened] = field(default_factory=list)
+
+    @property
+    def length(self) -> int:
+        return self.hidden.shape[1]
+
+    @property
+    def dropped(self) -> int:
+        """Rows fewer than the full sequence."""
+        return self.layout.length - self.length
+
+
+class Decoder(nn.Module):
+    """Embedding table, layers and final norm."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab, config.width)
+        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.depth))
+        self.norm = nn.RMSNorm(config.width, eps=config.rms_norm_eps)
+        self.rotary = RotaryTable(config.head_dim, config.rope_theta)
+
+    def forward(
+        self,
+        hidden: Tensor,
+        layout: TokenLayout,
+        prune: PrunePass | None = None,
+        cache: KVCache | None = None,
+        read: tuple[int, int] | None = None,
+    ) -> DecoderOutput:
+        """Run a query.
+
+        ``hidden``: ``[1, L, D]`` (``[B, L, D]`` without ``prune``, for training). ``read``:
+        half-open range of original positions behind the pictures; the last layer then computes
+        those rows only and only they come back. Rows keep their order, and their positions for
+        RoPE. Without ``prune``, or when it keeps every row, the result is the dense one bit for
+        bit.
+
+        Raises ``ValueError`` where schedule, layout and shapes do not agree. There is no host
+        synchronisation in a pass whose schedule is static.
+        """
+        schedule = PruneSchedule() if prune is None else prune.schedule
+        self._check(hidden, layout, schedule, prune, cache, read)
+        rows = self._begin(hidden, layout)
+        last = max(n for n in range(1, self.config.depth + 1) if n not in schedule.skip)
+        if 0 in schedule.prune:
+            self._select(rows, prune, 0)
+        for number in range(1, self.config.depth + 1):
+            if number in schedule.skip:
+                rows.work.append(LayerRows(0, 0, 0))
+                rows.tokens.append(0)
+            else:
+                groups = schedule.listen.get(number, ())
+                self._layer(rows, number, groups, prune, cache, read if number == last else None)
+            if number in schedule.prune:
+                if number >= last and read is not None:
+                    raise ValueError(
+                        f'boundary {number} comes after the last layer, which computes only the '
+                        'rows of read: prune earlier or pass read=None'
+                    )
+                self._select(rows, prune, number)
+        positions = rows.positions
+        if read is not None:
+            positions = torch.arange(*read, device=hidden.device)
+        return DecoderOutput(
+            hidden=self.norm(rows.hidden),
+            positions=positions,
+            vision_ids=rows.ids,
+            layer_tokens=tuple(rows.tokens),
+            layer_rows=tuple(work.queries for work in rows.work),
+            work=tuple(rows.work),
+            listened=tuple(rows.listened),
+            cache=cache,
+            read=read,
+        )
+
+    def probe(self, hidden: Tensor, layout: TokenLayout, layer: int, group: RowGroup) -> Tensor:
+        """Head-mean attention, float32 ``[rows, V]``, that ``layer`` (from 1) would compute on the
+        input rows ``hidden`` ``[1, L, D]``, before any pass (ADP scores tokens this way).
+        """
+        if not 1 <= layer <= self.config.depth:
+            raise ValueError(f'layer must be 1..{self.config.depth}, is {layer}')
+        rows = self._begin(hidden, layout)
+        block = self.layers[layer - 1]
+        x = block.attn_norm(hidden)
+        keys, _ = block.attn.project_keys(x, rows.cos, rows.sin)
+        pick = _row_index(layout, group, 0, hidden.device)
+        queries = block.attn.project_queries(
+            _take(x, pick, 1), _take(rows.cos, pick, 0), _take(rows.sin, pick, 0)
+        )
+        return self._attention_rows(queries, keys, rows, pick)
+
+    def _begin(self, hidden: Tensor, layout: TokenLayout) -> _Rows:
+        cos, sin = self.rotary(layout.length, hidden.device, hidden.dtype)
+        return _Rows(
+            hidden=hidden,
+            cos=cos,
+            sin=sin,
+            positions=torch.arange(layout.length, device=hidden.device),
+            ids=torch.arange(layout.vision_tokens, device=hidden.device),
+            start=layout.vision_start,
+            vision=layout.vision_tokens,
+            layout=layout,
+        )
+
+    def _layer(
+        self,
+        rows: _Rows,
+        number: int,
+        groups: tuple[RowGroup, ...],
+        prune: PrunePass | None,
+        cache: KVCache | None,
+        read: tuple[int, int] | None,
+    ) -> None:
+        block = self.layers[number - 1]
+        x = block.attn_norm(rows.hidden)
+        residual, inputs = rows.hidden, rows.length
+        queries: Tensor | None = None
+        if read is None:
+            queries, keys, values = block.attn.project(x, rows.cos, rows.sin)
+        else:
+            keys, values = block.attn.project_keys(x, rows.cos, rows.sin)
+        mask = Mask(causal=self.config.causal)
+        if cache is not None:
+            if rows.reusing:
+                keys, values = cache.update(number - 1, rows.positions, keys, values)
+                mask = self._mask_by_position(rows)
+            elif rows.dropped == 0:
+                cache.store(number - 1, keys, values)
+            else:  # rows are gone for good: the next query must not find a half-filled cache
+                cache.reset()
+        for group in groups:
+            self._listen(rows, number, group, prune, x, queries, keys)
+        if read is not None:
+            first, stop = read[0] - rows.dropped, read[1] - rows.dropped
+            queries = block.attn.project_queries(
+                x[:, first:stop], rows.cos[first:stop], rows.sin[first:stop]
+            )
+            residual = residual[:, first:stop]
+            mask = self._mask_of_tail(rows, first, stop, keys, mask)
+        mixed = block.attn.attend(queries, keys, values, mask)
+        rows.work.append(LayerRows(inputs, residual.shape[1], keys.shape[2]))
+        # Tokens that are only present through the cache are still present.
+        rows.tokens.append(rows.layout.vision_tokens if rows.reusing else rows.vision)
+        rows.hidden = block.finish(residual, mixed)
+
+    def _mask_by_position(self, rows: _Rows) -> Mask:
+        """Rows left against all cached columns."""
+        if not self.config.causal:
+            return Mask()
+        columns = torch.arange(rows.layout.length, device=rows.positions.device)
+        return Mask(tensor=columns <= rows.positions[:, None])
+
+    def _mask_of_tail(self, rows: _Rows, first: int, stop: int, keys: Tensor, mask: Mask) -> Mask:
+        """The mask for the rows ``first..stop`` of the current sequence."""
+        if not self.config.causal:
+            return Mask()
+        if mask.tensor is not None:
+            return Mask(tensor=mask.tensor[first:stop])
+        if first + 1 == stop == keys.shape[2]:
+            return Mask()
+        columns = torch.arange(keys.shape[2], device=keys.device)
+        return Mask(tensor=columns <= columns[first:stop, None])
+
+    def _listen(
+        self,
+        rows: _Rows,
+        number: int,
+        group: RowGroup,
+        prune: PrunePass,
+        x: Tensor,
+        queries: Tensor | None,
+        keys: Tensor,
+    ) -> None:
+        """Side product of one layer: asked rows x vision columns, averaged over heads."""
+        pick = _row_index(rows.layout, group, rows.dropped, x.device)
+        if queries is None:
+            asked = self.layers[number - 1].attn.project_queries(
+                _take(x, pick, 1), _take(rows.cos, pick, 0), _take(rows.sin, pick, 0)
+            )
+        else:
+            asked = _take(queries, pick, 2)
+        attention = self._attention_rows(asked, keys, rows, pick)
+        rows.listened.append(Listened(number, attention.shape[0], keys.shape[2]))
+        prune.observe(number, group, attention)
+
+    def _attention_rows(
+        self, queries: Tensor, keys: Tensor, rows: _Rows, pick: slice | Tensor
+    ) -> Tensor:
+        """Head-mean softmax over all visible keys, cut to the vision columns: ``[m, vision]``."""
+        _, heads, count, width = queries.shape
+        columns = keys.shape[2]
+        group = heads // self.config.kv_heads
+        hidden = None
+        if self.config.causal:
+            index = torch.arange(columns, device=keys.device)
+            if columns != rows.length:  # reuse: columns are positions
+                hidden = index > _take(rows.positions, pick, 0)[:, None]
+            else:
+                hidden = index > _take(index, pick, 0)[:, None]
+        total = torch.zeros(count, rows.vision, dtype=torch.float32, device=keys.device)
+        step = max(1, _MAP_ELEMENTS // max(1, count * columns * group))
+        for first in range(0, self.config.kv_heads, step):
+            last = min(first + step, self.config.kv_heads)
+            k = keys[0, first:last].float()
+            q = queries[0, first * group : last * group].float()
+            q = q.reshape(last - first, group * count, width) * width**-0.5
+            logits = (q @ k.transpose(1, 2)).view(last - first, group, count, columns)
+            if hidden is not None:
+                logits = logits.masked_fill(hidden, -torch.inf)
+            chosen = logits.softmax(-1)
+            if columns == rows.length:
+                chosen = chosen[..., rows.start : rows.start + rows.vision]
+            else:
+                chosen = chosen[..., rows.start : rows.start + rows.layout.vision_tokens]
+                chosen = chosen.index_select(-1, rows.ids)
+            total += chosen.sum((0, 1))
+        return total / heads
+
+    def _select(self, rows: _Rows, prune: PrunePass, boundary: int) -> None:
+        """Ask the pruner which vision rows stay, and let the others go."""
+        start, stop = rows.start, rows.start + rows.vision
+        choice = prune.select(boundary, rows.hidden[0, start:stop])
+        merged = 0 if choice.merge is None else choice.merge.shape[0]
+        left = choice.keep.shape[0] + merged
+        wanted = prune.schedule.prune[boundary]
+        if wanted is not None and left != wanted:
+            raise ValueError(
+                f'boundary {boundary}: the schedule announced {wanted} vision tokens, the '
+                f'selection has {left}'
+            )
+        if prune.schedule.reuse:
+            if merged:
+                raise ValueError(f'boundary {boundary}: reuse and merge cannot go together')
+            rows.reusing = True
+        index = torch.cat(
+            (
+                torch.arange(start, device=choice.keep.device),
+                choice.keep + start,
+                *(() if merged == 0 else (choice.merge_position + start,)),
+                torch.arange(stop, rows.length, device=choice.keep.device),
+            )
+        )
+        hidden = rows.hidden.index_select(1, index)
+        if merged:
+            new = choice.merge.to(rows.hidden.dtype) @ rows.hidden[0, start:stop]
+            first = start + choice.keep.shape[0]
+            hidden = torch.cat((hidden[:, :first], new[None], hidden[:, first + merged :]), 1)
+        rows.hidden = hidden
+        rows.cos = rows.cos.index_select(0, index)
+        rows.sin = rows.sin.index_select(0, index)
+        rows.positions = rows.positions.index_select(0, index)
+        ids = rows.ids.index_select(0, choice.keep)
+        rows.ids = torch.cat((ids, ids.new_full((merged,), -1))) if merged else ids
+        rows.vision = left
+
+    def _check(
+        self,
+        hidden: Tensor,
+        layout: TokenLayout,
+        schedule: PruneSchedule,
+        prune: PrunePass | None,
+        cache: KVCache | None,
+        read: tuple[int, int] | None,
+    ) -> None:
+        depth = self.config.depth
+        if hidden.ndim != 3 or hidden.shape[1] != layout.length:
+            raise ValueError(
+                f'hidden must be [1, {layout.length}, {self.config.width}], is '
+                f'{list(hidden.shape)}'
+            )
+        if hidden.shape[0] != 1 and (prune is not None or cache is not None):
+            raise ValueError(f'a pruned or cached pass takes one query, got {hidden.shape[0]}')
+        if (layout.depth, layout.causal) != (depth, self.config.causal):
+            raise ValueError(
+                f'layout says depth {layout.depth}, causal {layout.causal}; the decoder has '
+                f'{depth}, {self.config.causal}'
+            )
+        if read is not None and not layout.vision_stop <= read[0] < read[1] <= layout.length:
+            raise ValueError(
+                f'read {read} must lie behind the pictures: {layout.vision_stop}..{layout.length}'
+            )
+        for name, numbers, low in (
+            ('listen', schedule.listen, 1),
+            ('prune', schedule.prune, 0),
+            ('skip', schedule.skip, 1),
+        ):
+            wrong = sorted(n for n in numbers if not low <= n <= depth)
+            if wrong:
+                raise ValueError(f'schedule.{name} names {wrong}; allowed are {low}..{depth}')
+        deaf = sorted(set(schedule.listen) & set(schedule.skip))
+        if deaf:
+            raise ValueError(f'schedule listens at skipped layers {deaf}')
+        if len(schedule.skip) >= depth:
+            raise ValueError(f'schedule skips all {depth} layers')
+        if (
+            schedule.reuse
+            and schedule.prune
+            and (cache is None or not cache.filled(layout.length))
+        ):
+            raise ValueError(
+                'schedule.reuse needs a cache filled by a previous query of '
+                f'{layout.length} rows: run one dense query with it first'
+            )
+
+
+def _take(x: Tensor, pick: slice | Tensor, dim: int) -> Tensor:
+    if isinstance(pick, slice):
+        return x.narrow(dim, pick.start, pick.stop - pick.start)
+    return x.index_select(dim, pick)
+
+
+def _row_index(
+    layout: TokenLayout, group: RowGroup, dropped: int, device: torch.device
+) -> slice | Tensor:
+    """Current indices of a row group when ``dropped`` vision rows are gone."""
+    if group is RowGroup.ALL:
+        return slice(0, layout.length - dropped)
+    span = _span(layout, group)
+    if span is not None:
+        return slice(span[0] - dropped, span[1] - dropped)
+    index = _scattered(layout, group, device)
+    return index if dropped == 0 else index - dropped
+
+
+@lru_cache(maxsize=256)
+def _span(layout: TokenLayout, group: RowGroup) -> tuple[int, int] | None:
+    rows = layout.rows(group)
+    if rows and rows[0] < layout.vision_stop:
+        raise ValueError(
+            f'{group.value} rows must lie behind the pictures ({layout.vision_stop}), start at '
+            f'{rows[0]}'
+        )
+    if not rows:
+        return layout.vision_stop, layout.vision_stop
+    contiguous = rows[-1] - rows[0] + 1 == len(rows)
+    return (rows[0], rows[-1] + 1) if contiguous else None
+
+
+@lru_cache(maxsize=64)
+def _scattered(layout: TokenLayout, group: RowGroup, device: torch.device) -> Tensor:
+    # Kept between queries: making a tensor from host numbers synchronises with the device.
+    return torch.tensor(layout.rows(group), device=device)

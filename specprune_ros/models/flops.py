@@ -1,0 +1,109 @@
+"""Operations of one query, counted from the shapes that were really computed.
+
+Multiply-adds (MACs) of every matrix product: towers, projector, decoder with the quadratic part
+of attention, the pruner's side products, head. Norms, activations and softmax are not counted, as
+usual.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from specprune_ros.models.config import DecoderConfig, PolicyConfig, VisionConfig
+from specprune_ros.models.decoder import DecoderOutput, LayerRows, Listened
+from specprune_ros.pruning.interface import TokenLayout
+
+
+@dataclass(frozen=True)
+class Flops:
+    """``macs`` multiply-adds; one is two floating-point operations."""
+
+    vision: int
+    projector: int
+    decoder: int
+    listening: int
+    head: int
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds of the whole query."""
+        return self.vision + self.projector + self.decoder + self.listening + self.head
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations of the whole query."""
+        return 2 * self.macs
+
+
+def query_flops(config: PolicyConfig, output: DecoderOutput) -> Flops:
+    """Operations of the query that gave ``output``."""
+    return count(config, output.work, output.listened)
+
+
+def dense_flops(config: PolicyConfig, layout: TokenLayout, read: bool = True) -> Flops:
+    """Operations of the same query without pruning; ``read`` as the decoder was asked."""
+    rows = layout.length
+    asked = layout.action[1] - layout.action[0] if read else rows
+    work = [LayerRows(rows, rows, rows)] * (layout.depth - 1) + [LayerRows(rows, asked, rows)]
+    return count(config, work)
+
+
+def count(
+    config: PolicyConfig, work: Sequence[LayerRows], listened: Sequence[Listened] = ()
+) -> Flops:
+    """Operations of a query whose decoder layers computed ``work``."""
+    decoder = config.decoder
+    patches = config.grid[0] * config.grid[1]
+    cameras = len(config.cameras)
+    film = config.decoder.width if config.film else 0
+    return Flops(
+        vision=sum(cameras * tower_macs(tower, film) for tower in config.towers),
+        projector=cameras
+        * patches
+        * _chain((config.vision_width, *config.projector, decoder.width))
+        + (config.proprio_dim + decoder.width) * decoder.width * (config.proprio_dim > 0),
+        decoder=sum(layer_macs(decoder, rows) for rows in work),
+        listening=sum(
+            item.rows * item.keys * decoder.head_dim * decoder.heads for item in listened
+        ),
+        head=head_macs(config),
+    )
+
+
+def tower_macs(config: VisionConfig, film: int = 0) -> int:
+    """Multiply-adds of one picture through one tower; ``film`` is the condition's width or 0."""
+    patches = config.grid**2
+    rows = patches + config.prefix
+    linear = rows * (4 * config.width**2 + 2 * config.width * config.mlp)
+    block = linear + 2 * rows**2 * config.width + 2 * film * config.width
+    return patches * 3 * config.patch**2 * config.width + config.blocks * block
+
+
+def layer_macs(config: DecoderConfig, rows: LayerRows) -> int:
+    """Multiply-adds of one decoder layer."""
+    width, head = config.width, config.head_dim
+    query_width, key_width = config.heads * head, config.kv_heads * head
+    return (
+        rows.inputs * width * 2 * key_width
+        + rows.queries * width * 2 * query_width
+        + rows.queries * 3 * width * config.mlp
+        + 2 * rows.queries * rows.keys * query_width
+    )
+
+
+def head_macs(config: PolicyConfig) -> int:
+    """Multiply-adds of the action head."""
+    width, dim = config.decoder.width, config.action_dim
+    if config.dit is not None:
+        dit, tokens = config.dit, config.chunk + 1
+        block = tokens * 12 * dit.width**2 + 2 * tokens**2 * dit.width
+        ends = width * dit.width + 2 * config.chunk * dim * dit.width
+        ends += dit.width * 256 + dit.width**2
+        return dit.ddim_steps * 2 * (dit.depth * block + ends)
+    step = width * dim * width + config.head_blocks * width**2 + width * dim
+    return config.chunk * step
+
+
+def _chain(widths: tuple[int, ...]) -> int:
+    return sum(a * b for a, b in zip(widths[:-1], widths[1:], strict=True))

@@ -1,0 +1,217 @@
+"""Camera pictures to network input, on the authors' path (``docs/checkpoints.md``) without
+TensorFlow.
+
+Stages, each a function on uint8 RGB: JPEG round trip, Lanczos-3 resize, centre crop of 90 % area
+with bilinear sampling, then normalisation per tower.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from specprune_ros.models.config import PolicyConfig
+
+CROP_AREA = 0.9
+MAX_SIDE = 4096
+
+
+class PictureError(ValueError):
+    """A picture the policy cannot take; the message says what would be right."""
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """``tensor``: float ``[cameras, 3 * towers, S, S]``, normalised per tower. ``pictures``: uint8
+    ``[cameras, S, S, 3]`` RGB as the policy sees them (after the crop), for frame differences.
+    """
+
+    tensor: Tensor
+    pictures: Tensor
+
+
+class Preprocessor:
+    """Pictures of all cameras to :class:`Pixels`.
+
+    ``fast`` leaves out the JPEG round trip (the robot's pictures never were JPEG files); ``note``
+    then says so. Resizing, cropping and normalising run on ``device``.
+    """
+
+    def __init__(
+        self,
+        config: PolicyConfig,
+        device: torch.device | str = 'cpu',
+        dtype: torch.dtype = torch.float32,
+        fast: bool = False,
+    ) -> None:
+        self.config, self.device, self.dtype = config, torch.device(device), dtype
+        self.jpeg = config.jpeg and not fast
+        skipped = config.jpeg and fast
+        self.note = 'fast pictures: the JPEG round trip is left out' if skipped else ''
+        shape = (len(config.towers), 3, 1, 1)
+        self.mean, self.std = (
+            torch.tensor([getattr(tower, name) for tower in config.towers])
+            .reshape(shape)
+            .to(self.device)
+            for name in ('mean', 'std')
+        )
+        # A tensor, not a Python number: CUDA turns division by a number into a product.
+        self.full = torch.tensor(255.0, device=self.device)
+
+    def __call__(self, pictures: Sequence[NDArray[np.uint8]]) -> Pixels:
+        """One uint8 ``[H, W, 3]`` RGB array per camera, in the configuration's order.
+
+        Raises ``PictureError``.
+        """
+        cameras = self.config.cameras
+        if len(pictures) != len(cameras):
+            raise PictureError(
+                f'{len(pictures)} pictures given, the policy takes {len(cameras)}: '
+                f'{", ".join(cameras)}'
+            )
+        seen = torch.stack(
+            [self.picture(p, name) for p, name in zip(pictures, cameras, strict=True)]
+        )
+        return Pixels(self.normalise(seen), seen)
+
+    def picture(self, picture: NDArray[np.uint8], name: str = 'picture') -> Tensor:
+        """One camera's picture as the policy sees it, uint8 ``[S, S, 3]`` on the device."""
+        check_picture(picture, name)
+        side = self.config.image_size
+        if self.config.resize == 'pad_bicubic':
+            tower = self.config.towers[0]
+            padded = pad_square(picture, tuple(int(255 * m) for m in tower.mean))
+            return torch.from_numpy(resize_bicubic(padded, side)).to(self.device)
+        fits = picture.shape[:2] == (side, side)
+        if self.jpeg and not fits:
+            picture = jpeg_round_trip(picture)
+        image = torch.from_numpy(np.ascontiguousarray(picture)).to(self.device)
+        if not fits:
+            if self.config.resize == 'lanczos3':
+                image = resize_lanczos3(image, side)
+            else:
+                image = torch.from_numpy(resize_bicubic(picture, side)).to(self.device)
+        return center_crop(image) if self.config.center_crop else image
+
+    def normalise(self, pictures: Tensor) -> Tensor:
+        """uint8 ``[N, S, S, 3]`` to ``[N, 3 * towers, S, S]``: (x / 255 - mean) / std."""
+        x = pictures.permute(0, 3, 1, 2).to(torch.float32) / self.full
+        x = (x[:, None] - self.mean) / self.std
+        return x.flatten(1, 2).to(self.dtype)
+
+
+def check_picture(picture: NDArray[np.uint8], name: str = 'picture') -> None:
+    """Raise ``PictureError`` unless it is uint8 ``[H, W, 3]`` with sides of 1 to 4096 pixels."""
+    if (
+        not isinstance(picture, np.ndarray)
+        or picture.dtype != np.uint8
+        or picture.ndim != 3
+        or picture.shape[2] != 3
+    ):
+        kind = getattr(picture, 'dtype', type(picture).__name__)
+        raise PictureError(
+            f'{name}: must be a uint8 array [height, width, 3] (RGB), is {kind} '
+            f'{list(getattr(picture, "shape", []))}'
+        )
+    if not all(0 < side <= MAX_SIDE for side in picture.shape[:2]):
+        raise PictureError(
+            f'{name}: {picture.shape[1]} x {picture.shape[0]} pixels; sides must be 1..{MAX_SIDE}'
+        )
+
+
+def jpeg_round_trip(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """As TensorFlow does by default: quality 95, 4:2:0, fast integer DCT on the way back."""
+    import simplejpeg
+
+    data = simplejpeg.encode_jpeg(
+        np.ascontiguousarray(picture), quality=95, colorspace='RGB', colorsubsampling='420'
+    )
+    return simplejpeg.decode_jpeg(data, 'RGB', fastdct=True, fastupsample=False)
+
+
+def resize_lanczos3(image: Tensor, side: int) -> Tensor:
+    """uint8 ``[H, W, 3]`` to ``[side, side, 3]``, antialiased; rounds half to even, clips."""
+    height, width = image.shape[:2]
+    rows = lanczos3_matrix(height, side, image.device)
+    columns = lanczos3_matrix(width, side, image.device)
+    x = (rows @ image.to(torch.float32).view(height, width * 3)).view(side, width, 3)
+    x = (x.permute(0, 2, 1).reshape(side * 3, width) @ columns.T).view(side, 3, side)
+    x = x.permute(0, 2, 1).contiguous()
+    return x.round_().clamp_(0, 255).to(torch.uint8)
+
+
+@lru_cache(maxsize=32)
+def lanczos3_matrix(size: int, side: int, device: torch.device | None = None) -> Tensor:
+    """Resampling weights, float32 ``[side, size]``, rows summing to one."""
+    scale = size / side
+    wide = max(scale, 1.0)
+    centre = (torch.arange(side, dtype=torch.float64)[:, None] + 0.5) * scale
+    x = (torch.arange(size, dtype=torch.float64) + 0.5 - centre) / wide
+    weights = torch.where(x.abs() < 3, torch.sinc(x) * torch.sinc(x / 3), 0.0)
+    return (weights / weights.sum(1, keepdim=True)).to(torch.float32).to(device)
+
+
+def center_crop(image: Tensor, area: float = CROP_AREA) -> Tensor:
+    """uint8 ``[S, S, 3]``: the centre of ``area``, bilinearly back to ``[S, S, 3]``, floor(255.5
+    v).
+    """
+    low, high, part = _crop_samples(image.shape[0], area, image.device)
+    x = image.to(torch.float32) * _unit(image.device)
+    row_low, row_high = x.index_select(0, low), x.index_select(0, high)
+
+    def across(rows: Tensor) -> Tensor:
+        left, right = rows.index_select(1, low), rows.index_select(1, high)
+        return left + (right - left) * part[:, None]
+
+    top, bottom = across(row_low), across(row_high)
+    value = top + (bottom - top) * part[:, None, None]
+    return (value.clamp_(0, 1) * 255.5).floor_().clamp_(max=255).to(torch.uint8)
+
+
+@lru_cache(maxsize=8)
+def _unit(device: torch.device) -> Tensor:
+    return torch.tensor(np.float32(1 / 255), device=device)
+
+
+@lru_cache(maxsize=8)
+def _crop_samples(side: int, area: float, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """For each output row: the rows below and above, and the fraction between them."""
+    factor = np.float32(math.sqrt(area))
+    first = np.float32((1 - factor) / 2)
+    last = np.float32(first + factor)
+    step = np.float32((last - first) * np.float32(side - 1) / np.float32(side - 1))
+    where = np.float32(first * np.float32(side - 1)) + np.arange(side, dtype=np.float32) * step
+    low, high = np.floor(where), np.ceil(where)
+    return (
+        torch.from_numpy(low.astype(np.int64)).to(device),
+        torch.from_numpy(high.astype(np.int64)).to(device),
+        torch.from_numpy((where - low).astype(np.float32)).to(device),
+    )
+
+
+def pad_square(picture: NDArray[np.uint8], colour: tuple[int, int, int]) -> NDArray[np.uint8]:
+    """The picture centred on a square of ``colour``."""
+    height, width = picture.shape[:2]
+    side = max(height, width)
+    square = np.empty((side, side, 3), np.uint8)
+    square[:] = colour
+    top, left = (side - height) // 2, (side - width) // 2
+    square[top : top + height, left : left + width] = picture
+    return square
+
+
+def resize_bicubic(picture: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    """Pillow's bicubic, as the Hugging Face image processors use it."""
+    from PIL import Image
+
+    if picture.shape[:2] == (side, side):
+        return picture
+    image = Image.fromarray(picture).resize((side, side), Image.Resampling.BICUBIC)
+    return np.array(image)

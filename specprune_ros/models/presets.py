@@ -1,0 +1,163 @@
+"""Named policies: two that run on a laptop, and the released sizes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from tokenizers import Tokenizer
+
+from specprune_ros.models.config import (
+    HALF,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    ActionConfig,
+    DecoderConfig,
+    DiTConfig,
+    PolicyConfig,
+    VisionConfig,
+)
+from specprune_ros.models.tokens import word_tokenizer
+
+# The ImageNet statistics as the OFT checkpoints apply them: rounded to bfloat16.
+IMAGENET_MEAN_BF16 = (0.484375, 0.455078125, 0.40625)
+IMAGENET_STD_BF16 = (0.228515625, 0.2236328125, 0.224609375)
+
+DINOV2_L = VisionConfig(
+    name='dinov2-l14-reg4',
+    width=1024,
+    depth=24,
+    heads=16,
+    mlp=4096,
+    class_token=True,
+    registers=4,
+    layer_scale=True,
+    mean=IMAGENET_MEAN_BF16,
+    std=IMAGENET_STD_BF16,
+)
+SIGLIP_SO400M = VisionConfig(
+    name='siglip-so400m14', width=1152, depth=27, heads=16, mlp=4304, mean=HALF, std=HALF
+)
+CLIP_L_336 = VisionConfig(
+    name='clip-l14-336',
+    width=1024,
+    depth=24,
+    heads=16,
+    mlp=4096,
+    image_size=336,
+    class_token=True,
+    pre_norm=True,
+    patch_bias=False,
+    activation='quick_gelu',
+    norm_eps=1e-5,
+    mean=(0.48145466, 0.4578275, 0.40821073),
+    std=(0.26862954, 0.26130258, 0.27577711),
+)
+LLAMA2_7B = DecoderConfig(width=4096, depth=32, heads=32, mlp=11008, vocab=32064)
+QWEN25_7B = DecoderConfig(
+    width=3584,
+    depth=28,
+    heads=28,
+    kv_heads=4,
+    mlp=18944,
+    vocab=152064,
+    rope_theta=1e6,
+    causal=True,
+    qkv_bias=True,
+)
+
+# LIBERO's actions are commands of a controller in -1..1 (0.05 m and 0.5 rad a unit, robosuite).
+LIBERO_ACTION = ActionConfig(scale=(0.05,) * 3 + (0.5,) * 3 + (1.0,))
+
+OPENVLA_OFT_7B = PolicyConfig(
+    family='openvla-oft',
+    towers=(DINOV2_L, SIGLIP_SO400M),
+    decoder=LLAMA2_7B,
+    action=LIBERO_ACTION,
+)
+DB_OFT_7B = PolicyConfig(
+    family='db-oft',
+    towers=(CLIP_L_336,),
+    decoder=QWEN25_7B,
+    cameras=('third_person',),
+    proprio_dim=0,
+    chunk=16,
+    control_hz=5.0,
+    norm='min_max',
+    action=ActionConfig(rotation='euler_xyz'),
+    resize='pad_bicubic',
+    center_crop=False,
+    jpeg=False,
+    template='dexbotic',
+    stop_id=0,
+)
+COGACT_7B = PolicyConfig(
+    family='cogact',
+    towers=(
+        replace(DINOV2_L, mean=IMAGENET_MEAN, std=IMAGENET_STD),
+        SIGLIP_SO400M,
+    ),
+    decoder=replace(LLAMA2_7B, rms_norm_eps=1e-5, causal=True),
+    cameras=('third_person',),
+    proprio_dim=0,
+    chunk=16,
+    control_hz=5.0,
+    action=ActionConfig(rotation='euler_xyz'),
+    jpeg=False,
+    dit=DiTConfig(),
+    template='cogact',
+)
+
+# The same picture grid and row layout as OFT, small enough for two CPU cores.
+TINY = PolicyConfig(
+    family='openvla-oft',
+    towers=(
+        replace(DINOV2_L, name='tiny-dino', width=64, depth=3, heads=2, mlp=128),
+        replace(SIGLIP_SO400M, name='tiny-siglip', width=64, depth=3, heads=2, mlp=128),
+    ),
+    decoder=DecoderConfig(width=128, depth=8, heads=4, mlp=256, vocab=512),
+    jpeg=False,
+)
+OFT_MEDIUM = PolicyConfig(
+    family='openvla-oft',
+    towers=(
+        replace(DINOV2_L, name='medium-dino', width=256, depth=6, heads=4, mlp=1024),
+        replace(SIGLIP_SO400M, name='medium-siglip', width=288, depth=7, heads=4, mlp=1076),
+    ),
+    decoder=DecoderConfig(width=512, depth=32, heads=8, mlp=1376, vocab=512),
+    jpeg=False,
+)
+
+PRESETS = {
+    'tiny': TINY,
+    'oft-medium': OFT_MEDIUM,
+    'openvla-oft-7b': OPENVLA_OFT_7B,
+    'db-oft-7b': DB_OFT_7B,
+    'cogact-7b': COGACT_7B,
+}
+
+# 20 words: with the word tokenizer the OFT layout then has the 605 rows of the paper's example.
+BENCH_INSTRUCTION = (
+    'pick up the black bowl between the plate and the ramekin and place it on top of the small '
+    'white plate'
+)
+WORDS = (
+    BENCH_INSTRUCTION,
+    'turn off stove open close drawer cabinet door put take move push pull lift lower above below '
+    'into onto from left right front back middle bottom first second',
+    'red green blue yellow orange purple grey gray brown pink cube block box ball cup mug bottle '
+    'can basket tray table spoon knife fork pot pan lid sponge towel button switch handle',
+    'a an to of with then both all it is at near next beside behind grasp release reach stack '
+    'insert pour wipe press rotate hold stop home',
+)
+
+
+def preset(name: str) -> PolicyConfig:
+    """A named configuration. Raises ``ValueError`` listing the names."""
+    if name not in PRESETS:
+        raise ValueError(f'no model preset {name!r}; there are {", ".join(PRESETS)}')
+    return PRESETS[name]
+
+
+def default_tokenizer() -> Tokenizer:
+    """The word tokenizer for models without one of their own: a few hundred manipulation words."""
+    return word_tokenizer(WORDS)

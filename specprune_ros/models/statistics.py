@@ -1,0 +1,181 @@
+"""Scales of proprioception and actions, as the checkpoints' ``dataset_statistics.json`` give
+them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+
+class StatisticsError(ValueError):
+    """Statistics that are missing, broken or of another robot; the message says what would be
+    right.
+    """
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Affine scales between raw and normalised values, all float64.
+
+    Proprioception in: x' = clip(2 (x - low) / (high - low + eps) - 1, -1, 1). Actions out: a
+    = (a' + 1) / 2 (high - low + eps) + low where ``action_mask``, else a' unchanged.
+    ``clip_actions`` clips a' to [-1, 1] first (CogACT, DB-OFT; OFT does not clip). ``binarise``
+    is the action dimension that becomes 0 or 1 at 0.5 (CogACT's gripper), before un-normalising.
+    A ``None`` scale passes values through.
+    """
+
+    action_low: Array | None
+    action_high: Array | None
+    action_mask: NDArray[np.bool_] | None = None
+    proprio_low: Array | None = None
+    proprio_high: Array | None = None
+    epsilon: float = 1e-8
+    clip_actions: bool = False
+    binarise: int | None = None
+    key: str = ''
+
+    @classmethod
+    def identity(cls) -> Statistics:
+        """Pass everything through."""
+        return cls(None, None)
+
+    @classmethod
+    def from_json(
+        cls,
+        source: str | Path | Mapping[str, Any],
+        key: str | None = None,
+        norm: str = 'q99',
+        action_dim: int | None = None,
+        proprio_dim: int | None = None,
+        **rules: Any,
+    ) -> Statistics:
+        """Read one robot's statistics from a file (or its parsed content).
+
+        ``key`` may be left out when there is only one; ``key + '_no_noops'`` is tried as well.
+        ``norm``: ``q99`` uses q01/q99, ``min_max`` uses min/max, ``identity`` nothing. Dimensions
+        are checked where given (``proprio_dim`` 0 ignores proprioception). ``rules`` are further
+        fields (``epsilon``, ``clip_actions``, ``binarise``). Raises ``StatisticsError``.
+        """
+        where = 'statistics'
+        if not isinstance(source, Mapping):
+            where = str(source)
+            try:
+                source = json.loads(Path(source).read_text(encoding='utf-8'))
+            except OSError as error:
+                raise StatisticsError(f'{where}: cannot be read ({error.strerror})') from error
+            except ValueError as error:
+                raise StatisticsError(f'{where}: not valid JSON ({error})') from error
+            if not isinstance(source, Mapping):
+                raise StatisticsError(f'{where}: must hold an object of robots')
+        if norm == 'identity':
+            return cls(None, None, key=key or '', **rules)
+        name = choose_key(source, key, where)
+        entry = source[name]
+        where = f'{where}[{name!r}]'
+        names = {'q99': ('q01', 'q99'), 'min_max': ('min', 'max')}
+        if norm not in names:
+            raise StatisticsError(f'norm must be q99, min_max or identity; is {norm!r}')
+        action = _bounds(entry, 'action', names[norm], action_dim, where)
+        proprio = (None, None)
+        if proprio_dim != 0 and (proprio_dim is not None or 'proprio' in entry):
+            proprio = _bounds(entry, 'proprio', names[norm], proprio_dim, where)
+        mask = entry['action'].get('mask')
+        mask = np.ones(len(action[0]), bool) if mask is None else np.asarray(mask, bool)
+        if mask.shape != action[0].shape:
+            raise StatisticsError(
+                f'{where}: action mask has {mask.size} entries, the scales have {action[0].size}'
+            )
+        return cls(*action, mask, *proprio, key=name, **rules)
+
+    def normalise_proprio(self, values: np.ndarray) -> np.ndarray:
+        """Raw ``[..., P]`` to float64 in -1..1. Raises ``StatisticsError`` on a wrong length."""
+        x = np.asarray(values, np.float64)
+        if self.proprio_low is None or self.proprio_high is None:
+            return x
+        if x.shape[-1] != self.proprio_low.size:
+            raise StatisticsError(
+                f'proprioception has {x.shape[-1]} values, the statistics {self.key!r} '
+                f'{self.proprio_low.size}'
+            )
+        span = self.proprio_high - self.proprio_low + self.epsilon
+        return np.clip(2 * (x - self.proprio_low) / span - 1, -1, 1)
+
+    def unnormalise_actions(self, actions: np.ndarray) -> np.ndarray:
+        """Model output ``[..., D]`` to float64 in the statistics' own action units."""
+        a = np.asarray(actions, np.float64)
+        if self.clip_actions:
+            a = np.clip(a, -1, 1)
+        if self.binarise is not None:
+            a = a.copy()
+            a[..., self.binarise] = a[..., self.binarise] >= 0.5
+        if self.action_low is None or self.action_high is None:
+            return a
+        if a.shape[-1] != self.action_low.size:
+            raise StatisticsError(
+                f'actions have {a.shape[-1]} dimensions, the statistics {self.key!r} '
+                f'{self.action_low.size}'
+            )
+        span = self.action_high - self.action_low + self.epsilon
+        return np.where(self.action_mask, 0.5 * (a + 1) * span + self.action_low, a)
+
+    def normalise_actions(self, actions: np.ndarray) -> np.ndarray:
+        """Inverse of :meth:`unnormalise_actions` without clipping, for training labels."""
+        a = np.asarray(actions, np.float64)
+        if self.action_low is None or self.action_high is None:
+            return a
+        span = self.action_high - self.action_low + self.epsilon
+        return np.where(self.action_mask, 2 * (a - self.action_low) / span - 1, a)
+
+
+def choose_key(entries: Mapping[str, Any], key: str | None, where: str) -> str:
+    """The robot to use. Raises ``StatisticsError`` listing the choices when it is not clear."""
+    keys = [name for name, entry in entries.items() if isinstance(entry, Mapping)]
+    if key is not None and key != '':
+        for name in (key, f'{key}_no_noops'):
+            if name in keys:
+                return name
+        raise StatisticsError(f'{where}: no key {key!r}; there are {sorted(keys)}')
+    if len(keys) != 1:
+        raise StatisticsError(
+            f'{where}: holds {len(keys)} robots, give unnorm_key as one of {sorted(keys)}'
+        )
+    return keys[0]
+
+
+def _bounds(
+    entry: Mapping[str, Any],
+    part: str,
+    names: tuple[str, str],
+    dim: int | None,
+    where: str,
+) -> tuple[Array, Array]:
+    if not isinstance(entry.get(part), Mapping):
+        raise StatisticsError(f'{where}: {part} is missing')
+    found = []
+    for name in names:
+        if name not in entry[part]:
+            raise StatisticsError(f'{where}: {part}.{name} is missing')
+        try:
+            found.append(np.asarray(entry[part][name], np.float64))
+        except (TypeError, ValueError) as error:
+            raise StatisticsError(f'{where}: {part}.{name} must be a list of numbers') from error
+        if found[-1].ndim != 1 or not np.isfinite(found[-1]).all():
+            raise StatisticsError(f'{where}: {part}.{name} must be a list of finite numbers')
+    low, high = found
+    if low.shape != high.shape or (low > high).any():
+        raise StatisticsError(f'{where}: {part}.{names[0]} must not exceed {part}.{names[1]}')
+    if dim is not None and low.size != dim:
+        raise StatisticsError(
+            f'{where}: {part} has {low.size} dimensions, the model {dim}: these statistics belong '
+            'to another robot'
+        )
+    return low, high
