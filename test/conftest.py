@@ -1,0 +1,33 @@
+"""Which tests can run here: those marked ``ros`` or ``gpu`` say why not where they cannot."""
+
+from __future__ import annotations
+
+import functools
+import os
+
+import pytest
+
+
+@functools.cache
+def without_ros() -> str | None:
+    """Why nodes cannot run in this environment; ``None`` where they can."""
+    if 'SPECPRUNE_ROOT' not in os.environ and 'AMENT_PREFIX_PATH' not in os.environ:
+        return 'no ROS 2 environment: `. scripts/env.sh`, or `make test`'
+    # From here on a failure is a fault, not a missing part: `make test` must not skip the nodes.
+    return None
+
+
+@functools.cache
+def without_gpu() -> str | None:
+    """Why CUDA cannot be used here; ``None`` where it can."""
+    import torch
+
+    return None if torch.cuda.is_available() else 'no CUDA device'
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what this machine has not, with the reason."""
+    for marker, reason in (('ros', without_ros), ('gpu', without_gpu)):
+        for item in items:
+            if item.get_closest_marker(marker) and (why := reason()):
+                item.add_marker(pytest.mark.skip(reason=why))
