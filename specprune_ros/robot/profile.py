@@ -39,7 +39,8 @@ ZERO, HOLD = 'zero', 'hold'
 STOP_ACTIONS = (ZERO, HOLD)
 
 TWIST_TYPES = ('twist_stamped', 'accel_stamped')
-IMAGE_TYPES = ('image', 'compressed')
+IMAGE_TYPES = ('raw', 'compressed')
+RELIABILITIES = ('best_effort', 'reliable')
 READY_TYPES = ('none', 'bool', 'flexiv_operational_status')
 
 _MAX_FILE = 100_000  # bytes
@@ -51,18 +52,25 @@ class ProfileError(ValueError):
 
 @dataclass(frozen=True)
 class Camera:
-    """A camera of the policy: topic and message (``image`` or ``compressed``)."""
+    """A camera of the policy: topic, and whether that has ``raw`` or ``compressed`` pictures."""
 
     topic: str
-    type: str = 'image'
+    type: str = 'raw'
 
 
 @dataclass(frozen=True)
 class Observation:
-    """What the policy node reads. An empty topic means the arm does not have it."""
+    """What the nodes read: topics, an empty one where the arm does not have it.
+
+    ``cameras`` go by the policy's camera names. ``gripper_joints`` are those of
+    ``joint_states`` that proprioception ends with.
+    """
 
     cameras: dict[str, Camera]
+    image_reliability: str = 'best_effort'
+    robot_description: str = '/robot_description'
     joint_states: str = ''
+    gripper_joints: tuple[str, ...] = ()
     ee_pose: str = ''
     ee_twist: str = ''
     ee_twist_type: str = 'twist_stamped'
@@ -188,14 +196,19 @@ def _observation(node: _Node) -> Observation:
     for name in cameras_node.names():
         camera = cameras_node.section(name)
         cameras[name] = Camera(
-            camera.topic('topic'), camera.text('type', 'image', choices=IMAGE_TYPES)
+            camera.topic('topic'), camera.text('type', 'raw', choices=IMAGE_TYPES)
         )
         camera.finish()
     if not cameras:
         raise cameras_node.error('', 'names no camera; at least one is needed')
+    if len({camera.type for camera in cameras.values()}) > 1:
+        raise cameras_node.error('', 'mixes raw and compressed; all cameras must be of one type')
     out = Observation(
         cameras=cameras,
+        image_reliability=node.text('image_reliability', 'best_effort', choices=RELIABILITIES),
+        robot_description=node.topic('robot_description', '/robot_description'),
         joint_states=node.topic('joint_states', ''),
+        gripper_joints=node.texts('gripper_joints', ()),
         ee_pose=node.topic('ee_pose', ''),
         ee_twist=node.topic('ee_twist', ''),
         ee_twist_type=node.text('ee_twist_type', 'twist_stamped', choices=TWIST_TYPES),
@@ -254,9 +267,12 @@ def _limits(node: _Node) -> safety.SafetyLimits:
     table = node.section('joints', {})
     for name in table.names():
         row = table.section(name)
+        lower, upper = row.number('lower', -math.inf), row.number('upper', math.inf)
+        if lower >= upper:
+            raise row.error('lower', f'{lower:g} must be below upper {upper:g}')
         joints[table.fill(name)] = safety.JointLimit(
-            row.number('lower', -math.inf),
-            row.number('upper', math.inf),
+            lower,
+            upper,
             row.number('velocity', math.inf, low=0.0, exclusive=True),
             row.number('acceleration', math.inf, low=0.0, exclusive=True),
         )

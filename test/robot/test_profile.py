@@ -1,0 +1,154 @@
+import copy
+from pathlib import Path
+
+import pytest
+import yaml
+
+from specprune_ros.robot import profile
+from specprune_ros.robot.profile import ProfileError
+
+ROBOTS = Path(__file__).parents[2] / 'config' / 'robots'
+SIM = ROBOTS / 'sim_arm.yaml'
+NAMES = (
+    'cartesian_pose',
+    'flexiv_rizon4',
+    'franka',
+    'joint_trajectory',
+    'moveit_servo',
+    'sim_arm',
+)
+
+
+def tree(**changes):
+    """The simulated arm's profile with keys set (__ goes deeper) or, by ``...``, taken out."""
+    out = copy.deepcopy(yaml.safe_load(SIM.read_text()))
+    for path, value in changes.items():
+        node, *rest = out, *path.split('__')
+        for key in rest[:-1]:
+            node = node.setdefault(key, {})
+        if value is ...:
+            node.pop(rest[-1])
+        else:
+            node[rest[-1]] = value
+    return out
+
+
+def test_all_the_profiles_of_the_package_load():
+    assert sorted(p.stem for p in ROBOTS.glob('*.yaml')) == list(NAMES)
+    for name in NAMES:
+        arm = profile.load(ROBOTS / f'{name}.yaml', {'robot_sn': 'Rizon4-123456'})
+        assert arm.name == name
+        # A profile for hardware never moves before somebody says so.
+        assert arm.enabled_at_start == (name == 'sim_arm')
+        assert arm.limits.workspace is not None
+        assert arm.limits.translation_speed <= (0.4 if name == 'sim_arm' else 0.25)
+
+
+def test_sim_arm_is_wired_as_agreed():
+    arm = profile.load(SIM)
+    assert (arm.command.adapter, arm.command.topic) == ('twist', '/sim_arm/cmd_twist')
+    assert {n: c.topic for n, c in arm.observation.cameras.items()} == {
+        'agent': '/sim_arm/agent/image_raw',
+        'wrist': '/sim_arm/wrist/image_raw',
+    }
+    assert arm.observation.joint_states == '/sim_arm/joint_states'
+    assert (arm.gripper.adapter, arm.gripper.name) == ('float64', '/sim_arm/gripper')
+
+
+def test_serial_number_becomes_names_and_topics():
+    arm = profile.load(ROBOTS / 'flexiv_rizon4.yaml', {'robot_sn': 'Rizon4-123456'})
+    assert arm.joints[0] == 'Rizon4-123456_joint1'
+    assert arm.observation.ee_pose == '/Rizon4_123456/tcp_pose'
+    assert arm.tool_link == 'Rizon4-123456_flange'
+    assert arm.observation.ee_twist_type == 'accel_stamped'
+    assert 'driver_not_ready' in arm.watchdog.latched
+
+
+def test_a_missing_argument_is_asked_for():
+    with pytest.raises(ProfileError, match=r"flexiv_rizon4.yaml: .*give the argument 'robot_sn'"):
+        profile.load(ROBOTS / 'flexiv_rizon4.yaml')
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'command__adapter': 'servo'}, "command.adapter: 'servo' is none of twist, pose, joint_"),
+        ({'command__adapter': ...}, 'command.adapter: is missing'),
+        ({'command__adapter': 3}, 'command.adapter: is 3; one of twist, pose'),
+        ({'comand': {}}, 'comand: is unknown; known here are base_frame, command'),
+        ({'limits__translation_speeed': 1}, 'limits.translation_speeed: is unknown'),
+        ({'limits__translation_speed': -1}, 'limits.translation_speed: is -1; a number above 0'),
+        ({'limits__translation_speed': 0}, 'limits.translation_speed: is 0; a number above 0'),
+        ({'limits__translation_speed': 'fast'}, "limits.translation_speed: is 'fast'; a number"),
+        ({'limits__translation_speed': float('nan')}, 'limits.translation_speed: is nan'),
+        ({'limits__translation_speed': float('inf')}, 'limits.translation_speed: is inf'),
+        ({'limits__translation_speed': True}, 'is true or false; a number is needed'),
+        (
+            {'limits__workspace': {'min': [0, 0, 0], 'max': [1, 0, 1]}},
+            'limits.workspace.min: .*be',
+        ),
+        ({'limits__workspace': {'min': [0, 0], 'max': [1, 1, 1]}}, 'list of three numbers'),
+        ({'limits__workspace': {'min': [0, 0, 0]}}, 'limits.workspace.max: is missing'),
+        (
+            {'limits__joints': {'joint1': {'lower': 1, 'upper': 0}}},
+            'limits.joints.joint1.lower: 1 must be below upper 0',
+        ),
+        ({'command__rate': 5000}, 'command.rate: is 5000; a number at least 1 and at most 1000'),
+        ({'command__topic': '/bad topic'}, "command.topic: '/bad topic' is no ROS name"),
+        ({'command__topic': '/Rizon4-1/cmd'}, 'command.topic: .* is no ROS name'),
+        ({'command': 'twist'}, "command: is 'twist'; a mapping of keys is needed"),
+        ({'observation__cameras': {}}, 'observation.cameras: names no camera'),
+        ({'observation__cameras': None}, 'observation.cameras: is missing'),
+        (
+            {
+                'observation__cameras': {
+                    'a': {'topic': '/a', 'type': 'compressed'},
+                    'b': {'topic': '/b'},
+                }
+            },
+            'observation.cameras: mixes raw and compressed',
+        ),
+        ({'observation__speed_source': 'lidar'}, 'none of joint_states, twist, action'),
+        (
+            {'observation__speed_source': 'twist', 'observation__ee_twist': ...},
+            "observation.ee_twist: is needed for speed_source 'twist'",
+        ),
+        ({'tool_link': ...}, "tool_link: is needed for speed_source 'joint_states'"),
+        (
+            {'watchdog__latched': ['boredom']},
+            r"watchdog.latched\[0\]: 'boredom' is none of disabl",
+        ),
+        ({'watchdog__latched': 'safety'}, "watchdog.latched: is 'safety'; a list of texts"),
+        ({'stop_action': 'brake'}, "stop_action: 'brake' is none of zero, hold"),
+        ({'command__adapter': 'pose'}, "stop_action: must be 'hold' with command.adapter 'pose'"),
+        ({'command__adapter': 'joint_trajectory'}, 'limits.joints: lacks joint1'),
+        ({'gripper__adapter': 'hand'}, "gripper.adapter: 'hand' is none of none, float64"),
+        ({'gripper__name': ...}, 'gripper.name: is missing'),
+        ({'gripper__close_below': 0.9}, 'gripper.close_below: is 0.9, above open_above'),
+        ({'driver__ready_type': 'bool'}, 'driver.ready_topic: is missing'),
+        ({'joints': [1, 2]}, 'joints: is a list; a list of texts'),
+        ({'enabled_at_start': 'yes'}, "enabled_at_start: is 'yes'; true or false"),
+        ({'joining': 'newest'}, "joining: 'newest' is none of latest, weighted_overlap"),
+    ],
+)
+def test_an_error_names_file_key_and_what_is_allowed(changes, message):
+    with pytest.raises(ProfileError, match='robot.yaml: .*' + message):
+        profile.parse(tree(**changes), 'robot.yaml')
+
+
+def test_files_that_are_no_profile(tmp_path):
+    with pytest.raises(ProfileError, match='none.yaml: cannot be read'):
+        profile.load(tmp_path / 'none.yaml')
+    bad = tmp_path / 'bad.yaml'
+    bad.write_text('a: [1')
+    with pytest.raises(ProfileError, match='bad.yaml: not valid YAML'):
+        profile.load(bad)
+    bad.write_text('- 1')
+    with pytest.raises(ProfileError, match='bad.yaml: the file: is a list; a mapping'):
+        profile.load(bad)
+    bad.write_text('!!python/object/apply:os.system ["true"]')
+    with pytest.raises(ProfileError, match='not valid YAML'):
+        profile.load(bad)
+    bad.write_text('a: ' + 'x' * 200_000)
+    with pytest.raises(ProfileError, match='larger than'):
+        profile.load(bad)
