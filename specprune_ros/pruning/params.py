@@ -25,7 +25,20 @@ if TYPE_CHECKING:
 REFERENCE_GRID = 256  # patches per camera the token budgets are written for
 REFERENCE_DEPTH = 32  # layers the layer numbers are written for
 
-PRUNERS = ('specprune', 'dense', 'random')
+PRUNERS = (
+    'specprune',
+    'dense',
+    'random',
+    'fastv',
+    'divprune',
+    'sparsevlm',
+    'vla_cache',
+    'efficientvla',
+    'sp_vla',
+    'adp',
+    'vla_pruner',
+    'team_vla',
+)
 PRESETS = ('default', 'paper', 'authors')
 ROWS = ('text', 'prompt', 'action', 'last', 'all')
 
@@ -514,9 +527,246 @@ class PruningParams:
 
     # Rivals.
     random_layer: int = _p(
-        2, 'int', 'Layer after which random tokens are dropped.', 'ours', low=0, high=31
+        2, 'int', 'Layer after which random tokens go.', 'ours', unit='layer of 32', low=0, high=31
     )
     random_keep: float = _share(0.4, 'Share of the vision tokens that random keeps.', 'ours')
+    fastv_layer: int = _p(
+        2,
+        'int',
+        'K: FastV drops after this layer.',
+        'FastV: 2',
+        unit='layer of 32',
+        low=1,
+        high=31,
+    )
+    fastv_ratio: float = _share(0.5, 'R: share of the vision tokens FastV drops.', 'FastV: 50 %')
+    fastv_rows: str = _p(
+        'all',
+        'str',
+        'Rows whose attention FastV averages.',
+        'FastV paper: all; its code: last',
+        choices=ROWS,
+    )
+    divprune_keep: float = _share(
+        0.098, 'Share of the vision tokens DivPrune keeps.', 'DivPrune: 9.8 %'
+    )
+    sparsevlm_layers: tuple[int, ...] = _layers(
+        (2, 6, 15), 'Layers after which SparseVLM drops.', 'SparseVLM code'
+    )
+    sparsevlm_keep: tuple[int, ...] = _p(
+        (300, 200, 110),
+        'int[]',
+        'Tokens SparseVLM keeps after each of its layers, without the recycled ones.',
+        'SparseVLM code, 192 tokens on average',
+        unit='tokens of 576',
+        low=1,
+        high=576,
+    )
+    sparsevlm_recycle: float = _share(
+        0.3, 'Share of the dropped tokens that are clustered.', 'SparseVLM: 30 %'
+    )
+    sparsevlm_merge: float = _share(0.1, 'Clusters over clustered tokens.', 'SparseVLM: 1/10')
+    vla_cache_layers: tuple[int, ...] = _layers(
+        (2, 6, 9, 11), 'Layers after which VLA-Cache stops computing patches.', 'VLA-Cache code'
+    )
+    vla_cache_similarity: float = _p(
+        0.996,
+        'float',
+        'Cosine from which a patch is static.',
+        'VLA-Cache: 0.996',
+        low=-1.0,
+        high=1.0,
+    )
+    vla_cache_static: int = _p(
+        150,
+        'int',
+        'Most static patches per camera.',
+        'VLA-Cache: 150',
+        unit='tokens of 256',
+        low=0,
+        high=REFERENCE_GRID,
+    )
+    vla_cache_relevant: int = _p(
+        100,
+        'int',
+        'Patches per camera that the text attended to and that are always computed.',
+        'VLA-Cache: 100',
+        unit='tokens of 256',
+        low=0,
+        high=REFERENCE_GRID,
+    )
+    vla_cache_attention: int = _p(
+        16,
+        'int',
+        'Layer whose attention says what is relevant.',
+        'VLA-Cache: 15 counted from 0',
+        unit='layer of 32',
+        low=1,
+        high=32,
+    )
+    vla_cache_damping: float = _share(
+        0.55, 'Factor on a rise of the reuse share from layer to layer.', 'VLA-Cache: 0.55'
+    )
+    efficientvla_layer: int = _p(
+        2,
+        'int',
+        'Layer whose attention chooses tokens.',
+        'ours; the paper says one layer',
+        unit='layer of 32',
+        low=1,
+        high=31,
+    )
+    efficientvla_skip: tuple[int, ...] = _layers(
+        (4, 5, 6, 7),
+        'Layers left out.',
+        'a calibration on OFT found these most redundant; 28 layers as in P1',
+    )
+    efficientvla_keep: int = _p(
+        56,
+        'int',
+        'Tokens kept per camera.',
+        'EfficientVLA: 56',
+        unit='tokens of 256',
+        low=1,
+        high=REFERENCE_GRID,
+    )
+    efficientvla_key: int = _p(
+        6,
+        'int',
+        'Key tokens per camera that come first.',
+        'EfficientVLA: a few (4 to 8)',
+        unit='tokens of 256',
+        low=1,
+        high=REFERENCE_GRID,
+    )
+    efficientvla_task: float = _share(
+        0.5, 'Share of the remaining places filled by relevance, the rest by diversity.', 'ours'
+    )
+    sp_vla_layer: int = _p(
+        2,
+        'int',
+        'Layer after which SP-VLA drops.',
+        'ours; not printed',
+        unit='layer of 32',
+        low=1,
+        high=31,
+    )
+    sp_vla_threshold: float = _share(
+        0.4, 'Attention, as a share of the best token, that makes a token semantic.', 'ours'
+    )
+    sp_vla_speed: float = _p(
+        0.35,
+        'float',
+        'Speed from which the threshold holds in full; it relaxes to a quarter at rest.',
+        'ours; the paper relaxes it at low speed',
+        unit='m/s',
+        low=0.0,
+        high=10.0,
+    )
+    sp_vla_edges: float = _share(
+        0.1, 'Share of edge pixels that makes a patch spatial.', 'ours; not printed'
+    )
+    sp_vla_low: float = _p(
+        100.0, 'float', 'Lower Canny threshold.', 'a usual choice', low=0.0, high=2000.0
+    )
+    sp_vla_high: float = _p(
+        200.0, 'float', 'Upper Canny threshold.', 'a usual choice', low=0.0, high=2000.0
+    )
+    adp_keep: float = _share(
+        0.75, 'Share of the vision tokens ADP keeps when it prunes.', 'ADP code: 0.75'
+    )
+    adp_split: tuple[float, ...] = _p(
+        (0.4, 0.6),
+        'float[]',
+        'How the kept tokens are shared between the cameras.',
+        'ADP code: 0.4 third person, 0.6 wrist',
+        low=0.0,
+        high=1.0,
+    )
+    adp_window: int = _p(
+        3, 'int', 'Past moves the gate compares with.', 'ADP: 3', unit='queries', low=1, high=100
+    )
+    adp_run: int = _p(
+        3,
+        'int',
+        'Pruned queries in a row after which one is dense.',
+        'ADP: 3',
+        unit='queries',
+        low=1,
+        high=1000,
+    )
+    vla_pruner_layer: int = _p(
+        3,
+        'int',
+        'Layer after which VLA-Pruner drops.',
+        'VLA-Pruner: 3',
+        unit='layer of 32',
+        low=1,
+        high=31,
+    )
+    vla_pruner_keep: float = _share(
+        0.5, 'Share of the vision tokens VLA-Pruner keeps.', 'VLA-Pruner: 50, 25 or 12.5 %'
+    )
+    vla_pruner_action_layer: int = _p(
+        16,
+        'int',
+        'Layer whose action attention is remembered.',
+        'VLA-Pruner code: 15 counted from 0',
+        unit='layer of 32',
+        low=1,
+        high=32,
+    )
+    vla_pruner_window: int = _p(
+        3,
+        'int',
+        'Queries of action attention remembered; dense until they are.',
+        'VLA-Pruner: 3',
+        unit='queries',
+        low=1,
+        high=100,
+    )
+    vla_pruner_decay: float = _share(
+        0.8, 'Weight of each older query over the newer.', 'VLA-Pruner: 0.8'
+    )
+    team_vla_kernel: int = _p(
+        3,
+        'int',
+        'Odd width of the window that finds dense marks.',
+        'ours; not found',
+        unit='patches',
+        low=1,
+        high=15,
+    )
+    team_vla_density: float = _share(
+        0.2, 'Marked share of the window from which a patch is added.', 'ours; not found'
+    )
+    team_vla_sample: int = _p(
+        8,
+        'int',
+        'Every n-th patch is kept as context.',
+        'ours; not found',
+        unit='patches',
+        low=1,
+        high=256,
+    )
+    team_vla_layer: int = _p(
+        16,
+        'int',
+        'Layer after which TEAM-VLA merges.',
+        'ours; the paper: in the middle',
+        unit='layer of 32',
+        low=1,
+        high=31,
+    )
+    team_vla_anchors: int = _p(
+        80,
+        'int',
+        'Tokens left after merging, both cameras.',
+        'TEAM-VLA: about 80',
+        unit='tokens of 512',
+        low=1,
+        high=512,
+    )
 
     @classmethod
     def preset_of(cls, name: str) -> PruningParams:
@@ -646,6 +896,23 @@ def _check_together(p: PruningParams) -> None:
                 f'{getattr(p, leave):g} is below {enter} = {getattr(p, enter):g}: '
                 'fine mode would end where it begins',
             )
+    if len(p.sparsevlm_layers) != len(p.sparsevlm_keep):
+        raise ParamError(
+            'sparsevlm_keep',
+            f'has {len(p.sparsevlm_keep)} numbers for the {len(p.sparsevlm_layers)} layers of '
+            'sparsevlm_layers',
+        )
+    if p.sp_vla_low > p.sp_vla_high:
+        raise ParamError('sp_vla_low', f'{p.sp_vla_low:g} is above sp_vla_high')
+    if p.team_vla_kernel % 2 == 0:
+        raise ParamError('team_vla_kernel', f'must be odd, got {p.team_vla_kernel}')
+    if sum(p.adp_split) <= 0:
+        raise ParamError('adp_split', 'must hold a positive share')
+    if p.efficientvla_key > p.efficientvla_keep:
+        raise ParamError(
+            'efficientvla_key',
+            f'{p.efficientvla_key} is above efficientvla_keep = {p.efficientvla_keep}',
+        )
     if p.dynamic_rule == 'complement' and not p.exact:
         raise ParamError(
             'dynamic_rule',
@@ -674,7 +941,7 @@ def _check_budgets(p: PruningParams) -> None:
 
 def _check_layers(p: PruningParams) -> None:
     for spec in specs():
-        if spec.type == 'int[]':
+        if spec.unit == 'layer of 32' and spec.type == 'int[]' or spec.name == 'cameras_kept':
             values = getattr(p, spec.name)
             if any(b <= a for a, b in zip(values, values[1:], strict=False)):
                 raise ParamError(spec.name, f'must ascend, got {list(values)}')
