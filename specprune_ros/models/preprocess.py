@@ -7,6 +7,7 @@ with bilinear sampling, then normalisation per tower.
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -129,11 +130,13 @@ def check_picture(picture: NDArray[np.uint8], name: str = 'picture') -> None:
 def jpeg_round_trip(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """As TensorFlow does by default: quality 95, 4:2:0, fast integer DCT on the way back."""
     import simplejpeg
+    from PIL import Image
 
-    data = simplejpeg.encode_jpeg(
-        np.ascontiguousarray(picture), quality=95, colorspace='RGB', colorsubsampling='420'
-    )
-    return simplejpeg.decode_jpeg(data, 'RGB', fastdct=True, fastupsample=False)
+    # Pillow writes TensorFlow's very bytes; simplejpeg's encoder does not. For decoding it is the
+    # other way round: Pillow has no fast DCT.
+    data = io.BytesIO()
+    Image.fromarray(picture).save(data, 'JPEG', quality=95, subsampling='4:2:0')
+    return simplejpeg.decode_jpeg(data.getvalue(), 'RGB', fastdct=True, fastupsample=False)
 
 
 def resize_lanczos3(image: Tensor, side: int) -> Tensor:
