@@ -310,6 +310,7 @@ def _watchdog(node: _Node) -> watchdog.WatchdogLimits:
         chunk_age=node.number('chunk_age', 2.0, **positive),
         state_age=node.number('state_age', 0.25, **positive),
         dry_queue=node.number('dry_queue', 0.1, **positive),
+        clock_stall=node.number('clock_stall', 0.5, **positive),
         latched=frozenset(latched),
     )
     node.finish()

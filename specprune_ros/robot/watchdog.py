@@ -15,6 +15,7 @@ DRIVER = 'driver_not_ready'
 POLICY_ERROR = 'policy_error'
 SAFETY = 'safety'
 CLOCK = 'clock_jump'
+RESET = 'reset'
 STALE_STATE = 'stale_state'
 STALE_OBSERVATION = 'stale_observation'
 STALE_CHUNK = 'stale_chunk'
@@ -25,6 +26,7 @@ REASONS = (
     POLICY_ERROR,
     SAFETY,
     CLOCK,
+    RESET,
     STALE_STATE,
     STALE_OBSERVATION,
     STALE_CHUNK,
@@ -47,6 +49,7 @@ class WatchdogLimits:
     ``observation_age``: since the picture behind the motion under way was taken. ``chunk_age``:
     since the last chunk arrived. ``state_age``: since the newest of each measured state the
     command needs. ``dry_queue``: since the last row was executed; braking happens in this time.
+    ``clock_stall``: how long the clock may stand still (simulated time) while real time goes on.
     ``latched`` names the reasons (:data:`REASONS`) after which the arm stays stopped until it is
     enabled again.
     """
@@ -55,10 +58,11 @@ class WatchdogLimits:
     chunk_age: float = 2.0
     state_age: float = 0.25
     dry_queue: float = 0.1
+    clock_stall: float = 0.5
     latched: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
-        for name in ('observation_age', 'chunk_age', 'state_age', 'dry_queue'):
+        for name in ('observation_age', 'chunk_age', 'state_age', 'dry_queue', 'clock_stall'):
             value = getattr(self, name)
             if not value > 0.0:
                 raise ValueError(f'{name} is {value} s; a number above 0 is needed')
@@ -113,6 +117,7 @@ class Watchdog:
         self._chunk_ns: int | None = None
         self._dry_ns: int | None = None
         self._clock_ns: int | None = None
+        self._went_ns: int | None = None  # real time at which the clock last went on
         self._state = State.WAITING
         self._reason = self._detail = ''
         self._latch = False
@@ -168,22 +173,30 @@ class Watchdog:
         """Stamp behind the motion under way."""
         return self._observation_ns
 
-    def check(self, now_ns: int) -> Verdict:
-        """Judge this control period."""
-        self._watch_clock(now_ns)
-        reason, detail = self._complaint(now_ns)
-        if reason and self._state is State.RUNNING:
-            return self._halt(reason, detail)
+    def check(self, now_ns: int, real_ns: int | None = None) -> Verdict:
+        """Judge this control period; ``real_ns`` is a steady clock, to notice a stalled one."""
+        self._watch_clock(now_ns, real_ns)
+        reason, detail = self._complaint(now_ns, real_ns)
+        if self._state is State.RUNNING:
+            if not reason and self._observation_ns is None:
+                reason, detail = RESET, 'the motion under way was dropped'
+            if reason:
+                return self._halt(reason, detail)
+            return Verdict(State.RUNNING)
         if self._state is State.STOPPED:
             if self._latch:
+                self._forget_motion()
                 return self._verdict()
             if reason:
                 # The reason may change while stopped; a latching one still has to latch.
                 self._reason, self._detail = reason, detail
                 self._latch = reason in self.limits.latched
+                self._forget_motion()
                 return self._verdict()
             self._state = State.WAITING
         if reason:
+            # A chunk that came while something stood against moving is not kept for later.
+            self._forget_motion()
             return Verdict(State.WAITING, reason, detail)
         if self._observation_ns is None:
             return Verdict(State.WAITING, detail='no chunk yet')
@@ -203,14 +216,24 @@ class Watchdog:
     def _forget_motion(self) -> None:
         self._observation_ns = self._chunk_ns = self._dry_ns = None
 
-    def _watch_clock(self, now_ns: int) -> None:
+    def _watch_clock(self, now_ns: int, real_ns: int | None) -> None:
         if self._clock_ns is not None and now_ns < self._clock_ns:
             back = (self._clock_ns - now_ns) * 1e-9
             self._jumped = f'the clock went back by {back:.3f} s'
             self._stamps = dict.fromkeys(self._stamps)
+        if now_ns != self._clock_ns:
+            self._went_ns = real_ns
         self._clock_ns = now_ns
 
-    def _complaint(self, now_ns: int) -> tuple[str, str]:
+    def _stalled(self, real_ns: int | None) -> tuple[str, str]:
+        if real_ns is None or self._went_ns is None:
+            return '', ''
+        stood = (real_ns - self._went_ns) * 1e-9
+        if stood > self.limits.clock_stall:
+            return CLOCK, f'the clock has stood still for {stood:.3f} s; is /clock published?'
+        return '', ''
+
+    def _complaint(self, now_ns: int, real_ns: int | None) -> tuple[str, str]:
         """The first thing that stands against moving, most basic first."""
         jumped, self._jumped = self._jumped, ''
         checks: tuple[Callable[[], tuple[str, str]], ...] = (
@@ -219,6 +242,7 @@ class Watchdog:
             lambda: (POLICY_ERROR, self._error) if self._error else ('', ''),
             self._take_unsafe,
             lambda: (CLOCK, jumped) if jumped else ('', ''),
+            lambda: self._stalled(real_ns),
             lambda: self._stale_state(now_ns),
             lambda: self._stale_motion(now_ns),
         )

@@ -134,6 +134,38 @@ def test_clock_going_back_stops_once_and_recovers():
     assert bench.verdicts[-1][1].state is State.RUNNING
 
 
+def test_dropping_the_motion_under_way_stops_the_arm():
+    for drop in (lambda d: d.reset(), lambda d: d.enable(True)):
+        bench = Bench()
+        bench.run(1.0)
+        drop(bench.dog)
+        bench.alive.discard('chunk')
+        assert bench.run(0.01).stop_now
+        assert bench.run(0.5).state is State.WAITING
+        assert [why for _, why in bench.stops()] == [watchdog.RESET]
+
+
+def test_a_stalled_clock_stops_the_arm():
+    dog = Watchdog(WatchdogLimits(clock_stall=0.3))
+    dog.chunk(SECOND, SECOND)
+    stops = []
+    for i in range(100):  # simulated time stands, real time goes on
+        if dog.check(SECOND, i * TICK).stop_now:
+            stops.append(i)
+    assert len(stops) == 1 and 30 <= stops[0] <= 31
+    dog.chunk(2 * SECOND, 2 * SECOND)
+    assert dog.check(2 * SECOND, 101 * TICK).may_move
+
+
+def test_a_chunk_that_came_while_stopped_is_not_kept():
+    bench = Bench()
+    bench.alive = {'chunk'}
+    bench.run(0.5)
+    bench.alive = {'pose'}
+    assert bench.run(0.5).state is State.WAITING
+    assert bench.stops() == []
+
+
 def test_stamps_from_the_future_count_as_no_input():
     bench = Bench()
     bench.run(1.0)
@@ -205,7 +237,7 @@ def test_whatever_happens_a_stop_comes_once_between_motions(sequence, latched):
         for _ in range(ticks):
             now += TICK
             verdict = dog.check(now)
-            assert verdict.stop_now == (moving and verdict.state is State.STOPPED)
+            assert verdict.stop_now == (moving and not verdict.may_move)
             assert not (verdict.may_move and must_enable)
             assert not (verdict.may_move and (not dog.enabled or verdict.reason))
             moving = verdict.may_move
