@@ -59,11 +59,14 @@ _specprune_prepend PYTHONPATH "$SPECPRUNE_ROOT"
 # DDS: large pictures need the profile, and a demo must not talk to a neighbour's arm.
 export RMW_IMPLEMENTATION="${RMW_IMPLEMENTATION:-rmw_fastrtps_cpp}"
 export ROS_AUTOMATIC_DISCOVERY_RANGE="${ROS_AUTOMATIC_DISCOVERY_RANGE:-LOCALHOST}"
+_specprune_value=$SPECPRUNE_ROOT/config/fastdds.xml
+if [ "$(df -Pk /dev/shm 2>/dev/null | awk 'NR == 2 {print $2}')" -lt 262144 ] 2>/dev/null; then
+  _specprune_value=$SPECPRUNE_ROOT/config/fastdds_small.xml
+fi
 case ${ROS_DISTRO:-} in # Fast DDS 2 reads one name; Fast DDS 3 reads the other and warns about the first
-  humble | jazzy) _specprune_value=FASTRTPS_DEFAULT_PROFILES_FILE ;;
-  *) _specprune_value=FASTDDS_DEFAULT_PROFILES_FILE ;;
+  humble | jazzy) export FASTRTPS_DEFAULT_PROFILES_FILE="${FASTRTPS_DEFAULT_PROFILES_FILE:-$_specprune_value}" ;;
+  *) export FASTDDS_DEFAULT_PROFILES_FILE="${FASTDDS_DEFAULT_PROFILES_FILE:-$_specprune_value}" ;;
 esac
-eval "export $_specprune_value=\"\${$_specprune_value:-\$SPECPRUNE_ROOT/config/fastdds.xml}\""
 
 [ -z "$_specprune_nounset" ] || set -u
 unset _specprune_value _specprune_nounset

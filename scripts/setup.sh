@@ -80,7 +80,7 @@ install_key() {
 # config files by name only, because they are linked, not copied.
 build_key() {
   { cat "$stamps/installed" package.xml CMakeLists.txt msg/*.msg
-    find specprune_ros launch config scripts -type f ! -name '*.pyc' | LC_ALL=C sort
+    find specprune_ros config launch scripts -type f ! -name '*.pyc' | LC_ALL=C sort
   } | sha256sum | cut -d' ' -f1
 }
 
@@ -124,7 +124,8 @@ install_wheels() {
   : >"$venv/local_setup.sh"
 }
 
-# With a ROS host, its own NumPy stays: its messages are compiled against it.
+# With a ROS host, its own NumPy stays, because its messages are compiled against it, and its pytest,
+# because launch_pytest follows it.
 install_host() {
   local python=$venv/bin/python numpy
   if ! "$python" -c 'import rclpy' 2>/dev/null; then
@@ -132,7 +133,7 @@ install_host() {
   fi
   numpy=$("$python" -c 'import numpy; print(numpy.__version__)')
   "$python" -c 'import pinocchio' 2>/dev/null || apt_install "No Pinocchio" "ros-$ROS_DISTRO-pinocchio" || exit 1
-  grep -vE '^(numpy|pin|setuptools|pytest|packaging|pyyaml|catkin-pkg|empy|lark-parser|ros-.*)==' constraints.txt >"$venv/constraints.txt"
+  grep -vE '^(numpy|pin|pytest|packaging|pyyaml|ros-.*)==' constraints.txt >"$venv/constraints.txt"
   echo "numpy==$numpy" >>"$venv/constraints.txt"
   grep -vhE '^(pin)$' requirements/run.txt requirements/sim.txt requirements/test.txt >"$venv/requirements.txt"
   have colcon || cat requirements/build.txt >>"$venv/requirements.txt"
