@@ -233,6 +233,7 @@ class PolicyConfig:
     head_blocks: int = 2
     dit: DiTConfig | None = None
     resize: str = 'lanczos3'
+    pre_resize: int = 0
     center_crop: bool = True
     jpeg: bool = True
     position_code: bool = False

@@ -90,6 +90,8 @@ class Preprocessor:
             tower = self.config.towers[0]
             padded = pad_square(picture, tuple(int(255 * m) for m in tower.mean))
             return torch.from_numpy(resize_bicubic(padded, side)).to(self.device)
+        if self.config.pre_resize:
+            picture = resize_bicubic(picture, self.config.pre_resize)
         fits = picture.shape[:2] == (side, side)
         if self.jpeg and not fits:
             picture = jpeg_round_trip(picture)

@@ -96,6 +96,20 @@ class Statistics:
             )
         return cls(*action, mask, *proprio, key=name, **rules)
 
+    def to_json(self) -> dict[str, Any]:
+        """Robots as :meth:`from_json` reads them; low and high are written under both names."""
+        entry: dict[str, Any] = {}
+        for part, low, high in (
+            ('action', self.action_low, self.action_high),
+            ('proprio', self.proprio_low, self.proprio_high),
+        ):
+            if low is not None and high is not None:
+                bounds = {'q01': low, 'min': low, 'q99': high, 'max': high}
+                entry[part] = {name: value.tolist() for name, value in bounds.items()}
+        if 'action' in entry and self.action_mask is not None:
+            entry['action']['mask'] = self.action_mask.tolist()
+        return {self.key or 'default': entry}
+
     def normalise_proprio(self, values: np.ndarray) -> np.ndarray:
         """Raw ``[..., P]`` to float64 in -1..1. Raises ``StatisticsError`` on a wrong length."""
         x = np.asarray(values, np.float64)

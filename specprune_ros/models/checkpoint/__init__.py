@@ -1,0 +1,1 @@
+"""Released checkpoints: what is in them, whether they will work, and their weights."""

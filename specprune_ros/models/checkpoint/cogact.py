@@ -1,0 +1,126 @@
+"""CogACT folders: ``config.json``, statistics, and one file in ``checkpoints/``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from specprune_ros.models.checkpoint import layout
+from specprune_ros.models.checkpoint.files import CheckpointError, TensorDict, load_pt
+from specprune_ros.models.checkpoint.report import Report, entry_bytes
+from specprune_ros.models.checkpoint.vision_sizes import count_layers, timm_sizes
+from specprune_ros.models.config import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    DecoderConfig,
+    DiTConfig,
+    PolicyConfig,
+)
+from specprune_ros.models.presets import COGACT_7B, DINOV2_L, SIGLIP_SO400M
+
+PARTS = ('vision_backbone', 'projector', 'llm_backbone', 'action_model')
+HEADS = {384: 4, 768: 12, 1024: 16}  # DiT small, base, large
+BASE = 'prism-dinosiglip-224px+7b'
+HEAD_DIM = 128  # of Llama 2 7B, the base of every CogACT
+
+
+def inspect(report: Report, config: Mapping[str, Any], overrides: Mapping[str, Any]) -> None:
+    """Fill the report for a CogACT folder."""
+    base = config['vla'].get('base_vlm')
+    if base != BASE:
+        report.problem(
+            f'{report.path / "config.json"}: vla.base_vlm is {base!r}, only {BASE!r} is supported'
+        )
+    eps = config.get('rms_norm_eps', 1e-5)
+    if eps != 1e-5:
+        report.problem(
+            f'{report.path / "config.json"}: rms_norm_eps is {eps}; '
+            'CogACT keeps the 1e-5 of Llama 2'
+        )
+    files = sorted((report.path / 'checkpoints').glob('*.pt'))
+    if len(files) > 1:
+        report.problem(f'{report.path / "checkpoints"}: holds {len(files)} .pt files; keep one')
+        return
+    if not files:
+        entries = layout.cogact_model(COGACT_7B)
+        report.lacks('checkpoints/<step>.pt', entry_bytes(entries, entries, 4))
+        return
+    source = TensorDict(files[0], _tensors(report, files[0]), strip='')
+    shapes = {name: info.shape for name, info in source.tensors.items()}
+    policy = _config(report, shapes, files[0], overrides)
+    report.config = policy
+    report.compare(layout.cogact_model(policy), [source], set())
+
+
+def _tensors(report: Report, path: Path) -> dict[str, Tensor]:
+    data = load_pt(path)
+    model = data.get('model')
+    if not isinstance(model, Mapping) or not set(PARTS) <= set(model):
+        raise CheckpointError(f'{path}: must hold "model" with {", ".join(PARTS)}')
+    others = sorted(set(model) - set(PARTS))
+    if others:
+        report.notes.append(f'{path.name}: not used: {", ".join(map(str, others))}')
+    tensors: dict[str, Tensor] = {}
+    for part in PARTS:
+        if not isinstance(model[part], Mapping):
+            raise CheckpointError(f'{path}: model.{part} must be a state dict')
+        tensors |= {f'{part}.{name}': value for name, value in model[part].items()}
+    return tensors
+
+
+def _config(
+    report: Report,
+    shapes: Mapping[str, tuple[int, ...]],
+    path: Path,
+    overrides: Mapping[str, Any],
+) -> PolicyConfig:
+    def shape(name: str) -> tuple[int, ...]:
+        if name not in shapes:
+            raise CheckpointError(f'{path}: {name!r} is missing')
+        return shapes[name]
+
+    known = (replace(DINOV2_L, mean=IMAGENET_MEAN, std=IMAGENET_STD), SIGLIP_SO400M)
+    towers = []
+    for i, name in enumerate(('dino_featurizer.', 'siglip_featurizer.')):
+        tower, where = timm_sizes(shapes, f'vision_backbone.{name}', known[i])
+        report.fact(f'tower {i}', f'{tower.name} {tower.depth} x {tower.width}', where)
+        towers.append(tower)
+    llm, net = 'llm_backbone.llm.model.', 'action_model.net.'
+    vocab, width = shape(f'{llm}embed_tokens.weight')
+    decoder = DecoderConfig(
+        width=width,
+        depth=count_layers(shapes, f'{llm}layers.'),
+        heads=width // HEAD_DIM,
+        mlp=shape(f'{llm}layers.0.mlp.gate_proj.weight')[0],
+        vocab=vocab,
+        rms_norm_eps=1e-5,
+        causal=True,
+    )
+    report.fact('decoder', f'{decoder.depth} x {decoder.width}', f'{path.name}, tensor shapes')
+    report.fact('rms_norm_eps', 1e-5, 'Llama 2, as CogACT keeps it')
+    dit_width, action_dim = shape(f'{net}x_embedder.linear.weight')
+    dit = DiTConfig(
+        width=dit_width,
+        depth=count_layers(shapes, f'{net}blocks.'),
+        heads=HEADS.get(dit_width, max(1, dit_width // 64)),
+    )
+    chunk = shape(f'{net}positional_embedding')[0] - 1
+    for name, value in (('action_dim', action_dim), ('chunk', chunk), ('proprio_dim', 0)):
+        report.fact(name, value, f'{path.name}, tensor shapes')
+    report.fact('action head', f'DiT {dit.depth} x {dit.width}', f'{path.name}, tensor shapes')
+    overrides = dict(overrides)
+    overrides.pop('platform', None)
+    return replace(
+        COGACT_7B,
+        towers=tuple(towers),
+        decoder=decoder,
+        projector=(),
+        action_dim=action_dim,
+        chunk=chunk,
+        dit=dit,
+        **overrides,
+    )

@@ -1,0 +1,54 @@
+"""Merging LoRA layers that a checkpoint left unmerged (FiLM vision backbones of OFT+).
+
+W = W_base + (alpha / r) B A, with alpha = min(r, 16) as OpenVLA-OFT trains (its r is 32).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from specprune_ros.models.checkpoint.files import CheckpointError
+
+BASE, A, B = '.base_layer.', '.lora_A.default.weight', '.lora_B.default.weight'
+PREFIXES = ('module.', 'base_model.model.', 'vision_backbone.')
+
+
+def plain_name(name: str) -> str:
+    """A stored name without the wrappers around the backbone."""
+    changed = True
+    while changed:
+        changed = False
+        for prefix in PREFIXES:
+            if name.startswith(prefix):
+                name, changed = name.removeprefix(prefix), True
+    return name
+
+
+def merge(path: Path, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Plain names to weights, LoRA merged in float32 and rounded back to the base's dtype."""
+    tensors = {plain_name(name): value for name, value in stored.items()}
+    merged = {
+        name.replace(BASE, '.'): value
+        for name, value in tensors.items()
+        if not name.endswith((A, B))
+    }
+    for name, down in tensors.items():
+        if not name.endswith(A):
+            continue
+        stem = name.removesuffix(A)
+        up, base = tensors.get(stem + B), tensors.get(f'{stem}{BASE}weight')
+        if up is None or base is None:
+            raise CheckpointError(f'{path}: {name!r} has no {B} or base layer beside it')
+        rank = down.shape[0]
+        product = up.flatten(1).float() @ down.flatten(1).float()
+        if product.numel() != base.numel() or up.shape[1] != rank:
+            raise CheckpointError(f'{path}: the LoRA shapes at {stem!r} do not fit its weight')
+        scale = min(rank, 16) / rank
+        merged[f'{stem}.weight'] = (base.float() + scale * product.view_as(base)).to(base.dtype)
+    for name in tensors:
+        if name.endswith(B) and name.removesuffix(B) + A not in tensors:
+            raise CheckpointError(f'{path}: {name!r} has no {A} beside it')
+    return merged

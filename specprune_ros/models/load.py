@@ -1,0 +1,273 @@
+"""One door to every checkpoint: inspect a folder, or load it ready for the policy."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from torch import nn
+from tqdm import tqdm
+
+from specprune_ros.models.build import Network, build, cast, empty
+from specprune_ros.models.checkpoint import cogact, db_oft, oft, own
+from specprune_ros.models.checkpoint.files import CheckpointError, check_values, read_json
+from specprune_ros.models.checkpoint.own import save_policy_model
+from specprune_ros.models.checkpoint.report import Report, human
+from specprune_ros.models.config import ConfigError, PolicyConfig
+from specprune_ros.models.preprocess import Preprocessor
+from specprune_ros.models.presets import default_tokenizer, preset
+from specprune_ros.models.statistics import Statistics, StatisticsError, choose_key
+from specprune_ros.models.tokens import PromptTokenizer
+
+__all__ = [
+    'LoadedModel',
+    'inspect_checkpoint',
+    'load_policy_model',
+    'random_policy_model',
+    'save_policy_model',
+]
+
+OVERRIDES = 'specprune.json'
+FAMILY_RULES: dict[str, dict[str, Any]] = {
+    'openvla-oft': {},
+    'db-oft': {'epsilon': 0.0, 'clip_actions': True},
+    'cogact': {'epsilon': 0.0, 'clip_actions': True, 'binarise': 6},
+}
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """Everything a policy needs. ``notes`` are sentences for the user."""
+
+    model: Network
+    config: PolicyConfig
+    preprocessor: Preprocessor
+    tokenizer: PromptTokenizer
+    statistics: Statistics
+    notes: list[str] = field(default_factory=list)
+
+
+def inspect_checkpoint(
+    path: Path | str,
+    unnorm_key: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> Report:
+    """Say what a local folder holds and whether it would load; reads headers, not weights.
+
+    ``overrides``: ``platform`` and fields of ``PolicyConfig`` that no file holds; they may also
+    stand in ``specprune.json`` beside the checkpoint. Never raises for a bad checkpoint: what is
+    wrong is listed in ``Report.problems``.
+    """
+    report = Report(Path(path))
+    try:
+        _inspect(report, unnorm_key, dict(overrides or {}))
+    except (CheckpointError, ConfigError, StatisticsError) as error:
+        report.problem(str(error))
+    except OSError as error:
+        report.problem(f'{error.filename or report.path}: cannot be read ({error.strerror})')
+    return report
+
+
+def _inspect(report: Report, unnorm_key: str | None, overrides: dict[str, Any]) -> None:
+    folder = report.path
+    if not folder.is_dir():
+        raise CheckpointError(
+            f'{folder}: not a folder; give the local folder of a downloaded checkpoint'
+        )
+    if not os.access(folder, os.R_OK | os.X_OK):
+        raise CheckpointError(f'{folder}: no permission to read; chmod u+rx it')
+    if not (folder / 'config.json').exists():
+        raise CheckpointError(f'{folder}: holds no config.json; not a checkpoint folder')
+    config = read_json(folder / 'config.json')
+    if (folder / OVERRIDES).exists():
+        overrides = {**read_json(folder / OVERRIDES), **overrides}
+        if isinstance(overrides.get('cameras'), list):
+            overrides['cameras'] = tuple(overrides['cameras'])
+    unknown = sorted(set(overrides) - {'platform', *PolicyConfig.__dataclass_fields__})
+    if unknown:
+        raise CheckpointError(f'{folder / OVERRIDES}: unknown fields {unknown}')
+    family, part = _family(folder, config)
+    report.family = family
+    report.fact('family', family, 'config.json')
+    statistics = folder / 'dataset_statistics.json'
+    if family in ('openvla-oft', 'cogact', own.FORMAT):
+        if statistics.exists():
+            report.statistics = read_json(statistics)
+            report.statistics_keys = tuple(report.statistics)
+        elif family != own.FORMAT:
+            report.problem(
+                f'{statistics} is absent: actions cannot be scaled without it (the sets in '
+                'config.json are those of pre-training); download it'
+            )
+    part.inspect(report, config, overrides)
+    if family == 'db-oft':
+        report.statistics = db_oft.statistics(report)
+        report.statistics_keys = tuple(report.statistics)
+    policy = report.config
+    if policy is None:
+        return
+    report.family = policy.family
+    _tokenizer(report, policy)
+    if report.statistics is not None:
+        scales = _scales(report, policy, unnorm_key)
+        report.unnorm_key = scales.key
+    elif policy.norm != 'identity':
+        report.problem(f'{statistics} is absent: norm is {policy.norm}')
+    model = empty(policy)
+    report.close(sum(parameter.numel() for parameter in model.parameters()))
+
+
+def _family(folder: Path, config: Mapping[str, Any]) -> tuple[str, Any]:
+    kind = config.get('model_type')
+    if config.get('format') == own.FORMAT:
+        return own.FORMAT, own
+    if kind == 'openvla':
+        return 'openvla-oft', oft
+    if kind == 'dexbotic_oft':
+        return 'db-oft', db_oft
+    if isinstance(config.get('vla'), Mapping):
+        return 'cogact', cogact
+    raise CheckpointError(
+        f'{folder / "config.json"}: model_type {kind!r} is not known; OpenVLA-OFT (openvla), '
+        'DB-OFT (dexbotic_oft), CogACT (a "vla" section) and our own format can be loaded'
+    )
+
+
+def _scales(report: Report, policy: PolicyConfig, key: str | None) -> Statistics:
+    name = choose_key(report.statistics, key, f'{report.path}: statistics')
+    # Dexbotic serves proprioception raw.
+    raw = policy.family == 'db-oft'
+    return Statistics.from_json(
+        report.statistics,
+        name,
+        norm=policy.norm,
+        action_dim=policy.action_dim,
+        proprio_dim=0 if raw else policy.proprio_dim,
+        **FAMILY_RULES[policy.family],
+    )
+
+
+def _tokenizer(report: Report, policy: PolicyConfig) -> None:
+    path = report.path / 'tokenizer.json'
+    if not path.exists():
+        cure = (
+            'copy the tokenizer.json of Llama 2 (any OpenVLA checkpoint has it) into the folder'
+            if policy.family == 'cogact'
+            else 'download it'
+        )
+        report.problem(f'{path} is absent: {cure}')
+        return
+    report.tokenizer = path
+    try:
+        _prompts(path, policy).encode('pick up the cube')
+    except ValueError as error:
+        report.problem(f'{path}: {error}')
+
+
+def _prompts(path: Path, policy: PolicyConfig) -> PromptTokenizer:
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises bare Exception
+        raise CheckpointError(f'not a tokenizer ({error}); download it again') from error
+    return PromptTokenizer(tokenizer, policy.template, policy.max_prompt, policy.decoder.vocab)
+
+
+def load_policy_model(
+    path: Path | str,
+    device: torch.device | str = 'cpu',
+    dtype: torch.dtype = torch.float32,
+    unnorm_key: str | None = None,
+    progress: bool = True,
+    overrides: Mapping[str, Any] | None = None,
+    fast_pictures: bool = False,
+) -> LoadedModel:
+    """Load a checkpoint folder straight to a device and dtype.
+
+    Weights go file by file, tensor by tensor, into their final place; no copy of a shard is made.
+    Raises ``CheckpointError`` naming the file and the cure, before any weight is used.
+    """
+    report = inspect_checkpoint(path, unnorm_key, overrides)
+    report.raise_problems()
+    policy = report.config
+    model = cast(empty(policy), dtype)
+    try:
+        model.to_empty(device=device)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f'{path}: {human(report.parameters * dtype.itemsize)} do not fit on {device} ({error})'
+        ) from error
+    fill(model, report, progress)
+    statistics = Statistics.identity()
+    if report.statistics is not None:
+        statistics = _scales(report, policy, unnorm_key)
+    preprocessor = Preprocessor(policy, device, dtype, fast=fast_pictures)
+    notes = list(report.notes)
+    if preprocessor.note:
+        notes.append(preprocessor.note)
+    tokenizer = _prompts(report.tokenizer, policy)
+    return LoadedModel(model, policy, preprocessor, tokenizer, statistics, notes)
+
+
+def random_policy_model(
+    name: str,
+    seed: int = 0,
+    device: torch.device | str = 'cpu',
+    dtype: torch.dtype = torch.float32,
+) -> LoadedModel:
+    """A preset with random weights and the small word tokenizer. Its actions mean nothing."""
+    policy = preset(name)
+    tokenizer = PromptTokenizer(
+        default_tokenizer(), policy.template, policy.max_prompt, policy.decoder.vocab
+    )
+    return LoadedModel(
+        model=build(policy, seed, device, dtype),
+        config=policy,
+        preprocessor=Preprocessor(policy, device, dtype),
+        tokenizer=tokenizer,
+        statistics=Statistics.identity(),
+        notes=[f'random weights (preset {name}, seed {seed}): the actions mean nothing'],
+    )
+
+
+def fill(model: nn.Module, report: Report, progress: bool) -> None:
+    """Copy every tensor of the report's files into the network; all parameters must be covered."""
+    parameters = dict(model.named_parameters())
+    covered = dict.fromkeys(parameters, 0)
+    sums = {
+        slot.target
+        for _, chosen in report.work
+        for _, entry in chosen
+        for slot in entry.slots
+        if slot.add
+    }
+    total = sum(len(chosen) for _, chosen in report.work)
+    with (
+        torch.no_grad(),
+        tqdm(total=total, desc='weights', unit='tensor', disable=not progress) as bar,
+    ):
+        for name in sums:
+            parameters[name].zero_()
+        for source, chosen in report.work:
+            for name, entry in chosen:
+                tensor = source.read(name)
+                check_values(source.path, name, tensor)
+                for slot in entry.slots:
+                    place = slot.view(parameters[slot.target])
+                    part = slot.source(tensor).to(place.device)
+                    if slot.add:
+                        place.add_(part)
+                        covered[slot.target] += 0 if covered[slot.target] else place.numel()
+                    else:
+                        place.copy_(part)
+                        covered[slot.target] += place.numel()
+                del tensor
+                bar.update()
+            source.close()
+    wrong = sorted(name for name, n in covered.items() if n != parameters[name].numel())
+    if wrong:
+        raise CheckpointError(f'{report.path}: {wrong[0]} was not filled exactly once')
