@@ -143,6 +143,16 @@ class SafetyFilter:
         """The latched stop in force, if any."""
         return self._stop
 
+    @property
+    def pose(self) -> Pose | None:
+        """The pose the commanded motion has reached, where it is tracked."""
+        return self._pose
+
+    @property
+    def positions(self) -> dict[str, float]:
+        """The joint positions the commanded motion has reached, rad."""
+        return self._positions
+
     def enable(self) -> None:
         """Clear a latched stop; motion starts from rest."""
         self._stop = None

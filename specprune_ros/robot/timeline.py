@@ -586,3 +586,22 @@ def _mix(kind: int, a: np.ndarray, b: np.ndarray, share: float) -> np.ndarray:
     if kind == KIND_EE_POSE:
         return _row(geometry.blend(_pose(a), _pose(b), share))
     return (1.0 - share) * a + share * b
+
+
+def path_of(chunk: Chunk, start: Pose, tool_frame: str = '') -> list[Pose]:
+    """The poses a checked end-effector chunk leads through: ``start`` and one per row."""
+    if chunk.kind == KIND_EE_POSE:
+        return [start] + [
+            Pose(tuple(float(v) for v in row[:3]), _quaternion(chunk.rotation, row[3:]))
+            for row in chunk.motion
+        ]
+    poses = [start]
+    for rate in _delta_rates(chunk, chunk.frame == tool_frame):
+        twist, at = Twist.of(rate), poses[-1]
+        if chunk.frame == tool_frame:
+            twist = Twist(
+                geometry.rotate(at.orientation, twist.linear),
+                geometry.rotate(at.orientation, twist.angular),
+            )
+        poses.append(geometry.integrate(at, twist, chunk.step_dt))
+    return poses
