@@ -1,0 +1,22 @@
+"""The code keeps its own rules: formatting, style, and the direction of imports."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize(
+    'command',
+    [('ruff', 'format', '--check', '.'), ('ruff', 'check', '.'), ('lint-imports', '--no-cache')],
+    ids=' '.join,
+)
+def test_rule(command):
+    tool = shutil.which(command[0], path=str(Path(sys.executable).parent))
+    assert tool, f'{command[0]} is not installed: requirements/test.txt'
+    done = subprocess.run([tool, *command[1:]], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
