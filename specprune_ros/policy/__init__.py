@@ -1,0 +1,1 @@
+"""Model, pruner and memory together: from an observation to a chunk of actions."""

@@ -1,0 +1,67 @@
+"""A policy from a checkpoint's folder or a preset's name, on the device there is."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from specprune_ros.models.load import LoadedModel, load_policy_model, random_policy_model
+from specprune_ros.policy.policy import Policy
+from specprune_ros.pruning.params import PruningParams
+
+DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
+
+
+def resolve(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
+    """Device and number format for ``auto`` and explicit names. Raises ``ValueError``.
+
+    ``auto`` is a GPU if there is one, with bfloat16; a CPU runs float32.
+    """
+    if device == 'auto':
+        device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    try:
+        place = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"model.device '{device}' is no device: {error}") from error
+    if place.type == 'cuda' and not torch.cuda.is_available():
+        raise ValueError(f"model.device '{device}': PyTorch finds no GPU here; use cpu or auto")
+    if place.type == 'cuda' and (place.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"model.device '{device}': there are {torch.cuda.device_count()} GPUs, from cuda:0"
+        )
+    if dtype == 'auto':
+        return place, torch.bfloat16 if place.type == 'cuda' else torch.float32
+    if dtype not in DTYPES:
+        raise ValueError(f"model.dtype '{dtype}' is none of auto, {', '.join(DTYPES)}")
+    return place, DTYPES[dtype]
+
+
+def build_policy(
+    path: str = '',
+    preset: str = 'tiny',
+    seed: int = 0,
+    device: str = 'auto',
+    dtype: str = 'auto',
+    unnorm_key: str = '',
+    threads: int = 0,
+    params: PruningParams | None = None,
+    progress: bool = False,
+) -> Policy:
+    """Load the checkpoint in ``path``, or build ``preset`` with random weights from ``seed``.
+
+    ``threads`` bounds the CPU threads (0: all cores but one). Raises ``ValueError`` or the
+    loader's errors, which name the file and the cure.
+    """
+    place, kind = resolve(device, dtype)
+    # Two threads that wait for each other on a core that cameras and DDS share are slower than
+    # one.
+    torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) - 1))
+    loaded: LoadedModel
+    if path:
+        loaded = load_policy_model(
+            path, place, kind, unnorm_key=unnorm_key or None, progress=progress
+        )
+    else:
+        loaded = random_policy_model(preset, seed, place, kind)
+    return Policy(loaded, params)

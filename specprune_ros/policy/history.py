@@ -1,0 +1,58 @@
+"""Past pictures by time: what V_dynamic compares the newest picture with."""
+
+from __future__ import annotations
+
+from collections import deque
+from threading import Lock
+
+from specprune_ros.policy.observation import Picture
+
+CAPACITY = 64
+
+
+class FrameHistory:
+    """A time-stamped ring of pictures per camera. Pushed from callbacks, read by the inference
+    thread.
+
+    ``span_ns`` is how far back pictures are kept (20 control steps in this package), ``CAPACITY``
+    bounds their number whatever the camera rate.
+    """
+
+    def __init__(self, span_ns: int) -> None:
+        self._span_ns = span_ns
+        self._lock = Lock()
+        self._rings: dict[str, deque[Picture]] = {}
+
+    def push(self, camera: str, picture: Picture) -> bool:
+        """Store a picture. Returns False if its time went backwards, and nothing was stored."""
+        with self._lock:
+            ring = self._rings.setdefault(camera, deque(maxlen=CAPACITY))
+            if ring and picture.stamp_ns <= ring[-1].stamp_ns:
+                return picture.stamp_ns == ring[-1].stamp_ns
+            ring.append(picture)
+            oldest = picture.stamp_ns - self._span_ns
+            while len(ring) > 1 and ring[1].stamp_ns <= oldest:
+                ring.popleft()
+            return True
+
+    def at(self, camera: str, stamp_ns: int, before_ns: int) -> Picture | None:
+        """The newest picture taken at or before ``stamp_ns``, else the oldest one before
+        ``before_ns``.
+
+        ``None`` where nothing is older than ``before_ns``: there is no past to compare with.
+        """
+        with self._lock:
+            past = [p for p in self._rings.get(camera, ()) if p.stamp_ns < before_ns]
+        if not past:
+            return None
+        older = [p for p in past if p.stamp_ns <= stamp_ns]
+        return older[-1] if older else past[0]
+
+    def clear(self) -> None:
+        """Forget every picture."""
+        with self._lock:
+            self._rings.clear()
+
+    def __len__(self) -> int:
+        with self._lock:
+            return sum(len(ring) for ring in self._rings.values())

@@ -1,0 +1,112 @@
+"""What one query leaves for the next, and every rule that makes the policy forget it.
+
+The previous query's attention is a prior for this one only while the world went on continuously.
+All reset rules of the package live in this file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from torch import Tensor
+
+from specprune_ros.models.decoder import KVCache
+from specprune_ros.policy.history import FrameHistory
+from specprune_ros.policy.observation import Observation
+from specprune_ros.pruning.controller import ControllerState
+
+SECOND_NS = 1_000_000_000
+
+
+@dataclass
+class Memory:
+    """State between queries. Owned by the thread that runs the policy; only ``history`` is shared.
+
+    ``carry`` is what the pruner's last pass returned, ``cache`` the last pass's keys and values
+    (kept only for pruners that reuse them), ``episode`` counts resets, ``queries`` the queries
+    since.
+    """
+
+    history: FrameHistory
+    gap_limit_s: float = 2.0
+    carry: dict[str, Tensor] = field(default_factory=dict)
+    cache: KVCache | None = None
+    controller: ControllerState = field(default_factory=ControllerState)
+    episode: int = 0
+    queries: int = 0
+    since_dense: int = 0
+    _last: Observation | None = None
+    _pruner: str = ''
+    _request: str | None = 'start'
+
+    def request_reset(self, reason: str) -> None:
+        """Ask for a reset before the next query (any thread)."""
+        self._request = reason
+
+    def open(self, observation: Observation, pruner: str) -> str | None:
+        """Begin a query: forget where continuity is broken. Returns why, or ``None``.
+
+        Rules, in order: a reset that was asked for (start, service, activation), time going
+        backwards, a gap longer than ``gap_limit_s``, other cameras or another picture size; these
+        forget the past pictures as well. Then another instruction or another pruner: the pictures
+        stay true.
+        """
+        reason, pictures_too = self._broken(observation, pruner)
+        if reason is not None:
+            self.carry = {}
+            self.cache = None
+            self.controller = ControllerState()
+            self.episode += 1
+            self.queries = 0
+            self.since_dense = 0
+        if pictures_too:
+            self.history.clear()
+        self._request = None
+        self._pruner = pruner
+        for camera, picture in observation.pictures.items():
+            self.history.push(camera, picture)
+        return reason
+
+    def _broken(self, observation: Observation, pruner: str) -> tuple[str | None, bool]:
+        """Why continuity is broken, and whether the past pictures are worthless too."""
+        if self._request is not None:
+            return self._request, True
+        last = self._last
+        if last is None:
+            return 'start', True
+        elapsed = (observation.stamp_ns - last.stamp_ns) / SECOND_NS
+        if elapsed < 0:
+            return f'time went back by {-elapsed:.2f} s', True
+        if elapsed > self.gap_limit_s:
+            return f'no query for {elapsed:.2f} s', True
+        if list(observation.pictures) != list(last.pictures):
+            return 'other cameras', True
+        for camera, picture in observation.pictures.items():
+            if picture.pixels.shape != last.pictures[camera].pixels.shape:
+                return f"camera '{camera}' changed its picture size", True
+        if observation.instruction != last.instruction:
+            return 'new instruction', False
+        if pruner != self._pruner:
+            return f'pruner changed to {pruner}', False
+        return None, False
+
+    def displacement(self, observation: Observation) -> float | None:
+        """Net end-effector translation since the previous query, metres (``None`` unknown)."""
+        if self._last is None or self._last.position is None or observation.position is None:
+            return None
+        return float(np.linalg.norm(observation.position - self._last.position))
+
+    def close(
+        self,
+        observation: Observation,
+        carry: dict[str, Tensor],
+        cache: KVCache | None,
+        dense: bool,
+    ) -> None:
+        """End a query that succeeded: what it saw and attended to is the next one's past."""
+        self.carry = carry
+        self.cache = cache
+        self._last = observation
+        self.queries += 1
+        self.since_dense = 0 if dense else self.since_dense + 1

@@ -1,0 +1,100 @@
+"""What the policy is asked with: pictures, a sentence, the robot's state, and when."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from specprune_ros.pruning.controller import SpeedSample
+
+# Larger pictures are refused: nothing a policy of 224 pixels can use, and a way to exhaust memory.
+MAX_SIDE = 4096
+MIN_SIDE = 16
+MAX_INSTRUCTION = 1000
+
+
+class ObservationError(ValueError):
+    """An observation the policy must not act on; the message names the input and what would be
+    right.
+    """
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One camera picture: uint8 ``[height, width, 3]`` RGB and the time it was taken
+    (nanoseconds).
+    """
+
+    pixels: np.ndarray
+    stamp_ns: int
+
+    def check(self, camera: str) -> None:
+        """Raise :class:`ObservationError` unless this is a picture a policy can look at."""
+        shape = self.pixels.shape
+        if self.pixels.dtype != np.uint8 or len(shape) != 3 or shape[2] != 3:
+            raise ObservationError(
+                f"camera '{camera}': expected uint8 [height, width, 3], "
+                f'got {self.pixels.dtype} {list(shape)}'
+            )
+        if not all(MIN_SIDE <= side <= MAX_SIDE for side in shape[:2]):
+            raise ObservationError(
+                f"camera '{camera}': {shape[1]} x {shape[0]} pixels; each side must be "
+                f'between {MIN_SIDE} and {MAX_SIDE}'
+            )
+
+
+@dataclass(frozen=True)
+class Observation:
+    """One consistent look at the world.
+
+    ``pictures`` maps camera names, in the policy's order, to pictures. ``proprio`` is float64
+    ``[proprio_dim]`` in the units of the policy's statistics, or ``None`` for a policy without
+    proprioception. ``speed`` is the end-effector speed (``None`` unknown), ``position`` the end-
+    effector position in metres, float64 ``[3]`` (``None`` unknown).
+    """
+
+    pictures: Mapping[str, Picture]
+    instruction: str
+    proprio: np.ndarray | None = None
+    speed: SpeedSample | None = None
+    position: np.ndarray | None = None
+
+    @property
+    def stamp_ns(self) -> int:
+        """Observation time: the newest picture's stamp, in nanoseconds."""
+        return max(picture.stamp_ns for picture in self.pictures.values())
+
+    def check(self, cameras: int, proprio_dim: int) -> None:
+        """Raise :class:`ObservationError` unless a policy with these inputs can act on this."""
+        if len(self.pictures) != cameras:
+            raise ObservationError(
+                f'{len(self.pictures)} camera(s) given ({", ".join(self.pictures) or "none"}), '
+                f'the model reads {cameras}'
+            )
+        for camera, picture in self.pictures.items():
+            picture.check(camera)
+        check_instruction(self.instruction)
+        if proprio_dim:
+            if self.proprio is None:
+                raise ObservationError(
+                    f'proprioception is missing; the model reads {proprio_dim} numbers'
+                )
+            if self.proprio.shape != (proprio_dim,):
+                raise ObservationError(
+                    f'proprioception has shape {list(self.proprio.shape)}, '
+                    f'the model reads [{proprio_dim}]'
+                )
+            if not np.isfinite(self.proprio).all():
+                raise ObservationError('proprioception is not finite')
+
+
+def check_instruction(text: str) -> None:
+    """Raise :class:`ObservationError` unless ``text`` is a sentence of sensible length."""
+    if not text.strip():
+        raise ObservationError('the instruction is empty; say what the robot should do')
+    if len(text) > MAX_INSTRUCTION:
+        raise ObservationError(
+            f'the instruction has {len(text)} characters; at most {MAX_INSTRUCTION} are read'
+        )

@@ -1,0 +1,71 @@
+"""Pictures of one query: what was kept, coloured by the set that kept it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from specprune_ros.policy.result import Overlay
+
+# A colour-blind safe palette (Okabe and Ito), one colour per set. Other sets take OTHER.
+COLOURS = {
+    'global': (230, 159, 0),
+    'dynamic': (0, 114, 178),
+    'local': (0, 158, 115),
+    'fill': (240, 228, 66),
+}
+OTHER = (204, 121, 167)
+TINT = 0.16  # share of the colour on a kept patch
+EDGE = 0.85  # the same on its rim
+DIM = 0.32  # brightness left to a dropped patch
+
+
+def patch_colours(overlay: Overlay, camera: int) -> tuple[np.ndarray, np.ndarray]:
+    """Colour per patch, float ``[rows, columns, 3]``, and which patches have one, bool.
+
+    A patch in several sets takes the mean of their colours; kept patches that no set asked for
+    (fill) have the fill colour.
+    """
+    rows, columns = overlay.grid
+    span = slice(camera * rows * columns, (camera + 1) * rows * columns)
+    total = np.zeros((rows * columns, 3))
+    count = np.zeros(rows * columns)
+    for name, members in overlay.sets.items():
+        inside = members[span]
+        total[inside] += COLOURS.get(name, OTHER)
+        count[inside] += 1
+    bare = overlay.kept[span] & (count == 0)
+    total[bare] += COLOURS['fill']
+    count[bare] += 1
+    coloured = count > 0
+    total[coloured] /= count[coloured, None]
+    return total.reshape(rows, columns, 3), coloured.reshape(rows, columns)
+
+
+def draw(overlay: Overlay, camera: int, zoom: int = 1) -> np.ndarray:
+    """One camera's picture, uint8 ``[zoom * height, zoom * width, 3]``.
+
+    Kept patches are tinted and rimmed in the colour of the set that kept them, dropped ones are
+    dark. A query that dropped nothing gives the picture unchanged.
+    """
+    picture = overlay.pictures[camera]
+    if zoom > 1:
+        picture = picture.repeat(zoom, axis=0).repeat(zoom, axis=1)
+    rows, columns = overlay.grid
+    kept = overlay.kept.reshape(-1, rows, columns)[camera]
+    if overlay.kept.all():
+        return np.array(picture)
+    height, width = picture.shape[0] // rows, picture.shape[1] // columns
+    colours, coloured = patch_colours(overlay, camera)
+    shade = np.full((height, width), TINT)
+    shade[[0, -1], :] = shade[:, [0, -1]] = EDGE
+    strength = np.tile(shade, (rows, columns)) * _spread(coloured & kept, height, width)
+    picture = picture[: rows * height, : columns * width].astype(np.float64)
+    tint = _spread(colours, height, width)
+    drawn = picture * (1 - strength[..., None]) + tint * strength[..., None]
+    grey = picture.mean(axis=2, keepdims=True) * DIM
+    drawn = np.where(_spread(kept, height, width)[..., None], drawn, grey)
+    return np.clip(np.rint(drawn), 0, 255).astype(np.uint8)
+
+
+def _spread(patches: np.ndarray, height: int, width: int) -> np.ndarray:
+    return patches.repeat(height, axis=0).repeat(width, axis=1)

@@ -1,0 +1,345 @@
+"""Model, pruner and memory together: the package's one public Python interface."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from specprune_ros.models.config import PolicyConfig
+from specprune_ros.models.decoder import DecoderOutput, KVCache
+from specprune_ros.models.embedded import Embedded
+from specprune_ros.models.flops import dense_flops, query_flops
+from specprune_ros.models.load import LoadedModel
+from specprune_ros.models.tokens import Prompt
+from specprune_ros.policy.history import FrameHistory
+from specprune_ros.policy.memory import SECOND_NS, Memory
+from specprune_ros.policy.observation import Observation, Picture
+from specprune_ros.policy.result import Overlay, PolicyResult, StageTimes, TokenCounts
+from specprune_ros.pruning.controller import Controller, Decision, history_offset
+from specprune_ros.pruning.interface import (
+    Mode,
+    PassOutcome,
+    PrunePass,
+    QueryContext,
+    TokenLayout,
+)
+from specprune_ros.pruning.params import PruningParams
+from specprune_ros.pruning.registry import pruner
+from specprune_ros.pruning.similarity import changed_share, patch_cosine
+
+HISTORY_STEPS = 20  # control steps of pictures kept for V_dynamic
+
+
+class PolicyError(RuntimeError):
+    """The model gave something no arm may be given; the message says what."""
+
+
+class Policy:
+    """A vision-language-action policy with token pruning: :meth:`act` turns looks into motions.
+
+    ``loaded`` is a model with its tokenizer, preprocessing and statistics. :meth:`act` belongs to
+    one thread; :attr:`history`, :meth:`set_params` and :meth:`reset` may be used from any.
+    ``absurd`` is the largest normalised action that is believed (-1 to 1 spans the training data).
+    """
+
+    def __init__(
+        self, loaded: LoadedModel, params: PruningParams | None = None, absurd: float = 10.0
+    ) -> None:
+        self.loaded = loaded
+        self.config: PolicyConfig = loaded.config
+        self.step_dt = 1.0 / self.config.control_hz
+        self.history = FrameHistory(round(HISTORY_STEPS * self.step_dt * SECOND_NS))
+        self.absurd = absurd
+        self.measure_deviation = False
+        self._memory = Memory(self.history)
+        self._controller = Controller()
+        self._device = next(loaded.model.parameters()).device
+        self._swap = threading.Lock()
+        self._snapshot = (params or PruningParams(), 1)
+
+    @property
+    def params(self) -> PruningParams:
+        """The parameters the next query runs with."""
+        return self._snapshot[0]
+
+    @property
+    def params_version(self) -> int:
+        """Counts changes of the parameters, from 1."""
+        return self._snapshot[1]
+
+    @property
+    def episode(self) -> int:
+        """Counts resets of the memory."""
+        return self._memory.episode
+
+    def layout(self, instruction: str = 'move') -> TokenLayout:
+        """The token layout of a query with this instruction."""
+        return self.loaded.model.layout(self.loaded.tokenizer.encode(instruction))
+
+    def check_params(self, params: PruningParams) -> None:
+        """Raise ``ParamError`` where these parameters and this model cannot go together."""
+        params.check(self.layout())
+
+    def set_params(self, params: PruningParams) -> int:
+        """Use ``params`` from the next query on; returns their version. Raises ``ParamError``."""
+        self.check_params(params)
+        with self._swap:
+            self._snapshot = (params, self._snapshot[1] + 1)
+            return self._snapshot[1]
+
+    def reset(self, reason: str = 'asked for') -> None:
+        """Forget everything before the next query."""
+        self._memory.request_reset(reason)
+
+    def warm_up(self) -> float:
+        """Run two queries on grey pictures and forget them; returns the second's seconds."""
+        size = self.config.image_size
+        grey = np.full((size, size, 3), 128, np.uint8)
+        times = self.act(self._blank(Picture(grey, 0))).times
+        times = self.act(self._blank(Picture(grey, round(self.step_dt * SECOND_NS)))).times
+        self.reset('start')
+        return times.total
+
+    def _blank(self, picture: Picture) -> Observation:
+        dim = self.config.proprio_dim
+        return Observation(
+            pictures={camera: picture for camera in self.config.cameras},
+            instruction='warm up',
+            proprio=np.zeros(dim) if dim else None,
+        )
+
+    @torch.inference_mode()
+    def act(self, observation: Observation) -> PolicyResult:
+        """One query.
+
+        Raises ``ObservationError`` for an observation that does not fit the model and
+        :class:`PolicyError` for actions that are not finite or absurd; memory is then forgotten.
+        """
+        start = time.perf_counter()
+        params, version = self._snapshot
+        observation.check(len(self.config.cameras), self.config.proprio_dim)
+        method = pruner(params.pruner)
+        memory = self._memory
+        memory.gap_limit_s = params.reset_gap
+        reset = memory.open(observation, params.pruner)
+        decision = self._controller.decide(observation.speed, params, memory.controller)
+        memory.controller = decision.state
+
+        pixels = self.loaded.preprocessor([p.pixels for p in observation.pictures.values()])
+        displacement = memory.displacement(observation)
+        steps = history_offset(displacement, params)
+        similarity, history_age = self._similarity(observation, pixels.pictures, steps)
+        mode, reason = self._mode(params, decision, reset, similarity)
+        prompt = self.loaded.tokenizer.encode(observation.instruction)
+        proprio = self._proprio(observation)
+        seen = time.perf_counter()
+
+        embedded = self.loaded.model.embed(pixels.tensor, prompt, proprio)
+        self._settle()
+        embedded_at = time.perf_counter()
+
+        context = QueryContext(
+            layout=embedded.layout,
+            params=params,
+            mode=mode,
+            similarity=similarity,
+            carry=memory.carry,
+            pictures=pixels.pictures,
+            vision=embedded.vision,
+            text=embedded.text,
+            probe=partial(self.loaded.model.decoder.probe, embedded.hidden, embedded.layout),
+            speed_xyz=observation.speed.v_t if observation.speed else None,
+            displacement=displacement,
+            seed=memory.queries,
+        )
+        prune_pass = method.begin(context)
+        cache = self._cache(method.plan(embedded.layout, params, Mode.COARSE).reuse)
+        output = self._decode(embedded, prune_pass, cache)
+        outcome = prune_pass.finish()
+        self._settle()
+        decoded = time.perf_counter()
+
+        actions, normalised = self._actions(output, embedded.layout)
+        end = time.perf_counter()
+        self._believe(normalised)
+        times = StageTimes(
+            seen - start, embedded_at - seen, decoded - embedded_at, end - decoded, end - start
+        )
+        prior = bool(memory.carry) and mode is not Mode.DENSE
+        memory.close(observation, outcome.carry, cache, mode is Mode.DENSE)
+        deviation = self._deviation(embedded, actions) if self.measure_deviation else None
+        tokens = self._tokens(embedded.layout, outcome, output)
+        flops, ratio = self._flops(embedded.layout, output)
+        return PolicyResult(
+            actions=actions,
+            episode=memory.episode,
+            params_version=version,
+            pruner=params.pruner,
+            mode=mode,
+            reason=reason,
+            reset=reset,
+            speed=observation.speed,
+            tokens=tokens,
+            alpha=params.alpha,
+            budgets=(params.k_global, params.k_local, params.k_dynamic),
+            history_steps=None if similarity is None else steps,
+            history_age=history_age,
+            prior_valid=prior,
+            prior_recall=outcome.recall if prior else None,
+            flops=flops,
+            flops_ratio=ratio,
+            times=times,
+            device=str(self._device),
+            overlay=_overlay(pixels.pictures.cpu().numpy(), embedded.layout, outcome),
+            action_deviation=deviation,
+            notes=self._notes(outcome, prompt),
+        )
+
+    def _mode(
+        self,
+        params: PruningParams,
+        decision: Decision,
+        reset: str | None,
+        similarity: Tensor | None,
+    ) -> tuple[Mode, str]:
+        """Dense where memory or the parameters ask for it, else what the controller decided."""
+        memory = self._memory
+        if memory.queries == 0 and params.first_dense:
+            return Mode.DENSE, f'first query after a reset: {reset}'
+        if params.refresh_period and memory.since_dense + 1 >= params.refresh_period:
+            return Mode.DENSE, f'every {params.refresh_period} queries'
+        if params.refresh_change < 1.0 and similarity is not None:
+            tau = torch.tensor(params.tau, device=similarity.device)
+            cameras = torch.arange(len(self.config.cameras), device=similarity.device)
+            per_camera = tau[cameras.clamp(max=len(params.tau) - 1)]
+            each = per_camera.repeat_interleave(similarity.numel() // len(self.config.cameras))
+            share = float(changed_share(similarity, each))
+            if share > params.refresh_change:
+                return Mode.DENSE, f'{share:.0%} of the patches changed'
+        return decision.mode, decision.reason
+
+    def _similarity(
+        self, observation: Observation, pictures: Tensor, steps: int
+    ) -> tuple[Tensor | None, float | None]:
+        """Patch cosine with the picture ``steps`` control steps ago, and its age in seconds."""
+        stamp = observation.stamp_ns
+        wanted = stamp - round(steps * self.step_dt * SECOND_NS)
+        past = [
+            self.history.at(camera, wanted, picture.stamp_ns)
+            for camera, picture in observation.pictures.items()
+        ]
+        found = [picture for picture in past if picture is not None]
+        if len(found) < len(past):
+            return None, None
+        prepare = self.loaded.preprocessor.picture
+        then = torch.stack(
+            [prepare(p.pixels, name) for p, name in zip(found, observation.pictures, strict=True)]
+        )
+        similarity = patch_cosine(pictures, then, self.config.grid)
+        return similarity, (stamp - min(picture.stamp_ns for picture in found)) / SECOND_NS
+
+    def _proprio(self, observation: Observation) -> Tensor | None:
+        if not self.config.proprio_dim or observation.proprio is None:
+            return None
+        normalised = self.loaded.statistics.normalise_proprio(observation.proprio)
+        return torch.from_numpy(np.asarray(normalised, np.float32)).to(self._device)
+
+    def _cache(self, reuses: bool) -> KVCache | None:
+        if not reuses:
+            return None
+        return self._memory.cache or KVCache(self.config.decoder.depth)
+
+    def _decode(
+        self, embedded: Embedded, prune_pass: PrunePass | None, cache: KVCache | None
+    ) -> DecoderOutput:
+        model = self.loaded.model
+        return model.decoder(
+            embedded.hidden,
+            embedded.layout,
+            prune_pass,
+            cache,
+            model.read(embedded.layout),
+        )
+
+    def _actions(
+        self, output: DecoderOutput, layout: TokenLayout
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Actions in action units and as the head gave them, float64 ``[chunk, action_dim]``."""
+        head = self.loaded.model.head(output, layout, seed=self._memory.queries)
+        normalised = head.float().cpu().numpy().astype(np.float64)
+        return self.loaded.statistics.unnormalise_actions(normalised), normalised
+
+    def _believe(self, normalised: np.ndarray) -> None:
+        """Raise :class:`PolicyError` unless the actions are finite and within reason."""
+        if not np.isfinite(normalised).all():
+            self.reset('non-finite actions')
+            raise PolicyError('the model gave actions that are not finite; nothing was sent')
+        largest = float(np.abs(normalised).max())
+        if largest > self.absurd:
+            self.reset('absurd actions')
+            raise PolicyError(
+                f'the model gave a normalised action of {largest:.1f}; more than '
+                f'{self.absurd:g} is not believed (absurd_action)'
+            )
+
+    def _deviation(self, embedded: Embedded, actions: np.ndarray) -> np.ndarray:
+        """Largest |pruned - dense| per dimension, on the same observation."""
+        dense, _ = self._actions(self._decode(embedded, None, None), embedded.layout)
+        return np.abs(actions - dense).max(axis=0)
+
+    def _tokens(
+        self, layout: TokenLayout, outcome: PassOutcome, output: DecoderOutput
+    ) -> TokenCounts:
+        union = torch.zeros(layout.vision_tokens, dtype=torch.bool)
+        for name, members in outcome.sets.items():
+            if name != 'fill':
+                union |= members.cpu()
+        present = [count for count in output.layer_tokens if count]
+        return TokenCounts(
+            total=layout.vision_tokens,
+            sets={name: int(members.sum()) for name, members in outcome.sets.items()},
+            union=int(union.sum()),
+            layers=tuple(boundary for boundary, _ in outcome.kept),
+            after=tuple(len(ids) for _, ids in outcome.kept),
+            mean=float(np.mean(present)) if present else float(layout.vision_tokens),
+        )
+
+    def _flops(self, layout: TokenLayout, output: DecoderOutput) -> tuple[float, float]:
+        """Operations of the query and their share of the dense query's."""
+        spent = query_flops(self.config, output).flops
+        return float(spent), spent / dense_flops(self.config, layout).flops
+
+    def _notes(self, outcome: PassOutcome, prompt: Prompt) -> tuple[str, ...]:
+        """What the user should know of this query."""
+        notes = list(outcome.notes)
+        if prompt.unknown:
+            notes.append(
+                f'outside the vocabulary of this policy: {", ".join(prompt.unknown)}; '
+                'it was not trained on these words'
+            )
+        if self.loaded.preprocessor.note:
+            notes.append(self.loaded.preprocessor.note)
+        return tuple(notes)
+
+    def _settle(self) -> None:
+        """Let a GPU finish, so that stage times are what they say."""
+        if self._device.type == 'cuda':
+            torch.cuda.synchronize(self._device)
+
+
+def _overlay(pictures: np.ndarray, layout: TokenLayout, outcome: PassOutcome) -> Overlay:
+    kept = np.ones(layout.vision_tokens, bool)
+    if outcome.kept:
+        ids = outcome.kept[-1][1].cpu().numpy()
+        kept[:] = False
+        kept[ids[ids >= 0]] = True
+    sets: Mapping[str, np.ndarray] = {
+        name: members.cpu().numpy() for name, members in outcome.sets.items()
+    }
+    return Overlay(pictures, layout.grid, sets, kept)

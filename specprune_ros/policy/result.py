@@ -1,0 +1,86 @@
+"""What one query gave: the actions, and an account of what pruning did."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from specprune_ros.pruning.controller import SpeedSample
+from specprune_ros.pruning.interface import Mode
+
+
+@dataclass(frozen=True)
+class StageTimes:
+    """Wall time of each stage of a query, in seconds; ``total`` is the policy's own time."""
+
+    preprocess: float
+    vision: float
+    decoder: float
+    head: float
+    total: float
+
+
+@dataclass(frozen=True)
+class TokenCounts:
+    """Vision tokens of one query.
+
+    ``sets`` counts what each set asked for (sets overlap), ``union`` those in at least one.
+    ``layers`` are the boundaries at which tokens were dropped, ``after`` what was left after each.
+    ``mean`` is averaged over the decoder's layers.
+    """
+
+    total: int
+    sets: Mapping[str, int]
+    union: int
+    layers: tuple[int, ...]
+    after: tuple[int, ...]
+    mean: float
+
+
+@dataclass(frozen=True)
+class Overlay:
+    """What a picture of the query needs: the policy's pictures and the patches kept, by set.
+
+    ``pictures``: uint8 ``[cameras, height, width, 3]``; ``sets`` and ``kept``: bool ``[V]``.
+    """
+
+    pictures: np.ndarray
+    grid: tuple[int, int]
+    sets: Mapping[str, np.ndarray]
+    kept: np.ndarray
+
+
+@dataclass(frozen=True)
+class PolicyResult:
+    """The actions of one query, float64 ``[chunk, action_dim]`` in action units, and its account.
+
+    ``reset`` says why memory was forgotten before this query (``None``: it was not).
+    ``history_steps`` and ``history_age`` (seconds) tell which past picture was compared with,
+    ``None`` without one. ``action_deviation`` is the largest absolute difference from a dense pass
+    per action dimension, where that was asked for.
+    """
+
+    actions: np.ndarray
+    episode: int
+    params_version: int
+    pruner: str
+    mode: Mode
+    reason: str
+    reset: str | None
+    speed: SpeedSample | None
+    tokens: TokenCounts
+    alpha: float
+    budgets: tuple[int, int, int]
+    history_steps: int | None
+    history_age: float | None
+    prior_valid: bool
+    prior_recall: float | None
+    flops: float
+    flops_ratio: float
+    times: StageTimes
+    device: str
+    overlay: Overlay
+    action_deviation: np.ndarray | None = None
+    notes: tuple[str, ...] = field(default=())

@@ -1,0 +1,207 @@
+"""The policy as a whole: it prunes, remembers, forgets by the rules, and refuses to lie."""
+
+import numpy as np
+import pytest
+import torch
+
+from specprune_ros.policy.build import build_policy, resolve
+from specprune_ros.policy.observation import Observation, ObservationError, Picture
+from specprune_ros.policy.policy import PolicyError
+from specprune_ros.pruning.controller import SpeedSample
+from specprune_ros.pruning.interface import Mode
+from specprune_ros.pruning.params import ParamError, PruningParams
+from specprune_ros.pruning.registry import names
+
+STEP = 50_000_000  # ns
+FAST = SpeedSample(v_t=1.0, v_r=0.0, dz=0.0, source='test', age_s=0.0)
+SLOW = SpeedSample(v_t=0.0, v_r=0.0, dz=0.0, source='test', age_s=0.0)
+
+
+@pytest.fixture
+def policy():
+    return build_policy(preset='tiny', device='cpu')
+
+
+def look(step, instruction='lift the red cube', size=224, speed=FAST, seed=0):
+    rng = np.random.default_rng(seed)
+    pictures = {}
+    for camera in ('agent', 'wrist'):
+        pixels = rng.integers(0, 255, (size, size, 3), dtype=np.uint8)
+        pixels[:40, : 8 * (step % 20 + 1)] = 255  # something moves
+        pictures[camera] = Picture(pixels, 10**12 + step * STEP)
+    return Observation(
+        pictures, instruction, np.zeros(8), speed, np.array([0.5 + 0.001 * step**2, 0.0, 0.2])
+    )
+
+
+def test_the_first_query_is_dense_and_says_why(policy):
+    result = policy.act(look(0))
+    assert result.mode is Mode.DENSE
+    assert result.reset == 'start'
+    assert 'first query after a reset' in result.reason
+    assert result.tokens.mean == result.tokens.total == 512
+    assert result.flops_ratio == pytest.approx(1.0, abs=0.01)
+    assert not result.prior_valid
+
+
+def test_the_second_query_prunes_with_prior_and_history(policy):
+    policy.act(look(0))
+    result = policy.act(look(1))
+    assert result.mode is Mode.COARSE
+    assert result.reset is None
+    assert result.prior_valid
+    assert result.history_age == pytest.approx(0.05)
+    assert set(result.tokens.sets) >= {'global', 'local', 'dynamic'}
+    assert all(count > 0 for name, count in result.tokens.sets.items() if name != 'fill')
+    assert list(result.tokens.after) == sorted(result.tokens.after, reverse=True)
+    assert result.tokens.mean < result.tokens.total
+    assert result.flops_ratio < 0.8
+    assert result.actions.shape == (8, 7)
+    assert np.isfinite(result.actions).all()
+
+
+def test_slow_motion_keeps_more(policy):
+    policy.act(look(0))
+    coarse = policy.act(look(1, speed=FAST)).tokens.mean
+    fine = policy.act(look(2, speed=SLOW)).tokens.mean
+    assert fine > coarse
+
+
+def test_keep_all_is_the_dense_policy_bit_for_bit(policy):
+    # Budgets that ask for every token: the pruning machinery runs, and takes nothing.
+    params = PruningParams().replace(
+        k_global=0, k_dynamic=0, k_local=256, alpha=1.0, fine_factor=1.0, prune_layers=[]
+    )
+    policy.set_params(params)
+    policy.act(look(0))
+    pruned = policy.act(look(1))
+    assert pruned.mode is Mode.COARSE
+    assert pruned.tokens.after == (512,)
+    policy.set_params(params.replace(mode='dense'))
+    policy.reset()
+    dense = policy.act(look(1))
+    assert dense.mode is Mode.DENSE
+    assert np.array_equal(pruned.actions, dense.actions)
+
+
+@pytest.mark.parametrize(
+    ('change', 'reason'),
+    [
+        (dict(instruction='lift the blue cube'), 'new instruction'),
+        (dict(step=-100), 'time went back by 5.05 s'),
+        (dict(step=2000), 'no query for 99.95 s'),
+        (dict(size=256), "camera 'agent' changed its picture size"),
+    ],
+)
+def test_memory_is_forgotten_by_the_rules(policy, change, reason):
+    policy.act(look(0))
+    before = policy.act(look(1))
+    result = policy.act(look(change.pop('step', 2), **change))
+    assert result.reset == reason
+    assert result.mode is Mode.DENSE
+    assert result.episode == before.episode + 1
+
+
+def test_a_reset_asked_for_happens_once(policy):
+    policy.act(look(0))
+    policy.reset('asked for')
+    assert policy.act(look(1)).reset == 'asked for'
+    assert policy.act(look(2)).reset is None
+
+
+def test_a_new_sentence_keeps_the_pictures(policy):
+    policy.act(look(0))
+    policy.act(look(1, instruction='lift the blue cube'))
+    result = policy.act(look(2, instruction='lift the blue cube'))
+    assert result.history_age == pytest.approx(0.1)
+
+
+def test_parameters_take_effect_on_the_next_query_and_are_counted(policy):
+    policy.act(look(0))
+    first = policy.act(look(1))
+    version = policy.set_params(policy.params.replace(alpha=0.4))
+    second = policy.act(look(2))
+    assert second.params_version == version == first.params_version + 1
+    assert second.alpha == 0.4
+    assert second.tokens.mean < first.tokens.mean
+
+
+def test_parameters_that_do_not_fit_the_model_are_refused_and_nothing_changes(policy):
+    before = policy.params
+    with pytest.raises(ParamError, match='cameras_kept.*the model has 2'):
+        policy.set_params(before.replace(cameras_kept=[5]))
+    assert policy.params is before
+
+
+def test_refresh_period_makes_every_nth_query_dense(policy):
+    policy.set_params(PruningParams().replace(refresh_period=3))
+    modes = [policy.act(look(i)).mode for i in range(7)]
+    assert [m is Mode.DENSE for m in modes] == [True, False, False] * 2 + [True]
+
+
+def test_a_picture_that_changes_a_lot_asks_for_a_dense_query(policy):
+    policy.set_params(PruningParams().replace(refresh_change=0.5))
+    policy.act(look(0))
+    assert policy.act(look(1)).mode is Mode.COARSE
+    result = policy.act(look(2, seed=1))
+    assert result.mode is Mode.DENSE
+    assert 'of the patches changed' in result.reason
+
+
+@pytest.mark.parametrize('name', names())
+def test_every_pruner_runs_behind_the_same_door(policy, name):
+    policy.set_params(PruningParams().replace(pruner=name))
+    # Some prune only once they know a few moves (each longer than the last here) or passes.
+    results = [policy.act(look(i)) for i in range(6)]
+    assert all(np.isfinite(r.actions).all() for r in results)
+    if name == 'dense':
+        assert results[-1].flops_ratio == pytest.approx(1.0)
+    else:
+        assert results[-1].flops_ratio < 1.0
+
+
+def test_actions_that_are_not_finite_never_leave(policy):
+    with torch.no_grad():
+        policy.loaded.model.action_head.fc2.bias[0] = float('nan')
+    with pytest.raises(PolicyError, match='not finite'):
+        policy.act(look(0))
+    with torch.no_grad():
+        policy.loaded.model.action_head.fc2.bias[0] = 0.0
+    assert policy.act(look(1)).reset == 'non-finite actions'
+
+
+def test_absurd_actions_never_leave(policy):
+    policy.absurd = 1e-6
+    with pytest.raises(PolicyError, match='is not believed'):
+        policy.act(look(0))
+
+
+def test_a_bad_observation_changes_nothing(policy):
+    policy.act(look(0))
+    bad = look(1)
+    bad.pictures['wrist'].pixels.resize((0, 0, 3), refcheck=False)
+    with pytest.raises(ObservationError):
+        policy.act(bad)
+    assert policy.act(look(2)).reset is None
+
+
+def test_unknown_words_are_said(policy):
+    policy.act(look(0))
+    result = policy.act(look(1, instruction='defenestrate the red cube'))
+    assert any('defenestrate' in note for note in result.notes)
+
+
+def test_deviation_from_dense_is_measured_when_asked(policy):
+    policy.measure_deviation = True
+    assert not policy.act(look(0)).action_deviation.any()  # dense against dense
+    pruned = policy.act(look(1))
+    assert pruned.action_deviation.shape == (7,)
+    assert pruned.action_deviation.max() > 0
+
+
+def test_devices_and_formats_are_resolved_or_named():
+    assert resolve('cpu', 'auto') == (torch.device('cpu'), torch.float32)
+    with pytest.raises(ValueError, match='is no device'):
+        resolve('toaster', 'auto')
+    with pytest.raises(ValueError, match='none of auto'):
+        resolve('cpu', 'int3')
