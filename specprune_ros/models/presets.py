@@ -115,6 +115,7 @@ TINY = PolicyConfig(
         replace(SIGLIP_SO400M, name='tiny-siglip', width=64, depth=3, heads=2, mlp=128),
     ),
     decoder=DecoderConfig(width=128, depth=8, heads=4, mlp=256, vocab=512),
+    action=LIBERO_ACTION,
     jpeg=False,
 )
 OFT_MEDIUM = PolicyConfig(

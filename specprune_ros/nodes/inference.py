@@ -1,0 +1,129 @@
+"""The one thread that owns the model, from loading it to its last query."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+from specprune_ros.nodes.inbox import Inbox, NotReady
+from specprune_ros.policy.observation import Observation, ObservationError
+from specprune_ros.policy.policy import Policy, PolicyError
+from specprune_ros.policy.result import PolicyResult
+
+# How long to wait for pictures before saying what is missing, in seconds.
+PATIENCE = 0.1
+
+
+class InferenceThread(threading.Thread):
+    """Loads the policy, then turns observations into results while active.
+
+    CUDA graphs and compiled code belong to the thread that made them, so everything that touches
+    the model happens here. ``build`` makes the policy; ``now_ns`` is the node's clock; ``deliver``
+    takes each result with the observation and the times (ns) at which inference began and ended;
+    ``refuse`` takes the reason why there was no chunk; ``pace`` gives the least time between two
+    queries and how long to wait for a newer picture than the one at hand (seconds).
+    """
+
+    def __init__(
+        self,
+        build: Callable[[], Policy],
+        inbox: Inbox,
+        now_ns: Callable[[], int],
+        deliver: Callable[[Observation, PolicyResult, int, int], None],
+        refuse: Callable[[str], None],
+        pace: Callable[[], tuple[float, float]],
+    ) -> None:
+        super().__init__(name='inference', daemon=True)
+        self._build = build
+        self._inbox = inbox
+        self._now_ns = now_ns
+        self._deliver = deliver
+        self._refuse = refuse
+        self._pace = pace
+        self._built = threading.Event()
+        self._active = threading.Event()
+        self._idle = threading.Event()
+        self._ending = threading.Event()
+        self._error: Exception | None = None
+        self.policy: Policy | None = None
+
+    def load(self, timeout: float) -> Policy:
+        """Start the thread and wait for the policy. Raises what building it raised, or
+        TimeoutError.
+        """
+        self.start()
+        if not self._built.wait(timeout):
+            raise TimeoutError(
+                f'the model was not ready after {timeout:.0f} s (model.load_timeout)'
+            )
+        if self._error is not None:
+            raise self._error
+        assert self.policy is not None
+        return self.policy
+
+    def activate(self) -> None:
+        """Begin to query."""
+        self._idle.clear()
+        self._active.set()
+
+    def deactivate(self, timeout: float = 5.0) -> bool:
+        """Stop querying; returns whether the query under way ended in time."""
+        self._active.clear()
+        return self._idle.wait(timeout)
+
+    def close(self, timeout: float = 5.0) -> None:
+        """End the thread and let go of the model."""
+        self._ending.set()
+        self._active.set()
+        self._inbox.close()
+        if self.is_alive():
+            self.join(timeout)
+        self.policy = None
+
+    def run(self) -> None:
+        """Thread body."""
+        try:
+            self.policy = self._build()
+        except Exception as error:
+            # Whatever a model file provokes is for the thread that waits in load() to report.
+            self._error = error
+            return
+        finally:
+            self._built.set()
+        due = 0.0
+        while True:
+            if not self._active.is_set():
+                self._idle.set()
+            self._active.wait()
+            if self._ending.is_set():
+                return
+            period, newer_for = self._pace()
+            early = due - time.monotonic()
+            if early > 0:
+                # In slices, so that deactivation need not wait for a slow rate.
+                self._ending.wait(min(early, PATIENCE))
+                continue
+            if not self._inbox.wait(PATIENCE, newer_for):
+                reason = self._inbox.unready(self._now_ns())
+                if reason and self._active.is_set():
+                    self._refuse(reason)
+                continue
+            due = time.monotonic() + period
+            self._query()
+
+    def _query(self) -> None:
+        assert self.policy is not None
+        begin = self._now_ns()
+        try:
+            observation = self._inbox.take(begin)
+            result = self.policy.act(observation)
+        except (NotReady, ObservationError, PolicyError) as error:
+            self._refuse(str(error))
+            return
+        except Exception as error:  # a failing device must stop the arm, not end the thread
+            self.policy.reset(f'after an error: {error}')
+            self._refuse(f'the policy failed: {type(error).__name__}: {error}')
+            return
+        if self._active.is_set() and not self._ending.is_set():
+            self._deliver(observation, result, begin, self._now_ns())

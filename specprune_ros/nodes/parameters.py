@@ -1,0 +1,183 @@
+"""ROS parameters from tables: declared once with range, unit and description, checked together,
+applied between queries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rcl_interfaces.msg import (
+    FloatingPointRange,
+    IntegerRange,
+    ParameterDescriptor,
+    SetParametersResult,
+)
+from rclpy.node import Node
+from rclpy.parameter import Parameter
+
+Value = bool | int | float | str | list[int] | list[float] | list[str]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One parameter: name, default, meaning, and what it may be.
+
+    ``live`` settings may change at any time; the others only while the node is unconfigured.
+    ``kind`` (``int[]``, ``float[]``, ``str[]``) is needed only where the default is an empty list.
+    """
+
+    name: str
+    default: Value
+    description: str
+    unit: str = ''
+    low: float | None = None
+    high: float | None = None
+    choices: tuple[str, ...] = ()
+    live: bool = False
+    kind: str = ''
+
+    def descriptor(self) -> ParameterDescriptor:
+        """The ROS descriptor: description with unit, choices and range."""
+        text = self.description
+        if self.unit:
+            text += f' Unit: {self.unit}.'
+        constraints = f'one of: {", ".join(self.choices)}' if self.choices else ''
+        if not self.live:
+            text += ' Fixed once the node is configured.'
+        descriptor = ParameterDescriptor(description=text, additional_constraints=constraints)
+        if self.low is not None and self.high is not None:
+            if isinstance(self.default, bool):
+                pass
+            elif isinstance(self.default, int):
+                descriptor.integer_range = [
+                    IntegerRange(from_value=int(self.low), to_value=int(self.high), step=1)
+                ]
+            elif isinstance(self.default, float):
+                descriptor.floating_point_range = [
+                    FloatingPointRange(from_value=float(self.low), to_value=float(self.high))
+                ]
+        return descriptor
+
+    def refuse(self, value: Value) -> str | None:
+        """Why ``value`` (of the right type) cannot be set, or ``None``."""
+        if self.choices:
+            wrong = [
+                v for v in (value if isinstance(value, list) else [value]) if v not in self.choices
+            ]
+            if wrong:
+                return f"{self.name} is '{wrong[0]}'; it must be one of {', '.join(self.choices)}"
+        return None
+
+
+ARRAYS = {
+    'int[]': Parameter.Type.INTEGER_ARRAY,
+    'float[]': Parameter.Type.DOUBLE_ARRAY,
+    'str[]': Parameter.Type.STRING_ARRAY,
+}
+
+
+def declare_read_only(node: Node, name: str, default: Value, description: str) -> None:
+    """Declare a parameter that only the command line or a file can set."""
+    node.declare_parameter(
+        name, default, ParameterDescriptor(description=description, read_only=True)
+    )
+
+
+class Settings:
+    """A node's declared parameters: values by name, refusals with reasons, one callback after a
+    change.
+
+    ``check`` sees all values together, as they would be after the change, and raises
+    ``ValueError`` to refuse it; it must not have side effects. ``apply`` is called once after a
+    change was accepted.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        settings: Iterable[Setting],
+        check: Callable[[Mapping[str, Value]], None],
+        apply: Callable[[Mapping[str, Value]], None],
+    ) -> None:
+        self._node = node
+        self._settings = {setting.name: setting for setting in settings}
+        self._check = check
+        self._apply = apply
+        self.frozen = False
+        for setting in self._settings.values():
+            self._declare(setting)
+        node.add_on_set_parameters_callback(self._on_set)
+        node.add_post_set_parameters_callback(self._after_set)
+
+    def _declare(self, setting: Setting) -> None:
+        if setting.default != []:
+            self._node.declare_parameter(setting.name, setting.default, setting.descriptor())
+            return
+        # An empty list has no type of its own: declare by type, then give it its value.
+        kind = ARRAYS[setting.kind]
+        given = self._node.declare_parameter(setting.name, kind, setting.descriptor())
+        if given.type_ is Parameter.Type.NOT_SET:
+            self._node.set_parameters([Parameter(setting.name, kind, [])])
+
+    def values(self) -> dict[str, Any]:
+        """Every parameter's value by name."""
+        return {name: _plain(self._node.get_parameter(name).value) for name in self._settings}
+
+    def write(self, values: Mapping[str, Value]) -> None:
+        """Set several parameters together, as the node itself, where they differ."""
+        now = self.values()
+        changed = [
+            Parameter(name, self._node.get_parameter(name).type_, value)
+            for name, value in values.items()
+            if value != now[name]
+        ]
+        if changed:
+            result = self._node.set_parameters_atomically(changed)
+            if not result.successful:
+                raise ValueError(result.reason)
+
+    def check_now(self) -> None:
+        """Check the start-up values, which bypass the set callback. Raises ``ValueError``."""
+        values = self.values()
+        for name, setting in self._settings.items():
+            reason = setting.refuse(values[name])
+            if reason:
+                raise ValueError(reason)
+        self._check(values)
+
+    def _on_set(self, parameters: list[Parameter]) -> SetParametersResult:
+        values = self.values()
+        for parameter in parameters:
+            setting = self._settings.get(parameter.name)
+            if setting is None:
+                continue
+            if self.frozen and not setting.live:
+                return _refused(
+                    f'{parameter.name} is fixed while the node is configured; '
+                    'deactivate and clean up first'
+                )
+            value = _plain(parameter.value)
+            reason = setting.refuse(value)
+            if reason:
+                return _refused(reason)
+            values[parameter.name] = value
+        try:
+            self._check(values)
+        except ValueError as error:
+            return _refused(str(error))
+        return SetParametersResult(successful=True)
+
+    def _after_set(self, parameters: list[Parameter]) -> None:
+        if any(parameter.name in self._settings for parameter in parameters):
+            self._apply(self.values())
+
+
+def _refused(reason: str) -> SetParametersResult:
+    return SetParametersResult(successful=False, reason=reason)
+
+
+def _plain(value: Any) -> Any:
+    """Arrays come back as ``array.array`` or tuples; compare and store them as lists."""
+    return value if isinstance(value, (bool, int, float, str)) or value is None else list(value)

@@ -1,0 +1,381 @@
+"""``specprune_node``: pictures, state and a sentence in; action chunks and their account out.
+
+Callbacks store, one thread infers, and what it finds is published the moment it is known.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from builtin_interfaces.msg import Time as TimeMessage
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from rclpy.time import Time
+from sensor_msgs.msg import Image
+from std_msgs.msg import Header
+from std_srvs.srv import SetBool, Trigger
+
+from specprune_ros.msg import ActionChunk, PruneStats
+from specprune_ros.nodes.inbox import SECOND_NS, Inbox, Limits
+from specprune_ros.nodes.inference import InferenceThread
+from specprune_ros.nodes.inputs import COMPLAIN_PERIOD, Inputs
+from specprune_ros.nodes.lifecycle import AutoLifecycleNode, run
+from specprune_ros.nodes.messages import chunk_message, stats_message, time_message
+from specprune_ros.nodes.meters import Percentiles, RateMeter
+from specprune_ros.nodes.parameters import Settings
+from specprune_ros.nodes.pictures import to_message
+from specprune_ros.nodes.quality import every, newest
+from specprune_ros.nodes.settings import NODE_SETTINGS, pruning_settings
+from specprune_ros.policy.observation import Observation
+from specprune_ros.policy.overlay import draw
+from specprune_ros.policy.policy import Policy
+from specprune_ros.policy.result import PolicyResult
+from specprune_ros.pruning.params import PruningParams
+
+DIAGNOSTICS_PERIOD = 1.0  # s
+PREFIX = 'pruning.'
+
+
+class SpecPruneNode(AutoLifecycleNode):
+    """See the module's text and the tables in the README."""
+
+    def __init__(self) -> None:
+        super().__init__('specprune_node')
+        self._params = PruningParams()
+        self._inbox: Inbox | None = None
+        self._inputs: Inputs | None = None
+        self._thread: InferenceThread | None = None
+        self._policy: Policy | None = None
+        self._wanted = True
+        self._working = False
+        self._sequence = 0
+        self._refusal = ''
+        self._complaints: dict[str, tuple[str, float]] = {}
+        self._chunk_rate = RateMeter()
+        self._latency = Percentiles()
+        self._last: PolicyResult | None = None
+        self._settings = Settings(
+            self, (*NODE_SETTINGS, *pruning_settings()), self._check, self._apply
+        )
+        self._chunks = self.create_publisher(ActionChunk, '~/action_chunk', every())
+        self._stats = self.create_publisher(PruneStats, '~/prune_stats', every())
+        self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', every())
+        self._overlays: dict[str, Any] = {}
+        self.create_service(Trigger, '~/reset', self._on_reset)
+        self.create_service(SetBool, '~/enable', self._on_enable)
+        self.create_timer(DIAGNOSTICS_PERIOD, self._report)
+
+    # Lifecycle.
+
+    def setup(self) -> None:
+        """Check every parameter, build the model, subscribe to nothing yet."""
+        self._settings.check_now()
+        values = self._settings.values()
+        self._params = PruningParams().replace(**_pruning(values, changed_only=True))
+        self._inbox = Inbox(values['cameras'], values['proprio.layout'] != 'none', _limits(values))
+        if values['instruction']:
+            self._inbox.put_instruction(values['instruction'])
+        self._thread = InferenceThread(
+            lambda: self._build(values),
+            self._inbox,
+            self._now_ns,
+            self._deliver,
+            self._refuse,
+            self._pace,
+        )
+        self.get_logger().info(
+            f'loading {values["model.path"] or values["model.preset"] + " (random weights)"}'
+        )
+        self._policy = self._thread.load(values['model.load_timeout'])
+        for camera in values['cameras']:
+            self._overlays[camera] = self.create_publisher(
+                Image, f'~/overlay/{camera}', newest(reliable=True)
+            )
+        self._settings.frozen = True
+        self._show(self._params)
+
+    def start(self) -> None:
+        """Subscribe and let the inference thread work."""
+        assert self._inbox and self._policy and self._thread
+        self._inbox.clear()
+        self._policy.reset('start')
+        self._sequence = 0
+        self._inputs = Inputs(
+            self, self._settings.values(), self._inbox, self._policy.history, self._complain
+        )
+        self._working = True
+        self._resume()
+        self.get_logger().info(
+            f'active: {len(self._inbox.cameras)} camera(s), '
+            f'{self._policy.layout().vision_tokens} vision tokens, {self._params.pruner}'
+        )
+
+    def stop(self) -> None:
+        """Unsubscribe, wait for the query under way, forget history and prior."""
+        self._working = False
+        if self._thread is not None:
+            self._thread.deactivate()
+        if self._inputs is not None:
+            self._inputs.close()
+            self._inputs = None
+        if self._policy is not None:
+            self._policy.reset('start')
+
+    def teardown(self) -> None:
+        """End the thread and let go of the model."""
+        if self._thread is not None:
+            self._thread.close()
+            self._thread = None
+        for publisher in self._overlays.values():
+            self.destroy_publisher(publisher)
+        self._overlays.clear()
+        self._policy = None
+        self._inbox = None
+        self._last = None
+        self._settings.frozen = False
+
+    # The model, in the inference thread.
+
+    def _build(self, values: Mapping[str, Any]) -> Policy:
+        from specprune_ros.policy.build import build_policy
+
+        policy = build_policy(
+            path=values['model.path'],
+            preset=values['model.preset'],
+            seed=values['model.seed'],
+            device=values['model.device'],
+            dtype=values['model.dtype'],
+            unnorm_key=values['model.unnorm_key'],
+            threads=values['model.threads'],
+        )
+        policy.absurd = values['absurd_action']
+        policy.measure_deviation = values['measure.action_deviation']
+        expected = len(policy.config.cameras)
+        if len(values['cameras']) != expected:
+            raise ValueError(
+                f'cameras names {len(values["cameras"])} ({", ".join(values["cameras"])}), but '
+                f'the model reads {expected}: {", ".join(policy.config.cameras)}'
+            )
+        if bool(policy.config.proprio_dim) != (values['proprio.layout'] != 'none'):
+            raise ValueError(
+                f"proprio.layout is '{values['proprio.layout']}', but the model reads "
+                f'{policy.config.proprio_dim} numbers of proprioception'
+            )
+        policy.set_params(self._params)
+        seconds = policy.warm_up()
+        self.get_logger().info(f'warm: a query takes {1e3 * seconds:.1f} ms')
+        return policy
+
+    def _pace(self) -> tuple[float, float]:
+        rate = self.get_parameter('query_rate').value
+        return (1.0 / rate if rate > 0 else 0.0), self.get_parameter('fresh_wait').value
+
+    def _deliver(
+        self, observation: Observation, result: PolicyResult, begin: int, end: int
+    ) -> None:
+        assert self._policy
+        self._sequence += 1
+        header = Header(
+            stamp=time_message(observation.stamp_ns),
+            frame_id=self.get_parameter('base_frame').value,
+        )
+        action = self._policy.config.action
+        self._chunks.publish(
+            chunk_message(
+                result,
+                action,
+                self._policy.step_dt,
+                observation.instruction,
+                header,
+                self._sequence,
+                begin,
+                end,
+            )
+        )
+        frame = self._inputs.speed_frame if self._inputs else ''
+        self._stats.publish(stats_message(result, header, self._sequence, frame))
+        self._chunk_rate.tick(end / SECOND_NS)
+        self._latency.add((end - observation.stamp_ns) / SECOND_NS)
+        self._last = result
+        if self._refusal:
+            self.get_logger().info('chunks again')
+            self._refusal = ''
+        if result.reset:
+            self.get_logger().info(f'episode {result.episode}: {result.reset}')
+        for note in result.notes:
+            self._complain('policy', note)
+        self._publish_overlays(header, result)
+
+    def _publish_overlays(self, header: Header, result: PolicyResult) -> None:
+        for index, (camera, publisher) in enumerate(self._overlays.items()):
+            if publisher.get_subscription_count() == 0:
+                continue
+            message = to_message(draw(result.overlay, index))
+            message.header.stamp = header.stamp
+            message.header.frame_id = camera
+            publisher.publish(message)
+
+    def _refuse(self, reason: str) -> None:
+        """No chunk was made, and why: once in the log, always in the diagnostics."""
+        topic = reason.split(':')[0]
+        if topic != self._refusal.split(':')[0]:
+            self.get_logger().warning(f'no chunk: {reason}')
+        self._refusal = reason
+
+    # Parameters.
+
+    def _check(self, values: Mapping[str, Any]) -> None:
+        for name in ('cameras', 'proprio.joints', 'proprio.gripper_joints'):
+            if len(set(values[name])) != len(values[name]) or not all(values[name]):
+                raise ValueError(f'{name} must hold different, non-empty names')
+        if not values['cameras']:
+            raise ValueError('cameras must name at least one camera')
+        params = self._params.replace(**self._changes(values))
+        if self._policy is not None:
+            self._policy.check_params(params)
+
+    def _apply(self, values: Mapping[str, Any]) -> None:
+        changes = self._changes(values)
+        if changes:
+            self._params = self._params.replace(**changes)
+            if self._policy is not None:
+                version = self._policy.set_params(self._params)
+                self.get_logger().info(
+                    f'parameters version {version}: '
+                    + ', '.join(f'{name} = {value}' for name, value in changes.items())
+                )
+            if 'preset' in changes:
+                self._show(self._params)
+        if self._policy is not None:
+            self._policy.absurd = values['absurd_action']
+            self._policy.measure_deviation = values['measure.action_deviation']
+        if self._inbox is not None:
+            self._inbox.limits = _limits(values)
+
+    def _changes(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Pruning values that differ from the snapshot in force."""
+        now = self._params.as_dict()
+        return {name: value for name, value in _pruning(values).items() if value != now[name]}
+
+    def _show(self, params: PruningParams) -> None:
+        """Make the ROS parameters say what is in force (a preset sets many at once)."""
+        self._settings.write({PREFIX + name: value for name, value in params.as_dict().items()})
+
+    # Services and diagnostics.
+
+    def _on_reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        if self._policy is None:
+            response.success, response.message = False, 'not configured'
+        else:
+            self._policy.reset('asked for')
+            response.success, response.message = True, 'the next query starts a new episode'
+        return response
+
+    def _on_enable(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
+        self._wanted = request.data
+        response.success = True
+        response.message = 'enabled' if request.data else 'disabled: no chunks'
+        self.get_logger().info(response.message)
+        self._resume()
+        return response
+
+    def _resume(self) -> None:
+        if self._thread is None or not self._working:
+            return
+        if self._wanted:
+            self._policy.reset('start' if self._sequence == 0 else 'enabled')
+            self._thread.activate()
+        else:
+            self._thread.deactivate()
+
+    def _complain(self, source: str, reason: str) -> None:
+        """Log a warning, the same one not more often than every few seconds."""
+        now = self._now_ns() / SECOND_NS
+        last, at = self._complaints.get(source, ('', -math.inf))
+        if reason != last or not 0 <= now - at < COMPLAIN_PERIOD:
+            self.get_logger().warning(f'{source}: {reason}')
+            self._complaints[source] = (reason, now)
+
+    def _report(self) -> None:
+        now_ns = self._now_ns()
+        now = now_ns / SECOND_NS
+        status = DiagnosticStatus(
+            name=f'{self.get_fully_qualified_name().lstrip("/")}: inference',
+            hardware_id=self._last.device if self._last else '',
+        )
+        status.level, status.message = self._health()
+        values: dict[str, object] = {'last error': self.last_error or self._refusal or 'none'}
+        if self._inbox is not None and self._inputs is not None:
+            for camera, age in self._inbox.picture_ages(now_ns).items():
+                values[f'picture age {camera} (s)'] = f'{age:.3f}'
+                values[f'picture rate {camera} (Hz)'] = (
+                    f'{self._inputs.rates[camera].rate(now):.1f}'
+                )
+            values['state age (s)'] = f'{self._inbox.state_age(now_ns):.3f}'
+            values['late pictures dropped'] = self._inbox.late
+            values['instruction'] = self._inbox.instruction or 'none'
+        p50, p95 = self._latency.at(50, 95)
+        values['chunk rate (Hz)'] = f'{self._chunk_rate.rate(now):.1f}'
+        values['latency p50 (ms)'] = f'{1e3 * p50:.1f}'
+        values['latency p95 (ms)'] = f'{1e3 * p95:.1f}'
+        if self._policy is not None:
+            values['parameters version'] = self._policy.params_version
+        if self._last is not None:
+            values['mode'] = f'{self._last.mode.value} ({self._last.reason})'
+            values['tokens kept (mean)'] = (
+                f'{self._last.tokens.mean:.0f} of {self._last.tokens.total}'
+            )
+        status.values = [KeyValue(key=key, value=str(value)) for key, value in values.items()]
+        message = DiagnosticArray(status=[status])
+        message.header.stamp = self._stamp_now()
+        self._diagnostics.publish(message)
+
+    def _health(self) -> tuple[bytes, str]:
+        if self.last_error:
+            return DiagnosticStatus.ERROR, self.last_error
+        if not self._working:
+            return DiagnosticStatus.WARN, 'not active'
+        if not self._wanted:
+            return DiagnosticStatus.WARN, 'disabled'
+        if self._refusal:
+            return DiagnosticStatus.ERROR, f'no chunk: {self._refusal}'
+        if self._last is None:
+            return DiagnosticStatus.WARN, 'waiting for input'
+        return DiagnosticStatus.OK, f'{self._last.mode.value}, {self._last.pruner}'
+
+    def _now_ns(self) -> int:
+        return self.get_clock().now().nanoseconds
+
+    def _stamp_now(self) -> TimeMessage:
+        return Time(nanoseconds=self._now_ns()).to_msg()
+
+
+def _limits(values: Mapping[str, Any]) -> Limits:
+    return Limits(
+        picture_age=values['max_age.picture'],
+        state_age=values['max_age.state'],
+        sync=values['max_skew'],
+    )
+
+
+def _pruning(values: Mapping[str, Any], changed_only: bool = False) -> dict[str, Any]:
+    """Values under ``pruning.`` by their short names; or only those not the default."""
+    default = PruningParams().as_dict()
+    short = {
+        name.removeprefix(PREFIX): value
+        for name, value in values.items()
+        if name.startswith(PREFIX)
+    }
+    if changed_only:
+        return {name: value for name, value in short.items() if value != default[name]}
+    return short
+
+
+def main() -> int:
+    """Entry point of ``ros2 run specprune_ros specprune_node``."""
+    return run(SpecPruneNode)
+
+
+if __name__ == '__main__':
+    raise SystemExit(main())

@@ -1,0 +1,78 @@
+"""How a robot profile becomes remappings and parameters: one place for launch files, demo and
+replay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from specprune_ros.robot.profile import Profile
+
+
+def profile_path(name: str) -> Path:
+    """A robot profile: a file, or the name of one that comes with the package."""
+    if name.endswith(('.yaml', '.yml')):
+        return Path(name)
+    return share() / 'config' / 'robots' / f'{name}.yaml'
+
+
+def share() -> Path:
+    """Where ``config`` and ``msg`` are: the checkout, or the installed share folder."""
+    checkout = Path(__file__).parents[2]
+    if (checkout / 'config' / 'robots').is_dir():
+        return checkout
+    from ament_index_python.packages import get_package_share_directory
+
+    return Path(get_package_share_directory('specprune_ros'))
+
+
+def policy_remappings(profile: Profile) -> dict[str, str]:
+    """Topics of ``specprune_node`` on this arm: private name to the arm's topic."""
+    seen = profile.observation
+    topics = {f'~/image/{name}': camera.topic for name, camera in seen.cameras.items()}
+    topics['~/joint_states'] = seen.joint_states
+    topics['~/ee_pose'] = seen.ee_pose
+    twist = '~/ee_twist_accel' if seen.ee_twist_type == 'accel_stamped' else '~/ee_twist'
+    topics[twist] = seen.ee_twist
+    topics['~/robot_description'] = seen.robot_description
+    return {private: topic for private, topic in topics.items() if topic}
+
+
+def policy_parameters(profile: Profile) -> dict[str, Any]:
+    """Parameters of ``specprune_node`` that follow from the arm."""
+    cameras = profile.observation.cameras
+    compressed = {camera.type for camera in cameras.values()} == {'compressed'}
+    parameters = {
+        'cameras': list(cameras),
+        'image_transport': 'compressed' if compressed else 'raw',
+        'base_frame': profile.base_frame,
+        'speed.source': profile.observation.speed_source,
+        'speed.tip_frame': profile.tool_link,
+        'speed.joint_prefix': profile.joint_prefix,
+    }
+    if profile.observation.gripper_joints:
+        parameters['proprio.gripper_joints'] = list(profile.observation.gripper_joints)
+    return parameters
+
+
+def ros_arguments(remappings: Mapping[str, str], parameters: Mapping[str, Any]) -> list[str]:
+    """Command-line arguments for a node's process."""
+    arguments = ['--ros-args']
+    for private, topic in remappings.items():
+        arguments += ['-r', f'{private}:={topic}']
+    for name, value in parameters.items():
+        arguments += ['-p', f'{name}:={_yaml(value)}']
+    return arguments
+
+
+def _yaml(value: Any) -> str:
+    if isinstance(value, bool):
+        return 'true' if value else 'false'
+    if isinstance(value, str):
+        # Quoted, so that texts such as "1e3" or "yes" stay texts.
+        return "'" + value.replace("'", "''") + "'"
+    if isinstance(value, (list, tuple)):
+        return '[' + ', '.join(_yaml(item) for item in value) + ']'
+    return str(value)

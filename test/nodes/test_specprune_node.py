@@ -1,0 +1,284 @@
+"""The policy node as its users meet it: real process, real DDS."""
+
+import math
+import signal
+
+import numpy as np
+import pytest
+
+pytestmark = [pytest.mark.ros, pytest.mark.timeout(120)]
+
+CONFIGURE, CLEANUP, ACTIVATE, DEACTIVATE = 1, 2, 3, 4
+
+
+def running(rig):
+    """Feed the node until it has pruned once."""
+    assert rig.feed(60.0, until=lambda: len(rig.stats) >= 3), rig.process.text()
+    return rig
+
+
+def fresh(rig, count=2):
+    """Feed until ``count`` more accounts have come; returns the newest."""
+    have = len(rig.stats)
+    assert rig.feed(20.0, until=lambda: len(rig.stats) >= have + count), rig.process.text()
+    return rig.stats[-1]
+
+
+def quiet(rig, feed, reason):
+    """With this input no chunk comes, and log and diagnostics say why."""
+    rig.spin(0.5)  # what is under way may still come out
+    have = len(rig.chunks)
+    said = len(rig.diagnoses)
+    for _ in range(120):
+        feed()
+        rig.spin(0.05)
+        if len(rig.diagnoses) > said + 1 and reason in rig.health():
+            break
+    assert reason in rig.health(), rig.health()
+    assert reason in rig.process.text()
+    assert len(rig.chunks) == have
+    assert rig.process.alive()
+
+
+def test_pictures_in_chunks_out_parameters_live(rig_with):
+    rig = running(rig_with())
+    rig.wait(lambda: len(rig.chunks) >= len(rig.stats), 2.0)
+    chunk, stats = rig.chunks[-1], rig.stats[-1]
+    first = rig.stats[0]
+
+    # The chunk says all that is needed to read it.
+    assert chunk.horizon * len(chunk.dims) == len(chunk.data) == 56
+    assert np.isfinite(chunk.data).all()
+    assert chunk.header.frame_id == 'base_link'
+    assert chunk.instruction == 'lift the red cube'
+    assert chunk.step_dt.nanosec == 50_000_000
+    assert list(chunk.dims)[chunk.gripper_dim] == 'gripper'
+    begin, end = (t.sec + 1e-9 * t.nanosec for t in (chunk.inference_begin, chunk.inference_end))
+    observed = chunk.header.stamp.sec + 1e-9 * chunk.header.stamp.nanosec
+    assert observed <= begin < end
+    assert chunk.first_valid_step == min(8, math.floor((end - observed) / 0.05))
+
+    # The account belongs to it.
+    matching = [s for s in rig.stats if s.sequence == chunk.sequence]
+    assert matching and matching[0].header == chunk.header
+    assert first.mode == first.MODE_DENSE and 'first query' in first.reason
+    assert first.tokens_mean == first.tokens_in == 512
+    assert stats.mode == stats.MODE_FINE and 'speed unknown' in stats.reason
+    assert stats.tokens_mean < 512 and stats.flops_ratio < 1.0 and stats.prior_valid
+    assert list(stats.tokens_after) == sorted(stats.tokens_after, reverse=True)
+    assert math.isnan(stats.speed_translation) and stats.speed_source == 'none'
+
+    # A change takes effect on the next query, and its version shows.
+    before = stats.params_version
+    assert rig.set(pruning__alpha=0.4) == [(True, '')]
+    after = fresh(rig, 3)
+    assert after.params_version == before + 1
+    assert after.alpha == pytest.approx(0.4)
+    assert after.tokens_mean < stats.tokens_mean
+
+    # Out of range, of the wrong type, unknown choice, contradictory together: refused with reason.
+    ((ok, reason),) = rig.set(pruning__alpha=99.0)
+    assert not ok and 'pruning.alpha' in reason
+    ((ok, reason),) = rig.set(pruning__alpha='much')
+    assert not ok and 'type' in reason.lower()
+    ((ok, reason),) = rig.set(pruning__pruner='best')
+    assert not ok and 'specprune' in reason
+    ok, reason = rig.set(together=True, pruning__history_min=9, pruning__history_max=3)
+    assert not ok and 'history_min' in reason
+    ok, reason = rig.set(together=True, pruning__history_min=2, pruning__history_max=3)
+    assert ok, reason
+    ((ok, reason),) = rig.set(model__preset='oft-medium')
+    assert not ok and 'fixed while the node is configured' in reason
+    assert rig.get('pruning.alpha') == pytest.approx(0.4)
+
+    # A preset sets the others, and they show it.
+    assert rig.set(pruning__preset='paper') == [(True, '')]
+    assert rig.get('pruning.history_max') == 11
+    assert rig.get('pruning.alpha') == pytest.approx(0.8)
+    assert rig.set(pruning__preset='default', pruning__alpha=0.8)[0] == (True, '')
+
+    # Another pruner, live.
+    assert rig.set(pruning__pruner='random') == [(True, '')]
+    assert fresh(rig, 3).pruner == 'random'
+
+
+def test_services_and_sentences(rig_with):
+    from std_srvs.srv import SetBool, Trigger
+
+    rig = running(rig_with())
+    episode = rig.stats[-1].episode
+    answer = rig.call(Trigger, '/specprune_node/reset', Trigger.Request())
+    assert answer.success
+    assert fresh(rig, 2).episode == episode + 1
+    rig.say('lift the blue cube')
+    assert rig.feed(5.0, until=lambda: rig.chunks[-1].instruction == 'lift the blue cube')
+    assert fresh(rig, 2).episode == episode + 2
+
+    assert rig.call(SetBool, '/specprune_node/enable', SetBool.Request(data=False)).success
+    quiet(rig, lambda: (rig.move(), rig.show()), 'disabled')
+    assert rig.call(SetBool, '/specprune_node/enable', SetBool.Request(data=True)).success
+    fresh(rig)
+
+
+def test_overlays_come_only_when_asked_for(rig_with):
+    from sensor_msgs.msg import Image
+
+    from specprune_ros.nodes.pictures import to_rgb
+    from specprune_ros.nodes.quality import every
+
+    rig = running(rig_with())
+    seen = []
+    rig.node.create_subscription(Image, '/specprune_node/overlay/wrist', seen.append, every())
+    assert rig.feed(10.0, until=lambda: len(seen) >= 2)
+    drawn = to_rgb(seen[-1])
+    assert drawn.shape == (224, 224, 3)
+    # Dropped patches are dark, so the picture as a whole is.
+    assert drawn.mean() < 0.8 * rig.pixels[1].mean()
+
+
+def test_lifecycle_ten_times_and_clean_exits(rig_with):
+    rig = rig_with(autostart=False)
+    assert rig.state() == 'unconfigured'
+    for cycle in range(10):
+        assert rig.transition(CONFIGURE), rig.process.text()
+        assert rig.transition(ACTIVATE)
+        have = len(rig.chunks)
+        assert rig.feed(10.0, until=lambda n=have: len(rig.chunks) > n + 1), cycle
+        assert rig.transition(DEACTIVATE)
+        rig.spin(0.2)
+        have = len(rig.chunks)
+        rig.feed(0.3)
+        assert len(rig.chunks) == have, 'an inactive node made a chunk'
+        assert rig.transition(CLEANUP)
+    assert rig.set(model__preset='tiny') == [(True, '')]  # unconfigured: may change again
+    assert rig.process.stop() == 0
+    assert 'Traceback' not in rig.process.text()
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_signals_end_it_without_a_traceback(rig_with, number):
+    rig = running(rig_with())
+    assert rig.process.stop(number) == 0
+    assert 'Traceback' not in rig.process.text()
+
+
+def test_a_bad_configuration_is_refused_and_can_be_mended(rig_with):
+    rig = rig_with(cameras=['agent'])
+    assert rig.wait(lambda: 'cannot configure' in rig.process.text(), 30.0)
+    assert 'cameras names 1 (agent), but the model reads 2' in rig.process.text()
+    assert rig.state() == 'unconfigured'
+    assert rig.wait(lambda: 'the model reads 2' in rig.health(), 5.0)
+    assert rig.set(cameras=['agent', 'wrist']) == [(True, '')]
+    assert rig.transition(CONFIGURE), rig.process.text()
+
+
+def test_start_up_values_are_checked_too(rig_with):
+    # One process, each mistake in turn: configuring fails, says why, and can be tried again.
+    rig = rig_with(autostart=False)
+    for name, wrong, reason in (
+        ('model__path', '/nowhere/at/all', '/nowhere/at/all'),
+        ('model__preset', 'huge', 'huge'),
+        ('model__device', 'cuda:7', 'cuda:7'),
+        ('proprio__layout', 'none', 'the model reads 8 numbers'),
+    ):
+        before = rig.get(name.replace('__', '.'))
+        assert rig.set(**{name: wrong}) == [(True, '')]
+        assert not rig.transition(CONFIGURE)
+        assert reason in rig.process.text()
+        assert rig.state() == 'unconfigured'
+        rig.set(**{name: before})
+    assert rig.transition(CONFIGURE), rig.process.text()
+    assert 'Traceback' not in rig.process.text()
+
+
+def test_contradictory_start_up_values_are_refused(rig_with):
+    rig = rig_with(pruning__history_min=9, pruning__history_max=3)
+    assert rig.wait(lambda: 'cannot configure' in rig.process.text(), 40.0)
+    assert 'history_min' in rig.process.text()
+    assert 'Traceback' not in rig.process.text()
+    assert rig.process.alive()
+
+
+def test_a_robot_description_that_does_not_parse_stops_the_activation(rig_with):
+    rig = rig_with(speed__source='joint_states', robot_description='<robot')
+    assert rig.wait(lambda: 'cannot activate' in rig.process.text(), 40.0)
+    assert 'robot_description does not parse' in rig.process.text()
+    assert rig.state() == 'inactive'
+
+
+def test_a_parameter_of_the_wrong_type_at_start_names_itself(rig_with):
+    rig = rig_with(query_rate='fast')
+    assert rig.wait(lambda: not rig.process.alive(), 30.0)
+    assert 'query_rate' in rig.process.text()
+    assert 'Traceback' not in rig.process.text()
+    assert rig.process.stop() == 2
+
+
+def test_bad_pictures_make_no_chunks_and_say_why(rig_with):
+    rig = running(rig_with())
+
+    def spoiled(**fields):
+        def change(message):
+            for name, value in fields.items():
+                setattr(message, name, value)
+
+        return lambda: (rig.move(), rig.show(change=change))
+
+    quiet(rig, spoiled(encoding='yuv422'), "encoding 'yuv422' is not read")
+    quiet(rig, spoiled(step=3), 'step is 3 bytes')
+    quiet(rig, spoiled(height=225), 'data has 150528 bytes')
+    quiet(rig, spoiled(width=0, height=0, data=b''), '0 x 0 pixels')
+    quiet(rig, spoiled(width=7680, height=4320), '7680 x 4320')
+    fresh(rig)
+    old = rig.now() - 3600 * 10**9
+    quiet(rig, lambda: (rig.move(), rig.show(stamp=rig.stamp(old))), '3600')
+    fresh(rig)
+    ahead = rig.now() + 3600 * 10**9
+    quiet(rig, lambda: (rig.move(), rig.show(stamp=rig.stamp(ahead))), 'ahead of this node')
+    fresh(rig)
+    quiet(rig, lambda: (rig.move(), rig.show(cameras=['agent'])), "camera 'wrist'")
+    fresh(rig)
+
+
+def test_bad_state_and_sentences_make_no_chunks_and_say_why(rig_with):
+    rig = running(rig_with())
+    names = ['joint1', 'finger_joint1', 'finger_joint2']
+    quiet(rig, lambda: (rig.move(positions=[math.nan] * 9), rig.show()), 'proprioception')
+    fresh(rig)
+    quiet(rig, lambda: (rig.move(names=['elbow', 'thumb', 'toe']), rig.show()), 'finger_joint1')
+    fresh(rig)
+    quiet(rig, lambda: rig.show(), 'proprioception')
+    assert rig.feed(10.0, until=lambda: 'no chunk' not in rig.health())
+    for text, reason in (('', 'the instruction is empty'), ('x' * 10_000, '10000 characters')):
+        rig.say(text)
+        quiet(rig, lambda: (rig.move(names=names), rig.show()), reason)
+    rig.say('lift the green cube')
+    fresh(rig)
+
+
+def test_speed_from_joint_states_steers_and_bad_joints_mean_care(rig_with):
+    from std_msgs.msg import String
+
+    from specprune_ros.sim.urdf import urdf
+
+    rig = rig_with(speed__source='joint_states')
+    rig.description.publish(String(data='<robot'))
+    running(rig)
+    assert 'robot_description does not parse' in rig.process.text()
+    assert 'speed unknown' in rig.stats[-1].reason
+    rig.description.publish(String(data=urdf()))
+    assert rig.feed(10.0, until=lambda: rig.stats[-1].speed_source == 'joint_states')
+    stats = fresh(rig)
+    assert stats.mode == stats.MODE_FINE
+    assert stats.speed_translation == pytest.approx(0.0, abs=1e-9)
+    assert 0.0 <= stats.speed_age < 0.5
+    # Joints that do not match: the speed is unknown, and chunks go on with care.
+    names = ['a', 'b', 'finger_joint1', 'finger_joint2']
+    for _ in range(60):
+        rig.move(names=names)
+        rig.show()
+        rig.spin(0.05)
+        if 'speed unknown' in rig.stats[-1].reason:
+            break
+    assert 'speed unknown' in rig.stats[-1].reason
+    assert 'joint state lacks joint1' in rig.process.text()
