@@ -11,8 +11,7 @@ from rclpy.lifecycle import LifecycleNode
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Bool, String
 
-from specprune_ros.nodes.arm_ports import load
-from specprune_ros.nodes.messages import SECOND_NS
+from specprune_ros.nodes.arm_ports import SECOND_NS, load
 from specprune_ros.nodes.quality import latched, newest
 from specprune_ros.robot import profile as profiles
 from specprune_ros.robot.geometry import Pose, normalised

@@ -21,11 +21,10 @@ from std_msgs.msg import Header
 from std_srvs.srv import SetBool, Trigger
 
 from specprune_ros.msg import ActionChunk
-from specprune_ros.nodes.arm_ports import ArmPort, make_port, pose_message
+from specprune_ros.nodes.arm_ports import SECOND_NS, ArmPort, make_port, pose_message
 from specprune_ros.nodes.arm_state import ArmState, needed
 from specprune_ros.nodes.gripper_ports import GripperPort, make_gripper
 from specprune_ros.nodes.lifecycle import AutoLifecycleNode, run
-from specprune_ros.nodes.messages import SECOND_NS
 from specprune_ros.nodes.meters import Percentiles, RateMeter
 from specprune_ros.nodes.parameters import Setting, Settings
 from specprune_ros.nodes.quality import every, newest

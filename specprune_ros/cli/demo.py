@@ -1,0 +1,52 @@
+"""``specprune demo``: the simulated arm, the policy and the executor on real ROS 2."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+DEFAULT_INSTRUCTIONS = (
+    'move above the red cube',
+    'lift the blue cube',
+    'put the green cube on the white plate',
+)
+
+
+def add_parser(subparsers: Any) -> argparse.ArgumentParser:
+    """Declare the command."""
+    parser = subparsers.add_parser(
+        'demo', help='run the simulated arm, the policy and the executor over ROS 2'
+    )
+    parser.add_argument('--seconds', type=float, default=60.0, help='how long (default 60)')
+    parser.add_argument('--out', type=Path, default=Path('out'), help='folder for the results')
+    parser.add_argument('--json', type=Path, help='summary file (default OUT/demo.json)')
+    parser.add_argument(
+        '--checkpoint', default='', help='checkpoint folder instead of the built-in'
+    )
+    parser.add_argument('--seed', type=int, default=0, help='seed of the scene and random weights')
+    parser.add_argument(
+        '--instruction',
+        action='append',
+        help='sentence to obey; several share the time (default: three tasks)',
+    )
+    parser.add_argument('--query-rate', type=float, default=10.0, help='most queries a second')
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command."""
+    # ROS is imported only here, so that the other commands work without it.
+    from specprune_ros.nodes.demo import DemoOptions, run_demo
+
+    return run_demo(
+        DemoOptions(
+            seconds=args.seconds,
+            out=args.out,
+            json=args.json or args.out / 'demo.json',
+            checkpoint=args.checkpoint,
+            seed=args.seed,
+            instructions=tuple(args.instruction or DEFAULT_INSTRUCTIONS),
+            query_rate=args.query_rate,
+        )
+    )

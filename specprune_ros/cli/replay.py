@@ -1,0 +1,57 @@
+"""``specprune replay``: a recorded rosbag through a live policy node."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+
+def add_parser(subparsers: Any) -> argparse.ArgumentParser:
+    """Declare the command."""
+    parser = subparsers.add_parser(
+        'replay', help='play a rosbag2 recording through a live policy node, with /clock'
+    )
+    parser.add_argument('bag', type=Path, help='folder of an MCAP or sqlite3 recording')
+    parser.add_argument('--robot', default='sim_arm', help='robot profile: a name or a YAML file')
+    parser.add_argument('--robot-sn', default='', help='serial number for profiles that need one')
+    parser.add_argument(
+        '--checkpoint', default='', help='checkpoint folder; default random weights'
+    )
+    parser.add_argument('--instruction', default='', help='sentence, where the bag holds none')
+    parser.add_argument('--rate', type=float, default=1.0, help='speed of time (default 1)')
+    parser.add_argument(
+        '--param', action='append', default=[], metavar='NAME=VALUE', help='parameter of the node'
+    )
+    parser.add_argument('--json', type=Path, help='write the numbers to this file')
+    parser.add_argument(
+        '--log', type=Path, default=Path('out/log'), help='folder for the node log'
+    )
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command."""
+    import yaml
+
+    from specprune_ros.nodes.replay import ReplayOptions, run_replay
+    from specprune_ros.nodes.wiring import profile_path
+    from specprune_ros.robot.profile import ProfileError, load
+
+    if not args.rate > 0:
+        print(f'--rate is {args.rate}; a number above 0 is needed')
+        return 2
+    parameters: dict[str, Any] = {'model.path': args.checkpoint, 'instruction': args.instruction}
+    for pair in args.param:
+        name, found, value = pair.partition('=')
+        if not found:
+            print(f"--param '{pair}': write NAME=VALUE")
+            return 2
+        parameters[name] = yaml.safe_load(value)
+    try:
+        arguments = {'robot_sn': args.robot_sn} if args.robot_sn else {}
+        profile = load(profile_path(args.robot), arguments)
+    except ProfileError as error:
+        print(error)
+        return 2
+    return run_replay(ReplayOptions(args.bag, profile, parameters, args.rate, args.json, args.log))

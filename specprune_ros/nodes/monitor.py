@@ -1,0 +1,195 @@
+"""Listens to a running policy: counts, latencies, pictures, and a recording."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+from diagnostic_msgs.msg import DiagnosticArray
+from rclpy.node import Node
+from rclpy.time import Time
+from sensor_msgs.msg import Image
+from std_msgs.msg import String
+
+from specprune_ros.msg import ActionChunk, PruneStats
+from specprune_ros.nodes.film import Film, Frame
+from specprune_ros.nodes.meters import RateMeter
+from specprune_ros.nodes.pictures import to_rgb
+from specprune_ros.nodes.quality import every, latched, newest
+
+MODES = {
+    PruneStats.MODE_DENSE: 'dense',
+    PruneStats.MODE_COARSE: 'coarse',
+    PruneStats.MODE_FINE: 'fine',
+}
+
+
+def seconds(stamp: Any) -> float:
+    """A time message in seconds."""
+    return stamp.sec + 1e-9 * stamp.nanosec
+
+
+@dataclass
+class Tally:
+    """What was heard so far. Times in seconds; one entry per chunk.
+
+    ``overhead`` is the latency less the policy's own time: what DDS, callbacks, threads and
+    waiting add.
+    """
+
+    latency: list[float] = field(default_factory=list)
+    query: list[float] = field(default_factory=list)
+    overhead: list[float] = field(default_factory=list)
+    tokens: list[float] = field(default_factory=list)
+    pruned_tokens: list[float] = field(default_factory=list)
+    flops_ratio: list[float] = field(default_factory=list)
+    recall: list[float] = field(default_factory=list)
+    modes: Counter[str] = field(default_factory=Counter)
+    instructions: Counter[str] = field(default_factory=Counter)
+    last: PruneStats | None = None
+    chunks: int = 0
+    _heard: dict[int, float] = field(default_factory=dict)
+
+    def add_chunk(self, chunk: ActionChunk, now: float) -> None:
+        """Count a chunk heard at time ``now`` of the node clock, in seconds."""
+        latency = now - seconds(chunk.header.stamp)
+        self.latency.append(latency)
+        self._heard[chunk.sequence] = latency
+        self.chunks += 1
+        self.instructions[chunk.instruction] += 1
+
+    def replace_latency(self, sequence: int, latency: float) -> None:
+        """Correct the latency of the chunk added last (a replay knows better)."""
+        self.latency[-1] = self._heard[sequence] = latency
+
+    def add_stats(self, stats: PruneStats) -> None:
+        """Count a chunk's account."""
+        self.query.append(stats.time_total)
+        latency = self._heard.pop(stats.sequence, None)
+        if latency is not None:
+            self.overhead.append(latency - stats.time_total)
+        self.tokens.append(stats.tokens_mean)
+        self.flops_ratio.append(stats.flops_ratio)
+        if stats.mode != PruneStats.MODE_DENSE:
+            self.pruned_tokens.append(stats.tokens_mean)
+        if np.isfinite(stats.prior_recall):
+            self.recall.append(stats.prior_recall)
+        self.modes[MODES[stats.mode]] += 1
+        self.last = stats
+
+    def numbers(self) -> dict[str, Any]:
+        """The summary as plain numbers; ``None`` where nothing was heard."""
+        last = self.last
+        return {
+            'chunks': self.chunks,
+            'tokens_in': last.tokens_in if last else 0,
+            'tokens_mean': mean(self.tokens),
+            'tokens_mean_pruned_queries': mean(self.pruned_tokens),
+            'flops_ratio': mean(self.flops_ratio),
+            'latency_ms': spread(self.latency),
+            'query_ms': spread(self.query),
+            'overhead_ms': spread(self.overhead),
+            'prior_recall': mean(self.recall),
+            'modes': dict(self.modes),
+            'episodes': last.episode if last else 0,
+            'instructions': dict(self.instructions),
+            'device': last.device if last else '',
+            'pruner': last.pruner if last else '',
+        }
+
+
+class Monitor(Node):
+    """See the module's text. ``policy`` is the policy node's name, ``cameras`` what it shows."""
+
+    def __init__(self, policy: str, cameras: tuple[str, ...], name: str = 'monitor') -> None:
+        super().__init__(name)
+        self.tally = Tally()
+        self.film = Film()
+        self.diagnosis = ''
+        self.picture_rates: dict[str, str] = {}
+        self._cameras = cameras
+        self._overlays: dict[str, tuple[float, np.ndarray]] = {}
+        self.chunk_rate = RateMeter()
+        self.say_topic = f'/{policy}/instruction'
+        self._say = self.create_publisher(String, self.say_topic, latched())
+        self.create_subscription(ActionChunk, f'/{policy}/action_chunk', self._on_chunk, every())
+        self.create_subscription(PruneStats, f'/{policy}/prune_stats', self._on_stats, every())
+        self.create_subscription(
+            DiagnosticArray, '/diagnostics', partial(self._on_diagnostics, policy), every()
+        )
+        for camera in cameras:
+            self.create_subscription(
+                Image,
+                f'/{policy}/overlay/{camera}',
+                partial(self._on_overlay, camera),
+                newest(reliable=True),
+            )
+
+    def say(self, instruction: str) -> None:
+        """Give the policy a sentence."""
+        self._say.publish(String(data=instruction))
+
+    def _on_chunk(self, message: ActionChunk) -> None:
+        # Heard in this process: what a robot's executor would see, transport included.
+        self.tally.add_chunk(message, self.get_clock().now().nanoseconds / 1e9)
+        self.chunk_rate.tick(time.monotonic())
+
+    def _on_stats(self, message: PruneStats) -> None:
+        self.tally.add_stats(message)
+
+    def _on_diagnostics(self, policy: str, message: DiagnosticArray) -> None:
+        for status in message.status:
+            if status.name.startswith(policy):
+                self.diagnosis = status.message
+                self.picture_rates = {
+                    pair.key.removeprefix('picture rate ').removesuffix(' (Hz)'): pair.value
+                    for pair in status.values
+                    if pair.key.startswith('picture rate')
+                }
+
+    def _on_overlay(self, camera: str, message: Image) -> None:
+        self._overlays[camera] = (seconds(message.header.stamp), to_rgb(message))
+        shown = [self._overlays.get(name) for name in self._cameras]
+        if any(entry is None for entry in shown) or self.tally.last is None:
+            return
+        if len({stamp for stamp, _ in shown}) > 1:
+            return
+        stats = self.tally.last
+        if seconds(stats.header.stamp) != shown[0][0]:
+            return
+        self.film.add(
+            Frame(
+                {name: self._overlays[name][1] for name in self._cameras},
+                f'"{next(reversed(self.tally.instructions), "")}"',
+                f'{MODES[stats.mode]}, {self._kept(stats)} vision tokens, '
+                f'{1e3 * stats.time_total:.0f} ms, {stats.reason}',
+                shown[0][0],
+            )
+        )
+
+    @staticmethod
+    def _kept(stats: PruneStats) -> str:
+        steps = [stats.tokens_in, *stats.tokens_after]
+        return ' > '.join(str(step) for step in steps)
+
+
+def stamp_ns(message: Any) -> int:
+    """A message's header stamp in nanoseconds."""
+    return Time.from_msg(message.header.stamp).nanoseconds
+
+
+def mean(values: Any) -> float | None:
+    """The mean, or ``None`` of nothing."""
+    return float(np.mean(values)) if len(values) else None
+
+
+def spread(values: Any) -> dict[str, float] | None:
+    """Percentiles in milliseconds of times in seconds, or ``None`` of nothing."""
+    if not len(values):
+        return None
+    p50, p90, p99 = 1e3 * np.percentile(values, (50, 90, 99))
+    return {'p50': float(p50), 'p90': float(p90), 'p99': float(p99), 'n': len(values)}
