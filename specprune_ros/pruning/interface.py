@@ -160,8 +160,9 @@ class PassOutcome:
     ``carry`` goes into the next query's context. ``sets`` names, per set, the patches (bool
     ``[V]``) that the set asked for. ``kept`` lists ``(boundary, patch ids left after it)``; merged
     tokens have id -1. ``scores`` holds float32 ``[V]`` scores worth showing. ``notes`` are
-    sentences for the user, such as a fall-back that was taken. ``attended`` (bool ``[V]``) marks
-    the tokens that this pass's own deep layers ranked highest, as many as the prior may name.
+    sentences for the user, such as a fall-back that was taken. ``attended`` computes (bool
+    ``[V]``) which tokens this pass's own deep layers ranked highest, as many as the prior may
+    name.
     """
 
     carry: dict[str, Tensor] = field(default_factory=dict)
@@ -169,7 +170,7 @@ class PassOutcome:
     kept: list[tuple[int, Tensor]] = field(default_factory=list)
     scores: dict[str, Tensor] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    attended: Tensor | None = None
+    attended: Callable[[], Tensor] | None = None
 
     @property
     def recall(self) -> float | None:
@@ -180,8 +181,9 @@ class PassOutcome:
         named = self.sets.get('global')
         if named is None or self.attended is None:
             return None
-        total = int(self.attended.sum())
-        return int((named & self.attended).sum()) / total if total else None
+        attended = self.attended()
+        total = int(attended.sum())
+        return int((named & attended).sum()) / total if total else None
 
 
 class PrunePass(Protocol):

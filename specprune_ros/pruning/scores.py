@@ -37,10 +37,9 @@ def entropy_confidence(attention: Tensor, epsilon: float, normalised: bool) -> T
     """
     attention = attention.float()
     share = attention / attention.sum(-1, keepdim=True).clamp_min(1e-30)
-    entropy = torch.special.entr(share).sum(-1).mean()
-    if normalised and attention.shape[-1] > 1:
-        entropy = entropy / math.log(attention.shape[-1])
-    return 1.0 / (entropy + epsilon)
+    rows, count = attention.shape
+    scale = math.log(count) if normalised and count > 1 else 1.0
+    return (torch.special.entr(share).sum() * (1 / (rows * scale)) + epsilon).reciprocal()
 
 
 def mean_std_confidence(attention: Tensor, epsilon: float) -> Tensor:

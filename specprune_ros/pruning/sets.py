@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from specprune_ros.pruning.constants import positions
+
 
 def ranks(scores: Tensor) -> Tensor:
     """Rank of each score along the last axis, 0 for the highest, the earlier of equals first.
@@ -12,7 +14,7 @@ def ranks(scores: Tensor) -> Tensor:
     int64, shape of ``scores``.
     """
     order = torch.sort(scores, dim=-1, descending=True, stable=True).indices
-    places = torch.arange(scores.shape[-1], device=scores.device).expand_as(order)
+    places = positions(scores.shape[-1], scores.device).expand_as(order)
     return torch.empty_like(order).scatter_(-1, order, places)
 
 

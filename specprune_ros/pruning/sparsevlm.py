@@ -11,6 +11,7 @@ from torch import Tensor
 
 from specprune_ros.pruning.baselines import KeepingPass
 from specprune_ros.pruning.budget import ceil_count, floor_count, scale_layers
+from specprune_ros.pruning.constants import positions
 from specprune_ros.pruning.interface import (
     Mode,
     PruneSchedule,
@@ -45,7 +46,7 @@ def cluster(features: Tensor, count: int) -> tuple[Tensor, Tensor]:
     distance = torch.cdist(features.float(), features.float()) / width**0.5
     near = distance.topk(min(count, n), largest=False).values
     density = (-near.square().mean(-1)).exp()
-    index = torch.arange(n, device=features.device)
+    index = positions(n, features.device)
     denser = (density > density[:, None]) | (
         (density == density[:, None]) & (index < index[:, None])
     )
@@ -53,9 +54,10 @@ def cluster(features: Tensor, count: int) -> tuple[Tensor, Tensor]:
     order = torch.sort(away * density, descending=True, stable=True).indices
     centres = order[:count].sort().values
     nearest = distance[:, centres].argmin(-1)
-    members = torch.nn.functional.one_hot(nearest, count).T.float()
     # A centre belongs to itself even if it lies on another one.
-    members[:, centres] = torch.eye(count, device=features.device)
+    numbers = positions(count, features.device)
+    nearest = nearest.scatter(0, centres, numbers)
+    members = (nearest == numbers[:, None]).float()
     return members / members.sum(-1, keepdim=True), centres
 
 

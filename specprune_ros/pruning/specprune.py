@@ -62,6 +62,20 @@ class Plan:
         """Boundary of the static prune."""
         return self.local[-1]
 
+    @property
+    def last_drop(self) -> int:
+        """Boundary of the last layer-level prune, 0 without one."""
+        return self.drops[-1] if self.drops else 0
+
+    @property
+    def ties_carry_over(self) -> tuple[int, ...]:
+        """Prunes after which the next one comes without an update in between."""
+        return tuple(
+            here
+            for here, following in zip(self.drops, self.drops[1:], strict=False)
+            if not any(here < layer <= following for layer in self.updates)
+        )
+
 
 def rows_or_action(layout: TokenLayout, name: str, notes: list[str]) -> RowGroup:
     """The asked row group, or the action rows where it is empty (an empty instruction)."""
@@ -187,11 +201,11 @@ class SpecPrunePass:
         self.outcome = PassOutcome(notes=list(self.plan.notes))
         self.ids: Tensor | None = None  # patch ids of the current rows; None while all are there
         self.local: dict[int, Tensor] = {}
-        self.heard_global: dict[int, Tensor] = {}
-        self.present: dict[int, Tensor | None] = {}
+        self.heard: dict[int, tuple[Tensor, Tensor | None]] = {}  # score and ids, per layer
         self.confidence: dict[int, Tensor] = {}
         self.running: Tensor | None = None  # S, one per current row
         self.attention: Tensor | None = None  # raw score of the last update, for ties
+        self.order: Tensor | None = None  # rows by that score, until rows are dropped
         self.union: Tensor | None = None
         self.fused: Tensor | None = None
         self.prior = self._carried('prior', (len(self.plan.globals), self.layout.vision_tokens))
@@ -217,8 +231,7 @@ class SpecPrunePass:
         if layer in plan.local and group is plan.rows_local and self.mode is not Mode.DENSE:
             self.local[layer] = self._spread(score)
         if layer in plan.globals and group is plan.rows_global:
-            self.heard_global[layer] = self._spread(score)
-            self.present[layer] = self.ids
+            self.heard[layer] = (score, self.ids)
         if layer in plan.updates and group is plan.rows_layer:
             weight = self._confidence(layer, attention)
             if self.mode is not Mode.DENSE:
@@ -234,21 +247,23 @@ class SpecPrunePass:
             self.ids = keep
         else:
             self.ids = self.ids[keep]
-        if self.running is not None:
+        if self.running is not None and boundary != self.plan.last_drop:
             self.running = self.running[keep]
-        if self.attention is not None:
-            self.attention = self.attention[keep]
+            # Not needed where the next prune has an update of its own before it.
+            stale = boundary in self.plan.ties_carry_over and self.attention is not None
+            self.attention = self.attention[keep] if stale else None
+        self.order = None
         self.outcome.kept.append((boundary, self.ids))
         return Selection(keep)
 
     def finish(self) -> PassOutcome:
         """Close the pass: the prior and the layer weights for the next query, sets and scores."""
-        if self.heard_global:
-            heard = torch.stack([self.heard_global[layer] for layer in self.plan.globals])
-            self.outcome.scores['global'] = heard.mean(0)
-            self.outcome.carry['prior'] = self._remember(heard)
+        if self.heard:
+            prior = self._remember()
+            self.outcome.carry['prior'] = prior
+            self.outcome.scores['global'] = prior.mean(0)
             if self.plan.budgets is not None:
-                self.outcome.attended = self._attended(heard)
+                self.outcome.attended = self._attended
         if self.known_confidence is not None:
             self.outcome.carry['confidence'] = self.known_confidence
         elif self.params.confidence_when == 'first' and self.confidence:
@@ -286,26 +301,35 @@ class SpecPrunePass:
             asked += [allowed.globals] * len(self.plan.globals)
         elif params.k_global and not first:
             self.outcome.notes.append('no previous attention: V_global is empty')
-        k = constant(tuple(asked), torch.int64, device)
-        best = sets.top_k(sources.view(-1, cameras, patches), k).view(-1, layout.vision_tokens)
-        # A token that no pass has scored is not in the set, however few others there are.
-        best = best & (sources > 0)
-        local = best[: len(heard)].any(0)
+        limits = [(0.0,) * cameras] * len(asked)
+        similarity = self.context.similarity if params.k_dynamic else None
+        moved = similarity is not None and params.dynamic_rule == 'least_similar'
+        tau = per_camera(params.tau, cameras)
+        joined = sources
+        if moved:
+            # The k least similar of those below tau are the k highest of - cosine above - tau.
+            joined = torch.cat([sources, -similarity[None]])
+            asked.append(allowed.dynamic)
+            limits.append(tuple(-t for t in tau))
+        views = joined.view(-1, cameras, patches)
+        best = sets.top_k(views, constant(tuple(asked), torch.int64, device))
+        # A token that no pass has scored is in no set, however few others there are.
+        best &= views > constant(tuple(limits), torch.float32, device).unsqueeze(-1)
+        best = best.view(-1, layout.vision_tokens)
         union = best.any(0)
-        self.outcome.sets['local'] = local
+        self.outcome.sets['local'] = best[: len(heard)].any(0)
         if self.prior is not None:
-            self.outcome.sets['global'] = best[len(heard) :].any(0)
-            self.outcome.scores['prior'] = self.prior.mean(0)
-        similarity = self.context.similarity
-        if similarity is not None and params.k_dynamic:
-            dynamic = sets.changed(
+            self.outcome.sets['global'] = best[len(heard) : len(sources)].any(0)
+        if moved:
+            self.outcome.sets['dynamic'] = best[-1]
+        elif similarity is not None:
+            self.outcome.sets['dynamic'] = sets.changed(
                 similarity.view(cameras, patches),
-                constant(per_camera(params.tau, cameras), torch.float32, device),
+                constant(tau, torch.float32, device),
                 constant(allowed.dynamic, torch.int64, device),
                 params.dynamic_rule,
             ).view(-1)
-            self.outcome.sets['dynamic'] = dynamic
-            union = union | dynamic
+            union = union | self.outcome.sets['dynamic']
         elif params.k_dynamic and not first:
             self.outcome.notes.append('no reference picture: V_dynamic is empty')
         if params.cameras_kept:
@@ -348,10 +372,11 @@ class SpecPrunePass:
         fresh = torch.empty_like(score).scatter_(0, order, by_rank)
         if weight is not None:
             fresh = fresh * weight
-        if self.running is None:
-            self.running = torch.zeros_like(fresh)
-        self.running = scores.ema(self.running, fresh, self.params.beta)
-        self.attention = score
+        if self.running is None:  # S starts at zero
+            self.running = fresh * self.params.beta
+        else:
+            self.running = scores.ema(self.running, fresh, self.params.beta)
+        self.attention, self.order = score, order
 
     def _drop(self, boundary: int, rows: Tensor) -> Tensor:
         """Drop the lowest running scores; ties by the last raw attention, then by position."""
@@ -362,9 +387,12 @@ class SpecPrunePass:
             running = torch.zeros(count, device=rows.device)
         if self.params.cameras_kept and self.ids is not None:
             running = torch.where(self._whole_cameras(rows.device)[self.ids], torch.inf, running)
-        self.outcome.scores['layer'] = self._spread(running)
+        if boundary == self.plan.last_drop:
+            self.outcome.scores['layer'] = self._spread(running)
         if self.params.tie_break == 'attention' and self.attention is not None:
-            order = torch.sort(self.attention, descending=True, stable=True).indices
+            order = self.order
+            if order is None:
+                order = torch.sort(self.attention, descending=True, stable=True).indices
             order = order[torch.sort(running[order], descending=True, stable=True).indices]
         else:
             order = torch.sort(running, descending=True, stable=True).indices
@@ -372,35 +400,40 @@ class SpecPrunePass:
 
     # Memory.
 
-    def _attended(self, heard: Tensor) -> Tensor:
+    def _attended(self) -> Tensor:
         """V_t: what this query's own deep layers rank highest, to judge the prior by."""
         layout, allowed = self.layout, self.plan.budgets
         assert allowed is not None
+        heard = torch.stack([self._spread(*self.heard[layer]) for layer in self.plan.globals])
         k = constant(allowed.globals, torch.int64, heard.device)
         best = sets.top_k(heard.view(-1, layout.cameras, layout.patches), k)
         return best.view(-1, layout.vision_tokens).logical_and(heard > 0).any(0)
 
-    def _spread(self, score: Tensor) -> Tensor:
-        """Scores of the current rows at their patches ``[V]``; zero where a token is gone."""
-        if self.ids is None:
-            return score
-        return score.new_zeros(self.layout.vision_tokens).scatter_(0, self.ids, score)
+    def _spread(self, score: Tensor, ids: Tensor | None = None) -> Tensor:
+        """Scores of rows at their patches ``[V]``, the current ones unless ``ids`` says which.
 
-    def _remember(self, heard: Tensor) -> Tensor:
+        Zero where a token is gone.
+        """
+        ids = self.ids if ids is None else ids
+        if ids is None or score.shape[0] == self.layout.vision_tokens:
+            return score
+        return score.new_zeros(self.layout.vision_tokens).scatter_(0, ids, score)
+
+    def _remember(self) -> Tensor:
         """The prior ``[global layers, V]``; tokens this pass dropped keep an older score.
 
         Attention over fewer tokens is larger for each, so the old scores are rescaled by what the
         tokens seen both times weighed then and now, and fade by ``prior_decay``.
         """
-        if self.params.prior_fill == 'zero' or self.prior is None or not self.outcome.kept:
-            return heard
+        keep_old = self.params.prior_fill == 'memory' and self.prior is not None
         remembered = []
         for row, layer in enumerate(self.plan.globals):
-            ids = self.present[layer]
-            if ids is None:
-                remembered.append(heard[row])
+            score, ids = self.heard[layer]
+            if ids is None or not keep_old:
+                remembered.append(self._spread(score, ids))
                 continue
-            old, new = self.prior[row], heard[row]
-            scale = new.sum() / old[ids].sum().clamp_min(1e-30)
-            remembered.append((old * (scale * self.params.prior_decay)).scatter(0, ids, new[ids]))
+            assert self.prior is not None
+            old = self.prior[row]
+            scale = score.sum() / old[ids].sum().clamp_min(1e-30)
+            remembered.append((old * (scale * self.params.prior_decay)).scatter_(0, ids, score))
         return torch.stack(remembered)

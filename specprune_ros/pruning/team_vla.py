@@ -13,6 +13,7 @@ from torch import Tensor
 
 from specprune_ros.pruning.baselines import KeepingPass
 from specprune_ros.pruning.budget import ceil_count, scale_layer
+from specprune_ros.pruning.constants import positions
 from specprune_ros.pruning.interface import (
     Mode,
     PruneSchedule,
@@ -50,8 +51,9 @@ def bipartite_merge(rows: Tensor, anchors: Tensor) -> Tensor:
     """Weights ``[anchors, n]``: each other row joins its most similar anchor, in equal parts."""
     unit = F.normalize(rows.float(), dim=-1)
     home = (unit @ unit[anchors].T).argmax(-1)
-    home = home.scatter(0, anchors, torch.arange(anchors.shape[0], device=rows.device))
-    weights = F.one_hot(home, anchors.shape[0]).T.float()
+    numbers = positions(anchors.shape[0], rows.device)
+    home = home.scatter(0, anchors, numbers)
+    weights = (home == numbers[:, None]).float()
     return weights / weights.sum(-1, keepdim=True)
 
 
