@@ -1,0 +1,559 @@
+"""The executor as a real node over real DDS: inputs published here, commands recorded."""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+pytestmark = [pytest.mark.ros, pytest.mark.timeout(60)]
+
+ROOT = Path(__file__).parents[2]
+SECOND = 1_000_000_000
+START = (0.5, -0.1, 0.3)
+
+
+@pytest.fixture(scope='module')
+def ros():
+    """rclpy in a domain of its own."""
+    import rclpy
+
+    before = os.environ.get('ROS_DOMAIN_ID')
+    os.environ['ROS_DOMAIN_ID'] = str(random.randint(1, 101))
+    yield rclpy
+    rclpy.try_shutdown()
+    if before is None:
+        os.environ.pop('ROS_DOMAIN_ID')
+    else:
+        os.environ['ROS_DOMAIN_ID'] = before
+
+
+def write_profile(folder, **changes):
+    """The simulated arm's profile with other values; double underscores go deeper."""
+    tree = yaml.safe_load((ROOT / 'config' / 'robots' / 'sim_arm.yaml').read_text())
+    for path, value in changes.items():
+        node, *rest = tree, *path.split('__')
+        for key in rest[:-1]:
+            node = node.setdefault(key, {})
+        if value is ...:
+            node.pop(rest[-1])
+        else:
+            node[rest[-1]] = value
+    file = folder / 'robot.yaml'
+    file.write_text(yaml.safe_dump(tree))
+    return file
+
+
+class Bench:
+    """An arm, a policy and an executor in one process, each message through DDS all the same."""
+
+    def __init__(self, rclpy, profile, **parameters):
+        from geometry_msgs.msg import PoseStamped, TwistStamped
+        from rclpy.executors import SingleThreadedExecutor
+        from sensor_msgs.msg import JointState
+        from specprune_ros.msg import ActionChunk
+        from std_msgs.msg import Float64, String
+
+        from specprune_ros.nodes.chunk_executor import ChunkExecutor
+        from specprune_ros.nodes.quality import every, latched
+
+        arguments = ['--ros-args', '-p', f'profile:={profile}']
+        for name, value in parameters.items():
+            arguments += ['-p', f'{name}:={value}']
+        self._rclpy = rclpy
+        rclpy.init(args=arguments)
+        self.node = rclpy.create_node('bench')
+        self.dut = ChunkExecutor()
+        self.executor = SingleThreadedExecutor()
+        for node in (self.node, self.dut):
+            self.executor.add_node(node)
+        self.commands, self.gripper, self.other = [], [], []
+        self._pose = self.node.create_publisher(PoseStamped, '/sim_arm/tcp_pose', 1)
+        self._joints = self.node.create_publisher(JointState, '/sim_arm/joint_states', 1)
+        self._urdf = self.node.create_publisher(String, '/sim_arm/robot_description', latched())
+        self._chunk = self.node.create_publisher(ActionChunk, '/chunk_executor/action_chunk', 10)
+        self.listen(TwistStamped, '/sim_arm/cmd_twist', self.commands)
+        self.listen(Float64, '/sim_arm/gripper', self.gripper)
+        self.every = every
+        self.position = list(START)
+        self.frame = 'base_link'
+        self.alive = {'pose', 'chunks'}
+        self.sequence = self.episode = 1
+        self.row = [0.01, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0]
+        self.observed_ago = 0.03
+        self._poses_at = self._chunks_at = 0.0
+        self.dut.autostart()
+
+    def listen(self, kind, topic, into):
+        self.node.create_subscription(
+            kind, topic, lambda message: into.append((time.monotonic(), message)), 100
+        )
+
+    def describe(self, text):
+        from std_msgs.msg import String
+
+        self._urdf.publish(String(data=text))
+
+    def now_ns(self):
+        return self.node.get_clock().now().nanoseconds
+
+    def publish_pose(self):
+        from geometry_msgs.msg import PoseStamped
+
+        message = PoseStamped()
+        message.header.stamp = self.node.get_clock().now().to_msg()
+        message.header.frame_id = self.frame
+        at = message.pose.position
+        at.x, at.y, at.z = self.position
+        message.pose.orientation.x, message.pose.orientation.w = 1.0, 0.0
+        self._pose.publish(message)
+
+    def publish_joints(self, names, positions):
+        from sensor_msgs.msg import JointState
+
+        message = JointState(name=list(names), position=[float(p) for p in positions])
+        message.header.stamp = self.node.get_clock().now().to_msg()
+        self._joints.publish(message)
+
+    def publish_chunk(self, rows=None, **fields):
+        from builtin_interfaces.msg import Duration
+        from rclpy.time import Time
+        from specprune_ros.msg import ActionChunk
+
+        rows = np.tile(self.row, (8, 1)) if rows is None else np.asarray(rows, float)
+        message = ActionChunk(
+            sequence=self.sequence,
+            episode=self.episode,
+            step_dt=Duration(sec=0, nanosec=100_000_000),
+            horizon=len(rows),
+            dims=['x', 'y', 'z', 'rx', 'ry', 'rz', 'gripper'],
+            kind=ActionChunk.KIND_EE_DELTA,
+            rotation=ActionChunk.ROTATION_VECTOR,
+            reference=ActionChunk.REFERENCE_PREVIOUS_STEP,
+            data=rows.ravel().tolist(),
+            gripper_dim=6,
+        )
+        stamp = self.now_ns() - round(self.observed_ago * SECOND)
+        message.header.stamp = Time(nanoseconds=stamp).to_msg()
+        message.header.frame_id = 'base_link'
+        for name, value in fields.items():
+            setattr(message, name, value)
+        self.sequence += 1
+        self._chunk.publish(message)
+
+    def run(self, seconds, until=None):
+        """Spin, feeding what is alive; returns whether ``until`` came true."""
+        end = time.monotonic() + seconds
+        while (now := time.monotonic()) < end:
+            if 'pose' in self.alive and now - self._poses_at > 0.01:
+                self._poses_at = now
+                self.publish_pose()
+            if 'chunks' in self.alive and now - self._chunks_at > 0.2:
+                self._chunks_at = now
+                self.publish_chunk()
+            self.executor.spin_once(timeout_sec=0.002)
+            if until is not None and until():
+                return True
+        return False
+
+    def moving(self):
+        self.run(10.0, until=lambda: len(self.commands) > 20)
+        assert len(self.commands) > 20, self.health()
+        self.run(0.1)
+
+    def speeds(self, since=0.0):
+        return [m.twist.linear.x for t, m in self.commands if t >= since]
+
+    def call(self, kind, name, **fields):
+        client = self.node.create_client(kind, f'/chunk_executor/{name}')
+        assert client.wait_for_service(5.0)
+        future = client.call_async(kind.Request(**fields))
+        self.run(5.0, until=future.done)
+        return future.result()
+
+    def enable(self, value):
+        from std_srvs.srv import SetBool
+
+        return self.call(SetBool, 'enable', data=value)
+
+    def health(self):
+        return self.dut._health(self.dut._verdict)[1]
+
+    def stops(self):
+        return self.dut._counts['stops']
+
+    def close(self):
+        self.dut.stop()
+        self.dut.teardown()
+        self.executor.shutdown()
+        self.dut.destroy_node()
+        self.node.destroy_node()
+        self._rclpy.try_shutdown()
+
+
+@pytest.fixture
+def bench(ros, tmp_path):
+    made = []
+
+    def make(parameters=None, **changes):
+        made.append(Bench(ros, write_profile(tmp_path, **changes), **(parameters or {})))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+def assert_one_stop(bench, begin, limit, zero=True):
+    """Commands end with one zero twist within 100 ms of the limit, and nothing follows."""
+    after = [(t, m.twist.linear.x) for t, m in bench.commands if t > begin]
+    assert bench.stops() == 1, bench.health()
+    last_at, last = after[-1]
+    assert last == 0.0
+    assert last_at - begin <= limit + 0.1
+    assert time.monotonic() - last_at > 0.3, 'commands went on'
+
+
+def test_chunks_become_twists_at_control_rate_and_within_limits(bench):
+    b = bench()
+    b.moving()
+    begin = time.monotonic()
+    b.run(1.0)
+    count = sum(t >= begin for t, _ in b.commands)
+    assert 60 <= count <= 115  # 100 Hz, if this machine lets us
+    assert max(b.speeds(begin)) == pytest.approx(0.1, abs=0.01)  # 1 cm per 0.1 s
+    assert b.commands[-1][1].header.frame_id == 'base_link'
+    assert len(b.gripper) == 1 and b.gripper[0][1].data == 1.0  # on change only
+    assert b.stops() == 0
+
+
+def test_absurd_speed_is_limited(bench):
+    b = bench()
+    b.row = [0.5, 0.0, 0.0, 0.0, 0.0, 3.0, 0.0]  # 5 m/s, 30 rad/s
+    b.moving()
+    for _, message in b.commands:
+        linear, angular = message.twist.linear, message.twist.angular
+        assert math.hypot(linear.x, linear.y, linear.z) <= 0.4
+        assert math.hypot(angular.x, angular.y, angular.z) <= 1.5
+    steps = np.diff(b.speeds())
+    assert np.abs(steps).max() <= 4.0 * 0.01 * 1.01 or b.stops()
+
+
+def test_the_workspace_is_kept(bench):
+    b = bench()
+    b.position[0] = 0.815  # 5 mm from the wall
+    b.row = [0.03, 0.01, 0.0, 0.0, 0.0, 0.0, 1.0]
+    b.moving()
+    # Slow enough to brake, not at the 0.3 m/s asked for; along the wall it goes on.
+    assert max(b.speeds()) < 0.1
+    assert max(m.twist.linear.y for _, m in b.commands) == pytest.approx(0.1, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ('lost', 'limit'), [('pose', 0.25), ('chunks', 0.8 + 0.1)], ids=['pose', 'chunks']
+)
+def test_silence_stops_the_arm_once_and_it_recovers(bench, lost, limit):
+    b = bench()
+    b.moving()
+    begin = time.monotonic()
+    b.alive.discard(lost)
+    b.run(limit + 0.45)
+    assert_one_stop(b, begin, limit)
+    b.alive.add(lost)
+    before = len(b.commands)
+    assert b.run(3.0, until=lambda: len(b.commands) > before + 10), b.health()
+
+
+def test_stale_observations_stop_the_arm(bench):
+    b = bench(watchdog__observation_age=0.5)
+    b.moving()
+    begin = time.monotonic()
+    b.observed_ago = 0.6  # the policy answers from an old picture
+    b.run(1.0)
+    assert_one_stop(b, begin, 0.5)
+    assert 'stale_observation' in b.health() or 'no chunk yet' in b.health()
+
+
+def test_a_picture_stamped_an_hour_ago_never_moves_the_arm(bench):
+    b = bench()
+    b.observed_ago = 3600.0
+    b.run(1.5)
+    assert b.commands == [] and b.dut._counts['chunks'] >= 3
+
+
+BAD_CHUNKS = (
+    ({'data': [math.nan] * 56}, 'data is not finite'),
+    ({'kind': 7}, 'kind is 7'),
+    ({'rotation': 9}, 'rotation is 9'),
+    ({'gripper_sense': 5}, 'gripper_sense is 5'),
+    ({'data': [0.0] * 3}, 'data has 3 values'),
+    ({'horizon': 4_000_000_000}, 'horizon is 4000000000'),
+)
+
+
+def test_a_chunk_that_cannot_be_read_stops_the_arm_until_a_good_one_comes(bench):
+    b = bench()
+    b.moving()
+    for count, (fields, reason) in enumerate(BAD_CHUNKS, start=1):
+        b.alive.discard('chunks')
+        begin = time.monotonic()
+        b.publish_chunk(**fields)
+        b.run(0.25)
+        assert b.stops() == count and reason in b.health()
+        last_at, last = b.commands[-1]
+        assert last.twist.linear.x == 0.0 and last_at - begin <= 0.1
+        b.alive.add('chunks')
+        before = len(b.commands)
+        assert b.run(3.0, until=lambda n=before: len(b.commands) > n + 10)
+
+
+def test_duplicates_are_dropped_without_a_stop(bench):
+    from rclpy.time import Time
+
+    b = bench()
+    b.moving()
+    stamp = Time(nanoseconds=b.now_ns() - SECOND).to_msg()
+    header = type(b.commands[0][1].header)(stamp=stamp, frame_id='base_link')
+    for _ in range(5):
+        b.publish_chunk(header=header)
+    b.run(0.3)
+    assert b.dut._counts['late'] == 5 and b.stops() == 0
+
+
+def test_disable_stops_and_enable_waits_for_a_new_chunk(bench):
+    b = bench()
+    b.moving()
+    begin = time.monotonic()
+    assert b.enable(False).success
+    b.run(0.5)
+    assert_one_stop(b, begin, 0.2)  # the service's own time
+    count = len(b.commands)
+    assert b.enable(True).success
+    assert b.run(3.0, until=lambda: len(b.commands) > count + 10)
+
+
+def test_a_latched_stop_waits_for_a_person(bench):
+    b = bench(watchdog__latched=['stale_state'])
+    b.moving()
+    b.alive.discard('pose')
+    b.run(0.6)
+    b.alive.add('pose')
+    count = len(b.commands)
+    b.run(0.5)
+    assert len(b.commands) == count and 'until ~/enable' in b.health()
+    b.enable(True)
+    assert b.run(3.0, until=lambda: len(b.commands) > count + 10)
+
+
+def test_hardware_profiles_begin_disabled(bench):
+    b = bench(enabled_at_start=False)
+    b.run(0.5)
+    assert b.commands == [] and b.health() == 'disabled'
+    b.enable(True)
+    b.moving()
+
+
+def test_reset_drops_the_motion(bench):
+    from std_srvs.srv import Trigger
+
+    b = bench()
+    b.moving()
+    b.alive.discard('chunks')
+    assert b.call(Trigger, 'reset').success
+    begin = time.monotonic()
+    b.run(0.5)
+    assert_one_stop(b, begin - 0.3, 0.3)
+
+
+def test_dry_run_sends_nothing_and_shows_everything(bench):
+    from geometry_msgs.msg import TwistStamped
+    from std_msgs.msg import Float64
+
+    b = bench({'dry_run': True})
+    shown, gripped = [], []
+    b.listen(TwistStamped, '/chunk_executor/dry_run/command', shown)
+    b.listen(Float64, '/chunk_executor/dry_run/gripper', gripped)
+    assert b.run(10.0, until=lambda: len(shown) > 50)
+    assert b.commands == [] and b.gripper == []
+    assert shown[-1][1].twist.linear.x == pytest.approx(0.1, abs=0.01)
+    assert gripped[-1][1].data == 1.0
+
+
+def test_an_error_of_the_policy_stops_the_arm(bench):
+    from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+
+    b = bench()
+    publisher = b.node.create_publisher(DiagnosticArray, '/diagnostics', 10)
+    b.moving()
+    b.alive.discard('chunks')
+    begin = time.monotonic()
+    status = DiagnosticStatus(
+        level=DiagnosticStatus.ERROR, name='specprune_node: inference', message='no chunk: x'
+    )
+    publisher.publish(DiagnosticArray(status=[status]))
+    b.run(0.5)
+    assert_one_stop(b, begin, 0.0)
+    assert 'no chunk: x' in b.health()
+
+
+def test_a_pose_in_another_frame_does_not_count(bench):
+    b = bench()
+    b.frame = 'world'
+    b.run(1.0)
+    assert b.commands == [] and 'no tool pose yet' in b.health()
+
+
+def test_poses_follow_the_twist_and_hold_the_measured_one_on_stop(bench):
+    from geometry_msgs.msg import PoseStamped
+
+    b = bench(
+        command__adapter='pose', command__topic='/sim_arm/cmd_pose', stop_action='hold',
+        limits__lead_translation=0.5,
+    )  # fmt: skip
+    poses = []
+    b.listen(PoseStamped, '/sim_arm/cmd_pose', poses)
+    assert b.run(10.0, until=lambda: len(poses) > 50), b.health()
+    xs = [m.pose.position.x for _, m in poses]
+    assert xs[0] == pytest.approx(START[0], abs=0.002)
+    assert np.all(np.diff(xs) >= -1e-12) and np.diff(xs).max() <= 0.4 * 0.01
+    begin = time.monotonic()
+    b.alive.discard('pose')
+    b.run(0.6)
+    at, last = poses[-1]
+    assert at - begin <= 0.35 and b.stops() == 1
+    assert (last.pose.position.x, last.pose.position.y) == START[:2]
+
+
+def test_tool_motion_becomes_joint_motion_with_times_and_velocities(bench):
+    from trajectory_msgs.msg import JointTrajectory
+
+    from specprune_ros.robot.speed import JointSpeed
+    from specprune_ros.sim import rizon4
+    from specprune_ros.sim.urdf import urdf
+
+    names = [joint.name for joint in rizon4.JOINTS]
+    limits = {
+        j.name: {'lower': j.lower, 'upper': j.upper, 'velocity': 1.0, 'acceleration': 20.0}
+        for j in rizon4.JOINTS
+    }
+    b = bench(
+        command__adapter='joint_trajectory', command__topic='/arm/joint_trajectory',
+        stop_action='hold', limits__joints=limits, observation__ee_pose=...,
+        limits__workspace=...,
+    )  # fmt: skip
+    b.alive.discard('pose')
+    b.describe(urdf())
+    sent = []
+    b.listen(JointTrajectory, '/arm/joint_trajectory', sent)
+    home = list(rizon4.HOME)
+
+    def feed():
+        b.publish_joints([*names[::-1], 'lamp'], [*home[::-1], 0.0])
+        return len(sent) > 50
+
+    assert b.run(10.0, until=feed), b.health()
+    message = sent[-1][1]
+    assert list(message.joint_names) == names
+    first, rest = message.points
+    assert first.time_from_start.nanosec == 50_000_000 and len(first.velocities) == 7
+    assert list(rest.velocities) == [0.0] * 7 and rest.time_from_start.nanosec > 100_000_000
+    arm = JointSpeed(urdf(), 'tcp')
+    tool = arm.jacobian(names, home) @ np.array(sent[40][1].points[0].velocities)
+    assert tool[0] == pytest.approx(0.1, abs=0.01) and np.abs(tool[1:3]).max() < 0.01
+    # Silence: the measured joints, at rest, once.
+    b.run(0.6)
+    assert b.stops() == 1
+    hold = sent[-1][1].points
+    assert len(hold) == 1 and list(hold[0].positions) == pytest.approx(home)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'command__adapter': 'servo'}, "command.adapter: 'servo' is none of twist"),
+        (
+            {'command__adapter': 'cartesian_motion_force', 'stop_action': 'hold'},
+            "needs flexiv_msgs/msg/CartesianMotionForce, but 'flexiv_msgs' is not installed",
+        ),
+        (
+            {'gripper__adapter': 'gripper_command'},
+            "needs control_msgs/action/GripperCommand, but 'control_msgs' is not installed",
+        ),
+    ],
+)
+def test_what_cannot_be_configured_says_why_and_leaves_a_node(bench, changes, message):
+    package = message.split("'")[-2]
+    if 'installed' in message:
+        try:
+            __import__(package)
+            pytest.skip(f'{package} is installed here')
+        except ImportError:
+            pass
+    b = bench(**changes)
+    assert message in b.health()
+    b.run(0.3)
+    assert b.commands == []
+
+
+def test_lifecycle_ten_times(bench):
+    b = bench()
+    for _ in range(10):
+        count = len(b.commands)
+        assert b.run(5.0, until=lambda c=count: len(b.commands) > c + 2), b.health()
+        b.dut.trigger_deactivate()
+        b.run(0.05)
+        assert b.commands[-1][1].twist.linear.x == 0.0  # deactivating stops the arm
+        b.dut.trigger_cleanup()
+        b.dut.trigger_configure()
+        b.dut.trigger_activate()
+
+
+def test_as_a_process_at_100_hz_and_sigint_stops_the_arm(ros, tmp_path):
+    """Timing, diagnostics and shutdown of the real process."""
+    from diagnostic_msgs.msg import DiagnosticArray
+
+    b = Bench(ros, write_profile(tmp_path))
+    b.dut.stop()  # this test's executor is another process
+    b.executor.remove_node(b.dut)
+    log = tmp_path / 'log.txt'
+    with log.open('w') as out:
+        process = subprocess.Popen(
+            [sys.executable, '-m', 'specprune_ros.nodes.chunk_executor', '--ros-args',
+             '-p', 'profile:=sim_arm', '-r', '__node:=chunk_executor'],
+            stdout=out, stderr=subprocess.STDOUT, cwd=ROOT,
+        )  # fmt: skip
+    try:
+        reports = []
+        b.listen(DiagnosticArray, '/diagnostics', reports)
+        assert b.run(20.0, until=lambda: len(b.commands) > 150), log.read_text()
+        at = np.array([t for t, _ in b.commands[50:]])
+        assert np.median(np.diff(at)) == pytest.approx(0.01, abs=0.002)
+        values = {
+            pair.key: pair.value
+            for _, array in reports
+            for status in array.status
+            for pair in status.values
+            if status.hardware_id == 'sim_arm'
+        }
+        assert float(values['period p50 (ms)']) == pytest.approx(10.0, abs=1.0)
+        process.send_signal(signal.SIGINT)
+        b.run(5.0, until=lambda: process.poll() is not None)
+        assert process.wait(10) == 0
+        b.run(0.2)
+        assert b.commands[-1][1].twist.linear.x == 0.0
+        text = log.read_text()
+        assert 'Traceback' not in text and 'stop: deactivated' in text
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+        b.close()
