@@ -560,4 +560,5 @@ def _span(layout: TokenLayout, group: RowGroup) -> tuple[int, int] | None:
 @lru_cache(maxsize=64)
 def _scattered(layout: TokenLayout, group: RowGroup, device: torch.device) -> Tensor:
     # Kept between queries: making a tensor from host numbers synchronises with the device.
-    return torch.tensor(layout.rows(group), device=device)
+    with torch.inference_mode(False):  # and it must serve training as well
+        return torch.tensor(layout.rows(group), device=device)

@@ -46,6 +46,7 @@ class PositionCode(nn.Module):
 
 
 @lru_cache(maxsize=16)
+@torch.inference_mode(False)
 def sine_code(
     grid: tuple[int, int],
     width: int,

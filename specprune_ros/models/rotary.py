@@ -22,15 +22,18 @@ class RotaryTable:
         """``cos`` and sign-folded ``sin``, each ``[length, head_dim]``, rounded from float32."""
         table = self._tables.get((device, dtype))
         if table is None or table[0].shape[0] < length:
-            rows = max(1024, length)
-            even = torch.arange(0, self.head_dim, 2, dtype=torch.float32) / self.head_dim
-            angle = torch.outer(torch.arange(rows, dtype=torch.float32), self.theta**-even)
-            cos = angle.cos().repeat(1, 2)
-            # rotate_half negates the second half when it moves to the front: fold that sign in.
-            sin = torch.cat((-angle.sin(), angle.sin()), -1)
-            table = cos.to(device, dtype), sin.to(device, dtype)
+            with torch.inference_mode(False):  # kept tables must serve training as well
+                table = self._make(max(1024, length), device, dtype)
             self._tables[device, dtype] = table
         return table[0][:length], table[1][:length]
+
+    def _make(self, rows: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        even = torch.arange(0, self.head_dim, 2, dtype=torch.float32) / self.head_dim
+        angle = torch.outer(torch.arange(rows, dtype=torch.float32), self.theta**-even)
+        cos = angle.cos().repeat(1, 2)
+        # rotate_half negates the second half when it moves to the front: fold that sign in.
+        sin = torch.cat((-angle.sin(), angle.sin()), -1)
+        return cos.to(device, dtype), sin.to(device, dtype)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

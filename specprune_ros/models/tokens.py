@@ -175,4 +175,5 @@ def word_tokenizer(vocabulary: Iterable[str]) -> Tokenizer:
 @lru_cache(maxsize=64)
 def id_rows(ids: tuple[int, ...], device: torch.device) -> Tensor:
     """Ids as int64 ``[1, P]`` on a device, kept: the copy from the host would synchronise."""
-    return torch.tensor(ids, dtype=torch.int64, device=device)[None]
+    with torch.inference_mode(False):  # kept tensors must serve training as well
+        return torch.tensor(ids, dtype=torch.int64, device=device)[None]

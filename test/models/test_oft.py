@@ -169,8 +169,13 @@ def test_a_batch_equals_single_queries(model, pixels):
         assert relative(batch[i], model.head(single_out, where)) < 1e-4
 
 
-def test_gradients_reach_every_parameter(pixels, prompt):
-    model = build(TINY, seed=0).requires_grad_(True)
+@pytest.mark.parametrize('code', [False, True])
+def test_gradients_reach_every_parameter(pixels, prompt, code):
+    model = build(replace(TINY, position_code=code), seed=0)
+    with torch.inference_mode():  # tables kept by a query must not spoil training
+        embedded = model.embed(pixels, prompt, torch.zeros(8))
+        model.decoder(embedded.hidden, embedded.layout)
+    model.requires_grad_(True)
     embedded = model.embed(pixels, prompt, torch.zeros(8))
     out = model.decoder(embedded.hidden, embedded.layout, read=model.read(embedded.layout))
     model.head(out, embedded.layout).square().mean().backward()

@@ -1,0 +1,750 @@
+"""Loading the released layouts: exact results, known traps, files that must be refused."""
+
+import json
+import math
+import os
+import struct
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import synthetic
+import torch
+from models_toys import Recorder, relative
+from safetensors.torch import load_file, save_file
+
+from specprune_ros.models.build import build, empty
+from specprune_ros.models.checkpoint import layout
+from specprune_ros.models.checkpoint.files import CheckpointError
+from specprune_ros.models.load import (
+    inspect_checkpoint,
+    load_policy_model,
+    random_policy_model,
+    save_policy_model,
+)
+from specprune_ros.models.preprocess import center_crop
+from specprune_ros.models.presets import COGACT_7B, DB_OFT_7B, OPENVLA_OFT_7B, preset
+from specprune_ros.models.statistics import Statistics
+from specprune_ros.models.tokens import word_tokenizer
+from specprune_ros.pruning.interface import RowGroup
+
+ROOT = Path(__file__).parents[2]
+OFT = ROOT.parent / 'shared' / 'data' / 'openvla_oft_libero_10'
+real = pytest.mark.skipif(not OFT.is_dir(), reason='the OFT small files are not beside this tree')
+BOUND = 1e-4  # whole policies in float32: towers, projector, decoder and head in a row
+
+
+def load(folder, **options):
+    return load_policy_model(folder, progress=False, **options)
+
+
+def pictures(count, seed=0):
+    rng = np.random.default_rng(seed)
+    return [rng.integers(0, 256, (224, 224, 3), dtype=np.uint8) for _ in range(count)]
+
+
+def run(loaded, frames, proprio=None, instruction='pick up the red cube', prune=None, seed=None):
+    """Normalised actions, and the pass's output."""
+    model = loaded.model
+    with torch.inference_mode():
+        pixels = loaded.preprocessor(frames)
+        embedded = model.embed(pixels.tensor, loaded.tokenizer.encode(instruction), proprio)
+        where = embedded.layout
+        out = model.decoder(embedded.hidden, where, prune=prune, read=model.read(where))
+        return model.head(out, where, seed=seed).clone(), out, where
+
+
+@pytest.fixture(scope='module')
+def folders(tmp_path_factory):
+    """One checkpoint of each family."""
+    base = tmp_path_factory.mktemp('checkpoints')
+    return {
+        'oft': synthetic.write_oft(base / 'oft'),
+        'film': synthetic.write_oft(base / 'film', film=True, dim=14, proprio=14),
+        'db': synthetic.write_db_oft(base / 'db'),
+        'cogact': synthetic.write_cogact(base / 'cogact'),
+    }
+
+
+# --- exact results ---
+
+OFT_TRAPS = [
+    'unrounded means',
+    'tower order',
+    'non-zero placeholders',
+    'eps 1e-5',
+    'causal',
+    'window late',
+    'window early',
+]
+
+
+@pytest.fixture(scope='module')
+def oft_result(folders):
+    loaded = load(folders['oft'].folder)
+    frames, proprio = pictures(2), torch.linspace(-1, 1, 8)
+    actions, _, _ = run(loaded, frames, proprio)
+    seen = [center_crop(torch.from_numpy(f)).numpy() for f in frames]
+    ids = list(loaded.tokenizer.encode('pick up the red cube').ids)
+
+    def expected(trap=None):
+        return synthetic.oft_actions(folders['oft'], ids, seen, proprio, 8, 7, trap)
+
+    return actions, expected
+
+
+def test_oft_gives_the_actions_of_its_weights(oft_result):
+    actions, expected = oft_result
+    assert actions.shape == (8, 7)
+    assert relative(actions, expected()) < BOUND
+
+
+@pytest.mark.parametrize('trap', OFT_TRAPS)
+def test_oft_does_not_fall_into(oft_result, trap):
+    actions, expected = oft_result
+    assert relative(actions, expected(trap)) > 10 * BOUND
+
+
+def test_film_backbone_is_merged_and_modulated(folders):
+    """OFT+ on ALOHA: three pictures, 14 joints, chunk 25, unmerged LoRA in the file."""
+    loaded = load(folders['film'].folder)
+    config = loaded.config
+    assert (config.film, config.chunk, config.norm, len(config.cameras)) == (
+        True,
+        25,
+        'min_max',
+        3,
+    )
+    assert config.action.kind == 'joint_position' and config.pre_resize == 256
+    loaded = replace(
+        loaded, preprocessor=type(loaded.preprocessor)(replace(config, pre_resize=0, jpeg=False))
+    )
+    frames, proprio = pictures(3), torch.linspace(-1, 1, 14)
+    actions, _, where = run(loaded, frames, proprio)
+    seen = [center_crop(torch.from_numpy(f)).numpy() for f in frames]
+    ids = list(loaded.tokenizer.encode('pick up the red cube').ids)
+    expected = synthetic.oft_actions(folders['film'], ids, seen, proprio, 25, 14)
+    assert relative(actions, expected) < BOUND
+    assert where.action[1] - where.action[0] == 350
+    unmerged = dict(folders['film'].tensors)
+    stored = torch.load(folders['film'].folder / 'vision_backbone--150000_checkpoint.pt')
+    for name, value in stored.items():
+        if name.endswith('base_layer.weight'):
+            plain = name.removeprefix('module.vision_backbone.').replace('.base_layer', '')
+            unmerged[f'film.{plain}'] = value
+    wrong = replace(folders['film'], tensors=unmerged)
+    assert relative(actions, synthetic.oft_actions(wrong, ids, seen, proprio, 25, 14)) > 10 * BOUND
+
+
+@pytest.mark.parametrize('proprio', [0, 5])
+def test_db_oft_gives_the_actions_of_its_weights(tmp_path, proprio):
+    written = synthetic.write_db_oft(tmp_path / 'db', proprio=proprio)
+    loaded = load(written.folder)
+    state = torch.linspace(-1, 1, proprio) if proprio else None
+    actions, out, where = run(loaded, pictures(1), state)
+    prompt = loaded.tokenizer.encode('pick up the red cube')
+    before, after = list(prompt.ids[: prompt.vision_at]), list(prompt.ids[prompt.vision_at :])
+
+    def expected(trap=None):
+        return synthetic.db_oft_actions(written, before, after, pictures(1), state, 4, trap)
+
+    assert relative(actions, expected()) < BOUND
+    for trap in ('shifted readout', 'bidirectional', 'last block'):
+        assert relative(actions, expected(trap)) > 10 * BOUND
+    # Queries are the last rows; the pictures stand after the system prompt.
+    assert where.action == (where.length - 28, where.length)
+    assert where.vision_start == len(before) and where.causal
+    assert out.work[-1].queries == 28
+
+
+def test_cogact_gives_the_actions_of_its_weights(folders):
+    loaded = load(folders['cogact'].folder)
+    assert loaded.config.decoder.rms_norm_eps == 1e-5
+    frames = pictures(1)
+    actions, out, where = run(loaded, frames, seed=4)
+    start = torch.randn(16, 7, generator=torch.Generator().manual_seed(4))
+    seen = center_crop(torch.from_numpy(frames[0])).numpy()
+    ids = list(loaded.tokenizer.encode('pick up the red cube').ids)
+    assert ids[-1] == 2
+
+    def expected(trap=None):
+        return synthetic.cogact_actions(folders['cogact'], ids, seen, start, trap)
+
+    assert relative(actions, expected()) < BOUND
+    for trap in ('eps 1e-6', 'bidirectional', 'one row early', 'no guidance'):
+        assert relative(actions, expected(trap)) > 10 * BOUND
+    assert out.work[-1].queries == 1  # only the cognition row is computed in the last layer
+    again, _, _ = run(loaded, frames, seed=4)
+    assert torch.equal(actions, again)
+    half = load(folders['cogact'].folder, dtype=torch.bfloat16)
+    kinds = {n: p.dtype for n, p in half.model.named_parameters()}
+    assert kinds['action_head.x_embedder.weight'] == torch.float32
+    assert kinds['decoder.norm.weight'] == torch.bfloat16
+
+
+@pytest.mark.parametrize('family', ['oft', 'film', 'db', 'cogact'])
+def test_pruning_works_on_every_family(folders, family):
+    loaded = load(folders[family].folder)
+    config = loaded.config
+    frames = pictures(len(config.cameras))
+    proprio = torch.zeros(config.proprio_dim) if config.proprio_dim else None
+    dense, _, where = run(loaded, frames, proprio, seed=1)
+    everything = list(range(where.vision_tokens))
+    listen = {2: (RowGroup.TEXT, RowGroup.ACTION)}
+    same, _, _ = run(loaded, frames, proprio, prune=Recorder({1: everything}, listen), seed=1)
+    assert torch.equal(dense, same)
+    spy = Recorder({1: everything[::3]}, listen)
+    pruned, out, _ = run(loaded, frames, proprio, prune=spy, seed=1)
+    assert pruned.shape == dense.shape and not torch.equal(pruned, dense)
+    assert out.layer_tokens[1:] == (len(everything[::3]),) * 2
+    assert spy.attention[2, RowGroup.TEXT].shape[0] == 5
+
+
+def test_bfloat16_stays_near_float32(folders):
+    """Stated bound for whole tiny policies: 6 % of the largest action."""
+    exact, _, _ = run(load(folders['oft'].folder), pictures(2), torch.zeros(8))
+    rough, _, _ = run(
+        load(folders['oft'].folder, dtype=torch.bfloat16), pictures(2), torch.zeros(8)
+    )
+    assert rough.dtype == torch.bfloat16
+    assert relative(rough.float(), exact) < 0.06
+
+
+def test_gripper_keeps_its_scale_and_sense(folders):
+    """OFT's gripper leaves the head on 0 (closed) .. 1 (open), not rescaled, not flipped."""
+    loaded = load(folders['oft'].folder)
+    raw = np.zeros((8, 7))
+    raw[:, 6] = np.linspace(0, 1, 8)
+    out = loaded.statistics.unnormalise_actions(raw)
+    assert np.array_equal(out[:, 6], raw[:, 6])
+    assert loaded.config.action.gripper_sense == 'one_is_open'
+    assert loaded.config.action.gripper_dim == 6
+    cogact = load(folders['cogact'].folder)
+    assert cogact.statistics.binarise == 6 and cogact.statistics.epsilon == 0
+    raw[:, 6] = [-3, 0, 0.49, 0.5, 0.6, 1, 2, 9]
+    out = cogact.statistics.unnormalise_actions(raw)
+    assert out[:, 6].tolist() == [0, 0, 0, 1, 1, 1, 1, 1]
+    db = load(folders['db'].folder)
+    out = db.statistics.unnormalise_actions(np.array([[3.0] * 6 + [-1.0], [0.0] * 7]))
+    np.testing.assert_allclose(out, [[0.3] * 6 + [0.0], [0.1] * 6 + [0.5]], atol=1e-12)
+    assert db.statistics.normalise_proprio(np.array([5.0])).tolist() == [5.0]  # served raw
+
+
+# --- full size, without weights ---
+
+
+def count(entries):
+    return sum(math.prod(entry.shape) for entry in entries.values())
+
+
+@real
+def test_the_real_index_has_exactly_our_names():
+    index = json.loads((OFT / 'model.safetensors.index.json').read_text())
+    entries = layout.oft_model(OPENVLA_OFT_7B)
+    assert set(entries) == set(index['weight_map'])
+    assert len(entries) == 982
+    assert count(entries) == 7_541_237_184
+    assert 2 * count(entries) == index['metadata']['total_size']
+
+
+def test_full_sizes_fit_the_meta_model():
+    """Every tensor has a place of its shape, and every parameter is filled exactly once."""
+    film = replace(OPENVLA_OFT_7B, film=True)
+    cases = {
+        'oft': (
+            OPENVLA_OFT_7B,
+            layout.oft_model(OPENVLA_OFT_7B)
+            | {f'h.{n}': e for n, e in layout.l1_head('model.', OPENVLA_OFT_7B).items()}
+            | {f'p.{n}': e for n, e in layout.proprio('', OPENVLA_OFT_7B).items()},
+        ),
+        'film': (
+            film,
+            layout.oft_model(film)
+            | {f'v.{n}': e for n, e in layout.oft_film(film).items()}
+            | {f'h.{n}': e for n, e in layout.l1_head('model.', film).items()}
+            | {f'p.{n}': e for n, e in layout.proprio('', film).items()},
+        ),
+        'db': (DB_OFT_7B, layout.db_oft_model(DB_OFT_7B)),
+        'cogact': (COGACT_7B, layout.cogact_model(COGACT_7B)),
+    }
+    assert count(layout.l1_head('model.', OPENVLA_OFT_7B)) == 151_117_831
+    assert count(layout.proprio('', OPENVLA_OFT_7B)) == 16_818_176
+    for name, (config, entries) in cases.items():
+        parameters = dict(empty(config).named_parameters())
+        covered = dict.fromkeys(parameters, 0)
+        for entry in entries.values():
+            for slot in entry.slots:
+                part = slot.source(torch.empty(entry.shape, device='meta'))
+                place = slot.view(parameters[slot.target])
+                assert place.shape == part.shape, (name, slot.target)
+                if not slot.add or not covered[slot.target]:
+                    covered[slot.target] += place.numel()
+        assert covered == {n: p.numel() for n, p in parameters.items()}, name
+
+
+@real
+def test_inspecting_the_real_small_files_names_every_absent_one():
+    report = inspect_checkpoint(OFT)
+    assert not report.ok
+    assert {file.name: round(file.bytes / 1e9, 2) for file in report.absent} == {
+        'model-00001-of-00004.safetensors': 4.93,
+        'model-00002-of-00004.safetensors': 4.95,
+        'model-00003-of-00004.safetensors': 4.95,
+        'model-00004-of-00004.safetensors': 0.26,
+        'action_head--<step>_checkpoint.pt': 0.30,
+        'proprio_projector--<step>_checkpoint.pt': 0.07,
+    }
+    assert len(report.problems) == 6
+    assert report.statistics_keys == ('libero_10_no_noops',)
+    assert (report.config.chunk, report.config.action_dim, report.config.proprio_dim) == (8, 7, 8)
+    assert report.config.towers[0].mean == (0.484375, 0.455078125, 0.40625)
+    assert report.config == OPENVLA_OFT_7B
+
+
+# --- what an inspection says ---
+
+
+@pytest.mark.parametrize('family', ['oft', 'film', 'db', 'cogact'])
+def test_inspection_of_a_whole_folder(folders, family):
+    report = inspect_checkpoint(folders[family].folder)
+    assert report.ok, report.problems
+    assert (report.missing, report.unexpected, report.absent) == ([], [], [])
+    assert sum(report.dropped.values()) > 0
+    facts = {fact.name: fact for fact in report.facts}
+    assert facts['chunk'].value == {'oft': 8, 'film': 25, 'db': 4, 'cogact': 16}[family]
+    assert facts['action_dim'].value == (14 if family == 'film' else 7)
+    expected = 'tensor shapes' if family != 'db' else 'config.json'
+    assert expected in facts['action_dim'].source
+    model = load(folders[family].folder).model
+    assert report.parameters == sum(p.numel() for p in model.parameters())
+    assert json.loads(json.dumps(report.to_dict()))['ok'] is True
+
+
+def test_dropped_tensors_are_on_an_explicit_list(folders):
+    report = inspect_checkpoint(folders['oft'].folder)
+    assert dict(report.dropped) == {
+        'last block: features are taken before it': 26,
+        'final norm: features are taken before it': 4,
+        'pooling head: not used': 13,
+        'output words: actions do not use them': 1,
+    }
+
+
+def test_what_no_file_says_can_be_given(folders, tmp_path):
+    folder = folders['oft'].folder
+    given = inspect_checkpoint(folder, overrides={'chunk': 4, 'cameras': ('top', 'hand')})
+    assert (given.config.chunk, given.config.cameras) == (4, ('top', 'hand'))
+    assert {f.name: f.source for f in given.facts}['chunk'] == 'given'
+    wrong = inspect_checkpoint(folder, overrides={'speed': 1})
+    assert "unknown fields ['speed']" in wrong.problems[0]
+    written = synthetic.write_oft(tmp_path / 'x')
+    synthetic.write_json(written.folder, 'specprune.json', {'control_hz': 10.0, 'chunk': 2})
+    assert inspect_checkpoint(written.folder).config.control_hz == 10.0
+
+
+def test_bridge_is_told_from_libero_by_its_dimensions(tmp_path):
+    written = synthetic.write_oft(tmp_path / 'x', proprio=7)
+    synthetic.write_json(
+        written.folder, 'dataset_statistics.json', synthetic.statistics(7, 7, 'bridge_orig')
+    )
+    config = load(written.folder).config
+    assert (config.chunk, config.cameras, config.proprio_dim) == (5, ('third_person',), 7)
+
+
+# --- our own format ---
+
+
+@pytest.mark.parametrize('dtype', [None, torch.float16])
+def test_our_own_format_round_trips(tmp_path, dtype):
+    config = replace(preset('tiny'), position_code=True, film=True, norm='min_max')
+    model = build(config, seed=2)
+    low, high = np.arange(7) * -0.1, np.arange(7) * 0.2 + 0.1
+    scales = Statistics(low, high, np.arange(7) < 6, np.zeros(8), np.ones(8), key='sim_arm')
+    tokenizer = word_tokenizer(['red blue'])
+    folder = save_policy_model(
+        tmp_path / 'sim', model, tokenizer, scales, dtype, {'recipe': 'abc'}
+    )
+    assert not list(folder.glob('.*'))
+    loaded = load(folder)
+    assert loaded.config == config
+    assert json.loads((folder / 'config.json').read_text())['metadata'] == {'recipe': 'abc'}
+    for (name, a), b in zip(model.named_parameters(), loaded.model.parameters(), strict=True):
+        expected = a if dtype is None else a.to(dtype).float()
+        assert torch.equal(b, expected), name
+    assert loaded.tokenizer.encode('red stone').unknown == ('stone',)
+    raw = np.random.default_rng(0).normal(size=(8, 7))
+    assert np.array_equal(
+        loaded.statistics.unnormalise_actions(raw), scales.unnormalise_actions(raw)
+    )
+    assert loaded.statistics.proprio_high.tolist() == [1.0] * 8
+
+
+def test_any_family_can_be_saved_in_our_own_format(folders, tmp_path):
+    for family in ('film', 'db', 'cogact'):
+        first = load(folders[family].folder)
+        folder = save_policy_model(
+            tmp_path / family, first.model, first.tokenizer.tokenizer, first.statistics
+        )
+        again = load(folder)
+        frames = pictures(len(first.config.cameras))
+        proprio = torch.zeros(first.config.proprio_dim) if first.config.proprio_dim else None
+        a, b = (run(m, frames, proprio, seed=3)[0] for m in (first, again))
+        assert torch.equal(a, b)
+        raw = np.random.default_rng(0).normal(size=(8, first.config.action_dim))
+        assert np.array_equal(
+            first.statistics.unnormalise_actions(raw), again.statistics.unnormalise_actions(raw)
+        )
+
+
+def test_random_models_say_so():
+    loaded = random_policy_model('tiny', seed=1)
+    assert 'random weights' in loaded.notes[0]
+    actions, _, _ = run(loaded, pictures(2), torch.zeros(8))
+    assert torch.isfinite(actions).all()
+
+
+# --- files that must be refused ---
+
+
+def shard(folder, number=1):
+    return sorted(folder.glob('model-*.safetensors'))[number - 1]
+
+
+def truncate(folder):
+    path = shard(folder)
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def cut_to_nothing(folder):
+    shard(folder).write_bytes(b'\x00' * 5)
+
+
+def quantise(folder):
+    tensors = load_file(shard(folder))
+    name = next(n for n in tensors if n.endswith('qkv.weight'))
+    save_file({**tensors, name: tensors[name].to(torch.int8)}, shard(folder))
+
+
+def forget_index_entry(folder):
+    path = folder / 'model.safetensors.index.json'
+    index = json.loads(path.read_text())
+    del index['weight_map']['projector.fc1.weight']
+    path.write_text(json.dumps(index))
+
+
+def lose_tensor(folder):
+    for path in folder.glob('model-*.safetensors'):
+        tensors = load_file(path)
+        if tensors.pop('projector.fc1.weight', None) is not None:
+            save_file(tensors, path)
+
+
+def add_tensor(folder):
+    forget = load_file(shard(folder))
+    save_file({**forget, 'surprise.weight': torch.zeros(2)}, shard(folder))
+    path = folder / 'model.safetensors.index.json'
+    index = json.loads(path.read_text())
+    index['weight_map']['surprise.weight'] = shard(folder).name
+    path.write_text(json.dumps(index))
+
+
+def wrong_shape(folder):
+    tensors = load_file(shard(folder))
+    name = next(n for n in tensors if n.endswith('norm1.weight'))
+    save_file({**tensors, name: torch.zeros(5, dtype=torch.bfloat16)}, shard(folder))
+
+
+def index_outside(folder):
+    path = folder / 'model.safetensors.index.json'
+    index = json.loads(path.read_text())
+    index['weight_map']['projector.fc1.weight'] = '../elsewhere.safetensors'
+    path.write_text(json.dumps(index))
+
+
+def other_robot(folder):
+    synthetic.write_json(folder, 'dataset_statistics.json', synthetic.statistics(14, 14, 'aloha'))
+
+
+def two_robots(folder):
+    both = synthetic.statistics(7, 8, 'a') | synthetic.statistics(7, 8, 'b')
+    synthetic.write_json(folder, 'dataset_statistics.json', both)
+
+
+def no_statistics(folder):
+    (folder / 'dataset_statistics.json').unlink()
+
+
+class Evil:
+    def __reduce__(self):
+        return os.system, ('touch pwned',)
+
+
+def evil_pickle(folder):
+    torch.save({'module.x': Evil()}, folder / 'action_head--150000_checkpoint.pt')
+
+
+def object_pickle(folder):
+    torch.save({'module.x': 'text'}, folder / 'action_head--150000_checkpoint.pt')
+
+
+def cut_pickle(folder):
+    path = folder / 'action_head--150000_checkpoint.pt'
+    path.write_bytes(path.read_bytes()[:1000])
+
+
+def two_heads(folder):
+    path = folder / 'action_head--150000_checkpoint.pt'
+    (folder / 'action_head--50000_checkpoint.pt').write_bytes(path.read_bytes())
+
+
+def diffusion(folder):
+    torch.save({}, folder / 'noisy_action_projector--1_checkpoint.pt')
+
+
+def eps(folder):
+    edit_config(folder, lambda c: c['text_config'].update(rms_norm_eps=1e-5))
+
+
+def swapped_towers(folder):
+    edit_config(folder, lambda c: c['timm_model_ids'].reverse())
+
+
+def unknown_model(folder):
+    edit_config(folder, lambda c: c.update(model_type='pi0'))
+
+
+def broken_config(folder):
+    (folder / 'config.json').write_text('{"model_type": ')
+
+
+def no_tokenizer(folder):
+    (folder / 'tokenizer.json').unlink()
+
+
+def broken_tokenizer(folder):
+    (folder / 'tokenizer.json').write_text('{}')
+
+
+def edit_config(folder, change):
+    path = folder / 'config.json'
+    config = json.loads(path.read_text())
+    change(config)
+    path.write_text(json.dumps(config))
+
+
+REFUSED = [
+    (truncate, r'model-00001.*has \d+ bytes, its header says \d+: truncated.*download it again'),
+    (cut_to_nothing, r'model-00001.*not a whole safetensors file \(5 bytes\)'),
+    (quantise, r"qkv.weight' is I8, weights must be floating point"),
+    (forget_index_entry, r"holds 'projector.fc1.weight' \(1 such\), which .* does not place"),
+    (lose_tensor, r"lacks 'projector.fc1.weight', which model.safetensors.index.json places"),
+    (add_tensor, r'1 unexpected tensors: surprise.weight'),
+    (wrong_shape, r"norm1.weight' has shape \[5\], the model needs \[32\]"),
+    (index_outside, r'elsewhere.safetensors.*not a safetensors file in this folder'),
+    (other_robot, r'action has 14 dimensions, the model 7: .* another robot'),
+    (two_robots, r"holds 2 robots, give unnorm_key as one of \['a', 'b'\]"),
+    (no_statistics, r'dataset_statistics.json is absent'),
+    (evil_pickle, r'action_head--150000.*refused, it asks to run \S*system: only tensors'),
+    (object_pickle, r"action_head--150000.*'x' is a str, not a tensor"),
+    (cut_pickle, r'action_head--150000.*not a whole torch file'),
+    (two_heads, r'2 files for action_head .*keep one'),
+    (diffusion, r'noisy_action_projector: this is the diffusion variant'),
+    (eps, r'rms_norm_eps is 1e-05, OpenVLA-OFT is fine-tuned and run with 1e-6'),
+    (swapped_towers, r'timm_model_ids is .* in this order'),
+    (unknown_model, r"model_type 'pi0' is not known"),
+    (broken_config, r'config.json: not valid JSON'),
+    (no_tokenizer, r'tokenizer.json is absent: download it'),
+    (broken_tokenizer, r'tokenizer.json: not a tokenizer'),
+]
+
+
+@pytest.mark.parametrize(('harm', 'message'), REFUSED, ids=lambda x: getattr(x, '__name__', ''))
+def test_a_harmed_checkpoint_is_refused_with_file_and_cure(tmp_path, monkeypatch, harm, message):
+    monkeypatch.chdir(tmp_path)
+    folder = synthetic.write_oft(tmp_path / 'x').folder
+    assert inspect_checkpoint(folder).ok
+    harm(folder)
+    report = inspect_checkpoint(folder)
+    assert not report.ok
+    with pytest.raises(CheckpointError, match=f'(?s){message}'):
+        load(folder)
+    assert not (tmp_path / 'pwned').exists()
+
+
+def test_nan_weights_are_refused_while_loading(tmp_path):
+    for harm in (float('nan'), float('inf')):
+        folder = synthetic.write_oft(tmp_path / 'x').folder
+        tensors = load_file(shard(folder, 2))
+        name = next(n for n, v in tensors.items() if v.ndim == 2 and 'pool' not in n)
+        tensors[name][0, 0] = harm
+        save_file(tensors, shard(folder, 2))
+        with pytest.raises(CheckpointError, match=f"model-00002.*'{name}' holds NaN or infinite"):
+            load(folder)
+
+
+def test_dit_heads_are_refused(tmp_path):
+    folder = synthetic.write_db_oft(tmp_path / 'x', kind='DiT').folder
+    with pytest.raises(CheckpointError, match='action_model_type is DiT: one action needs a pass'):
+        load(folder)
+    edit_config(folder, lambda c: c.pop('action_model_type'))  # Dexbotic's default is DiT
+    assert 'DiT' in inspect_checkpoint(folder).problems[0]
+
+
+def test_other_dexbotic_variants_are_refused(tmp_path):
+    folder = synthetic.write_db_oft(tmp_path / 'x').folder
+    for change, message in (
+        ({'mm_vision_tower': 'google/siglip'}, 'only CLIP towers'),
+        ({'mm_projector_type': 'mlp_downsample'}, 'mm_projector_type'),
+        ({'image_aspect_ratio': 'square'}, 'image_aspect_ratio'),
+        ({'llm_config': {'model_type': 'gemma'}}, 'qwen2 or llama wanted'),
+    ):
+        before = (folder / 'config.json').read_text()
+        edit_config(folder, lambda c, change=change: c.update(change))
+        assert message in inspect_checkpoint(folder).problems[0]
+        (folder / 'config.json').write_text(before)
+
+
+def test_cogact_with_the_wrong_eps_or_parts_is_refused(tmp_path):
+    folder = synthetic.write_cogact(tmp_path / 'x').folder
+    edit_config(folder, lambda c: c.update(rms_norm_eps=1e-6))
+    assert 'CogACT keeps the 1e-5 of Llama 2' in inspect_checkpoint(folder).problems[0]
+    synthetic.write_json(folder, 'config.json', {'vla': {'base_vlm': 'other'}})
+    assert "vla.base_vlm is 'other'" in inspect_checkpoint(folder).problems[0]
+    path = next((folder / 'checkpoints').iterdir())
+    torch.save({'model': {'projector': {}}}, path)
+    assert 'must hold "model" with' in inspect_checkpoint(folder).problems[-1]
+    path.unlink()
+    assert any('checkpoints/<step>.pt is absent' in p for p in inspect_checkpoint(folder).problems)
+
+
+def test_a_db_oft_folder_without_statistics_says_so(tmp_path):
+    folder = synthetic.write_db_oft(tmp_path / 'x').folder
+    (folder / 'norm_stats.json').unlink()
+    loaded = load(folder)
+    assert 'norm_stats.json is absent: actions are scaled to -1..1' in loaded.notes
+    assert loaded.statistics.unnormalise_actions(np.full(7, 0.5)).tolist() == [0.5] * 7
+
+
+def test_paths_that_are_no_checkpoint(tmp_path):
+    assert 'not a folder' in inspect_checkpoint(tmp_path / 'nowhere').problems[0]
+    assert 'holds no config.json' in inspect_checkpoint(tmp_path).problems[0]
+
+
+def as_nobody(work):
+    """Result of ``work()`` in a child without root's rights."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            if os.geteuid() == 0:
+                os.setgroups([])
+                os.setgid(65534)
+                os.setuid(65534)
+            os.write(writer, work().encode()[:4000])
+        finally:
+            os._exit(0)
+    os.close(writer)
+    os.waitpid(child, 0)
+    with os.fdopen(reader) as file:
+        return file.read()
+
+
+def test_files_without_permission_are_named(tmp_path):
+    for parent in (tmp_path, *tmp_path.parents):
+        if parent.stat().st_uid == os.geteuid() and parent != Path('/tmp'):
+            parent.chmod(parent.stat().st_mode | 0o055)
+    folder = tmp_path / 'x'
+    synthetic.write_oft(folder)
+    (folder / 'config.json').chmod(0)
+    said = as_nobody(lambda: '\n'.join(inspect_checkpoint(folder).problems))
+    assert 'config.json: cannot be read (Permission denied)' in said
+    folder.chmod(0)
+    said = as_nobody(lambda: '\n'.join(inspect_checkpoint(folder).problems))
+    folder.chmod(0o755)
+    assert 'no permission to read; chmod u+rx it' in said
+
+
+def python(code, *arguments):
+    done = subprocess.run(
+        [sys.executable, '-c', code, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=100,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_full_disk_leaves_what_was_there(tmp_path):
+    """A limit on file size fails the write half way, as a full disk does."""
+    folder = tmp_path / 'sim'
+    model = build(preset('tiny'), seed=1)
+    save_policy_model(folder, model, word_tokenizer([]), Statistics.identity())
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    code = """
+import resource, sys
+from specprune_ros.models.build import build
+from specprune_ros.models.load import save_policy_model
+from specprune_ros.models.presets import preset
+from specprune_ros.models.statistics import Statistics
+from specprune_ros.models.tokens import word_tokenizer
+model = build(preset('tiny'), seed=2)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+try:
+    save_policy_model(sys.argv[1], model, word_tokenizer([]), Statistics.identity())
+except ValueError as error:
+    print(error)
+"""
+    said = python(code, folder)
+    assert 'cannot be written' in said and 'make room or choose another folder' in said
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+
+
+def test_no_code_of_the_checkpoint_is_imported(tmp_path):
+    """``auto_map`` names a module that lies in the folder; it must not run."""
+    folder = synthetic.write_oft(tmp_path / 'x').folder
+    (folder / 'evil.py').write_text("open('pwned', 'w')")
+    load(folder)
+    assert not (ROOT / 'pwned').exists() and not (folder / 'pwned').exists()
+    assert 'evil' not in sys.modules
+
+
+@pytest.mark.skipif(not Path('/proc/self/clear_refs').exists(), reason='needs Linux /proc')
+def test_peak_memory_is_the_model_and_one_shard(tmp_path):
+    """Loading holds at most 1.15 times the largest shard besides what stays."""
+    written = synthetic.write_oft(
+        tmp_path / 'x',
+        shards=4,
+        vocab=9000,
+        llm={'hidden_size': 512, 'intermediate_size': 2048, 'num_hidden_layers': 8},
+    )
+    largest = max(p.stat().st_size for p in written.folder.glob('model-*.safetensors'))
+    code = """
+import sys, torch
+from specprune_ros.models.load import load_policy_model, inspect_checkpoint
+def peak(key):
+    return next(int(l.split()[1]) for l in open('/proc/self/status') if l.startswith(key)) * 1024
+inspect_checkpoint(sys.argv[1])
+import tqdm
+torch.zeros(1000, 1000).sum(dtype=torch.float64)
+open('/proc/self/clear_refs', 'w').write('5')
+before = peak('VmRSS')
+loaded = load_policy_model(sys.argv[1], dtype=torch.bfloat16, progress=False)
+stays = sum(p.numel() * p.element_size() for p in loaded.model.parameters())
+print(peak('VmHWM') - before, stays)
+"""
+    used, stays = map(int, python(code, written.folder).split())
+    assert largest > 15e6 and stays > 40e6
+    allocator = 8 << 20  # pages the allocator and the tokenizer hold
+    assert used < stays + 1.15 * largest + allocator, (used, stays, largest)
+
+
+def test_a_header_that_claims_gigabytes_is_not_believed(tmp_path):
+    folder = synthetic.write_oft(tmp_path / 'x').folder
+    path = shard(folder)
+    path.write_bytes(struct.pack('<Q', 1 << 40) + path.read_bytes()[8:])
+    assert 'not a whole safetensors file' in inspect_checkpoint(folder).problems[0]
