@@ -79,8 +79,10 @@ install_key() {
 # What install/ depends on: the messages and the build files by content; our Python, launch and
 # config files by name only, because they are linked, not copied.
 build_key() {
+  local folders=(specprune_ros config scripts)
+  if [ -d launch ]; then folders+=(launch); fi
   { cat "$stamps/installed" package.xml CMakeLists.txt msg/*.msg
-    find specprune_ros config launch scripts -type f ! -name '*.pyc' | LC_ALL=C sort
+    find "${folders[@]}" -type f ! -name '*.pyc' | LC_ALL=C sort
   } | sha256sum | cut -d' ' -f1
 }
 
