@@ -142,25 +142,9 @@ class SimArm(AutoLifecycleNode):
         self._ticks += 1
 
     def _publish_state(self, stamp: Any) -> None:
-        world = self._world
-        joints = JointState(name=list(world.joint_names))
-        joints.position = array.array('d', world.joint_positions)
-        joints.velocity = array.array('d', world.joint_velocities)
-        joints.header.stamp = stamp
-        self._joints.publish(joints)
-        pose = PoseStamped()
-        pose.header.stamp, pose.header.frame_id = stamp, FRAME
-        position, turn = world.tcp_pose()
-        point, quaternion = pose.pose.position, pose.pose.orientation
-        point.x, point.y, point.z = map(float, position)
-        quaternion.x, quaternion.y, quaternion.z, quaternion.w = map(float, turn)
-        self._pose.publish(pose)
-        twist = TwistStamped()
-        twist.header = pose.header
-        linear, angular = world.tcp_twist()
-        twist.twist.linear.x, twist.twist.linear.y, twist.twist.linear.z = map(float, linear)
-        twist.twist.angular.x, twist.twist.angular.y, twist.twist.angular.z = map(float, angular)
-        self._twist.publish(twist)
+        self._joints.publish(joint_state(self._world, stamp))
+        self._pose.publish(tool_pose(self._world, stamp))
+        self._twist.publish(tool_twist(self._world, stamp))
 
     def _publish_pictures(self, stamp: Any) -> None:
         # All drawn first and then sent together: the cameras of one moment arrive as one.
@@ -213,6 +197,37 @@ class SimArm(AutoLifecycleNode):
 
     def _now_ns(self) -> int:
         return self.get_clock().now().nanoseconds
+
+
+def joint_state(world: World, stamp: Any) -> JointState:
+    """Joint names, positions (rad, fingers m) and velocities."""
+    message = JointState(name=list(world.joint_names))
+    message.position = array.array('d', world.joint_positions)
+    message.velocity = array.array('d', world.joint_velocities)
+    message.header.stamp = stamp
+    return message
+
+
+def tool_pose(world: World, stamp: Any) -> PoseStamped:
+    """Pose of the tool centre point in the base frame."""
+    message = PoseStamped()
+    message.header.stamp, message.header.frame_id = stamp, FRAME
+    position, turn = world.tcp_pose()
+    point, quaternion = message.pose.position, message.pose.orientation
+    point.x, point.y, point.z = map(float, position)
+    quaternion.x, quaternion.y, quaternion.z, quaternion.w = map(float, turn)
+    return message
+
+
+def tool_twist(world: World, stamp: Any) -> TwistStamped:
+    """Velocity of the tool centre point along the base axes."""
+    message = TwistStamped()
+    message.header.stamp, message.header.frame_id = stamp, FRAME
+    linear, angular = world.tcp_twist()
+    motion = message.twist
+    motion.linear.x, motion.linear.y, motion.linear.z = map(float, linear)
+    motion.angular.x, motion.angular.y, motion.angular.z = map(float, angular)
+    return message
 
 
 def main() -> int:

@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from builtin_interfaces.msg import Time as TimeMessage
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rclpy.time import Time
@@ -19,7 +20,7 @@ from std_srvs.srv import SetBool, Trigger
 from specprune_ros.msg import ActionChunk, PruneStats
 from specprune_ros.nodes.inbox import SECOND_NS, Inbox, Limits
 from specprune_ros.nodes.inference import InferenceThread
-from specprune_ros.nodes.inputs import COMPLAIN_PERIOD, Inputs
+from specprune_ros.nodes.inputs import COMPLAIN_PERIOD, Inputs, sample
 from specprune_ros.nodes.lifecycle import AutoLifecycleNode, run
 from specprune_ros.nodes.messages import chunk_message, stats_message, time_message
 from specprune_ros.nodes.meters import Percentiles, RateMeter
@@ -32,6 +33,7 @@ from specprune_ros.policy.overlay import draw
 from specprune_ros.policy.policy import Policy
 from specprune_ros.policy.result import PolicyResult
 from specprune_ros.pruning.params import PruningParams
+from specprune_ros.robot.speed import ActionSpeed
 
 DIAGNOSTICS_PERIOD = 1.0  # s
 PREFIX = 'pruning.'
@@ -50,6 +52,8 @@ class SpecPruneNode(AutoLifecycleNode):
         self._wanted = True
         self._working = False
         self._sequence = 0
+        self._speed_source = 'none'
+        self._base_frame = ''
         self._refusal = ''
         self._complaints: dict[str, tuple[str, float]] = {}
         self._chunk_rate = RateMeter()
@@ -178,7 +182,7 @@ class SpecPruneNode(AutoLifecycleNode):
         self._sequence += 1
         header = Header(
             stamp=time_message(observation.stamp_ns),
-            frame_id=self.get_parameter('base_frame').value,
+            frame_id=self._base_frame,
         )
         action = self._policy.config.action
         self._chunks.publish(
@@ -195,6 +199,7 @@ class SpecPruneNode(AutoLifecycleNode):
         )
         frame = self._inputs.speed_frame if self._inputs else ''
         self._stats.publish(stats_message(result, header, self._sequence, frame))
+        self._follow_actions(result, end)
         self._chunk_rate.tick(end / SECOND_NS)
         self._latency.add((end - observation.stamp_ns) / SECOND_NS)
         self._last = result
@@ -206,6 +211,16 @@ class SpecPruneNode(AutoLifecycleNode):
         for note in result.notes:
             self._complain('policy', note)
         self._publish_overlays(header, result)
+
+    def _follow_actions(self, result: PolicyResult, now_ns: int) -> None:
+        """The paper's speed source: the last chunk's own motion judges the next query."""
+        inputs, config = self._inputs, self._policy.config
+        if inputs is None or self._speed_source != 'action' or config.action.kind != 'ee_delta':
+            return
+        deltas = result.actions * np.asarray(config.action.scale)
+        speed = ActionSpeed(self._base_frame, self._policy.step_dt).update(deltas, now_ns)
+        inputs.speed_frame = speed.frame
+        self._inbox.put_speed(sample(speed), now_ns)
 
     def _publish_overlays(self, header: Header, result: PolicyResult) -> None:
         for index, (camera, publisher) in enumerate(self._overlays.items()):

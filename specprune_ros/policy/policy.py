@@ -103,7 +103,8 @@ class Policy:
         grey = np.full((size, size, 3), 128, np.uint8)
         times = self.act(self._blank(Picture(grey, 0))).times
         times = self.act(self._blank(Picture(grey, round(self.step_dt * SECOND_NS)))).times
-        self.reset('start')
+        self.history.clear()
+        self._memory = Memory(self.history)
         return times.total
 
     def _blank(self, picture: Picture) -> Observation:

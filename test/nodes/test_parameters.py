@@ -1,0 +1,47 @@
+"""The parameter tables and the files made from them say the same."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.ros
+
+
+@pytest.fixture(scope='module')
+def tables():
+    from specprune_ros.nodes import tables
+
+    return tables
+
+
+def test_the_parameter_file_is_the_table(tables):
+    # Made anew by: specprune params --yaml > config/specprune.yaml
+    assert (ROOT / 'config/specprune.yaml').read_text() == tables.as_yaml()
+    values = yaml.safe_load(tables.as_yaml())['specprune_node']['ros__parameters']
+    defaults = {setting.name: setting.default for setting in tables.all_settings()}
+    # Empty lists have no type in a parameter file and stay out of it.
+    assert values == {name: value for name, value in defaults.items() if value != []}
+
+
+def test_the_documents_hold_the_table(tables):
+    # Made anew by: specprune params --markdown, and --readme between the marks
+    assert tables.as_markdown() in (ROOT / 'docs/parameters.md').read_text()
+    assert tables.as_markdown(tables.MOST_USED) in (ROOT / 'README.md').read_text()
+
+
+def test_every_parameter_says_what_it_means_and_ranges_hold_the_default(tables):
+    for setting in tables.all_settings():
+        assert setting.description.endswith('.'), setting.name
+        descriptor = setting.descriptor()
+        assert setting.description in descriptor.description
+        for bounds in (*descriptor.integer_range, *descriptor.floating_point_range):
+            assert bounds.from_value <= setting.default <= bounds.to_value, setting.name
+        if setting.choices and isinstance(setting.default, str):
+            assert setting.refuse(setting.default) is None
+
+
+def test_a_value_outside_the_choices_is_refused_with_the_choices(tables):
+    setting = next(s for s in tables.all_settings() if s.name == 'model.dtype')
+    assert 'auto, float32' in setting.refuse('int8')

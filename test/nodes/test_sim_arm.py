@@ -1,0 +1,180 @@
+"""The simulated arm as a driver: what it publishes, what it obeys, when it stops."""
+
+import math
+import time
+
+import numpy as np
+import pytest
+
+from .conftest import Process, new_domain
+
+pytestmark = [pytest.mark.ros, pytest.mark.timeout(90)]
+
+
+class Ear:
+    """Listens to the arm and commands it."""
+
+    def __init__(self, domain):
+        import rclpy
+        from geometry_msgs.msg import PoseStamped, TwistStamped
+        from rclpy.executors import SingleThreadedExecutor
+        from rosgraph_msgs.msg import Clock
+        from sensor_msgs.msg import Image, JointState
+        from std_msgs.msg import Float64, String
+
+        from specprune_ros.nodes.quality import every, latched, newest
+
+        self.context = rclpy.Context()
+        rclpy.init(context=self.context, domain_id=domain)
+        self.node = rclpy.create_node('ear', context=self.context)
+        self.executor = SingleThreadedExecutor(context=self.context)
+        self.executor.add_node(self.node)
+        self.heard = {}
+        for name, kind, quality in (
+            ('agent/image_raw', Image, newest()),
+            ('wrist/image_raw', Image, newest()),
+            ('joint_states', JointState, newest()),
+            ('tcp_pose', PoseStamped, newest()),
+            ('tcp_twist', TwistStamped, newest()),
+            ('robot_description', String, latched()),
+        ):
+            self.listen(kind, f'/sim_arm/{name}', name, quality)
+        self.listen(Clock, '/clock', 'clock', every())
+        self.twist = self.node.create_publisher(TwistStamped, '/sim_arm/cmd_twist', every())
+        self.pose = self.node.create_publisher(PoseStamped, '/sim_arm/cmd_pose', every())
+        self.gripper = self.node.create_publisher(Float64, '/sim_arm/gripper', every())
+
+    def listen(self, kind, topic, name, quality):
+        self.heard[name] = []
+        self.node.create_subscription(kind, topic, self.heard[name].append, quality)
+
+    def spin(self, seconds, until=None):
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            self.executor.spin_once(timeout_sec=0.02)
+            if until is not None and until():
+                return True
+        return until is None
+
+    def position(self):
+        point = self.heard['tcp_pose'][-1].pose.position
+        return np.array([point.x, point.y, point.z])
+
+    def drive(self, seconds, **linear):
+        from geometry_msgs.msg import TwistStamped
+
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            message = TwistStamped()
+            for axis, value in linear.items():
+                setattr(message.twist.linear, axis, value)
+            self.twist.publish(message)
+            self.spin(0.02)
+
+    def close(self):
+        self.executor.shutdown()
+        self.node.destroy_node()
+        self.context.try_shutdown()
+
+
+@pytest.fixture
+def arm(tmp_path):
+    made = []
+
+    def make(**parameters):
+        from specprune_ros.nodes.wiring import ros_arguments
+
+        domain = new_domain()
+        process = Process('sim_arm', ros_arguments({}, parameters), domain, tmp_path / 'arm.log')
+        ear = Ear(domain)
+        ear.process = process
+        made.append(ear)
+        assert ear.spin(30.0, until=lambda: ear.heard['tcp_pose']), process.text()
+        return ear
+
+    yield make
+    for ear in made:
+        ear.process.stop()
+        ear.close()
+
+
+def test_it_publishes_what_a_robot_with_cameras_does_and_obeys(arm):
+    import pinocchio
+
+    ear = arm()
+    assert ear.spin(10.0, until=lambda: all(ear.heard[n] for n in ear.heard if n != 'clock'))
+    assert not ear.heard['clock']
+    for camera in ('agent', 'wrist'):
+        picture = ear.heard[f'{camera}/image_raw'][-1]
+        assert (picture.width, picture.height, picture.encoding) == (224, 224, 'rgb8')
+        assert np.frombuffer(picture.data, np.uint8).std() > 10
+    joints = ear.heard['joint_states'][-1]
+    assert list(joints.name[:7]) == [f'joint{i}' for i in range(1, 8)]
+    # The description is a robot whose tool is where the pose says.
+    model = pinocchio.buildModelFromXML(ear.heard['robot_description'][-1].data)
+    data = model.createData()
+    q = pinocchio.neutral(model)
+    for name, value in zip(joints.name, joints.position, strict=True):
+        if model.existJointName(name):
+            q[model.joints[model.getJointId(name)].idx_q] = value
+    pinocchio.framesForwardKinematics(model, data, q)
+    tool = data.oMf[model.getFrameId('tcp')].translation
+    assert np.allclose(tool, ear.position(), atol=5e-3)
+
+    # It moves with the twist, and holds when the commands stop.
+    start = ear.position()
+    ear.drive(1.0, x=0.1)
+    moved = ear.position() - start
+    assert 0.05 < moved[0] < 0.12
+    assert np.abs(moved[1:]).max() < 0.02
+    ear.spin(0.6)
+    still = ear.position()
+    ear.spin(0.5)
+    assert np.allclose(ear.position(), still, atol=1e-3)
+    assert 'holding' in ear.process.text()
+
+    # A pose command is approached; what is not finite is refused and stops it.
+    from geometry_msgs.msg import PoseStamped
+
+    goal = PoseStamped()
+    goal.pose = ear.heard['tcp_pose'][-1].pose
+    goal.pose.position.z += 0.05
+    z = goal.pose.position.z
+    for _ in range(60):
+        ear.pose.publish(goal)
+        ear.spin(0.02)
+    assert ear.position()[2] == pytest.approx(z, abs=0.01)
+    ear.drive(0.1, x=math.nan)
+    assert ear.spin(2.0, until=lambda: 'not finite' in ear.process.text())
+    assert ear.process.stop() == 0
+    assert 'Traceback' not in ear.process.text()
+
+
+def test_it_publishes_simulated_time_on_request(arm):
+    ear = arm(publish_clock=True, render=False)
+    assert ear.spin(10.0, until=lambda: len(ear.heard['clock']) > 50)
+    times = [m.clock.sec + 1e-9 * m.clock.nanosec for m in ear.heard['clock']]
+    assert times == sorted(times)
+    assert times[0] < 30.0  # simulated, not the time of day
+    assert ear.heard['joint_states'][-1].header.stamp.sec < 60
+    assert not ear.heard['agent/image_raw']
+
+
+def test_without_a_renderer_it_says_which_packages_bring_one(tmp_path, monkeypatch):
+    monkeypatch.setenv('MUJOCO_GL', 'osmesa')
+    monkeypatch.setenv('SPECPRUNE_MUJOCO_GL_CHECKED', '')
+    monkeypatch.setenv('PYOPENGL_PLATFORM', 'nonsense')
+    monkeypatch.setenv('LD_PRELOAD', '')
+    process = Process('sim_arm', [], new_domain(), tmp_path / 'arm.log')
+    try:
+        end = time.monotonic() + 30
+        while 'cannot configure' not in process.text() and time.monotonic() < end:
+            if 'robot_description' in process.text() or not process.alive():
+                break
+            time.sleep(0.1)
+        if 'cannot configure' not in process.text():
+            pytest.skip('OSMesa is installed here, so pictures can be drawn')
+        assert 'apt-get install' in process.text()
+        assert process.alive()
+    finally:
+        process.stop()
