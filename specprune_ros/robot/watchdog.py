@@ -242,6 +242,7 @@ class Watchdog:
             lambda: (POLICY_ERROR, self._error) if self._error else ('', ''),
             self._take_unsafe,
             lambda: (CLOCK, jumped) if jumped else ('', ''),
+            lambda: (CLOCK, 'no time yet; is /clock published?') if now_ns <= 0 else ('', ''),
             lambda: self._stalled(real_ns),
             lambda: self._stale_state(now_ns),
             lambda: self._stale_motion(now_ns),

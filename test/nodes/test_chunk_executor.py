@@ -143,7 +143,7 @@ class Bench:
             gripper_dim=6,
         )
         stamp = self.now_ns() - round(self.observed_ago * SECOND)
-        message.header.stamp = Time(nanoseconds=stamp).to_msg()
+        message.header.stamp = Time(nanoseconds=max(stamp, 0)).to_msg()
         message.header.frame_id = 'base_link'
         for name, value in fields.items():
             setattr(message, name, value)
@@ -502,6 +502,42 @@ def test_what_cannot_be_configured_says_why_and_leaves_a_node(bench, changes, me
     assert message in b.health()
     b.run(0.3)
     assert b.commands == []
+
+
+def test_simulated_time_and_a_clock_that_stalls_or_goes_back(bench):
+    from rclpy.parameter import Parameter
+    from rclpy.time import Time
+    from rosgraph_msgs.msg import Clock
+
+    b = bench({'use_sim_time': True})
+    b.node.set_parameters([Parameter('use_sim_time', value=True)])
+    clock = b.node.create_publisher(Clock, '/clock', 10)
+    offset = [100.0 - time.monotonic()]
+
+    def go_on():
+        clock.publish(
+            Clock(clock=Time(nanoseconds=round((time.monotonic() + offset[0]) * 1e9)).to_msg())
+        )
+        return len(b.commands) > 60
+
+    b.alive.discard('chunks')
+    b.run(0.5)
+    assert b.commands == [] and 'no time yet' in b.health()
+    b.run(0.3, until=lambda: go_on() and False)
+    b.alive.add('chunks')
+    assert b.run(10.0, until=go_on), b.health()
+    begin = time.monotonic()
+    b.run(1.0)  # no /clock: no age grows, and still the arm must stop
+    assert_one_stop(b, begin, 0.5)
+    assert 'stood still' in b.health()
+    count = len(b.commands)
+    assert b.run(5.0, until=lambda: go_on() and len(b.commands) > count + 30), b.health()
+    offset[0] -= 50.0  # a bag that begins again
+    b.sequence = 1
+    count = len(b.commands)
+    b.run(0.3, until=lambda: go_on() and False)
+    assert b.stops() == 2
+    assert b.run(5.0, until=lambda: go_on() and len(b.commands) > count + 30), b.health()
 
 
 def test_lifecycle_ten_times(bench):

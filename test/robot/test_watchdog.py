@@ -157,6 +157,13 @@ def test_a_stalled_clock_stops_the_arm():
     assert dog.check(2 * SECOND, 101 * TICK).may_move
 
 
+def test_nothing_moves_before_there_is_time():
+    dog = Watchdog(LIMITS)
+    dog.chunk(0, 0)
+    verdict = dog.check(0)
+    assert not verdict.may_move and 'no time yet' in verdict.detail
+
+
 def test_a_chunk_that_came_while_stopped_is_not_kept():
     bench = Bench()
     bench.alive = {'chunk'}
