@@ -89,10 +89,12 @@ def play(
     blind: bool = False,
     instruction: str | None = None,
     keep_frames: bool = False,
+    watch: Callable[[Look], object] | None = None,
 ) -> Played:
     """Run an episode to its verdict, asking ``actor`` every ``executed`` control steps.
 
-    ``instruction`` replaces the words shown to the actor, not the goal (controls).
+    ``instruction`` replaces the words shown to the actor, not the goal (controls). ``watch`` is
+    shown the control steps between queries.
     """
     world.reset(episode.seed, episode.layout)
     judge = Judge(world, episode.task)
@@ -110,6 +112,8 @@ def play(
                 raise ValueError(f'actor: gave shape {chunk.shape}, want [rows, 7]')
             if not np.isfinite(chunk).all():
                 raise ValueError('actor: gave actions that are not finite')
+        elif watch is not None:
+            watch(look(world, words, blind))
         apply(world, chunk[row])
         row += 1
         played.steps += 1

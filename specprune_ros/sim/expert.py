@@ -40,7 +40,7 @@ class Expert:
             beside = math.hypot(*(goal - tool)[:2])
             goal[2] = max(goal[2], min(tool[2], goal[2] + max(0.0, beside - 0.05)))
             return self._action(tool, goal, 0.0, 1.0)
-        if self._holds(tool, cube):
+        if self.holds(tool, cube):
             if task.family == 'lift':
                 return self._action(tool, np.array([tool[0], tool[1], _LIFTED]), None, 0.0)
             return self._carry(tool, cube)
@@ -83,7 +83,7 @@ class Expert:
             return self._action(tool, tool, None, 1.0)
         return self._action(tool, np.array([tool[0], tool[1], 0.16]), None, 1.0)
 
-    def _holds(self, tool: np.ndarray, cube: np.ndarray) -> bool:
+    def holds(self, tool: np.ndarray, cube: np.ndarray) -> bool:
         """Whether the fingers are closed on the cube."""
         world = self.world
         return bool(

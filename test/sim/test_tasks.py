@@ -102,7 +102,7 @@ def test_put_needs_the_cube_let_go(world):
     judge, expert = Judge(world, episode.task), Expert(world, episode.task)
     for _ in range(60):
         action = expert()
-        if action[6] > 0.5 and expert._holds(
+        if action[6] > 0.5 and expert.holds(
             world.tcp_pose()[0], world.thing_pose(f'cube{episode.task.cube}')[0]
         ):
             break  # about to let go

@@ -1,0 +1,190 @@
+"""``specprune train``: record expert episodes and train the policy of the simulated arm."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def add_parser(subparsers: Any) -> argparse.ArgumentParser:
+    """Declare the command."""
+    parser = subparsers.add_parser(
+        'train', help='train the policy of the simulated arm from nothing to weights'
+    )
+    parser.add_argument('--out', type=Path, default=Path('out/policy'), help='checkpoint folder')
+    parser.add_argument(
+        '--work',
+        type=Path,
+        default=Path('out/train'),
+        help='folder of data shards and training state; a second run goes on from it',
+    )
+    parser.add_argument('--device', default='auto', help='cpu, cuda, cuda:N or auto')
+    parser.add_argument('--threads', type=int, default=0, help='CPU threads (0: PyTorch chooses)')
+    parser.add_argument(
+        '--processes', type=int, default=0, help='processes that record data (0: one per core)'
+    )
+    parser.add_argument(
+        '--set',
+        action='append',
+        default=[],
+        metavar='FIELD=VALUE',
+        help='change a field of the recipe, e.g. steps=500; may be given again',
+    )
+    parser.add_argument(
+        '--episodes',
+        type=int,
+        default=20,
+        help='closed-loop episodes per family and control at the end (0: none)',
+    )
+    parser.add_argument('--json', type=Path, help='write the results here')
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command."""
+    import torch
+
+    from specprune_ros.sim.dataset import data_hash, load_shard, shard_path
+    from specprune_ros.sim.export import export
+    from specprune_ros.sim.render_backend import NoRenderer, choose
+    from specprune_ros.sim.train import Frames, Trainer, TrainError, fit
+
+    try:
+        recipe = change(args.set)
+        choose()
+        device = args.device
+        if device == 'auto':
+            device = 'cuda' if torch.cuda.is_available() else 'cpu'
+        if args.threads:
+            torch.set_num_threads(args.threads)
+        record_all(recipe, args.work / 'data', args.processes or os.cpu_count() or 1)
+        shards = [load_shard(shard_path(args.work / 'data', i)) for i in range(recipe.shards)]
+        held_out = max(1, len(shards) // 40) if len(shards) > 1 else 0
+        frames = Frames(shards[: len(shards) - held_out], recipe)
+        print(f'{len(frames)} frames of {recipe.shards * recipe.shard_episodes} episodes')
+        trainer = Trainer(recipe, frames, device)
+        state = args.work / 'state.pt'
+        if state.exists():
+            trainer.load(state)
+            print(f'goes on at step {trainer.done} of {trainer.total} ({state})')
+        bar = progress_bar('training', trainer.total, trainer.done)
+        fit(trainer, state, lambda step, *losses: bar(step + 1, describe(*losses)))
+        bar(trainer.total, 'done', True)
+        results: dict[str, Any] = {}
+        if held_out:
+            check = trainer.validate(Frames(shards[-held_out:], recipe, frames.statistics))
+            results['validation'] = {k: round(v, 4) for k, v in check.items()}
+            print('held-out frames: ' + ', '.join(f'{k} {v:.4f}' for k, v in check.items()))
+        export(trainer, args.out, data_hash(shards), results)
+        if args.episodes:
+            results['closed_loop'] = evaluate(args.out, args.episodes)
+            export(trainer, args.out, data_hash(shards), results)
+    except KeyboardInterrupt:
+        print(f'interrupted; the same command goes on from {args.work}', file=sys.stderr)
+        return 130
+    except (TrainError, NoRenderer, ValueError, OSError) as error:
+        print(f'specprune train: {error}', file=sys.stderr)
+        return 1
+    print(f'weights: {args.out}')
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps(results, indent=1) + '\n', encoding='utf-8')
+    return 0
+
+
+def change(settings: list[str]) -> Any:
+    """The default recipe with ``FIELD=VALUE`` changes. Raises ``ValueError`` naming a bad one."""
+    from dataclasses import fields, replace
+
+    from specprune_ros.sim.recipe import Recipe
+
+    recipe = Recipe()
+    known = {field.name: type(getattr(recipe, field.name)) for field in fields(Recipe)}
+    changes = {}
+    for setting in settings:
+        name, equals, text = setting.partition('=')
+        if not equals or name not in known:
+            raise ValueError(f'--set {setting}: want FIELD=VALUE with one of {sorted(known)}')
+        try:
+            changes[name] = known[name](text)
+        except ValueError as error:
+            raise ValueError(f'--set {setting}: want a {known[name].__name__}') from error
+    return replace(recipe, **changes)
+
+
+def record_all(recipe: Any, folder: Path, processes: int) -> None:
+    """Record the missing shards in several processes."""
+    from concurrent.futures import ProcessPoolExecutor, as_completed
+    from multiprocessing import get_context
+
+    from specprune_ros.sim.dataset import record, shard_path
+
+    missing = [i for i in range(recipe.shards) if not shard_path(folder, i).exists()]
+    if not missing:
+        return
+    bar = progress_bar('recording', len(missing))
+    with ProcessPoolExecutor(min(processes, len(missing)), get_context('spawn')) as pool:
+        jobs = [pool.submit(record, recipe, folder, [number]) for number in missing]
+        try:
+            for done, job in enumerate(as_completed(jobs), start=1):
+                job.result()
+                bar(done, f'{done * recipe.shard_episodes} episodes', done == len(missing))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def evaluate(folder: Path, episodes: int) -> list[dict[str, Any]]:
+    """Closed-loop success of the exported policy on tuning seeds, printed and returned."""
+    from dataclasses import asdict
+
+    from specprune_ros.policy.build import build_policy
+    from specprune_ros.pruning.params import PruningParams
+    from specprune_ros.sim.actor import PolicyActor
+    from specprune_ros.sim.evaluate import CONTROLS, TUNING_SEED, run_row
+    from specprune_ros.sim.tasks import FAMILIES
+    from specprune_ros.sim.world import World
+
+    actor = PolicyActor(build_policy(str(folder), params=PruningParams(pruner='dense')))
+    world = World()
+    rows = []
+    try:
+        for family in FAMILIES:
+            for control in CONTROLS:
+                seeds = range(TUNING_SEED, TUNING_SEED + episodes)
+                row = run_row(world, actor, family, control, seeds)
+                print(
+                    f'{family:5s} {control:13s} {row.successes:4d}/{row.episodes} '
+                    f'({row.low:.0%}..{row.high:.0%})'
+                )
+                rows.append({k: v for k, v in asdict(row).items() if k != 'outcomes'})
+    finally:
+        world.close()
+    return rows
+
+
+def describe(action: float, patch: float, hit: float) -> str:
+    """The losses of a step for the progress bar."""
+    if math.isnan(action):
+        return f'grounding: patch {patch:.3f}, found {hit:.0%}'
+    return f'action {action:.4f}, patch {patch:.3f}, found {hit:.0%}'
+
+
+def progress_bar(title: str, total: int, first: int = 0) -> Any:
+    """A function ``(done, text, last=False)`` that draws a progress bar on stderr."""
+    from tqdm import tqdm
+
+    bar = tqdm(total=total, initial=first, desc=title, mininterval=1.0, file=sys.stderr)
+
+    def draw(done: int, text: str, last: bool = False) -> None:
+        bar.set_postfix_str(text, refresh=False)
+        bar.update(done - bar.n)
+        if last:
+            bar.close()
+
+    return draw

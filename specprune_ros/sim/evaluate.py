@@ -1,0 +1,75 @@
+"""Closed-loop success of a policy, with the controls that show whether it looks and listens."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from specprune_ros.sim.actor import PolicyActor
+from specprune_ros.sim.episode import EXECUTED, Played, play
+from specprune_ros.sim.tasks import make_episode, wrong_colour
+from specprune_ros.sim.world import World
+
+CONTROLS = ('asked', 'wrong colour', 'blind')
+TUNING_SEED, REPORT_SEED = 500_000, 0  # settings are chosen on one set, reported on another
+
+
+@dataclass(frozen=True)
+class Row:
+    """Success of one family under one control; ``low`` and ``high`` bound 95 % (Wilson)."""
+
+    family: str
+    control: str
+    episodes: int
+    successes: int
+    low: float
+    high: float
+    outcomes: tuple[str, ...]
+    mean_steps: float
+
+    @property
+    def rate(self) -> float:
+        """Share of successes."""
+        return self.successes / self.episodes
+
+
+def wilson(successes: int, trials: int, z: float = 1.959964) -> tuple[float, float]:
+    """Wilson's score interval. Raises ``ValueError`` unless 0 <= successes <= trials."""
+    if not 0 <= successes <= trials or trials == 0:
+        raise ValueError(f'successes: {successes} of {trials}, want 0..trials and trials > 0')
+    share, square = successes / trials, z * z
+    centre = share + square / (2 * trials)
+    spread = z * math.sqrt(share * (1 - share) / trials + square / (4 * trials * trials))
+    scale = 1 + square / trials
+    low = 0.0 if successes == 0 else max(0.0, (centre - spread) / scale)
+    high = 1.0 if successes == trials else min(1.0, (centre + spread) / scale)
+    return low, high
+
+
+def run_row(
+    world: World,
+    actor: PolicyActor,
+    family: str,
+    control: str,
+    seeds: Sequence[int],
+    executed: int = EXECUTED,
+    tick: Callable[[Played], None] = lambda played: None,
+) -> Row:
+    """Play the episodes of ``seeds`` under one control; the same seeds give paired rows."""
+    if control not in CONTROLS:
+        raise ValueError(f'control: {control!r}, want one of {list(CONTROLS)}')
+    done: list[Played] = []
+    for seed in seeds:
+        episode = make_episode(seed, family)
+        actor.reset()
+        words = wrong_colour(episode) if control == 'wrong colour' else None
+        done.append(
+            play(world, episode, actor, executed, control == 'blind', words, watch=actor.watch)
+        )
+        tick(done[-1])
+    won = [played for played in done if played.success]
+    low, high = wilson(len(won), len(done))
+    steps = sum(played.steps for played in won) / len(won) if won else math.nan
+    outcomes = tuple(played.outcome for played in done)
+    return Row(family, control, len(done), len(won), low, high, outcomes, steps)
