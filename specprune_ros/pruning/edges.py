@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def canny(grey: Tensor, low: float = 100.0, high: float = 200.0, reach: int = 32) -> Tensor:
+def canny(grey: Tensor, low: float = 100.0, high: float = 200.0, reach: int = 8) -> Tensor:
     """Edge mask bool ``[n, height, width]`` of grey pictures float32 ``[n, height, width]``,
     0-255.
 

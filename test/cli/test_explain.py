@@ -1,0 +1,126 @@
+"""``specprune explain``: a picture and its numbers from a recorded observation."""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from specprune_ros.cli import explain
+
+LIBERO = Path(__file__).resolve().parents[3] / 'shared/data/libero_spatial_observation.npz'
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope='module')
+def records(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('records')
+    random = np.random.default_rng(0)
+    for name, moved in (('before', 0), ('now', 30)):
+        pictures = {}
+        for camera in ('scene', 'wrist'):
+            pixels = np.full((224, 224, 3), 90, np.uint8)
+            pixels += random.integers(0, 3, pixels.shape, dtype=np.uint8)
+            pixels[60:100, 40 + moved : 90 + moved] = (220, 40, 40)
+            pictures[camera] = pixels
+        np.savez(
+            folder / f'{name}.npz',
+            **pictures,
+            state=np.zeros(8),
+            task_description='pick up the red block',
+        )
+    return folder
+
+
+def call(*words):
+    parser = argparse.ArgumentParser()
+    explain.add_parser(parser.add_subparsers())
+    return explain.run(parser.parse_args(['explain', *map(str, words)]))
+
+
+def test_picture_and_numbers(records, tmp_path, capsys):
+    out, numbers = tmp_path / 'deep' / 'picture.png', tmp_path / 'numbers.json'
+    status = call(
+        records / 'now.npz',
+        '--previous',
+        records / 'before.npz',
+        '--out',
+        out,
+        '--json',
+        numbers,
+    )
+    assert status == 0
+    picture = np.asarray(Image.open(out).convert('RGB'))
+    assert picture.shape[1] > 1200 and len(np.unique(picture.reshape(-1, 3), axis=0)) > 500
+    told = json.loads(numbers.read_text())
+    assert told['tokens_in'] == 512
+    assert told['layer_tokens'][-1] == list(told['tokens_after'].values())[-1] < 512
+    assert set(told['sets']) == {'local', 'global', 'dynamic'}
+    assert told['sets']['dynamic'] > 0  # the block moved
+    assert 0 < told['prior_recall'] <= 1
+    assert told['flops_ratio_decoder'] < told['flops_ratio'] < 1
+    printed = capsys.readouterr().out
+    assert '512 to' in printed and str(out) in printed
+
+
+def test_without_an_earlier_observation_nothing_moved(records, tmp_path):
+    numbers = tmp_path / 'numbers.json'
+    words = ('--out', tmp_path / 'p.png', '--json', numbers, '--preset', 'paper')
+    assert call(records / 'now.npz', *words) == 0
+    assert json.loads(numbers.read_text())['sets']['dynamic'] == 0
+
+
+@pytest.mark.parametrize('name', ['divprune', 'team_vla', 'vla_cache', 'adp', 'dense'])
+def test_rivals_can_be_drawn(records, tmp_path, name):
+    out = tmp_path / 'p.png'
+    assert call(records / 'now.npz', '--pruner', name, '--out', out) == 0
+    assert out.stat().st_size > 20_000
+
+
+@pytest.mark.skipif(not LIBERO.exists(), reason=f'no {LIBERO.name} beside the checkout')
+def test_a_real_observation(tmp_path):
+    record = explain.read_record(LIBERO)
+    assert list(record.pictures) == ['full_image', 'wrist_image']
+    assert record.proprio.shape == (8,) and 'bowl' in record.instruction
+    assert call(LIBERO, '--out', tmp_path / 'p.png', '--mode', 'fine') == 0
+
+
+@pytest.mark.parametrize(
+    ('arrays', 'why'),
+    [
+        ({'state': np.zeros(8), 'instruction': 'go'}, 'holds no picture'),
+        ({'a': np.zeros((32, 32, 3), np.uint8)}, 'holds no sentence'),
+        ({'a': np.zeros((32, 32, 3), np.uint8), 'instruction': 'go'}, '1 picture'),
+        (
+            {
+                'a': np.zeros((32, 32, 3), np.uint8),
+                'b': np.zeros((32, 32, 3), np.uint8),
+                'instruction': 'go',
+            },
+            'proprioception has shape None',
+        ),
+        ({'a': np.array([{}], object)}, 'not a readable npz'),
+    ],
+)
+def test_a_file_that_will_not_do_is_refused_by_name(tmp_path, capsys, arrays, why):
+    path = tmp_path / 'record.npz'
+    np.savez(path, **arrays)
+    assert call(path, '--out', tmp_path / 'p.png') == 1
+    assert why in capsys.readouterr().err
+
+
+def test_a_missing_file_and_a_bad_parameter_are_named(records, tmp_path, capsys):
+    assert call(tmp_path / 'none.npz') == 1
+    assert 'none.npz' in capsys.readouterr().err
+    assert call(records / 'now.npz', '--param', 'alpha=9') == 1
+    assert 'alpha: 9 is outside' in capsys.readouterr().err
