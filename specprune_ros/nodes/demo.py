@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -195,7 +196,8 @@ def _watch(
 ) -> dict[str, list[int]]:
     """Spin, change instructions, show what happens. Returns resident memory over time, bytes."""
     patience = time.monotonic() + START_PATIENCE
-    console.print('starting three nodes: ' + ', '.join(p.name for p in processes))
+    console.print('starting ' + ', '.join(p.name for p in processes))
+    console.print(f'say something else meanwhile: {_invitation()}', highlight=False)
     while not monitor.tally.chunks:
         executor.spin_once(timeout_sec=0.05)
         for process in processes:
@@ -231,6 +233,11 @@ def _watch(
     return memory
 
 
+def _invitation() -> str:
+    domain = os.environ.get('ROS_DOMAIN_ID', '0')
+    return f'.venv/bin/specprune say --domain {domain} "lift the green cube"'
+
+
 def _line(monitor: Monitor, elapsed: float) -> str:
     numbers = monitor.tally.numbers()
     return (
@@ -260,7 +267,7 @@ def _status(options: DemoOptions, monitor: Monitor, elapsed: float) -> Group:
     rates = ', '.join(f'{name} {rate} Hz' for name, rate in monitor.picture_rates.items())
     table.add_row('pictures', rates or 'waiting')
     table.add_row('health', monitor.diagnosis)
-    table.add_row('say something', f'ros2 topic pub -1 {monitor.say_topic} ...')
+    table.add_row('say something', _invitation())
     bar = ProgressBar(total=options.seconds, completed=elapsed, width=60)
     return Group(table, bar)
 

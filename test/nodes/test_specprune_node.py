@@ -230,11 +230,14 @@ def test_bad_pictures_make_no_chunks_and_say_why(rig_with):
     quiet(rig, spoiled(width=0, height=0, data=b''), '0 x 0 pixels')
     quiet(rig, spoiled(width=7680, height=4320), '7680 x 4320')
     fresh(rig)
-    old = rig.now() - 3600 * 10**9
-    quiet(rig, lambda: (rig.move(), rig.show(stamp=rig.stamp(old))), '3600')
+    hour = 3600 * 10**9
+    quiet(rig, lambda: (rig.move(), rig.show(stamp=rig.stamp(rig.now() - hour))), 's old')
     fresh(rig)
-    ahead = rig.now() + 3600 * 10**9
-    quiet(rig, lambda: (rig.move(), rig.show(stamp=rig.stamp(ahead))), 'ahead of this node')
+    quiet(
+        rig,
+        lambda: (rig.move(), rig.show(stamp=rig.stamp(rig.now() + hour))),
+        'ahead of this node',
+    )
     fresh(rig)
     quiet(rig, lambda: (rig.move(), rig.show(cameras=['agent'])), "camera 'wrist'")
     fresh(rig)
