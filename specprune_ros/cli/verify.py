@@ -1,0 +1,197 @@
+"""``specprune verify``: load a checkpoint, run one observation, compare dense with pruned."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from specprune_ros.models.config import PolicyConfig
+    from specprune_ros.policy.observation import Observation
+    from specprune_ros.policy.policy import Policy
+
+
+def add_parser(subparsers: Any) -> argparse.ArgumentParser:
+    """Declare the command."""
+    parser = subparsers.add_parser(
+        'verify', help='load a checkpoint, run one observation, compare dense with pruned'
+    )
+    parser.add_argument('path', type=Path, help='local folder of a downloaded checkpoint')
+    parser.add_argument(
+        '--observation',
+        type=Path,
+        help='NPZ file: pictures (uint8 [height, width, 3], in camera order), state, '
+        'task_description; default: seeded noise',
+    )
+    parser.add_argument('--instruction', help='sentence; default that of the observation')
+    parser.add_argument('--unnorm-key', default='', help='which robot of the statistics')
+    parser.add_argument('--device', default='auto', help='cpu, cuda, or auto')
+    parser.add_argument('--dtype', default='auto', help='float32, bfloat16, float16, or auto')
+    parser.add_argument('--json', type=Path, help='write the numbers to this file')
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Exit status 0 when all is finite and keep-all equals dense, 1 when not, 2 on bad input."""
+    from specprune_ros.policy.build import build_policy
+
+    try:
+        policy = build_policy(
+            path=str(args.path),
+            device=args.device,
+            dtype=args.dtype,
+            unnorm_key=args.unnorm_key,
+            progress=True,
+        )
+        observation = read_observation(policy.config, args.observation, args.instruction)
+        numbers = verify(policy, observation)
+    except (ValueError, RuntimeError) as error:
+        print(f'specprune verify: {error}')
+        return 2
+    show(policy, numbers)
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps(numbers, indent=1), encoding='utf-8')
+    return 0 if numbers['ok'] else 1
+
+
+def read_observation(
+    config: PolicyConfig, path: Path | None, instruction: str | None
+) -> Observation:
+    """The observation of a file, or seeded noise. Raises ``ValueError`` naming what is wrong."""
+    import numpy as np
+
+    from specprune_ros.policy.observation import Observation, Picture
+
+    pictures, state, task = [], np.zeros(config.proprio_dim), 'pick up the bowl'
+    if path is None:
+        rng = np.random.default_rng(0)
+        size = config.image_size
+        pictures = [rng.integers(0, 256, (size, size, 3), np.uint8) for _ in config.cameras]
+    else:
+        try:
+            with np.load(path, allow_pickle=False) as data:
+                arrays = {name: data[name] for name in data.files}
+        except (OSError, ValueError) as error:
+            raise ValueError(f'--observation {path}: cannot be read ({error})') from error
+        pictures = [a for a in arrays.values() if a.dtype == np.uint8 and a.ndim == 3]
+        state = np.asarray(arrays.get('state', state), np.float64)
+        task = str(arrays.get('task_description', task))
+        if len(pictures) < len(config.cameras):
+            raise ValueError(
+                f'--observation {path}: holds {len(pictures)} pictures, the model takes '
+                f'{len(config.cameras)}: {", ".join(config.cameras)}'
+            )
+    shown = dict(zip(config.cameras, pictures, strict=False))
+    return Observation(
+        pictures={name: Picture(picture, 0) for name, picture in shown.items()},
+        instruction=instruction or task,
+        proprio=state if config.proprio_dim else None,
+    )
+
+
+def verify(policy: Policy, observation: Observation) -> dict[str, Any]:
+    """Actions of a dense query, keep-all against dense, and pruned against dense."""
+    from dataclasses import replace
+
+    from specprune_ros.policy.observation import Picture
+    from specprune_ros.pruning.controller import SpeedSample
+
+    if policy.loaded.statistics.clip_actions:
+        policy.absurd = float('inf')  # such actions are clipped before they are scaled
+    first = policy.act(observation)
+    same = keep_all_difference(policy, observation)
+    policy.measure_deviation = True
+    step = round(policy.step_dt * policy.config.chunk * 1e9)
+    later = {
+        name: Picture(picture.pixels, picture.stamp_ns + step)
+        for name, picture in observation.pictures.items()
+    }
+    # A fast hand: the controller then prunes as hard as it ever does.
+    fast = SpeedSample(v_t=1.0, v_r=1.0, dz=0.0, source='verify')
+    pruned = policy.act(replace(observation, pictures=later, speed=fast))
+    span = _span(first.actions)
+    return {
+        'ok': bool(same == 0.0),
+        'instruction': observation.instruction,
+        'dims': list(policy.config.action.dims),
+        'unnorm_key': policy.loaded.statistics.key,
+        'actions': first.actions.tolist(),
+        'keep_all_difference': same,
+        'pruner': pruned.pruner,
+        'mode': pruned.mode.value,
+        'tokens_in': pruned.tokens.total,
+        'tokens_mean': pruned.tokens.mean,
+        'flops_ratio': pruned.flops_ratio,
+        'deviation': pruned.action_deviation.tolist(),
+        'spread': span.tolist(),
+        'seconds_dense': first.times.total,
+        'seconds_pruned': pruned.times.total,
+        'device': first.device,
+        'notes': [*policy.loaded.notes, *pruned.notes],
+    }
+
+
+def keep_all_difference(policy: Policy, observation: Observation) -> float:
+    """Largest difference of normalised actions between dense and a pass that drops nothing."""
+    import numpy as np
+    import torch
+
+    from specprune_ros.models.keep_all import KeepAll
+
+    loaded = policy.loaded
+    model = loaded.model
+    parameter = next(model.parameters())
+    with torch.inference_mode():
+        pixels = loaded.preprocessor([p.pixels for p in observation.pictures.values()])
+        proprio = None
+        if observation.proprio is not None:
+            scaled = loaded.statistics.normalise_proprio(observation.proprio)
+            proprio = torch.from_numpy(np.asarray(scaled, np.float32)).to(parameter.device)
+        prompt = loaded.tokenizer.encode(observation.instruction)
+        embedded = model.embed(pixels.tensor, prompt, proprio)
+        where, read = embedded.layout, model.read(embedded.layout)
+        dense = model.decoder(embedded.hidden, where, read=read)
+        kept = model.decoder(embedded.hidden, where, KeepAll(where), read=read)
+        one, two = (model.head(output, where, seed=0).float() for output in (dense, kept))
+    return float((one - two).abs().max())
+
+
+def _span(actions: np.ndarray) -> np.ndarray:
+    return actions.max(axis=0) - actions.min(axis=0)
+
+
+def show(policy: Policy, numbers: dict[str, Any]) -> None:
+    """Print the result for people."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    out = Console(soft_wrap=True)
+    out.width = max(out.width, 14 * (len(numbers['dims']) + 1))
+    out.print(f'[bold]{escape(numbers["instruction"])}[/] on {numbers["device"]}')
+    table = Table('step', *numbers['dims'], title='actions, dense, in action units')
+    for i, row in enumerate(numbers['actions']):
+        table.add_row(str(i), *(f'{value:+.4f}' for value in row))
+    table.add_section()
+    table.add_row('deviation', *(f'{value:.4f}' for value in numbers['deviation']))
+    out.print(table)
+    out.print(
+        f'keep-all against dense: {numbers["keep_all_difference"]:g} '
+        f'({"equal, as it must be" if numbers["ok"] else "NOT equal: do not use"})'
+    )
+    out.print(
+        f'{numbers["pruner"]} ({numbers["mode"]}): {numbers["tokens_mean"]:.0f} of '
+        f'{numbers["tokens_in"]} vision tokens, {numbers["flops_ratio"]:.0%} of the operations; '
+        f'largest deviation {max(numbers["deviation"]):.4f}'
+    )
+    out.print(
+        f'{numbers["seconds_dense"] * 1e3:.0f} ms dense, '
+        f'{numbers["seconds_pruned"] * 1e3:.0f} ms pruned (first runs, not a benchmark)'
+    )
+    for note in dict.fromkeys(numbers['notes']):
+        out.print(f'note: {escape(note)}')

@@ -1,0 +1,106 @@
+"""``specprune inspect`` and ``specprune verify`` as a person runs them."""
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import synthetic
+import torch
+
+from specprune_ros.cli import inspect, verify
+from specprune_ros.models.build import build
+from specprune_ros.models.load import save_policy_model
+from specprune_ros.models.presets import TINY
+from specprune_ros.models.statistics import Statistics
+from specprune_ros.models.tokens import word_tokenizer
+
+DATA = Path(__file__).parents[3] / 'shared' / 'data'
+OFT, LIBERO = DATA / 'openvla_oft_libero_10', DATA / 'libero_spatial_observation.npz'
+real = pytest.mark.skipif(not OFT.is_dir(), reason='the OFT small files are not beside this tree')
+
+
+def specprune(*words):
+    parser = argparse.ArgumentParser()
+    commands = parser.add_subparsers(required=True)
+    for module in (inspect, verify):
+        module.add_parser(commands).set_defaults(run=module.run)
+    args = parser.parse_args(list(map(str, words)))
+    return args.run(args)
+
+
+@real
+def test_inspect_names_each_absent_file_of_the_real_checkpoint(capsys, tmp_path):
+    assert specprune('inspect', OFT, '--json', tmp_path / 'out' / 'report.json') == 1
+    said = capsys.readouterr().out
+    for name, size in (
+        ('model-00001-of-00004.safetensors', '4.93 GB'),
+        ('model-00002-of-00004.safetensors', '4.95 GB'),
+        ('model-00003-of-00004.safetensors', '4.95 GB'),
+        ('model-00004-of-00004.safetensors', '262.7 MB'),
+        ('action_head--<step>_checkpoint.pt', '302.2 MB'),
+        ('proprio_projector--<step>_checkpoint.pt', '67.3 MB'),
+    ):
+        assert f'{name} is absent, expected {size}' in said
+    assert 'would not load' in said
+    report = json.loads((tmp_path / 'out' / 'report.json').read_text())
+    assert report['memory']['bfloat16'] == 2 * 7_534_758_567
+    assert len(report['absent']) == 6
+
+
+def test_inspect_of_a_whole_folder_succeeds(capsys, tmp_path):
+    folder = synthetic.write_oft(tmp_path / 'x').folder
+    assert specprune('inspect', folder) == 0
+    said = capsys.readouterr().out
+    assert 'would load' in said and 'pooling head: not used' in said
+    assert specprune('inspect', folder, '--unnorm-key', 'mars') == 1
+    assert "no key 'mars'" in capsys.readouterr().out
+    assert specprune('inspect', tmp_path / 'nowhere') == 1
+
+
+@pytest.fixture
+def small(tmp_path):
+    """A policy of our own format with OFT's 512 vision tokens."""
+    scales = Statistics(-np.ones(7), np.ones(7), np.ones(7, bool), -np.ones(8), np.ones(8))
+    config = replace(TINY, norm='min_max')
+    return save_policy_model(tmp_path / 'small', build(config), word_tokenizer([]), scales)
+
+
+@real
+def test_verify_runs_the_libero_observation(small, capsys, tmp_path):
+    threads = torch.get_num_threads()
+    out = tmp_path / 'numbers.json'
+    assert (
+        specprune('verify', small, '--observation', LIBERO, '--device', 'cpu', '--json', out) == 0
+    )
+    torch.set_num_threads(threads)
+    said = capsys.readouterr().out
+    assert 'equal, as it must be' in said
+    assert 'pick up the black bowl between the plate and the ramekin' in said
+    numbers = json.loads(out.read_text())
+    assert np.array(numbers['actions']).shape == (8, 7)
+    assert numbers['keep_all_difference'] == 0
+    assert numbers['tokens_mean'] < numbers['tokens_in'] == 512
+    assert numbers['flops_ratio'] < 1
+    assert max(numbers['deviation']) > 0
+
+
+@pytest.mark.parametrize('write', [synthetic.write_db_oft, synthetic.write_cogact])
+def test_verify_runs_every_family(write, tmp_path, capsys):
+    threads = torch.get_num_threads()
+    assert specprune('verify', write(tmp_path / 'x').folder, '--device', 'cpu') == 0
+    torch.set_num_threads(threads)
+    assert 'equal, as it must be' in capsys.readouterr().out
+
+
+def test_verify_says_what_is_wrong(small, capsys, tmp_path):
+    threads = torch.get_num_threads()
+    assert specprune('verify', tmp_path / 'nowhere', '--device', 'cpu') == 2
+    assert 'not a folder' in capsys.readouterr().out
+    np.savez(tmp_path / 'one.npz', full_image=np.zeros((224, 224, 3), np.uint8))
+    for name, message in (('one.npz', 'holds 1 pictures'), ('none.npz', 'cannot be read')):
+        status = specprune('verify', small, '--observation', tmp_path / name, '--device', 'cpu')
+        assert status == 2 and message in capsys.readouterr().out
+    torch.set_num_threads(threads)
