@@ -34,7 +34,7 @@ from specprune_ros.pruning.interface import RowGroup
 ROOT = Path(__file__).parents[2]
 OFT = ROOT.parent / 'shared' / 'data' / 'openvla_oft_libero_10'
 real = pytest.mark.skipif(not OFT.is_dir(), reason='the OFT small files are not beside this tree')
-BOUND = 1e-4  # whole policies in float32: towers, projector, decoder and head in a row
+BOUND = 1e-5  # whole policies in float32: towers, projector, decoder and head in a row
 
 
 def load(folder, **options):
@@ -105,7 +105,7 @@ def test_oft_gives_the_actions_of_its_weights(oft_result):
 @pytest.mark.parametrize('trap', OFT_TRAPS)
 def test_oft_does_not_fall_into(oft_result, trap):
     actions, expected = oft_result
-    assert relative(actions, expected(trap)) > 10 * BOUND
+    assert relative(actions, expected(trap)) > 100 * BOUND
 
 
 def test_film_backbone_is_merged_and_modulated(folders):
@@ -136,7 +136,7 @@ def test_film_backbone_is_merged_and_modulated(folders):
             plain = name.removeprefix('module.vision_backbone.').replace('.base_layer', '')
             unmerged[f'film.{plain}'] = value
     wrong = replace(folders['film'], tensors=unmerged)
-    assert relative(actions, synthetic.oft_actions(wrong, ids, seen, proprio, 25, 14)) > 10 * BOUND
+    assert relative(actions, synthetic.oft_actions(wrong, ids, seen, proprio, 25, 14)) > 100 * BOUND
 
 
 @pytest.mark.parametrize('proprio', [0, 5])
@@ -153,7 +153,7 @@ def test_db_oft_gives_the_actions_of_its_weights(tmp_path, proprio):
 
     assert relative(actions, expected()) < BOUND
     for trap in ('shifted readout', 'bidirectional', 'last block'):
-        assert relative(actions, expected(trap)) > 10 * BOUND
+        assert relative(actions, expected(trap)) > 100 * BOUND
     # Queries are the last rows; the pictures stand after the system prompt.
     assert where.action == (where.length - 28, where.length)
     assert where.vision_start == len(before) and where.causal
@@ -175,7 +175,7 @@ def test_cogact_gives_the_actions_of_its_weights(folders):
 
     assert relative(actions, expected()) < BOUND
     for trap in ('eps 1e-6', 'bidirectional', 'one row early', 'no guidance'):
-        assert relative(actions, expected(trap)) > 10 * BOUND
+        assert relative(actions, expected(trap)) > 100 * BOUND
     assert out.work[-1].queries == 1  # only the cognition row is computed in the last layer
     again, _, _ = run(loaded, frames, seed=4)
     assert torch.equal(actions, again)

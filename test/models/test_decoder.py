@@ -358,14 +358,14 @@ def test_a_batch_trains_through_the_decoder():
 
 
 def test_bfloat16_stays_near_float32():
-    """Stated bound: 3 % of the largest value after four layers."""
+    """Stated bound: 5 % of the largest value after four layers."""
     ours, _ = pair('llama', False, 2)
     where = layout()
     hidden = torch.randn(1, where.length, 64)
     exact = ours(hidden, where).hidden
     rough = ours.to(torch.bfloat16)(hidden.bfloat16(), where).hidden
     assert rough.dtype == torch.bfloat16
-    assert relative(rough.float(), exact) < 0.03
+    assert relative(rough.float(), exact) < 0.05
 
 
 @pytest.mark.parametrize(
