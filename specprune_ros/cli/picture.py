@@ -51,7 +51,7 @@ def draw(told: Explanation, path: Path) -> None:
             cameras + 1,
             places,
             height_ratios=[*([1.0] * cameras), 0.86],
-            left=0.045,
+            left=0.75 / width,
             right=0.985,
             top=1 - 1.15 / (2.62 * cameras + 4.0),
             bottom=0.085,
@@ -74,7 +74,9 @@ def draw(told: Explanation, path: Path) -> None:
         _tokens(figure.add_subplot(grid[cameras, :split]), told)
         _legend(figure.add_subplot(grid[cameras, split:]), told)
         top = 1 - 0.36 / (2.62 * cameras + 4.0)
-        figure.text(0.045, top, f'“{told.instruction}”', fontsize=14, weight='bold', va='center')
+        figure.text(
+            0.75 / width, top, f'“{told.instruction}”', fontsize=14, weight='bold', va='center'
+        )
         figure.text(0.985, top, told.title, fontsize=10, color=PALE, ha='right', va='center')
         figure.savefig(path, dpi=110, facecolor=GROUND)
         plt.close(figure)
@@ -83,21 +85,39 @@ def draw(told: Explanation, path: Path) -> None:
 def _columns(told: Explanation) -> list[tuple[str, np.ndarray]]:
     """Titles and pictures ``[cameras, height, width, 3]`` of the upper rows."""
     columns = [('what the policy sees', _zoomed(told.pictures))]
-    if told.kept:
-        first = next((kept for kept in told.kept if kept[0] >= 2), told.kept[0])
-        columns.append(
-            (f'kept after layer {first[0]}: {len(first[1])} of {told.tokens}', _kept(told, first))
-        )
-        if told.kept[-1][0] != first[0]:
-            boundary, ids = told.kept[-1]
-            columns.append(
-                (f'left after layer {boundary}: {len(ids)}', _kept(told, (boundary, ids)))
-            )
+    first, last = _first(told), _last(told)
+    if first is not None:
+        columns.append((_told(first, told.tokens), _kept(told, first)))
+    if last is not None and last is not first:
+        columns.append((_told(last, told.tokens), _kept(told, last)))
     shown = [name for name in HEATS if name in told.scores][:3]
     columns += [(TITLES[name], _heat(told, told.scores[name])) for name in shown]
     if told.similarity is not None:
         columns.append(('change since the reference', _heat(told, 1 - told.similarity, 0.03)))
     return columns
+
+
+def _whole(told: Explanation) -> list[tuple[int, np.ndarray]]:
+    """Boundaries behind which patches of the pictures are left; merged tokens have no patch."""
+    return [kept for kept in told.kept if (kept[1] >= 0).any()]
+
+
+def _first(told: Explanation) -> tuple[int, np.ndarray] | None:
+    """The boundary of the first full choice (the authors' extra prune after layer 1 is not)."""
+    whole = _whole(told)
+    extra = len(whole) > 1 and whole[0][0] == 1 and whole[1][0] == 2
+    return whole[1 if extra else 0] if whole else None
+
+
+def _last(told: Explanation) -> tuple[int, np.ndarray] | None:
+    whole = _whole(told)
+    return whole[-1] if whole else None
+
+
+def _told(kept: tuple[int, np.ndarray], total: int) -> str:
+    boundary, ids = kept
+    place = f'after layer {boundary}' if boundary else 'before layer 1'
+    return f'left {place}: {len(ids)} of {total}'
 
 
 def _zoomed(pictures: np.ndarray, zoom: int = 2) -> np.ndarray:
@@ -174,9 +194,10 @@ def _legend(axes: Any, told: Explanation) -> None:
     for members in told.sets.values():
         union |= members
     entries = [(name, int(members.sum())) for name, members in told.sets.items()]
-    if told.kept and told.sets:
-        first = next((kept for kept in told.kept if kept[0] >= 2), told.kept[0])[1]
-        extra = int((~union[first[first >= 0]]).sum())
+    first = _first(told)
+    if first is not None and told.sets:
+        ids = first[1]
+        extra = int((~union[ids[ids >= 0]]).sum())
         if extra:
             entries.append(('fill', extra))
     for name, number in entries:
