@@ -136,7 +136,8 @@ def test_film_backbone_is_merged_and_modulated(folders):
             plain = name.removeprefix('module.vision_backbone.').replace('.base_layer', '')
             unmerged[f'film.{plain}'] = value
     wrong = replace(folders['film'], tensors=unmerged)
-    assert relative(actions, synthetic.oft_actions(wrong, ids, seen, proprio, 25, 14)) > 100 * BOUND
+    expected = synthetic.oft_actions(wrong, ids, seen, proprio, 25, 14)
+    assert relative(actions, expected) > 100 * BOUND
 
 
 @pytest.mark.parametrize('proprio', [0, 5])

@@ -7,7 +7,7 @@ from transformers import LlamaConfig, LlamaModel, Qwen2Config, Qwen2Model
 
 from specprune_ros.models.config import DecoderConfig
 from specprune_ros.models.decoder import Decoder, KVCache
-from specprune_ros.pruning.interface import RowGroup
+from specprune_ros.pruning.interface import PruneSchedule, RowGroup, Selection
 
 BOUND = 1e-5  # issue's bound on the largest relative error, float32
 SHAPES = {
@@ -38,7 +38,13 @@ def pair(kind, causal, kv_heads, depth=4):
     with torch.no_grad():
         for parameter in theirs.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.15)
-    config = DecoderConfig(
+    ours = Decoder(pair_config(causal, kind, kv_heads, depth)).eval().requires_grad_(False)
+    map_llama(ours, theirs.eval())
+    return ours, theirs.requires_grad_(False)
+
+
+def pair_config(causal, kind='llama', kv_heads=2, depth=4):
+    return DecoderConfig(
         width=64,
         depth=depth,
         heads=4,
@@ -49,9 +55,6 @@ def pair(kind, causal, kv_heads, depth=4):
         causal=causal,
         qkv_bias=kind == 'qwen2',
     )
-    ours = Decoder(config).eval().requires_grad_(False)
-    map_llama(ours, theirs.eval())
-    return ours, theirs.requires_grad_(False)
 
 
 class Reference:
@@ -397,6 +400,47 @@ def test_a_selection_of_the_wrong_size_is_refused():
     prune.keep = {1: [0]}
     with pytest.raises(ValueError, match='announced 2 vision tokens, the selection has 1'):
         ours(torch.randn(1, 32, 64), layout(), prune=prune)
+
+
+class OnMeta:
+    """A static plan whose tensors have no data: reading any value would fail."""
+
+    def __init__(self, schedule, merged=0):
+        self.schedule, self.merged, self.shapes = schedule, merged, []
+
+    def observe(self, layer, group, attention):
+        self.shapes.append((layer, group, tuple(attention.shape)))
+
+    def select(self, boundary, rows):
+        left = self.schedule.prune[boundary]
+        keep = torch.empty(left - self.merged, dtype=torch.int64, device='meta')
+        if not self.merged:
+            return Selection(keep)
+        position = torch.empty(self.merged, dtype=torch.int64, device='meta')
+        return Selection(keep, torch.empty(self.merged, len(rows), device='meta'), position)
+
+
+@pytest.mark.parametrize('causal', [False, True])
+@pytest.mark.parametrize('way', ['drop', 'merge', 'reuse', 'skip'])
+def test_a_static_pass_never_reads_a_value_on_the_host(causal, way):
+    """On the meta device there is no data, so a host synchronisation cannot go unnoticed."""
+    with torch.device('meta'):
+        ours = Decoder(pair_config(causal))
+        hidden = torch.empty(1, 32, 64)
+    where, cache = layout(causal=causal), KVCache(4)
+    ours(hidden, where, cache=cache)
+    schedule = PruneSchedule(
+        listen=dict.fromkeys((1, 4), EVERY),
+        prune={1: 10, 2: 6},
+        skip=frozenset({3}) if way == 'skip' else frozenset(),
+        reuse=way == 'reuse',
+    )
+    plan = OnMeta(schedule, merged=2 if way == 'merge' else 0)
+    out = ours(hidden, where, plan, cache if way == 'reuse' else None, read=where.action)
+    assert out.hidden.shape == (1, 6, 64)
+    assert (4, RowGroup.TEXT, (3, 6)) in plan.shapes
+    with pytest.raises(RuntimeError):  # that the check can fail
+        out.hidden.sum().item()
 
 
 def test_rows_gone_for_good_leave_no_cache_behind():
