@@ -1,12 +1,14 @@
 """Parameters: one table, checked on the way in."""
 
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from specprune_ros.pruning import registry
-from specprune_ros.pruning.interface import TokenLayout
+from specprune_ros.pruning.interface import Mode, TokenLayout
 from specprune_ros.pruning.params import (
     PRESETS,
     PRUNERS,
@@ -157,3 +159,17 @@ def test_a_model_too_shallow_for_the_static_prune_is_refused():
         PruningParams().check(
             TokenLayout(1, (4, 4), 1, (18,), (17, 18, 19), (20, 24), 25, depth=2)
         )
+
+
+def test_the_documents_know_every_pruner_and_which_ones_have_known_sizes():
+    text = (Path(__file__).resolve().parents[2] / 'docs' / 'pruners.md').read_text()
+    rows = re.findall(r'^\| `(\w+)` \|.*$', text, re.MULTILINE)
+    assert [name for name in PRUNERS if name != 'specprune'] == [r for r in rows if r in PRUNERS]
+    for name in rows:
+        if name not in PRUNERS:
+            continue
+        row = re.search(rf'^\| `{name}` \|(.*)\|$', text, re.MULTILINE).group(1)
+        said = row.split('|')[2].strip()
+        params = PruningParams.from_mapping({'pruner': name})
+        static = registry.pruner(name).plan(OFT, params, Mode.COARSE).static
+        assert said.startswith('yes') == static, name
