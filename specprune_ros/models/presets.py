@@ -114,7 +114,7 @@ TINY = PolicyConfig(
         replace(DINOV2_L, name='tiny-dino', width=64, depth=3, heads=2, mlp=128),
         replace(SIGLIP_SO400M, name='tiny-siglip', width=64, depth=3, heads=2, mlp=128),
     ),
-    decoder=DecoderConfig(width=128, depth=8, heads=4, mlp=256, vocab=512),
+    decoder=DecoderConfig(width=128, depth=8, heads=2, mlp=256, vocab=512),
     action=LIBERO_ACTION,
     jpeg=False,
 )
