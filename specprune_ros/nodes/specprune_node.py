@@ -6,6 +6,7 @@ Callbacks store, one thread infers, and what it finds is published the moment it
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -37,6 +38,7 @@ from specprune_ros.robot.speed import ActionSpeed
 
 DIAGNOSTICS_PERIOD = 1.0  # s
 PREFIX = 'pruning.'
+NUMBERS = re.compile(r'[\d.]+')
 
 
 class SpecPruneNode(AutoLifecycleNode):
@@ -77,6 +79,7 @@ class SpecPruneNode(AutoLifecycleNode):
         self._settings.check_now()
         values = self._settings.values()
         self._params = PruningParams().replace(**_pruning(values, changed_only=True))
+        self._speed_source, self._base_frame = values['speed.source'], values['base_frame']
         self._inbox = Inbox(values['cameras'], values['proprio.layout'] != 'none', _limits(values))
         if values['instruction']:
             self._inbox.put_instruction(values['instruction'])
@@ -233,8 +236,7 @@ class SpecPruneNode(AutoLifecycleNode):
 
     def _refuse(self, reason: str) -> None:
         """No chunk was made, and why: once in the log, always in the diagnostics."""
-        topic = reason.split(':')[0]
-        if topic != self._refusal.split(':')[0]:
+        if NUMBERS.sub('#', reason) != NUMBERS.sub('#', self._refusal):
             self.get_logger().warning(f'no chunk: {reason}')
         self._refusal = reason
 
