@@ -24,17 +24,18 @@ def max_min(distances: Tensor, count: int, candidates: Tensor | None = None) -> 
     count = min(count, distances.shape[0])
     others = distances.clone()
     others.fill_diagonal_(torch.inf)
-    if candidates is not None:
-        others = torch.where(candidates, others, torch.inf)
+    barred = None if candidates is None else ~candidates
+    if barred is not None:
+        others = others.masked_fill(barred, torch.inf)
     nearest = others.amin(1)
-    if candidates is not None:
-        nearest = torch.where(candidates, nearest, -torch.inf)
+    if barred is not None:
+        nearest = nearest.masked_fill(barred, -torch.inf)
     chosen = [nearest.argmax().view(1)]
     # Distances to the chosen set; minus infinity where a token cannot be chosen (any more).
     closed = nearest.new_full((1,), -torch.inf)
     far = distances.index_select(0, chosen[0])[0]
-    if candidates is not None:
-        far = torch.where(candidates, far, -torch.inf)
+    if barred is not None:
+        far = far.masked_fill(barred, -torch.inf)
     far = far.scatter(0, chosen[0], closed)
     for _ in range(count - 1):
         following = far.argmax().view(1)

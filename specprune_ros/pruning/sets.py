@@ -43,7 +43,7 @@ def fill(union: Tensor, fused: Tensor, count: int) -> Tensor:
 
     ``union`` bool ``[n]``, ``fused`` float32 ``[n]``; the union must not exceed ``count``.
     """
-    first = torch.where(union, torch.inf, fused)
+    first = fused.masked_fill(union, torch.inf)
     order = torch.sort(first, descending=True, stable=True).indices
     return order[:count].sort().values
 

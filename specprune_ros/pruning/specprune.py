@@ -386,7 +386,7 @@ class SpecPrunePass:
         if running is None:
             running = torch.zeros(count, device=rows.device)
         if self.params.cameras_kept and self.ids is not None:
-            running = torch.where(self._whole_cameras(rows.device)[self.ids], torch.inf, running)
+            running = running.masked_fill(self._whole_cameras(rows.device)[self.ids], torch.inf)
         if boundary == self.plan.last_drop:
             self.outcome.scores['layer'] = self._spread(running)
         if self.params.tie_break == 'attention' and self.attention is not None:
