@@ -345,7 +345,7 @@ def print_table(rows: list[dict[str, Any]]) -> None:
             '' if deviation is None else f'{deviation:.3g}',
         )
     console = Console()
-    console.width = max(console.width, 104)
+    console.width = max(console.width, 116)
     console.print(table)
 
 
