@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import rclpy
-from geometry_msgs.msg import PoseStamped
+from geometry_msgs.msg import PoseStamped, TwistStamped
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.signals import SignalHandlerOptions
 from rich.console import Console, Group
@@ -75,6 +75,7 @@ class Recorder:
         for kind, topic in (
             (JointState, seen.joint_states),
             (PoseStamped, seen.ee_pose),
+            (TwistStamped, profile.command.topic),
             (ActionChunk, f'/{POLICY}/action_chunk'),
             (PruneStats, f'/{POLICY}/prune_stats'),
         ):

@@ -30,6 +30,9 @@ _POSE_GAIN = 8.0  # 1/s, how fast a pose command's target closes on its goal
 _ERROR_GAIN = 20.0  # 1/s, how fast the planned joints close on the target
 _JOINT_ACCELERATION = 25.0  # rad/s^2
 _LEAD = 0.03  # m, how far the commanded point may run ahead of what the joints can follow
+_WIND_UP = 0.1  # rad a joint's servo may be asked ahead of where the joint is
+_LEAD_TURN = 0.3  # rad, the same for its rotation
+_PLACE_FIRST = np.array([1.0, 1.0, 1.0, 0.1, 0.1, 0.1])  # weights of a twist that cannot be had
 _DAMPING = 0.02  # of the least squares
 _POSTURE_GAIN = 0.6  # 1/s, pull of the redundant joint towards the start posture
 _JOINT_MARGIN = 0.02  # rad kept to the joint limits
@@ -73,6 +76,13 @@ def rotation_matrix(vector: np.ndarray) -> np.ndarray:
     mujoco.mju_axisAngle2Quat(quaternion, np.asarray(vector) / angle, angle)
     mujoco.mju_quat2Mat(matrix, quaternion)
     return matrix.reshape(3, 3)
+
+
+def _bounded(twist: np.ndarray) -> np.ndarray:
+    """A twist ``[6]`` no faster than the arm moves, m/s and rad/s; changed in place."""
+    for part, most in ((twist[:3], MAX_LINEAR), (twist[3:], MAX_ANGULAR)):
+        part *= min(1.0, most / max(float(np.linalg.norm(part)), 1e-9))
+    return twist
 
 
 class World:
@@ -307,9 +317,17 @@ class World:
         error[3:] = rotation_vector(rotation @ self._plan.site_xmat[self._site].reshape(3, 3).T)
         jacobian = self._jacobian[:, :7]
         square = jacobian @ jacobian.T + _DAMPING**2 * np.eye(6)
-        wanted = twist + _ERROR_GAIN * error
+        wanted = _bounded(twist + _ERROR_GAIN * error)
         posture = _POSTURE_GAIN * (self._posture - self._asked)
         rates = posture + jacobian.T @ np.linalg.solve(square, wanted - jacobian @ posture)
+        blocked = (self._asked <= self._lower) & (rates < 0)
+        blocked |= (self._asked >= self._upper) & (rates > 0)
+        if blocked.any():
+            # A joint at its end moves the tool no further: the others take over, and where they
+            # cannot do all of it, the place of the tool comes before how it is turned.
+            free = _PLACE_FIRST[:, None] * jacobian * ~blocked
+            square = free @ free.T + _DAMPING**2 * np.eye(6)
+            rates = free.T @ np.linalg.solve(square, _PLACE_FIRST * wanted)
         return rates / max(float(np.max(np.abs(rates) / (0.95 * self._speed))), 1.0)
 
     def _wanted_twist(self) -> np.ndarray:
@@ -321,9 +339,7 @@ class World:
             twist = _POSE_GAIN * np.concatenate([self._goal[0] - self._target_position, turn])
         else:
             return np.zeros(6)
-        for part, most in ((twist[:3], MAX_LINEAR), (twist[3:], MAX_ANGULAR)):
-            part *= min(1.0, most / max(float(np.linalg.norm(part)), 1e-9))
-        return twist
+        return _bounded(twist)
 
     def _control(self, step: float) -> None:
         """One control step: move the target, let the planned joints follow it, ask the servos."""
@@ -334,13 +350,23 @@ class World:
         lead = target - here
         # The target may not run away from what the joints can do.
         target = here + lead * min(1.0, _LEAD / max(float(np.linalg.norm(lead)), 1e-9))
+        asked_for = float(np.linalg.norm(twist[:3]))
         twist[:3] = (target - before) / step
+        # Nor may it be dragged along by an arm that slips: that would push the arm further.
+        dragged = float(np.linalg.norm(twist[:3]))
+        if dragged > asked_for + 1e-6:
+            twist[:3] *= asked_for / dragged
         self._target_position = target
-        self._target_rotation = rotation_matrix(step * twist[3:]) @ self._target_rotation
+        self._target_rotation = self._turned(step * twist[3:])
         rates = self._rates(target, self._target_rotation, twist)
         most = _JOINT_ACCELERATION * step
-        rates = self._moving + np.clip(rates - self._moving, -most, most)
+        change = rates - self._moving
+        # All joints by the same share, so that the tool does not swerve while they catch up.
+        rates = self._moving + change * min(1.0, most / max(float(np.max(np.abs(change))), 1e-9))
         asked = np.clip(self._asked + step * rates, self._lower, self._upper)
+        # Pressed against something, the servos must not wind up: they would fling the arm free.
+        real = self._data.qpos[:7]
+        asked = np.clip(asked, real - _WIND_UP, real + _WIND_UP)
         self._moving = (asked - self._asked) / step
         self._asked = asked
         self._follow(asked)
@@ -348,6 +374,16 @@ class World:
         self._data.ctrl[:7] = asked + self._lag * self._moving
         fingers, most = self._data.ctrl[7:9], rizon4.FINGER_SPEED * step
         fingers += np.clip(self._fingers - fingers, -most, most)
+
+    def _turned(self, turn: np.ndarray) -> np.ndarray:
+        """The target rotation turned by ``turn``, rad, at most ``_LEAD_TURN`` ahead of the joints."""
+        here = self._plan.site_xmat[self._site].reshape(3, 3)
+        target = rotation_matrix(turn) @ self._target_rotation
+        lead = rotation_vector(target @ here.T)
+        ahead = float(np.linalg.norm(lead))
+        if ahead <= _LEAD_TURN:
+            return target
+        return rotation_matrix(lead * _LEAD_TURN / ahead) @ here
 
     def _start_posture(self) -> np.ndarray:
         """Joints near the home pose that put the tool at the start position, pointing down."""
