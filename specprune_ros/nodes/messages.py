@@ -40,6 +40,7 @@ MODES = {
     Mode.DENSE: PruneStats.MODE_DENSE,
     Mode.COARSE: PruneStats.MODE_COARSE,
     Mode.FINE: PruneStats.MODE_FINE,
+    Mode.SKIPPED: PruneStats.MODE_SKIPPED,
 }
 
 

@@ -25,6 +25,7 @@ MODES = {
     PruneStats.MODE_DENSE: 'dense',
     PruneStats.MODE_COARSE: 'coarse',
     PruneStats.MODE_FINE: 'fine',
+    PruneStats.MODE_SKIPPED: 'skipped',
 }
 
 
@@ -74,7 +75,7 @@ class Tally:
             self.overhead.append(latency - stats.time_total)
         self.tokens.append(stats.tokens_mean)
         self.flops_ratio.append(stats.flops_ratio)
-        if stats.mode != PruneStats.MODE_DENSE:
+        if stats.mode in (PruneStats.MODE_COARSE, PruneStats.MODE_FINE):
             self.pruned_tokens.append(stats.tokens_mean)
         if np.isfinite(stats.prior_recall):
             self.recall.append(stats.prior_recall)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-STOP_PATIENCE = 5.0  # s from SIGINT to SIGKILL
+STOP_PATIENCE = 15.0  # s from SIGINT to SIGKILL
 
 
 class NodeDied(RuntimeError):

@@ -227,7 +227,7 @@ class SpecPruneNode(AutoLifecycleNode):
 
     def _publish_overlays(self, header: Header, result: PolicyResult) -> None:
         for index, (camera, publisher) in enumerate(self._overlays.items()):
-            if publisher.get_subscription_count() == 0:
+            if result.overlay is None or publisher.get_subscription_count() == 0:
                 continue
             message = to_message(draw(result.overlay, index))
             message.header.stamp = header.stamp

@@ -17,6 +17,7 @@ from specprune_ros.models.embedded import Embedded
 from specprune_ros.models.flops import dense_flops, query_flops
 from specprune_ros.models.load import LoadedModel
 from specprune_ros.models.tokens import Prompt
+from specprune_ros.policy.glide import Glide
 from specprune_ros.policy.history import FrameHistory
 from specprune_ros.policy.memory import SECOND_NS, Memory
 from specprune_ros.policy.observation import Observation, Picture
@@ -59,6 +60,7 @@ class Policy:
         self.measure_deviation = False
         self._memory = Memory(self.history)
         self._controller = Controller()
+        self._glide = Glide()
         self._device = next(loaded.model.parameters()).device
         self._swap = threading.Lock()
         self._snapshot = (params or PruningParams(), 1)
@@ -131,6 +133,10 @@ class Policy:
         reset = memory.open(observation, params.pruner)
         decision = self._controller.decide(observation.speed, params, memory.controller)
         memory.controller = decision.state
+        if params.scheduler == 'ridge':
+            glided = self._glided(observation, params, version, reset, start)
+            if glided is not None:
+                return glided
 
         pixels = self.loaded.preprocessor([p.pixels for p in observation.pictures.values()])
         displacement = memory.displacement(observation)
@@ -169,6 +175,7 @@ class Policy:
         actions, normalised = self._actions(output, embedded.layout)
         end = time.perf_counter()
         self._believe(normalised)
+        self._glide.issued(actions, observation.stamp_ns, from_model=True)
         times = StageTimes(
             seen - start, embedded_at - seen, decoded - embedded_at, end - decoded, end - start
         )
@@ -200,6 +207,49 @@ class Policy:
             overlay=_overlay(pixels.pictures.cpu().numpy(), embedded.layout, outcome),
             action_deviation=deviation,
             notes=self._notes(outcome, prompt),
+        )
+
+    def _glided(
+        self,
+        observation: Observation,
+        params: PruningParams,
+        version: int,
+        reset: str | None,
+        start: float,
+    ) -> PolicyResult | None:
+        """A result without the model, where the scheduler allows it (SP-VLA)."""
+        if reset is not None:
+            self._glide.reset()
+            return None
+        speed = observation.speed.v_t if observation.speed else None
+        actions, reason = self._glide.predict(observation.stamp_ns, self.step_dt, speed, params)
+        if actions is None:
+            return None
+        self._glide.issued(actions, observation.stamp_ns, from_model=False)
+        memory = self._memory
+        memory.close(observation, memory.carry, memory.cache, dense=False)
+        total = time.perf_counter() - start
+        return PolicyResult(
+            actions=actions,
+            episode=memory.episode,
+            params_version=version,
+            pruner=params.pruner,
+            mode=Mode.SKIPPED,
+            reason=f'model not run: {reason}',
+            reset=None,
+            speed=observation.speed,
+            tokens=TokenCounts(self.config.vision_tokens, {}, 0, (), (), 0.0),
+            alpha=params.alpha,
+            budgets=(params.k_global, params.k_local, params.k_dynamic),
+            history_steps=None,
+            history_age=None,
+            prior_valid=False,
+            prior_recall=None,
+            flops=0.0,
+            flops_ratio=0.0,
+            times=StageTimes(0.0, 0.0, 0.0, 0.0, total),
+            device=str(self._device),
+            overlay=None,
         )
 
     def _mode(

@@ -60,6 +60,7 @@ class PolicyResult:
     ``history_steps`` and ``history_age`` (seconds) tell which past picture was compared with,
     ``None`` without one. ``action_deviation`` is the largest absolute difference from a dense pass
     per action dimension, where that was asked for.
+    ``overlay`` is ``None`` where the model was not run.
     """
 
     actions: np.ndarray
@@ -81,6 +82,6 @@ class PolicyResult:
     flops_ratio: float
     times: StageTimes
     device: str
-    overlay: Overlay
+    overlay: Overlay | None
     action_deviation: np.ndarray | None = None
     notes: tuple[str, ...] = field(default=())

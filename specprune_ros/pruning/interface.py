@@ -39,6 +39,7 @@ class Mode(StrEnum):
     DENSE = 'dense'
     COARSE = 'coarse'
     FINE = 'fine'
+    SKIPPED = 'skipped'  # the model was not run: the actions are extrapolated
 
 
 @dataclass(frozen=True)

@@ -525,6 +525,42 @@ class PruningParams:
         high=60.0,
     )
 
+    # Queries without the model.
+    scheduler: str = _p(
+        'none',
+        'str',
+        'ridge: while the hand glides, extrapolate the last actions instead of asking the model.',
+        'SP-VLA, arXiv 2506.12723 section 3.2',
+        choices=('none', 'ridge'),
+    )
+    scheduler_size: int = _p(
+        6, 'int', 'Executed actions that are extrapolated.', 'SP-VLA: 6', low=2, high=64
+    )
+    scheduler_v_min: float = _p(
+        0.1,
+        'float',
+        'Slowest translation that counts as gliding.',
+        'ours',
+        unit='m/s',
+        low=0.0,
+        high=100.0,
+    )
+    scheduler_v_max: float = _p(
+        1.0,
+        'float',
+        'Fastest translation that counts as gliding.',
+        'ours',
+        unit='m/s',
+        low=0.0,
+        high=100.0,
+    )
+    scheduler_share: float = _share(
+        0.5, 'More than this share of those actions must come from the model.', 'SP-VLA: 0.5'
+    )
+    scheduler_strength: float = _p(
+        1.0, 'float', 'Ridge penalty on the slope.', 'ours', low=0.0, high=1e6
+    )
+
     # Rivals.
     random_layer: int = _p(
         2, 'int', 'Layer after which random tokens go.', 'ours', unit='layer of 32', low=0, high=31
@@ -882,6 +918,11 @@ def _check_together(p: PruningParams) -> None:
             'fine_factor',
             f'{p.fine_factor:g} would keep fewer tokens in fine mode than in coarse mode; '
             'take at least 1, or set fine_may_shrink',
+        )
+    if p.scheduler_v_min > p.scheduler_v_max:
+        raise ParamError(
+            'scheduler_v_min',
+            f'{p.scheduler_v_min:g} is above scheduler_v_max = {p.scheduler_v_max:g}',
         )
     if p.history_min > p.history_max:
         raise ParamError('history_min', f'{p.history_min} is above history_max = {p.history_max}')

@@ -376,7 +376,7 @@ class World:
         fingers += np.clip(self._fingers - fingers, -most, most)
 
     def _turned(self, turn: np.ndarray) -> np.ndarray:
-        """The target rotation turned by ``turn``, rad, at most ``_LEAD_TURN`` ahead of the joints."""
+        """The target rotation turned by ``turn``, rad, but not far ahead of the joints."""
         here = self._plan.site_xmat[self._site].reshape(3, 3)
         target = rotation_matrix(turn) @ self._target_rotation
         lead = rotation_vector(target @ here.T)

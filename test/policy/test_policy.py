@@ -185,6 +185,21 @@ def test_a_bad_observation_changes_nothing(policy):
     assert policy.act(look(2)).reset is None
 
 
+def test_the_scheduler_answers_for_the_model_while_the_hand_glides(policy):
+    policy.set_params(PruningParams().replace(scheduler='ridge', scheduler_v_max=2.0))
+    results = [policy.act(look(4 * i)) for i in range(8)]  # four steps are executed in between
+    modes = [r.mode for r in results]
+    # Six executed actions are needed, and at most half of them may be extrapolated ones.
+    assert modes[:2] == [Mode.DENSE, Mode.COARSE]
+    assert Mode.SKIPPED in modes[2:]
+    assert Mode.COARSE in modes[3:]
+    skipped = results[modes.index(Mode.SKIPPED)]
+    assert skipped.flops == 0.0 and skipped.tokens.mean == 0.0
+    assert skipped.actions.shape == (8, 7) and np.isfinite(skipped.actions).all()
+    # Slow motion is the model's alone.
+    assert policy.act(look(36, speed=SLOW)).mode is Mode.FINE
+
+
 def test_unknown_words_are_said(policy):
     policy.act(look(0))
     result = policy.act(look(1, instruction='defenestrate the red cube'))
