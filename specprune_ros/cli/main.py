@@ -7,7 +7,7 @@ import importlib
 import sys
 
 # Order of the help text. A command's file has add_parser(subparsers) and run(args) -> exit status.
-COMMANDS = ('demo', 'say', 'replay', 'params', 'bench', 'explain')
+COMMANDS = ('demo', 'say', 'replay', 'params', 'bench', 'explain', 'inspect', 'verify')
 
 
 def parser() -> argparse.ArgumentParser:

@@ -4,6 +4,7 @@ table.
 
 from __future__ import annotations
 
+from specprune_ros.models.checkpoint.platforms import PLATFORMS
 from specprune_ros.nodes.parameters import Setting
 from specprune_ros.pruning.params import specs
 from specprune_ros.robot.speed import SOURCES
@@ -28,6 +29,17 @@ NODE_SETTINGS = (
         'model.unnorm_key',
         '',
         'Statistics to un-normalise with, where the checkpoint has several.',
+    ),
+    Setting(
+        'model.platform',
+        '',
+        'Constants an OpenVLA-OFT checkpoint was trained with; empty guesses from its sizes.',
+        choices=('', *PLATFORMS),
+    ),
+    Setting(
+        'model.fast_pictures',
+        False,
+        "Leave out the JPEG round trip of the authors' picture path: faster, not bit-exact.",
     ),
     Setting(
         'model.threads',

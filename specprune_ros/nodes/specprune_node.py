@@ -155,6 +155,8 @@ class SpecPruneNode(AutoLifecycleNode):
             dtype=values['model.dtype'],
             unnorm_key=values['model.unnorm_key'],
             threads=values['model.threads'],
+            platform=values['model.platform'],
+            fast_pictures=values['model.fast_pictures'],
         )
         policy.absurd = values['absurd_action']
         policy.measure_deviation = values['measure.action_deviation']

@@ -45,13 +45,16 @@ def build_policy(
     dtype: str = 'auto',
     unnorm_key: str = '',
     threads: int = 0,
+    platform: str = '',
+    fast_pictures: bool = False,
     params: PruningParams | None = None,
     progress: bool = False,
 ) -> Policy:
     """Load the checkpoint in ``path``, or build ``preset`` with random weights from ``seed``.
 
-    ``threads`` bounds the CPU threads (0: all cores but one). Raises ``ValueError`` or the
-    loader's errors, which name the file and the cure.
+    ``threads`` bounds the CPU threads (0: all cores but one). ``platform`` and ``fast_pictures``
+    are the loader's. Raises ``ValueError`` or the loader's errors, which name the file and the
+    cure.
     """
     place, kind = resolve(device, dtype)
     # Two threads that wait for each other on a core that cameras and DDS share are slower than
@@ -60,7 +63,13 @@ def build_policy(
     loaded: LoadedModel
     if path:
         loaded = load_policy_model(
-            path, place, kind, unnorm_key=unnorm_key or None, progress=progress
+            path,
+            place,
+            kind,
+            unnorm_key=unnorm_key or None,
+            progress=progress,
+            overrides={'platform': platform} if platform else None,
+            fast_pictures=fast_pictures,
         )
     else:
         loaded = random_policy_model(preset, seed, place, kind)

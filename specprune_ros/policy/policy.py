@@ -174,7 +174,9 @@ class Policy:
 
         actions, normalised = self._actions(output, embedded.layout)
         end = time.perf_counter()
-        self._believe(normalised)
+        # What the statistics clip anyway is no reason for doubt.
+        clips = self.loaded.statistics.clip_actions
+        self._believe(np.clip(normalised, -1.0, 1.0) if clips else normalised)
         self._glide.issued(actions, observation.stamp_ns, from_model=True)
         times = StageTimes(
             seen - start, embedded_at - seen, decoded - embedded_at, end - decoded, end - start
