@@ -32,7 +32,8 @@ class Recipe:
     frames train towers and projector alone to mark the named thing, which is cheap; then ``steps``
     of ``batch`` frames train everything to act. ``far_share`` of a batch comes from frames further
     than ``sim.dataset.FAR`` from where the tool should go, so that choosing the right thing weighs
-    more than holding still above it. ``patch_loss`` is relative to the action loss. No vision
+    more than holding still above it. ``patch_loss`` is relative to the action loss;
+    ``vision_rate`` is the towers' share of the learning rate once they are grounded. No vision
     token is ever dropped in training.
     """
 
@@ -49,7 +50,7 @@ class Recipe:
     chunk: int = 8
     shards: int = 44
     shard_episodes: int = 100
-    ground_steps: int = 3000
+    ground_steps: int = 600
     ground_batch: int = 64
     steps: int = 8000
     batch: int = 32
@@ -57,7 +58,8 @@ class Recipe:
     warm_up: int = 200
     weight_decay: float = 0.02
     far_share: float = 0.6
-    patch_loss: float = 0.1
+    patch_loss: float = 0.3
+    vision_rate: float = 0.3
     average: float = 0.998
     precision: str = 'bfloat16'
 

@@ -205,16 +205,26 @@ class Trainer:
             torch.manual_seed(recipe.seed)
             self.patch_head = PatchHead(recipe.width).to(self.device)
         self.average = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
-        matrices = [p for p in self._parameters() if p.ndim > 1]
-        others = [p for p in self._parameters() if p.ndim <= 1]
+        vision = [*self.model.vision.parameters(), *self.model.projector.parameters()]
+        known = set(map(id, vision))
+        rest = [p for p in self._parameters() if id(p) not in known]
+        groups = []
+        for parameters, share in ((vision, recipe.vision_rate), (rest, 1.0)):
+            for decays in (True, False):
+                chosen = [p for p in parameters if (p.ndim > 1) == decays]
+                groups.append({'params': chosen, 'share': share})
+                if not decays:
+                    groups[-1]['weight_decay'] = 0.0
         self.optimiser = torch.optim.AdamW(
-            [{'params': matrices}, {'params': others, 'weight_decay': 0.0}],
+            groups,
             lr=recipe.learning_rate,
             weight_decay=recipe.weight_decay,
             betas=(0.9, 0.98),
         )
         self.done, self.total = 0, recipe.ground_steps + recipe.steps
         self._layouts: dict[int, TokenLayout] = {}
+        if self.device.type == 'cpu':  # despite its name: plain attention may stay in bfloat16
+            torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
         self._mean = frames.tensors.mean.to(self.device)
         self._std = frames.tensors.std.to(self.device)
 
@@ -289,7 +299,7 @@ class Trainer:
         size = recipe.ground_batch if self.grounding else recipe.batch
         batch = self.frames.batch(self.frames.draw(rng, size))
         for group in self.optimiser.param_groups:
-            group['lr'] = self.rate()
+            group['lr'] = self.rate() * (1.0 if self.grounding else group['share'])
         hidden, vision = self.embed(batch)
         patch, hit = self.patch_head.loss(vision, batch)
         action = None
