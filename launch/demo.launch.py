@@ -1,0 +1,131 @@
+"""The simulated arm, the policy and the executor.
+
+    ros2 launch specprune_ros demo.launch.py instruction:='lift the blue cube'
+
+``make demo`` does the same without launch, records it and sums it up.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from launch.actions import (
+    DeclareLaunchArgument,
+    IncludeLaunchDescription,
+    OpaqueFunction,
+)
+from launch.events.process import ProcessExited
+from launch.launch_description_sources import PythonLaunchDescriptionSource
+from launch.logging import get_logger
+from launch.substitutions import LaunchConfiguration, PathJoinSubstitution, ThisLaunchFileDir
+from launch_ros.actions import Node
+
+from launch import LaunchContext, LaunchDescription
+from specprune_ros.nodes.demo import bundled_recording
+from specprune_ros.sim.render_backend import prepare
+
+ARM = 'sim_arm'
+ARGUMENTS = (
+    DeclareLaunchArgument(
+        'checkpoint',
+        default_value='',
+        description='Folder of the model. Empty: a tiny model with random weights, which moves '
+        'the arm but does not do what the sentence says.',
+    ),
+    DeclareLaunchArgument(
+        'instruction', default_value='lift the red cube', description='Sentence to begin with.'
+    ),
+    DeclareLaunchArgument('seed', default_value='0', description='Seed of the scene.'),
+    DeclareLaunchArgument(
+        'dry_run',
+        default_value='false',
+        choices=('true', 'false'),
+        description='true: the executor sends nothing, so the arm stays where it is.',
+    ),
+    DeclareLaunchArgument(
+        'use_sim_time',
+        default_value='false',
+        choices=('true', 'false'),
+        description='true: the arm publishes its simulated time on /clock, and the nodes follow.',
+    ),
+    DeclareLaunchArgument(
+        'params_file', default_value='', description='Parameters of the policy and the executor.'
+    ),
+    DeclareLaunchArgument(
+        'log_level',
+        default_value='info',
+        choices=('debug', 'info', 'warn', 'error', 'fatal'),
+        description='Least severe message of the policy and the executor that is shown.',
+    ),
+)
+
+
+def generate_launch_description() -> LaunchDescription:
+    """What ``ros2 launch`` reads."""
+    forwarded = [name for name in (a.name for a in ARGUMENTS) if name != 'seed']
+    return LaunchDescription(
+        [
+            *ARGUMENTS,
+            # First, because it also sets the DDS profile, which the cameras need.
+            IncludeLaunchDescription(
+                PythonLaunchDescriptionSource(
+                    PathJoinSubstitution([ThisLaunchFileDir(), 'specprune.launch.py'])
+                ),
+                launch_arguments=[
+                    ('robot', ARM),
+                    *((name, LaunchConfiguration(name)) for name in forwarded),
+                ],
+            ),
+            OpaqueFunction(function=arm),
+        ]
+    )
+
+
+def arm(context: LaunchContext) -> list[Any]:
+    """The arm; its cameras from a recording where nothing renders. Both start by themselves."""
+    given = context.launch_configurations
+    missing = prepare()
+    actions: list[Any] = [
+        Node(
+            package='specprune_ros',
+            executable=ARM,
+            name=ARM,
+            parameters=[
+                {
+                    'seed': int(given['seed']),
+                    'render': not missing,
+                    'publish_clock': given['use_sim_time'] == 'true',
+                }
+            ],
+            output='screen',
+            on_exit=died,
+        )
+    ]
+    if missing:
+        get_logger('demo.launch').warning(
+            f'{missing} Cameras are played from a recording instead.'
+        )
+        actions += [
+            Node(
+                executable=sys.executable,
+                arguments=['-m', 'specprune_ros.nodes.play'],
+                name='play',
+                exec_name='play',
+                parameters=[
+                    {
+                        'recording': str(bundled_recording()),
+                        'use_sim_time': given['use_sim_time'] == 'true',
+                    }
+                ],
+                output='screen',
+                on_exit=died,
+            ),
+        ]
+    return actions
+
+
+def died(event: ProcessExited, context: LaunchContext) -> None:
+    """A node ended although nobody asked for it: end the launch with an error."""
+    if not context.is_shutdown:
+        raise RuntimeError(f'{event.process_name} ended with status {event.returncode}')
