@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
-from specprune_ros.sim.layout import COLOURS, CUBE_HALF, PLATE_HEIGHT, Layout, random_layout
+from specprune_ros.sim.layout import (
+    COLOURS,
+    CUBE_HALF,
+    CUBES,
+    PLATE_HEIGHT,
+    PLATES,
+    Layout,
+    Thing,
+    random_layout,
+)
 from specprune_ros.sim.vocabulary import PHRASES
 from specprune_ros.sim.world import World
 
@@ -108,6 +118,35 @@ def ask(world: World, instruction: str) -> Task:
     )
     raise ValueError(
         f'instruction {instruction!r}: want e.g. "lift the red cube" about what is there ({there})'
+    )
+
+
+def layout_for(instructions: Sequence[str], seed: int = 0) -> Layout:
+    """A random scene that holds every coloured cube and plate the sentences name.
+
+    Raises ``ValueError`` where they name more than the scene can hold.
+    """
+    text = ' '.join(instructions).lower()
+    named = {
+        noun: [colour for colour in COLOURS if f'{colour} {noun}' in text]
+        for noun in ('cube', 'plate')
+    }
+    for noun, most in (('cube', CUBES), ('plate', PLATES)):
+        if len(named[noun]) > most:
+            raise ValueError(
+                f'instructions name {len(named[noun])} {noun}s ({", ".join(named[noun])}); '
+                f'the scene holds {most}'
+            )
+    layout = random_layout(np.random.default_rng([seed, 5]), CUBES, plates=PLATES)
+
+    def painted(things: tuple[Thing, ...], wanted: list[str]) -> tuple[Thing, ...]:
+        colours = wanted + [t.colour for t in things if t.colour not in wanted]
+        return tuple(replace(t, colour=c) for t, c in zip(things, colours, strict=False))
+
+    return replace(
+        layout,
+        cubes=painted(layout.cubes, named['cube']),
+        plates=painted(layout.plates, named['plate']),
     )
 
 

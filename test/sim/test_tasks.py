@@ -12,6 +12,7 @@ from specprune_ros.sim.tasks import (
     Task,
     ask,
     colour_share,
+    layout_for,
     make_episode,
     wrong_colour,
 )
@@ -132,6 +133,19 @@ def test_ask_reads_free_sentences(world):
     assert ask(world, 'put the red cube on the blue plate').plate == 0
     with pytest.raises(ValueError, match='red cube, blue plate'):
         ask(world, 'lift the green cube')
+
+
+def test_a_scene_for_sentences_holds_what_they_name(world):
+    asked = ['lift the green cube', 'put the red cube on the purple plate', 'hop']
+    for seed in range(5):
+        layout = layout_for(asked, seed)
+        world.reset(seed, layout)
+        assert ask(world, asked[0]).family == 'lift' and ask(world, asked[1]).plate is not None
+        assert len({thing.colour for thing in layout.cubes}) == 4
+        assert len({thing.colour for thing in layout.plates}) == 2
+    assert layout_for(asked, 1) == layout_for(asked, 1) != layout_for(asked, 2)
+    with pytest.raises(ValueError, match='3 plates'):
+        layout_for([f'put the red cube on the {c} plate' for c in ('red', 'blue', 'green')])
 
 
 def test_every_sentence_is_covered_by_the_vocabulary():
