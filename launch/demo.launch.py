@@ -26,6 +26,7 @@ from specprune_ros.nodes.demo import bundled_recording
 from specprune_ros.sim.render_backend import prepare
 
 ARM = 'sim_arm'
+STOP_PATIENCE = '15'  # s from SIGINT to SIGTERM
 ARGUMENTS = (
     DeclareLaunchArgument(
         'checkpoint',
@@ -100,6 +101,7 @@ def arm(context: LaunchContext) -> list[Any]:
             ],
             output='screen',
             on_exit=died,
+            sigterm_timeout=STOP_PATIENCE,
         )
     ]
     if missing:
@@ -120,6 +122,7 @@ def arm(context: LaunchContext) -> list[Any]:
                 ],
                 output='screen',
                 on_exit=died,
+                sigterm_timeout=STOP_PATIENCE,
             ),
         ]
     return actions

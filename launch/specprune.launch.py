@@ -50,6 +50,10 @@ COMPRESSED = '/compressed'  # how image_transport names the second topic
 ROBOTS = sorted(path.stem for path in (share() / 'config' / 'robots').glob('*.yaml'))
 SMALL_SHM = 256 * 2**20  # bytes of /dev/shm below which the smaller DDS profile is taken
 
+# s from SIGINT, which our nodes obey, to SIGTERM: a query may be under way, and leaving an
+# interpreter that holds torch takes seconds on a busy machine.
+STOP_PATIENCE = '15'
+
 SWITCH = ('true', 'false')
 ARGUMENTS = (
     DeclareLaunchArgument(
@@ -251,6 +255,7 @@ def node(
         ],
         output='screen',
         on_exit=died if required else None,
+        sigterm_timeout=STOP_PATIENCE,
     )
     actions = [action]
     if given['autostart'] == 'true':

@@ -15,7 +15,7 @@ from launch_ros.actions import PushRosNamespace  # noqa: E402
 
 from launch import LaunchDescription  # noqa: E402
 
-pytestmark = [pytest.mark.ros, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.ros, pytest.mark.timeout(180)]
 POLICY, EXECUTOR = '/cell/arm1/specprune_node', '/cell/arm1/chunk_executor'
 exits = {}
 

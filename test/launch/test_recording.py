@@ -14,7 +14,7 @@ import launch_pytest  # noqa: E402
 
 from launch import LaunchDescription  # noqa: E402
 
-pytestmark = [pytest.mark.ros, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.ros, pytest.mark.timeout(180)]
 SECONDS = 4.0
 exits = {}
 

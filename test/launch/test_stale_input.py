@@ -14,7 +14,7 @@ import launch_pytest  # noqa: E402
 
 from launch import LaunchDescription  # noqa: E402
 
-pytestmark = [pytest.mark.ros, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.ros, pytest.mark.timeout(180)]
 SLACK = 0.5  # s that a busy test machine may add; the executor's own tests are stricter
 exits = {}
 
