@@ -1,0 +1,305 @@
+"""What the fault suite stands on: lanes between arm and policy that can be disturbed, and an ear
+that records every command with the time at which the executor wrote it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import rclpy
+from diagnostic_msgs.msg import DiagnosticArray
+from geometry_msgs.msg import PoseStamped, TwistStamped
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.serialization import deserialize_message
+from rosgraph_msgs.msg import Clock
+from sensor_msgs.msg import Image, JointState
+from specprune_ros.msg import ActionChunk, PruneStats
+from std_msgs.msg import String
+from system import EXECUTOR, POLICY
+
+from specprune_ros.nodes.chunk_executor import chunk_of
+from specprune_ros.nodes.quality import every, latched, newest
+from specprune_ros.nodes.wiring import profile_path
+from specprune_ros.robot.profile import Profile, load
+from specprune_ros.robot.timeline import Chunk, ChunkError, ChunkRules, check
+
+SECOND = 1_000_000_000
+INTRUDER = 'intruder'  # frame_id of commands the executor did not send
+CLOCK_RATE = 200.0  # Hz
+PAUSE = 0.04  # s without commands after a stop action
+
+
+@dataclass
+class Sent:
+    """A command of the executor: when it was written (ns, system clock), m/s and rad/s."""
+
+    at: int
+    linear: tuple[float, float, float]
+    angular: tuple[float, float, float]
+
+    @property
+    def zero(self) -> bool:
+        """Whether it is the stop action of this arm."""
+        return not any((*self.linear, *self.angular))
+
+
+class Lane:
+    """Passes a topic on. ``alter`` turns a message into what is sent instead: messages or bytes.
+
+    ``passed`` holds (time sent, stamp) of the newest, ns.
+    """
+
+    def __init__(self, node: Any, kind: type, source: str, target: str) -> None:
+        self._node, self.kind = node, kind
+        self.alter: Callable[[Any], list[Any]] | None = None
+        self.passed: deque[tuple[int, int]] = deque(maxlen=4000)
+        self.last: Any = None
+        self.output = node.create_publisher(kind, target, newest(reliable=True))
+        node.create_subscription(kind, source, self._on, every(2), raw=True)
+
+    def _on(self, raw: bytes) -> None:
+        self.last = raw
+        alter = self.alter
+        if alter is None:
+            self.output.publish(raw)
+            if self.kind is not Image:
+                self._note(deserialize_message(raw, self.kind))
+            return
+        for message in alter(deserialize_message(raw, self.kind)):
+            self.output.publish(message)
+            if not isinstance(message, bytes):
+                self._note(message)
+
+    def _note(self, message: Any) -> None:
+        if self.kind is PoseStamped and not math.isfinite(message.pose.position.x):
+            return  # does not count as arrived
+        stamp = message.header.stamp
+        self.passed.append((time.time_ns(), stamp.sec * SECOND + stamp.nanosec))
+
+    def newest_copy(self) -> Any:
+        """The newest message that came in, as an object of its own."""
+        return deserialize_message(self.last, self.kind)
+
+
+@dataclass
+class Heard:
+    """Everything recorded. Times are ns of the system clock, written by the sender."""
+
+    commands: list[Sent] = field(default_factory=list)
+    chunks: list[tuple[int, ActionChunk]] = field(default_factory=list)
+    stats: list[tuple[int, PruneStats]] = field(default_factory=list)
+    positions: list[tuple[int, tuple[float, float, float]]] = field(default_factory=list)
+    speeds: list[tuple[int, float]] = field(default_factory=list)
+    health: dict[str, tuple[int, str]] = field(default_factory=dict)
+    said: list[tuple[int, str, str]] = field(default_factory=list)
+
+
+class Rig:
+    """Lanes in one thread, the recorder in another, the clock in a third (if asked for)."""
+
+    def __init__(self, profile: Profile, sim_time: bool) -> None:
+        self.profile = profile
+        self.heard = Heard()
+        self.context = rclpy.Context()
+        rclpy.init(context=self.context)
+        self.node = rclpy.create_node('faults', context=self.context)
+        self.ear = rclpy.create_node('faults_ear', context=self.context)
+        seen = profile.observation
+        lane = self._lane
+        self.cameras = {
+            name: lane(Image, camera.topic, f'/faults/{name}')
+            for name, camera in seen.cameras.items()
+        }
+        self.joints = lane(JointState, seen.joint_states, '/faults/joint_states')
+        self.pose = lane(PoseStamped, seen.ee_pose, '/faults/tcp_pose')
+        self.lanes = [*self.cameras.values(), self.joints, self.pose]
+        listen = self.ear.create_subscription
+        # Deep enough that a busy second loses nothing.
+        listen(TwistStamped, profile.command.topic, self._on_command, every(1000))
+        listen(ActionChunk, f'/{POLICY}/action_chunk', self._on_chunk, every(100))
+        listen(PruneStats, f'/{POLICY}/prune_stats', self._on_stats, every(100))
+        listen(PoseStamped, seen.ee_pose, self._on_pose, newest())
+        listen(TwistStamped, seen.ee_twist, self._on_speed, newest())
+        listen(DiagnosticArray, '/diagnostics', self._on_health, every(100))
+        publish = self.node.create_publisher
+        self.chunks = publish(ActionChunk, f'/{POLICY}/action_chunk', every())
+        self.commands = publish(TwistStamped, profile.command.topic, every())
+        self.sentence = publish(String, f'/{POLICY}/instruction', latched())
+        self.sim_offset_ns: int | None = 0 if sim_time else None
+        self.clock_stands = False
+        self._ending = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._spin, args=(node,), daemon=True)
+            for node in (self.node, self.ear)
+        ]
+        if sim_time:
+            self._clock = publish(Clock, '/clock', every())
+            self._threads.append(threading.Thread(target=self._tell_time, daemon=True))
+        for thread in self._threads:
+            thread.start()
+
+    @staticmethod
+    def remap_of(name: str) -> dict[str, str]:
+        """The arm's topics to the lanes' outputs, for a robot profile."""
+        seen = load(profile_path(name)).observation
+        return {
+            **{camera.topic: f'/faults/{name}' for name, camera in seen.cameras.items()},
+            seen.joint_states: '/faults/joint_states',
+            seen.ee_pose: '/faults/tcp_pose',
+        }
+
+    def close(self) -> None:
+        """Leave the network."""
+        self._ending.set()
+        self.context.try_shutdown()
+        for thread in self._threads:
+            thread.join(5.0)
+
+    def straight(self) -> None:
+        """End every disturbance of the lanes."""
+        for lane in self.lanes:
+            lane.alter = None
+
+    def call(self, kind: type, service: str, request: Any, seconds: float = 10.0) -> Any:
+        """A service's answer, or ``None`` where none came."""
+        client = self.node.create_client(kind, service)
+        try:
+            if not client.wait_for_service(timeout_sec=seconds):
+                return None
+            future = client.call_async(request)
+            end = time.monotonic() + seconds
+            while not future.done() and time.monotonic() < end:
+                time.sleep(0.005)
+            return future.result() if future.done() else None
+        finally:
+            self.node.destroy_client(client)
+
+    def silent_for(self) -> float:
+        """Seconds since the executor's last command."""
+        commands = self.heard.commands
+        return (time.time_ns() - commands[-1].at) / SECOND if commands else math.inf
+
+    def flowing(self, begin_ns: int) -> bool:
+        """Whether commands have come steadily since ``begin_ns``, and still do."""
+        now = time.time_ns()
+        recent = 0
+        for sent in reversed(self.heard.commands):
+            if sent.at < max(begin_ns, now - 200_000_000):
+                break
+            recent += 1
+        return recent >= 8 and self.silent_for() < 0.1
+
+    def _lane(self, kind: type, source: str, target: str) -> Lane:
+        return Lane(self.node, kind, source, target)
+
+    def _spin(self, node: Any) -> None:
+        executor = SingleThreadedExecutor(context=self.context)
+        executor.add_node(node)
+        with contextlib.suppress(ExternalShutdownException):
+            executor.spin()
+
+    def _tell_time(self) -> None:
+        due = time.monotonic()
+        while not self._ending.is_set():
+            if not self.clock_stands:
+                now = time.time_ns() + self.sim_offset_ns
+                message = Clock()
+                message.clock.sec, message.clock.nanosec = divmod(now, SECOND)
+                try:
+                    self._clock.publish(message)
+                except Exception:  # the context ends under it
+                    return
+            due = max(due + 1.0 / CLOCK_RATE, time.monotonic() - 0.1)
+            time.sleep(max(0.0, due - time.monotonic()))
+
+    def _on_command(self, message: TwistStamped, info: dict) -> None:
+        if message.header.frame_id == INTRUDER:
+            return
+        a, b = message.twist.linear, message.twist.angular
+        self.heard.commands.append(
+            Sent(info['source_timestamp'], (a.x, a.y, a.z), (b.x, b.y, b.z))
+        )
+
+    def _on_chunk(self, message: ActionChunk, info: dict) -> None:
+        self.heard.chunks.append((info['source_timestamp'], message))
+
+    def _on_stats(self, message: PruneStats, info: dict) -> None:
+        self.heard.stats.append((info['source_timestamp'], message))
+
+    def _on_pose(self, message: PoseStamped, info: dict) -> None:
+        at = message.pose.position
+        self.heard.positions.append((info['source_timestamp'], (at.x, at.y, at.z)))
+
+    def _on_speed(self, message: TwistStamped, info: dict) -> None:
+        at = message.twist.linear
+        self.heard.speeds.append((info['source_timestamp'], math.hypot(at.x, at.y, at.z)))
+
+    def _on_health(self, message: DiagnosticArray) -> None:
+        for status in message.status:
+            name = status.name.split(':')[0]
+            if name in (POLICY, EXECUTOR):
+                self.heard.health[name] = (time.time_ns(), status.message)
+                self.heard.said.append((time.time_ns(), name, status.message))
+
+
+class Axis:
+    """When the queue ran dry: an account of the executed time kept from the outside, from chunks
+    heard and commands sent, without the executor's own timeline.
+    """
+
+    def __init__(self, rules: ChunkRules) -> None:
+        self._rules = rules
+        self.restart()
+
+    def restart(self) -> None:
+        """The executor is a new one."""
+        self._at = self._end = 0.0
+        self._step = 0.05
+        self._last: int | None = None
+        self._newest = -1
+        self._log: deque[tuple[int, float]] = deque(maxlen=4000)
+        self._dry: float | None = None  # ns
+        self._rested = True
+
+    def chunk(self, message: ActionChunk) -> None:
+        """A chunk was sent."""
+        chunk: Chunk = chunk_of(message)
+        try:
+            check(chunk, self._rules)
+        except ChunkError:
+            return
+        if chunk.stamp_ns <= self._newest:
+            return
+        at = self._at
+        for when, axis in reversed(self._log):
+            if when <= chunk.stamp_ns:
+                at = axis + min((chunk.stamp_ns - when) / SECOND, self._step, self._at - axis)
+                break
+        else:
+            at = self._log[0][1] if self._log else self._at
+        end = at + chunk.horizon * chunk.step_dt
+        if end <= self._at:
+            return
+        self._newest, self._end, self._step, self._dry = chunk.stamp_ns, end, chunk.step_dt, None
+
+    def command(self, sent: Sent) -> float | None:
+        """A command was sent; for how long (s) there has been nothing left to execute."""
+        elapsed = 0.0 if self._last is None else (sent.at - self._last) / SECOND
+        left = self._end - self._at
+        if self._rested and elapsed > PAUSE:
+            # A motion that begins: what ran dry before was stopped.
+            self._dry = None if left > 0.0 else sent.at
+        else:
+            if left <= elapsed and self._dry is None:
+                self._dry = (self._last or sent.at) + max(left, 0.0) * SECOND
+            self._at = min(self._at + min(elapsed, self._step), max(self._at, self._end))
+        self._last, self._rested = sent.at, sent.zero
+        self._log.append((sent.at, self._at))
+        return None if self._dry is None else (sent.at - self._dry) / SECOND

@@ -1,0 +1,560 @@
+"""Faults on purpose: what the system does when cameras, joints, clocks, processes and disks fail.
+
+    python benchmarks/faults.py --count 500 --json benchmarks/results/faults.json
+
+(after `. scripts/env.sh`). The simulated arm, the policy (tiny, random weights) and the executor
+run as processes over DDS; between arm and policy lie lanes that are disturbed, seeded. Judged is
+what the executor wrote, by the middleware's own time stamps. For every injection:
+
+- every command is finite and within the profile's limits of speed and acceleration;
+- commands end, with the stop action, at most 100 ms after a limit of the watchdog ran out: the
+  tool pose's age, or the time since the last row of the queue was executed (both reckoned here,
+  not by the executor); a refused chunk and a jump of the clock count at once;
+- the tool stays in the workspace (25 mm are left to the simulated arm's own following error);
+- every process lives, but for the one that is killed;
+- the arm moves again when the fault has ended, without anything else being started anew;
+
+and what `fault_kinds.py` adds for its kind. Kinds of the clock run in a second set of processes,
+under simulated time published here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+from fault_kinds import KINDS, Kind, fill, limit_file_size
+from fault_rig import SECOND, Axis, Rig, Sent
+from record import write
+from system import ARM, EXECUTOR, NODES, POLICY, System
+
+from specprune_ros.nodes.processes import wait_until
+from specprune_ros.robot import timeline
+from specprune_ros.robot.timeline import ChunkRules
+
+AT_WALL = 0.025  # m in which a command may be cut
+IN_TIME = 0.1  # s after a limit
+FOLLOWING = 0.025  # m the tool may be outside the box
+ARRIVED = 0.2  # s after which a message has been heard
+RECOVERY = 30.0  # s until the arm must move again
+EPISODE_WAIT = 15.0  # s until the policy must have reported a new episode
+DRIVER_TIMEOUT = 0.2  # s, the simulated arm's command_timeout
+DRIVER_SLOW = 0.02  # m/s that counts as holding still
+PICTURE_RATE = 15.0  # Hz
+TMPFS = '16m'
+
+
+@dataclass
+class Result:
+    """One injection. Times in seconds; ``over``: from a limit to the last command; NaN where none
+    ran out. ``settle``: from the last command to a tool at rest, where nobody sent a stop."""
+
+    kind: str
+    number: int
+    over: float = math.nan
+    settle: float = math.nan
+    recovery: float = math.nan
+    said: float = math.nan  # as ``over``, by the executor's own word
+    speed: float = 0.0  # share of the limit, largest
+    outside: float = 0.0  # m, largest
+    cut: float = 0.0  # m/s, largest change of velocity at a wall of the workspace
+    stopped: bool = False
+    reasons: list[str] = field(default_factory=list)
+    broken: list[str] = field(default_factory=list)
+
+    @property
+    def survived(self) -> bool:
+        """Whether every invariant held."""
+        return not self.broken
+
+
+class Suite:
+    """A running system and what is known of it; kinds of faults call back."""
+
+    def __init__(self, log: Path, sim_time: bool, disk: str) -> None:
+        self.sim_time = sim_time
+        self.disk = disk
+        self.log = log
+        own = {'use_sim_time': True} if sim_time else {}
+        self.system = System(
+            log,
+            {
+                ARM: {'picture_rate': PICTURE_RATE, 'width': 112, 'height': 112, **own},
+                POLICY: {'query_rate': 10.0, **own},
+                EXECUTOR: own,
+            },
+            remap=Rig.remap_of('sim_arm'),
+        )
+        profile = self.system.profile
+        self.rig = Rig(profile, sim_time)
+        kinds = (timeline.KIND_EE_DELTA, timeline.KIND_EE_POSE)
+        self._axis = Axis(ChunkRules((profile.base_frame,), (), kinds))
+        self._commands = self._chunks = self._poses = self._log_at = 0
+        self._before: Sent | None = None
+        self._result: Result | None = None
+        self.at_once: int | None = None
+        self.stalled_at: int | None = None
+        self._driver_gone = False
+
+    def __enter__(self) -> Suite:
+        self.system.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.rig.straight()
+        self.statuses = self.system.stop()
+        self.rig.close()
+
+    # What kinds call.
+
+    def pause(self, seconds: float) -> None:
+        """Let the fault act."""
+        time.sleep(seconds)
+
+    def breaks(self, what: str) -> None:
+        """An invariant did not hold."""
+        if what not in self._result.broken:
+            self._result.broken.append(what)
+
+    def must_stop_at_once(self, why: str) -> None:
+        """A stop action must have been sent within 100 ms after ``at_once``."""
+        begin = self.at_once
+        commands = list(self.rig.heard.commands)
+        if not any(begin - 0.05 * SECOND < sent.at < begin for sent in commands):
+            return  # it did not move
+        after = [sent for sent in commands if sent.at >= begin]
+        stops = [sent.at for sent in after if sent.zero]
+        took = (stops[0] - begin) / SECOND if stops else math.inf
+        self._result.over = float(np.nanmax([self._result.over, min(took, 99.0)]))
+        self._result.stopped |= bool(stops)
+        if took > IN_TIME:
+            self.breaks(f'{why}: stopped after {took:.3f} s')
+
+    def executor_died(self) -> None:
+        """The executor's account begins anew; the driver must hold still by itself."""
+        time.sleep(2 * ARRIVED)
+        self._judge_stream()
+        self._axis.restart()
+        self._before = None
+        self._log_at = 0
+
+    def driver_died(self) -> None:
+        """Tool poses end with the driver; where it starts again is no motion."""
+        self._driver_gone = True
+
+    @contextlib.contextmanager
+    def no_space(self) -> Iterator[None]:
+        """The disk that holds the logs is full."""
+        if self.disk == 'tmpfs':
+            filler = fill(self.log)
+            try:
+                yield
+            finally:
+                filler.unlink()
+            return
+        processes = [p.process.pid for p in self.system.processes.values()]
+        for pid in processes:
+            limit_file_size(pid, 1)
+        try:
+            yield
+        finally:
+            for pid in processes:
+                limit_file_size(pid, -1)
+
+    # One injection.
+
+    def settle(self) -> bool:
+        """Wait until the arm is commanded steadily."""
+        begin = time.time_ns()
+        return wait_until(lambda: self.rig.flowing(begin), RECOVERY)
+
+    def inject(self, kind: Kind, number: int, rng: np.random.Generator) -> Result:
+        """Inject once and judge."""
+        result = self._result = Result(kind.name, number)
+        self._judge_stream()
+        result.over, result.speed, result.outside = math.nan, 0.0, 0.0
+        result.broken.clear()
+        self.at_once = self.stalled_at = None
+        self._driver_gone = False
+        begin = time.time_ns()
+        try:
+            kind.inject(self, rng)
+        finally:
+            self.rig.straight()
+        ended = time.time_ns()
+        if not wait_until(lambda: self.rig.flowing(ended), RECOVERY):
+            self.breaks(f'not moving {RECOVERY:.0f} s after the fault: {self.rig.heard.health}')
+        result.recovery = (time.time_ns() - ended) / SECOND
+        if kind.resets and not wait_until(lambda: self._reset_since(begin), EPISODE_WAIT):
+            self.breaks('no new episode was reported')
+        self._judge_stream()
+        self._judge_stop(kind, begin, ended)
+        self._judge_processes()
+        self._trim()
+        return result
+
+    def _reset_since(self, begin: int) -> bool:
+        return any(
+            at > begin and 'first query after a reset' in stats.reason
+            for at, stats in self.rig.heard.stats
+        )
+
+    def _judge_stream(self) -> None:
+        """Every command not looked at yet: limits, and time after the watchdog's limits."""
+        heard, result = self.rig.heard, self._result
+        limits, watch = self.system.profile.limits, self.system.profile.watchdog
+        change = (
+            limits.translation_acceleration / self.system.profile.command.rate,
+            limits.rotation_acceleration / self.system.profile.command.rate,
+        )
+        # Commands and chunks come by different ways: judge only what all of must have arrived.
+        until = time.time_ns() - round(ARRIVED * SECOND)
+        commands = [sent for sent in heard.commands[self._commands :] if sent.at < until]
+        chunks = [pair for pair in heard.chunks[self._chunks :] if pair[0] < until]
+        self._commands += len(commands)
+        self._chunks += len(chunks)
+        poses = np.array(self.rig.pose.passed)
+        for sent in commands:
+            while chunks and chunks[0][0] <= sent.at:
+                self._axis.chunk(chunks.pop(0)[1])
+            dry = self._axis.command(sent)
+            linear, angular = np.array(sent.linear), np.array(sent.angular)
+            if not (np.isfinite(linear).all() and np.isfinite(angular).all()):
+                self.breaks('a command is not finite')
+            share = max(
+                float(np.linalg.norm(linear)) / limits.translation_speed,
+                float(np.linalg.norm(angular)) / limits.rotation_speed,
+            )
+            result.speed = max(result.speed, share)
+            if share > 1.0 + 1e-9:
+                self.breaks(f'a command is {share:.3f} of the speed limit')
+            before = self._before
+            if before is not None and not sent.zero:
+                steps = (
+                    self._beyond_walls(linear, np.array(before.linear), sent.at),
+                    float(np.linalg.norm(angular - before.angular)),
+                )
+                for step, most, what in zip(steps, change, ('linear', 'angular'), strict=True):
+                    if step > most * (1.0 + 1e-6):
+                        self.breaks(f'{what} velocity jumps by {step:.4f} in a period')
+            self._before = sent
+            if self.sim_time:
+                continue  # ages are in the clock's time, not in ours
+            over = [] if dry is None else [dry - watch.dry_queue]
+            if len(poses):
+                i = int(np.searchsorted(poses[:, 0], sent.at)) - 1
+                if i >= 0:
+                    over.append((sent.at - poses[i, 1]) / SECOND - watch.state_age)
+            for value in over:
+                if value > 0.0:
+                    result.over = float(np.nanmax([result.over, value]))
+        for chunk in chunks:
+            self._axis.chunk(chunk[1])
+        if result.over > IN_TIME:
+            self.breaks(f'commands went on {result.over:.3f} s after a limit')
+        box = limits.workspace
+        positions = [p for _, p in heard.positions[self._poses :]]
+        self._poses = len(heard.positions)
+        if positions and box is not None:
+            at = np.array(positions)
+            beyond = np.hstack([at - box[1], np.array(box[0]) - at])
+            result.outside = float(max(0.0, beyond.max()))
+
+    def _beyond_walls(self, now: np.ndarray, before: np.ndarray, at: int) -> float:
+        """The change of velocity, m/s, but for what a wall of the workspace cut away: at a wall
+        that is nearer than the arm can brake, the limit of acceleration yields.
+        """
+        change = now - before
+        box = self.system.profile.limits.workspace
+        tool = next((p for t, p in reversed(self.rig.heard.positions) if t < at), None)
+        if box is not None and tool is not None:
+            for i in range(3):
+                room = box[1][i] - tool[i] if before[i] > 0.0 else tool[i] - box[0][i]
+                if room < AT_WALL and abs(now[i]) < abs(before[i]):
+                    self._result.cut = max(self._result.cut, abs(float(change[i])))
+                    change[i] = 0.0
+        return float(np.linalg.norm(change))
+
+    def _judge_stop(self, kind: Kind, begin: int, ended: int) -> None:
+        result, heard = self._result, self.rig.heard
+        window = [sent for sent in heard.commands if begin - SECOND <= sent.at]
+        gap = None
+        for sent, after in zip(window, [*(s.at for s in window[1:]), ended], strict=True):
+            if after - sent.at > 0.15 * SECOND and after > begin and sent.at < ended:
+                gap = sent
+                break
+        result.stopped |= gap is not None
+        if kind.kills == EXECUTOR:
+            self._judge_driver(gap)
+        elif gap is not None and not gap.zero:
+            self.breaks('the last command before the pause was no stop')
+        if kind.stops and gap is None:
+            self.breaks('the arm was not stopped')
+        if self.stalled_at is not None and gap is not None:
+            stall = (gap.at - self.stalled_at) / SECOND
+            result.over = stall - self.system.profile.watchdog.clock_stall
+            if result.over > IN_TIME:
+                self.breaks(f'stopped {result.over:.3f} s after the limit')
+        ours = kind.kills not in (EXECUTOR, ARM) and kind.name != 'second commander'
+        if ours and result.outside > FOLLOWING:
+            self.breaks(f'the tool was {1e3 * result.outside:.1f} mm outside the workspace')
+        log = self.system.processes[EXECUTOR].log.read_text(errors='replace')
+        lines = log[self._log_at :].splitlines()
+        self._log_at = len(log)
+        result.reasons = sorted(
+            {line.split('stop: ')[1].split(':')[0] for line in lines if ' stop: ' in line}
+        )
+        ages = [
+            float(a) - float(b)
+            for a, b in re.findall(
+                r'stop: .* is ([\d.]+) s old; at most ([\d.]+)', '\n'.join(lines)
+            )
+        ]
+        ages += [
+            float(a) - self.system.profile.watchdog.dry_queue
+            for a in re.findall(r'stop: dry_queue: .* executed ([\d.]+) s ago', '\n'.join(lines))
+        ]
+        result.said = max(ages, default=math.nan)
+        known = gap is not None and gap.at > begin  # else it was told with the injection before
+        if known and kind.stops and kind.reasons and not set(kind.reasons) & set(result.reasons):
+            self.breaks(f'the executor gave as reasons {result.reasons}')
+
+    def _judge_driver(self, last: Sent | None) -> None:
+        """Without commands the driver must hold: by its log, and how long the tool takes to it."""
+        if last is None:
+            return
+        since = [at for at, v in self.rig.heard.speeds if v > DRIVER_SLOW and at > last.at]
+        settled = [at for at in since if at < last.at + SECOND]
+        self._result.settle = (settled[-1] - last.at) / SECOND if settled else 0.0
+        log = self.system.processes[ARM].log.read_text(errors='replace')
+        times = [float(t) for t in re.findall(r'\[(\d+\.\d+)\].*: holding', log)]
+        held = [t - last.at / SECOND for t in times if t > last.at / SECOND]
+        if not held:
+            self.breaks('the driver did not hold when commands ceased')
+            return
+        self._result.over = held[0] - DRIVER_TIMEOUT
+        if self._result.over > IN_TIME:
+            self.breaks(f'the driver held {self._result.over:.3f} s after its time-out')
+
+    def _judge_processes(self) -> None:
+        for name in NODES:
+            if self.system.alive(name):
+                continue
+            process = self.system.processes[name]
+            self.breaks(f'{name} died with status {process.process.returncode}: {process.tail(4)}')
+            self.system.start(name)
+            self.system.wait(name)
+            if name == EXECUTOR:
+                self.executor_died()
+            self.settle()
+
+    def _trim(self) -> None:
+        """Forget what has been judged."""
+        heard = self.rig.heard
+        horizon = time.time_ns() - 10 * SECOND
+        keep = next(
+            (i for i, sent in enumerate(heard.commands) if sent.at > horizon), len(heard.commands)
+        )
+        keep = min(keep, self._commands)
+        del heard.commands[:keep]
+        self._commands -= keep
+        del heard.chunks[: self._chunks]
+        self._chunks = 0
+        del heard.positions[: max(0, self._poses - 500)]
+        self._poses = len(heard.positions)
+        heard.stats[:] = [pair for pair in heard.stats if pair[0] > horizon]
+        heard.speeds[:] = [pair for pair in heard.speeds if pair[0] > horizon]
+        heard.said[:] = [item for item in heard.said if item[0] > horizon]
+
+
+def plan(kinds: list[Kind], count: int, rng: np.random.Generator) -> list[Kind]:
+    """``count`` injections in seeded order, each kind at least once."""
+    shares = np.array([kind.share for kind in kinds])
+    numbers = np.maximum(1, np.floor(shares / shares.sum() * count).astype(int))
+    usual = [i for i, kind in enumerate(kinds) if kind.share == 1.0] or range(len(kinds))
+    i = 0
+    while numbers.sum() < count:
+        numbers[usual[i % len(usual)]] += 1
+        i += 1
+    out = [kind for kind, n in zip(kinds, numbers, strict=True) for _ in range(n)]
+    return [out[i] for i in rng.permutation(len(out))]
+
+
+@contextlib.contextmanager
+def log_folder() -> Iterator[tuple[Path, str]]:
+    """A folder for logs that can be filled up: a file system of its own where that is allowed."""
+    with tempfile.TemporaryDirectory() as name:
+        mounted = (
+            os.geteuid() == 0
+            and subprocess.run(
+                ['mount', '-t', 'tmpfs', '-o', f'size={TMPFS}', 'none', name], capture_output=True
+            ).returncode
+            == 0
+        )
+        before = os.environ.get('ROS_LOG_DIR')
+        os.environ['ROS_LOG_DIR'] = name
+        try:
+            yield Path(name), 'tmpfs' if mounted else 'file size limit'
+        finally:
+            if before is None:
+                os.environ.pop('ROS_LOG_DIR')
+            else:
+                os.environ['ROS_LOG_DIR'] = before
+            if mounted:
+                subprocess.run(['umount', '-l', name], capture_output=True)
+
+
+def run(kinds: list[Kind], count: int, seed: int, limit_s: float) -> tuple[list[Result], dict]:
+    """Inject; results and notes on the run."""
+    order = plan(kinds, count, np.random.default_rng(seed))
+    results: list[Result] = []
+    notes: dict = {'exit_status': {}, 'log_tails': {}}
+    begin = time.monotonic()
+    for sim_time in (False, True):
+        todo = [kind for kind in order if kind.sim_time == sim_time]
+        if not todo:
+            continue
+        with log_folder() as (folder, disk):
+            notes['full_disk_by'] = disk
+            suite = Suite(folder, sim_time, disk)
+            with suite:
+                if not suite.settle():
+                    raise SystemExit(
+                        f'the arm does not move: {suite.rig.heard.health}\n'
+                        + '\n'.join(p.tail() for p in suite.system.processes.values())
+                    )
+                for kind in todo:
+                    if time.monotonic() - begin > limit_s:
+                        notes['ended_early'] = f'after {limit_s:.0f} s'
+                        break
+                    number = len(results)
+                    result = suite.inject(kind, number, np.random.default_rng((seed, number)))
+                    results.append(result)
+                    print(
+                        f'{time.monotonic() - begin:6.0f} s  {number + 1:4d}/{len(order)}  '
+                        f'{kind.name:20s}{"" if result.survived else "BROKEN: "}'
+                        + '; '.join(result.broken),
+                        flush=True,
+                    )
+                    if not result.survived:
+                        notes['log_tails'][str(number)] = {
+                            name: p.tail(12) for name, p in suite.system.processes.items()
+                        }
+            for name, status in suite.statuses.items():
+                notes['exit_status'][name + (' (simulated time)' if sim_time else '')] = status
+    notes['seconds'] = time.monotonic() - begin
+    return results, notes
+
+
+def rows_of(results: list[Result]) -> list[dict]:
+    """One row per kind."""
+    rows = []
+    for kind in KINDS:
+        mine = [r for r in results if r.kind == kind.name]
+        if not mine:
+            continue
+        over = [1e3 * r.over for r in mine if math.isfinite(r.over)]
+        settle = [1e3 * r.settle for r in mine if math.isfinite(r.settle)]
+        said = [1e3 * r.said for r in mine if math.isfinite(r.said)]
+        recovery = [r.recovery for r in mine]
+        rows.append(
+            {
+                'kind': kind.name,
+                'invariant': kind.invariant,
+                'injected': len(mine),
+                'survived': sum(r.survived for r in mine),
+                'stopped': sum(r.stopped for r in mine),
+                'worst_stop_ms_after_limit': max(over) if over else None,
+                'worst_stop_ms_as_logged': max(said) if said else None,
+                'worst_settle_ms_after_last_command': max(settle) if settle else None,
+                'worst_speed_share': max(r.speed for r in mine),
+                'worst_cut_at_wall_m_s': max(r.cut for r in mine),
+                'worst_outside_mm': 1e3 * max(r.outside for r in mine),
+                'recovery_p50_s': float(np.median(recovery)),
+                'recovery_max_s': max(recovery),
+                'stop_reasons': dict(Counter(x for r in mine for x in r.reasons)),
+                'broken': dict(Counter(x for r in mine for x in r.broken)),
+            }
+        )
+    return rows
+
+
+def show(rows: list[dict]) -> None:
+    """The table."""
+    print(
+        f'{"kind":21s}{"injected":>9s}{"survived":>9s}{"stopped":>8s}{"worst stop":>12s}'
+        f'{"speed":>7s}{"recovery":>10s}  broken'
+    )
+    print(f'{"":47s}{"ms after":>12s}{"of max":>7s}{"max s":>10s}')
+    for row in rows:
+        worst = row['worst_stop_ms_after_limit']
+        print(
+            f'{row["kind"]:21s}{row["injected"]:9d}{row["survived"]:9d}{row["stopped"]:8d}'
+            f'{"-" if worst is None else f"{worst:.0f}":>12s}{row["worst_speed_share"]:7.3f}'
+            f'{row["recovery_max_s"]:10.1f}  {"; ".join(row["broken"]) or "no"}'
+        )
+
+
+def main() -> int:
+    """Run and report; exit status 0 where no invariant was broken."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--count', type=int, default=500, help='injections over all kinds')
+    parser.add_argument('--seed', type=int, default=0, help='seed of order and faults')
+    parser.add_argument('--kinds', nargs='+', metavar='KIND', help='only kinds that contain this')
+    parser.add_argument('--seconds', type=float, default=3600.0, help='end after this long')
+    parser.add_argument('--json', type=Path, help='write the result to this file')
+    args = parser.parse_args()
+    kinds = [k for k in KINDS if not args.kinds or any(part in k.name for part in args.kinds)]
+    if not kinds:
+        parser.error(f'--kinds: none of {", ".join(k.name for k in KINDS)}')
+    if args.count < 1:
+        parser.error(f'--count is {args.count}; at least 1')
+    results, notes = run(kinds, args.count, args.seed, args.seconds)
+    rows = rows_of(results)
+    show(rows)
+    over = [r['worst_stop_ms_after_limit'] for r in rows if r['worst_stop_ms_after_limit']]
+    bad = {name: status for name, status in notes['exit_status'].items() if status}
+    ok = not bad and all(r.survived for r in results)
+    print(
+        f'{len(results)} injections in {notes["seconds"]:.0f} s, '
+        f'{sum(r.survived for r in results)} survived; worst stop '
+        f'{max(over, default=0.0):.0f} ms after a limit; exit statuses '
+        + (f'{bad}' if bad else 'all 0')
+    )
+    write(
+        args.json,
+        {
+            'benchmark': 'faults',
+            'seed': args.seed,
+            'injected': len(results),
+            'survived': sum(r.survived for r in results),
+            'worst_stop_ms_after_limit': max(over, default=None),
+            **notes,
+            'rows': rows,
+            'not_survived': [_plain(r) for r in results if not r.survived],
+        },
+    )
+    return 0 if ok else 1
+
+
+def _plain(result: Result) -> dict:
+    return json.loads(
+        json.dumps(asdict(result), default=str).replace('NaN', 'null').replace('Infinity', 'null')
+    )
+
+
+if __name__ == '__main__':
+    sys.exit(main())
