@@ -15,7 +15,7 @@ from rclpy.time import Time
 from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import String
 
-from specprune_ros.nodes.inbox import Inbox
+from specprune_ros.nodes.inbox import Inbox, Timed
 from specprune_ros.nodes.meters import RateMeter
 from specprune_ros.nodes.pictures import PictureError, compressed_to_rgb, to_rgb
 from specprune_ros.nodes.quality import latched, newest
@@ -70,7 +70,7 @@ class Inputs:
         self._values = values
         self.rates = {camera: RateMeter() for camera in inbox.cameras}
         self.speed_frame = ''
-        self._gripper: np.ndarray | None = None
+        self._gripper: Timed | None = None
         self._joint_speed: JointSpeed | None = None
         self._twist_speed = TwistSpeed()
         self._subscriptions: list[Any] = []
@@ -139,7 +139,7 @@ class Inputs:
             self._store_joints(message, self._values['proprio.joints'], stamp)
         elif layout == 'pose_gripper':
             found = _pick(message, self._values['proprio.gripper_joints'])
-            self._gripper = found if isinstance(found, np.ndarray) else None
+            self._gripper = Timed(found, stamp) if isinstance(found, np.ndarray) else None
         if self._joint_speed is None:
             return
         try:
@@ -182,7 +182,11 @@ class Inputs:
             self._inbox.lose_state(f'joint_states gave no finite position of {names} yet')
             return
         axis_angle = np.asarray(rotation_vector(tuple(turn / np.linalg.norm(turn))))
-        self._inbox.put_state(np.concatenate((position, axis_angle, self._gripper)), stamp)
+        # As old as its older half: a pose must not keep a gripper alive that nobody measures.
+        self._inbox.put_state(
+            np.concatenate((position, axis_angle, self._gripper.value)),
+            min(stamp, self._gripper.stamp_ns),
+        )
 
     def _on_twist(self, message: TwistStamped) -> None:
         self._store_twist(message.twist, message)

@@ -121,7 +121,6 @@ class Rig:
         """Joint states and tool pose, as an arm at rest has them."""
         import array
 
-        from geometry_msgs.msg import PoseStamped
         from sensor_msgs.msg import JointState
 
         stamp = stamp or self.stamp()
@@ -133,11 +132,17 @@ class Rig:
         joints.header.stamp = stamp
         self.joints.publish(joints)
         if pose:
-            message = PoseStamped()
-            message.header.stamp = stamp
-            message.pose.position.x = 0.5
-            message.pose.orientation.w = 1.0
-            self.pose.publish(message)
+            self.pose_alone(stamp)
+
+    def pose_alone(self, stamp=None):
+        """The tool pose without joint states."""
+        from geometry_msgs.msg import PoseStamped
+
+        message = PoseStamped()
+        message.header.stamp = stamp or self.stamp()
+        message.pose.position.x = 0.5
+        message.pose.orientation.w = 1.0
+        self.pose.publish(message)
 
     def spin(self, seconds: float):
         end = time.monotonic() + seconds

@@ -252,6 +252,9 @@ def test_bad_state_and_sentences_make_no_chunks_and_say_why(rig_with):
     fresh(rig)
     quiet(rig, lambda: rig.show(), 'proprioception')
     assert rig.feed(10.0, until=lambda: 'no chunk' not in rig.health())
+    # The pose goes on, but nobody measures the fingers any more.
+    quiet(rig, lambda: (rig.pose_alone(), rig.show()), 'proprioception')
+    assert rig.feed(10.0, until=lambda: 'no chunk' not in rig.health())
     for text, reason in (('', 'the instruction is empty'), ('x' * 10_000, '10000 characters')):
         rig.say(text)
         quiet(rig, lambda: (rig.move(names=names), rig.show()), reason)
