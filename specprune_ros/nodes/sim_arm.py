@@ -125,8 +125,12 @@ class SimArm(AutoLifecycleNode):
     def _tick(self) -> None:
         world = self._world
         now = self._now_ns()
+        if now < self._stepped_ns:
+            self.get_logger().warning('the clock went back: holding')
+            world.hold()
+            self._commanded_ns = None
         # Real time: the arm moves as long as the wall clock says, however late this call is.
-        world.advance(min((now - self._stepped_ns) / 1e9, LONGEST_STEP))
+        world.advance(min(max(now - self._stepped_ns, 0) / 1e9, LONGEST_STEP))
         self._stepped_ns = now
         timeout = self.get_parameter('command_timeout').value
         if self._commanded_ns is not None and (now - self._commanded_ns) / 1e9 > timeout:

@@ -43,6 +43,8 @@ class Ear:
         self.twist = self.node.create_publisher(TwistStamped, '/sim_arm/cmd_twist', every())
         self.pose = self.node.create_publisher(PoseStamped, '/sim_arm/cmd_pose', every())
         self.gripper = self.node.create_publisher(Float64, '/sim_arm/gripper', every())
+        self.clock = self.node.create_publisher(Clock, '/clock', every())
+        self.time = None
 
     def listen(self, kind, topic, name, quality):
         self.heard[name] = []
@@ -52,9 +54,21 @@ class Ear:
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             self.executor.spin_once(timeout_sec=0.02)
+            self.tell_time()
             if until is not None and until():
                 return True
         return until is None
+
+    def tell_time(self):
+        """Simulated time, where it is this node that gives it."""
+        from rosgraph_msgs.msg import Clock
+
+        if self.time is None:
+            return
+        self.time += 0.02
+        message = Clock()
+        message.clock.sec, message.clock.nanosec = divmod(round(self.time * 1e9), 10**9)
+        self.clock.publish(message)
 
     def position(self):
         point = self.heard['tcp_pose'][-1].pose.position
@@ -81,13 +95,14 @@ class Ear:
 def arm(tmp_path):
     made = []
 
-    def make(**parameters):
+    def make(clock=None, **parameters):
         from specprune_ros.nodes.wiring import ros_arguments
 
         domain = new_domain()
         process = Process('sim_arm', ros_arguments({}, parameters), domain, tmp_path / 'arm.log')
         ear = Ear(domain)
         ear.process = process
+        ear.time = clock
         made.append(ear)
         assert ear.spin(30.0, until=lambda: ear.heard['tcp_pose']), process.text()
         return ear
@@ -158,6 +173,16 @@ def test_it_publishes_simulated_time_on_request(arm):
     assert times[0] < 30.0  # simulated, not the time of day
     assert ear.heard['joint_states'][-1].header.stamp.sec < 60
     assert not ear.heard['agent/image_raw']
+
+
+def test_a_clock_that_goes_back_holds_the_arm_and_does_not_end_it(arm):
+    ear = arm(use_sim_time=True, render=False, clock=100.0)
+    assert ear.spin(5.0, until=lambda: len(ear.heard['tcp_pose']) > 5)
+    ear.time = 40.0
+    ear.heard['tcp_pose'].clear()
+    assert ear.spin(5.0, until=lambda: len(ear.heard['tcp_pose']) > 5)
+    assert ear.process.alive() and 'the clock went back: holding' in ear.process.text()
+    assert all(m.header.stamp.sec < 60 for m in ear.heard['tcp_pose'][1:])
 
 
 def test_without_a_renderer_it_says_which_packages_bring_one(tmp_path, monkeypatch):
