@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from specprune_ros.robot import geometry
 from specprune_ros.robot.geometry import Pose, Twist, Vector
 
+TURNS_OUTSIDE = 0.01  # m outside the workspace where turning the tool has faded out
+
 # A scaled vector may come out a rounding error too long; aim this much inside.
 _INSIDE = 1.0 - 1e-9
 
@@ -120,9 +122,9 @@ class SafetyFilter:
     against the last output, starting from rest. At a wall of the workspace the outward speed
     falls with the distance left, so that the arm can brake; should the arm be nearer than that
     (it was pushed), the outward part is cut at once and the acceleration limit yields. A tool
-    already outside may only move inwards. Joint commands beyond a speed limit are scaled
-    together, so that the tool keeps its direction; position and acceleration limits hold joint by
-    joint.
+    already outside may only move inwards, and turns less the further out it is. Joint commands
+    beyond a speed limit are scaled together, so that the tool keeps its direction; position and
+    acceleration limits hold joint by joint.
 
     ``tracked`` integrates the commanded pose (pose outputs), and looks at the walls from there;
     otherwise the measured pose counts.
@@ -225,6 +227,7 @@ class SafetyFilter:
         angular = _clip(twist.angular, min(limits.rotation_speed, limits.rotation_step / dt))
         if limits.workspace is not None:
             linear = self._slow_at_walls(linear, where.position)
+            angular = geometry.scale(angular, self._turning_share(where.position))
         linear = _towards(self._twist.linear, linear, limits.translation_acceleration * dt)
         angular = _towards(self._twist.angular, angular, limits.rotation_acceleration * dt)
         if limits.workspace is not None:
@@ -258,6 +261,14 @@ class SafetyFilter:
             allowed = _braking_speed(braking, outward, self._blind_s)
             out.append(math.copysign(min(abs(v), allowed), v))
         return (out[0], out[1], out[2])
+
+    def _turning_share(self, position: Vector) -> float:
+        """How much of a turn is let through: an arm near the ends of its joints cannot turn the
+        tool about its point without dragging the point along.
+        """
+        low, high = self.limits.workspace
+        depth = max(max(a - p, p - b, 0.0) for p, a, b in zip(position, low, high, strict=True))
+        return max(0.0, 1.0 - depth / TURNS_OUTSIDE)
 
     def _keep_inside(self, linear: Vector, position: Vector) -> Vector:
         low, high = self.limits.workspace

@@ -201,6 +201,19 @@ def test_sliding_along_a_wall_is_allowed():
     assert out.twist.linear == pytest.approx((0.1, 0.0, 0.0))
 
 
+def test_a_tool_that_was_dragged_outside_stops_turning():
+    turn = Twist((0.0, 0.05, 0.0), (0.0, 1.0, 0.0))
+    low = BOX[0]
+    for depth, share in ((-0.1, 1.0), (0.0, 1.0), (0.005, 0.5), (0.01, 0.0), (0.1, 0.0)):
+        guard = SafetyFilter(SafetyLimits(workspace=BOX), DT)
+        middle = [0.5 * (a + b) for a, b in zip(*BOX, strict=True)]
+        at = Pose((low[0] - depth, middle[1], middle[2]))
+        for _ in range(50):
+            out = guard.filter(Command(twist=turn), at)
+        assert out.twist.angular == pytest.approx((0.0, share, 0.0))
+        assert out.twist.linear == pytest.approx(turn.linear)  # along the wall it may go on
+
+
 @pytest.mark.parametrize('bad', [math.nan, math.inf])
 def test_nothing_unfinite_passes(bad):
     guard = SafetyFilter(SafetyLimits(joints=JOINTS), DT)
