@@ -423,6 +423,11 @@ class ChunkExecutor(AutoLifecycleNode):
             hardware_id=self._profile.name if self._profile else '',
         )
         status.level, status.message = self._health(verdict)
+        crowd = self._crowd()
+        if crowd:
+            status.level = max(status.level, DiagnosticStatus.WARN)
+            status.message = f'{status.message}; {crowd}'
+            self._complain('publishers', crowd)
         values: dict[str, object] = {'state': verdict.state.value, 'reason': verdict.reason}
         if self._profile is not None:
             p50, p99 = self._periods.at(50, 99)
@@ -449,6 +454,25 @@ class ChunkExecutor(AutoLifecycleNode):
         message = DiagnosticArray(status=[status])
         message.header.stamp = self._stamp(self._now_ns())
         self._diagnostics.publish(message)
+
+    def _crowd(self) -> str:
+        """Who else sends commands to the arm or chunks to this node, in words; empty is good.
+
+        It is said and not acted on: a node that was killed stays listed for some seconds, and
+        stopping would not keep somebody else from commanding the arm.
+        """
+        if self._timer is None:
+            return ''
+        topics = (self._port.publisher.topic_name, self._listening[0].topic_name)
+        found = []
+        for topic in topics:
+            names = sorted(
+                f'{info.node_namespace}/{info.node_name}'.replace('//', '/')
+                for info in self.get_publishers_info_by_topic(topic)
+            )
+            if len(names) > 1:
+                found.append(f'{len(names)} publishers on {topic}: {", ".join(names)}')
+        return '; '.join(found)
 
     def _health(self, verdict: Verdict) -> tuple[bytes, str]:
         if self.last_error:

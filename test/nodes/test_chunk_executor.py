@@ -405,6 +405,25 @@ def test_an_error_of_the_policy_stops_the_arm(bench):
     assert 'no chunk: x' in b.health()
 
 
+def test_a_second_commander_is_reported(bench):
+    from diagnostic_msgs.msg import DiagnosticArray
+    from geometry_msgs.msg import TwistStamped
+
+    b = bench()
+    heard = []
+    b.listen(DiagnosticArray, '/diagnostics', heard)
+    b.moving()
+
+    def said():
+        return [m.status[0].message for _, m in heard if 'publishers' in m.status[0].message]
+
+    assert not said()
+    other = b.node.create_publisher(TwistStamped, '/sim_arm/cmd_twist', 1)
+    assert b.run(5.0, until=said)
+    assert '2 publishers on /sim_arm/cmd_twist: /bench, /chunk_executor' in said()[-1]
+    b.node.destroy_publisher(other)
+
+
 def test_a_pose_in_another_frame_does_not_count(bench):
     b = bench()
     b.frame = 'world'
