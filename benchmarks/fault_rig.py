@@ -33,6 +33,7 @@ from specprune_ros.robot.timeline import Chunk, ChunkError, ChunkRules, check
 SECOND = 1_000_000_000
 INTRUDER = 'intruder'  # frame_id of commands the executor did not send
 CLOCK_RATE = 200.0  # Hz
+ALIKE = 0.02  # s by which this account may differ from the executor's own
 PAUSE = 0.04  # s without commands after a stop action
 
 
@@ -277,15 +278,14 @@ class Axis:
             return
         if chunk.stamp_ns <= self._newest:
             return
-        at = self._at
+        at = later = self._at
         for when, axis in reversed(self._log):
             if when <= chunk.stamp_ns:
-                at = axis + min((chunk.stamp_ns - when) / SECOND, self._step, self._at - axis)
+                at = axis + min((chunk.stamp_ns - when) / SECOND, later - axis)
                 break
-        else:
-            at = self._log[0][1] if self._log else self._at
+            at = later = axis
         end = at + chunk.horizon * chunk.step_dt
-        if end <= self._at:
+        if end <= self._at - ALIKE:
             return
         self._newest, self._end, self._step, self._dry = chunk.stamp_ns, end, chunk.step_dt, None
 

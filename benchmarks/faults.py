@@ -184,9 +184,6 @@ class Suite:
     def inject(self, kind: Kind, number: int, rng: np.random.Generator) -> Result:
         """Inject once and judge."""
         result = self._result = Result(kind.name, number)
-        self._judge_stream()
-        result.over, result.speed, result.outside = math.nan, 0.0, 0.0
-        result.broken.clear()
         self.at_once = self.stalled_at = None
         self._driver_gone = False
         begin = time.time_ns()
@@ -292,7 +289,8 @@ class Suite:
         result, heard = self._result, self.rig.heard
         window = [sent for sent in heard.commands if begin - SECOND <= sent.at]
         gap = None
-        for sent, after in zip(window, [*(s.at for s in window[1:]), ended], strict=True):
+        ends = [*(sent.at for sent in window[1:]), ended]
+        for sent, after in zip(window, ends[: len(window)], strict=True):
             if after - sent.at > 0.15 * SECOND and after > begin and sent.at < ended:
                 gap = sent
                 break
