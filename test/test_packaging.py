@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-NODES = ('chunk_executor', 'sim_arm', 'specprune_node')
+NODES = ('chunk_executor', 'patch_cloud', 'sim_arm', 'specprune_node')
 # Import name to distribution, where they differ.
 DISTRIBUTION = {'PIL': 'pillow', 'yaml': 'pyyaml', 'pinocchio': 'pin', 'OpenGL': 'pyopengl'}
 

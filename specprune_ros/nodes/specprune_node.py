@@ -19,6 +19,7 @@ from std_msgs.msg import Header
 from std_srvs.srv import SetBool, Trigger
 
 from specprune_ros.msg import ActionChunk, PruneStats
+from specprune_ros.nodes import kept
 from specprune_ros.nodes.inbox import SECOND_NS, Inbox, Limits
 from specprune_ros.nodes.inference import InferenceThread
 from specprune_ros.nodes.inputs import COMPLAIN_PERIOD, Inputs, sample
@@ -68,6 +69,7 @@ class SpecPruneNode(AutoLifecycleNode):
         self._stats = self.create_publisher(PruneStats, '~/prune_stats', every())
         self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', every())
         self._overlays: dict[str, Any] = {}
+        self._masks: dict[str, Any] = {}
         self.create_service(Trigger, '~/reset', self._on_reset)
         self.create_service(SetBool, '~/enable', self._on_enable)
         self.create_timer(DIAGNOSTICS_PERIOD, self._report)
@@ -99,6 +101,7 @@ class SpecPruneNode(AutoLifecycleNode):
             self._overlays[camera] = self.create_publisher(
                 Image, f'~/overlay/{camera}', newest(reliable=True)
             )
+            self._masks[camera] = self.create_publisher(Image, f'~/kept/{camera}', every())
         self._settings.frozen = True
         self._show(self._params)
 
@@ -134,9 +137,10 @@ class SpecPruneNode(AutoLifecycleNode):
         if self._thread is not None:
             self._thread.close()
             self._thread = None
-        for publisher in self._overlays.values():
+        for publisher in (*self._overlays.values(), *self._masks.values()):
             self.destroy_publisher(publisher)
         self._overlays.clear()
+        self._masks.clear()
         self._policy = None
         self._inbox = None
         self._last = None
@@ -232,6 +236,15 @@ class SpecPruneNode(AutoLifecycleNode):
             if result.overlay is None or publisher.get_subscription_count() == 0:
                 continue
             message = to_message(draw(result.overlay, index))
+            message.header.stamp = header.stamp
+            message.header.frame_id = camera
+            publisher.publish(message)
+        for index, (camera, publisher) in enumerate(self._masks.items()):
+            if result.overlay is None or publisher.get_subscription_count() == 0:
+                continue
+            shape = (-1, *result.overlay.grid)
+            sets = {n: s.reshape(shape)[index] for n, s in result.overlay.sets.items()}
+            message = kept.to_message(kept.encode(result.overlay.kept.reshape(shape)[index], sets))
             message.header.stamp = header.stamp
             message.header.frame_id = camera
             publisher.publish(message)

@@ -4,16 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from specprune_ros.policy.colours import COLOURS, OTHER
 from specprune_ros.policy.result import Overlay
 
-# A colour-blind safe palette (Okabe and Ito), one colour per set. Other sets take OTHER.
-COLOURS = {
-    'global': (230, 159, 0),
-    'dynamic': (0, 114, 178),
-    'local': (0, 158, 115),
-    'fill': (240, 228, 66),
-}
-OTHER = (204, 121, 167)
 TINT = 0.16  # share of the colour on a kept patch
 EDGE = 0.85  # the same on its rim
 DIM = 0.32  # brightness left to a dropped patch

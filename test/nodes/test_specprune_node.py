@@ -136,6 +136,23 @@ def test_overlays_come_only_when_asked_for(rig_with):
     assert drawn.mean() < 0.8 * rig.pixels[1].mean()
 
 
+def test_masks_of_kept_patches_come_when_asked_for(rig_with):
+    from sensor_msgs.msg import Image
+
+    from specprune_ros.nodes import kept
+    from specprune_ros.nodes.quality import every
+
+    rig = running(rig_with())
+    seen = []
+    rig.node.create_subscription(Image, '/specprune_node/kept/wrist', seen.append, every())
+    assert rig.feed(10.0, until=lambda: len(seen) >= 3)
+    mask = kept.from_message(seen[-1])
+    assert mask.shape == (16, 16)
+    assert 0 < (mask >= kept.KEPT).sum() < mask.size
+    assert (mask & (kept.BITS['global'] | kept.BITS['local'])).any()
+    assert not (mask[mask < kept.KEPT]).any()
+
+
 def test_lifecycle_ten_times_and_clean_exits(rig_with):
     rig = rig_with(autostart=False)
     assert rig.state() == 'unconfigured'
