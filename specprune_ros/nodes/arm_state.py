@@ -39,7 +39,8 @@ class ArmState:
 
     The tool pose comes from the profile's pose topic, or from joint states and
     ``robot_description`` where the arm has none. What arrives wrong is complained about and does
-    not count as arrived, so that the watchdog's age runs on.
+    not count as arrived, so that the watchdog's age runs on. ``tighten`` takes the joint limits
+    of ``robot_description`` where joints are commanded.
     """
 
     def __init__(
@@ -48,9 +49,10 @@ class ArmState:
         profile: Profile,
         watchdog: Watchdog,
         complain: Callable[[str, str], None],
+        tighten: Callable[[dict[str, tuple[float, float, float]]], None] = lambda limits: None,
     ) -> None:
         self._node, self._profile, self._watchdog = node, profile, watchdog
-        self._complain = complain
+        self._complain, self._tighten = complain, tighten
         self.pose: Pose | None = None
         self.joints: dict[str, float] = {}
         self.kinematics: JointSpeed | None = None
@@ -140,9 +142,14 @@ class ArmState:
                 base_frame=profile.base_frame,
                 prefix=profile.joint_prefix,
             )
+            if profile.command.adapter == profiles.JOINT_TRAJECTORY:
+                self._tighten(self.kinematics.limits())
         except UrdfError as error:
             self.kinematics = None
             self._complain('robot_description', str(error))
+        except ValueError as error:
+            self.kinematics = None
+            self._complain('robot_description', f'and the profile leave no range: {error}')
 
     def _on_ready(self, message: Bool) -> None:
         topic = self._profile.driver.ready_topic

@@ -6,6 +6,7 @@ runs on real time, so that neither a silent policy nor a stalled /clock can keep
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections import Counter
@@ -34,7 +35,7 @@ from specprune_ros.robot import timeline
 from specprune_ros.robot.geometry import Twist, add, rotate, scale, twist_between
 from specprune_ros.robot.gripper import GripperHysteresis
 from specprune_ros.robot.kinematics import joint_velocities
-from specprune_ros.robot.safety import Command, SafetyFilter, Stop
+from specprune_ros.robot.safety import Command, SafetyFilter, Stop, joint_limits
 from specprune_ros.robot.timeline import (
     Chunk,
     ChunkError,
@@ -110,7 +111,11 @@ class ChunkExecutor(AutoLifecycleNode):
         tracked = command.adapter in (profiles.POSE, profiles.MOTION_FORCE)
         period = 1.0 / command.rate
         self._cartesian = SafetyFilter(profile.limits, period, tracked=tracked)
-        self._joint_guard = SafetyFilter(profile.limits, period)
+        # One table for filter and port: robot_description may tighten it when it comes.
+        self._joint_limits = dict(profile.limits.joints)
+        self._joint_guard = SafetyFilter(
+            dataclasses.replace(profile.limits, joints=self._joint_limits), period
+        )
         self._watchdog = Watchdog(profile.watchdog, needed(profile), profile.enabled_at_start)
         ee = (timeline.KIND_EE_DELTA, timeline.KIND_EE_POSE)
         joint = (timeline.KIND_JOINT_POSITION, timeline.KIND_JOINT_DELTA)
@@ -131,7 +136,7 @@ class ChunkExecutor(AutoLifecycleNode):
         self._port = make_port(
             self,
             profile,
-            profile.limits.joints,
+            self._joint_limits,
             '~/dry_run/command' if self._dry else command.topic,
         )
         self._gripper = make_gripper(self, settings, '~/dry_run/gripper' if self._dry else '')
@@ -141,7 +146,7 @@ class ChunkExecutor(AutoLifecycleNode):
     def start(self) -> None:
         """Subscribe and let the control timer run."""
         profile = self._profile
-        self._state = ArmState(self, profile, self._watchdog, self._complain)
+        self._state = ArmState(self, profile, self._watchdog, self._complain, self._tighten_joints)
         self._listening = [
             self.create_subscription(ActionChunk, '~/action_chunk', self._on_chunk, every())
         ]
@@ -189,6 +194,11 @@ class ChunkExecutor(AutoLifecycleNode):
             self._gripper = None
         self._profile = None
         self._settings.frozen = False
+
+    def _tighten_joints(self, urdf: dict[str, tuple[float, float, float]]) -> None:
+        """Joint limits are the tighter of profile and robot_description. Raises ``ValueError``."""
+        profile = self._profile
+        self._joint_limits.update(joint_limits(profile.joints, urdf, profile.limits.joints))
 
     # What comes in.
 

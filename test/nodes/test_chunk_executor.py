@@ -495,6 +495,44 @@ def test_tool_motion_becomes_joint_motion_with_times_and_velocities(bench):
     assert len(hold) == 1 and list(hold[0].positions) == pytest.approx(home)
 
 
+def test_joint_limits_are_the_tighter_of_profile_and_description(bench):
+    from trajectory_msgs.msg import JointTrajectory
+
+    from specprune_ros.sim import rizon4
+    from specprune_ros.sim.urdf import urdf
+
+    names = [joint.name for joint in rizon4.JOINTS]
+    wide = {'lower': -9.0, 'upper': 9.0, 'velocity': 9.0, 'acceleration': 20.0}
+    b = bench(
+        command__adapter='joint_trajectory', command__topic='/arm/joint_trajectory',
+        stop_action='hold', limits__joints={name: wide for name in names},
+        observation__ee_pose=..., limits__workspace=...,
+    )  # fmt: skip
+    b.alive.clear()
+    b.describe(urdf())
+    sent = []
+    b.listen(JointTrajectory, '/arm/joint_trajectory', sent)
+    home = list(rizon4.HOME)
+    end = rizon4.JOINTS[0].upper
+    home[0] = end - 0.02  # just before the end the description gives the first joint
+    rows = np.zeros((8, 8))
+    rows[:, 0], rows[:, 7] = 0.05, 1.0
+
+    def feed():
+        b.publish_joints(names, home)
+        if b.run(0.05):
+            return True
+        b.publish_chunk(rows, kind=3, rotation=0, dims=[*names, 'gripper'], gripper_dim=7)
+        return len(sent) > 40
+
+    for _ in range(200):
+        if feed():
+            break
+    assert len(sent) > 40, b.health()
+    assert max(m.points[0].positions[0] for _, m in sent) <= end + 1e-9
+    assert max(m.points[0].positions[0] for _, m in sent) > home[0]
+
+
 @pytest.mark.parametrize(
     ('changes', 'message'),
     [
