@@ -66,7 +66,8 @@ class Bench:
         from specprune_ros.nodes.chunk_executor import ChunkExecutor
         from specprune_ros.nodes.quality import every, latched
 
-        arguments = ['--ros-args', '-p', f'profile:={profile}']
+        # In this process it would outrank the tests themselves.
+        arguments = ['--ros-args', '-p', f'profile:={profile}', '-p', 'realtime_priority:=0']
         for name, value in parameters.items():
             arguments += ['-p', f'{name}:={value}']
         self._rclpy = rclpy
@@ -403,6 +404,21 @@ def test_an_error_of_the_policy_stops_the_arm(bench):
     b.run(0.5)
     assert_one_stop(b, begin, 0.0)
     assert 'no chunk: x' in b.health()
+
+
+def test_the_control_loop_asks_for_real_time_and_says_what_it_got():
+    from specprune_ros.nodes.chunk_executor import ask_for_priority
+
+    usual = os.sched_getscheduler(0)
+    try:
+        assert ask_for_priority(0) == 'usual priority'
+        assert os.sched_getscheduler(0) == usual
+        assert 'no real-time priority' in ask_for_priority(1000)
+        said = ask_for_priority(5)
+        granted = os.sched_getscheduler(0) == os.SCHED_FIFO
+        assert said == 'real-time priority 5' if granted else 'no real-time priority' in said
+    finally:
+        os.sched_setscheduler(0, usual, os.sched_param(0))
 
 
 def test_a_second_commander_is_reported(bench):
