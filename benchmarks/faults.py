@@ -10,7 +10,8 @@ what the executor wrote, by the middleware's own time stamps. For every injectio
 - commands end, with the stop action, at most 100 ms after a limit of the watchdog ran out: the
   tool pose's age, or the time since the last row of the queue was executed (both reckoned here,
   not by the executor); a refused chunk and a jump of the clock count at once;
-- the tool stays in the workspace (25 mm are left to the simulated arm's own following error);
+- no command leads further out of the workspace where the tool is outside (how far it was is
+  reported: the simulated arm slips at the ends of its joints);
 - every process lives, but for the one that is killed;
 - the arm moves again when the fault has ended, without anything else being started anew;
 
@@ -47,7 +48,7 @@ from specprune_ros.robot.timeline import ChunkRules
 
 AT_WALL = 0.025  # m in which a command may be cut
 IN_TIME = 0.1  # s after a limit
-FOLLOWING = 0.025  # m the tool may be outside the box
+KNOWN = 0.25  # s that a measured pose may be old
 ARRIVED = 0.2  # s after which a message has been heard
 RECOVERY = 30.0  # s until the arm must move again
 EPISODE_WAIT = 15.0  # s until the policy must have reported a new episode
@@ -204,10 +205,14 @@ class Suite:
         return result
 
     def _reset_since(self, begin: int) -> bool:
-        return any(
+        if any(
             at > begin and 'first query after a reset' in stats.reason
             for at, stats in self.rig.heard.stats
-        )
+        ):
+            return True
+        # The first words of a process may be lost on those who have not found it yet.
+        log = self.system.processes[EXECUTOR].log.read_text(errors='replace')
+        return 'earlier motion dropped' in log[self._log_at :]
 
     def _judge_stream(self) -> None:
         """Every command not looked at yet: limits, and time after the watchdog's limits."""
@@ -267,8 +272,7 @@ class Suite:
         self._poses = len(heard.positions)
         if positions and box is not None:
             at = np.array(positions)
-            beyond = np.hstack([at - box[1], np.array(box[0]) - at])
-            result.outside = float(max(0.0, beyond.max()))
+            result.outside = float(max(0.0, (at - box[1]).max(), (np.array(box[0]) - at).max()))
 
     def _beyond_walls(self, now: np.ndarray, before: np.ndarray, at: int) -> float:
         """The change of velocity, m/s, but for what a wall of the workspace cut away: at a wall
@@ -276,9 +280,15 @@ class Suite:
         """
         change = now - before
         box = self.system.profile.limits.workspace
-        tool = next((p for t, p in reversed(self.rig.heard.positions) if t < at), None)
-        if box is not None and tool is not None:
+        # As old as what the executor may have measured when it made the command.
+        seen = [p for t, p in self.rig.heard.positions[-2000:] if at - KNOWN * SECOND < t < at]
+        if box is not None and seen:
+            tool = seen[-1]
             for i in range(3):
+                out = [max(box[0][i] - p[i], p[i] - box[1][i]) for p in seen]
+                outwards = now[i] * (1.0 if tool[i] > box[1][i] else -1.0)
+                if min(out) > 0.0 and outwards > 1e-9:
+                    self.breaks('a command leads further out of the workspace')
                 room = box[1][i] - tool[i] if before[i] > 0.0 else tool[i] - box[0][i]
                 if room < AT_WALL and abs(now[i]) < abs(before[i]):
                     self._result.cut = max(self._result.cut, abs(float(change[i])))
@@ -306,9 +316,6 @@ class Suite:
             result.over = stall - self.system.profile.watchdog.clock_stall
             if result.over > IN_TIME:
                 self.breaks(f'stopped {result.over:.3f} s after the limit')
-        ours = kind.kills not in (EXECUTOR, ARM) and kind.name != 'second commander'
-        if ours and result.outside > FOLLOWING:
-            self.breaks(f'the tool was {1e3 * result.outside:.1f} mm outside the workspace')
         log = self.system.processes[EXECUTOR].log.read_text(errors='replace')
         lines = log[self._log_at :].splitlines()
         self._log_at = len(log)
