@@ -50,9 +50,9 @@ class Recipe:
     chunk: int = 8
     shards: int = 44
     shard_episodes: int = 100
-    ground_steps: int = 600
+    ground_steps: int = 800
     ground_batch: int = 64
-    steps: int = 8000
+    steps: int = 3200
     batch: int = 32
     learning_rate: float = 1e-3
     warm_up: int = 200
