@@ -22,6 +22,7 @@ class Glide:
         self._actions = np.empty((0, 0))
         self._stamp_ns = 0
         self._rows = 0
+        self._last = np.empty(0)
         self._from_model = True
 
     def reset(self) -> None:
@@ -30,11 +31,17 @@ class Glide:
         self._actions = np.empty((0, 0))
 
     def predict(
-        self, stamp_ns: int, step_dt: float, speed: float | None, params: PruningParams
+        self,
+        stamp_ns: int,
+        step_dt: float,
+        speed: float | None,
+        params: PruningParams,
+        gripper_dim: int = -1,
     ) -> tuple[np.ndarray | None, str]:
         """The next chunk ``[chunk, action_dim]`` without the model, or ``None``; and why.
 
-        ``stamp_ns`` is the observation's, ``step_dt`` seconds, ``speed`` in m/s.
+        ``stamp_ns`` is the observation's, ``step_dt`` seconds, ``speed`` in m/s. The column
+        ``gripper_dim`` stays as it was.
         """
         settings = (
             params.scheduler_size,
@@ -48,11 +55,16 @@ class Glide:
         done = min(round((stamp_ns - self._stamp_ns) / 1e9 / step_dt), len(self._actions))
         for row in self._actions[:done]:
             self._scheduler.record(torch.from_numpy(row), self._from_model)
+            self._last = row
         self._actions = self._actions[done:]
         skips, reason = self._scheduler.skips_model(speed)
         if not skips:
             return None, reason
-        return self._scheduler.predict(self._rows).numpy(), reason
+        actions = self._scheduler.predict(self._rows).numpy()
+        if gripper_dim >= 0:
+            # A gripper opens or closes when the model says so, not because a line leads there.
+            actions[:, gripper_dim] = self._last[gripper_dim]
+        return actions, reason
 
     def issued(self, actions: np.ndarray, stamp_ns: int, from_model: bool) -> None:
         """Remember the chunk that is executed from now on."""

@@ -18,22 +18,28 @@ class FrameHistory:
     bounds their number whatever the camera rate.
     """
 
-    def __init__(self, span_ns: int) -> None:
+    def __init__(self, span_ns: int, apart_ns: int = 1) -> None:
         self._span_ns = span_ns
+        self._apart_ns = max(apart_ns, 1)
         self._lock = Lock()
         self._rings: dict[str, deque[Picture]] = {}
 
-    def push(self, camera: str, picture: Picture) -> bool:
-        """Store a picture. Returns False if its time went backwards, and nothing was stored."""
+    def push(self, camera: str, picture: Picture) -> None:
+        """Store a picture, unless one taken within ``apart_ns`` before it is there.
+
+        Pictures stamped after it are let go: a single stamp from the future must not keep every
+        true picture out. Messages that merely came late are not for this ring.
+        """
         with self._lock:
             ring = self._rings.setdefault(camera, deque(maxlen=CAPACITY))
-            if ring and picture.stamp_ns <= ring[-1].stamp_ns:
-                return picture.stamp_ns == ring[-1].stamp_ns
+            while ring and ring[-1].stamp_ns > picture.stamp_ns:
+                ring.pop()
+            if ring and picture.stamp_ns - ring[-1].stamp_ns < self._apart_ns:
+                return
             ring.append(picture)
             oldest = picture.stamp_ns - self._span_ns
             while len(ring) > 1 and ring[1].stamp_ns <= oldest:
                 ring.popleft()
-            return True
 
     def at(self, camera: str, stamp_ns: int, before_ns: int) -> Picture | None:
         """The newest picture taken at or before ``stamp_ns``, else the oldest one before

@@ -37,22 +37,25 @@ class Memory:
     queries: int = 0
     since_dense: int = 0
     _last: Observation | None = None
-    _pruner: str = ''
+    _method: tuple[object, ...] = ()
     _request: str | None = 'start'
 
     def request_reset(self, reason: str) -> None:
         """Ask for a reset before the next query (any thread)."""
         self._request = reason
 
-    def open(self, observation: Observation, pruner: str) -> str | None:
+    def open(self, observation: Observation, method: tuple[object, ...]) -> str | None:
         """Begin a query: forget where continuity is broken. Returns why, or ``None``.
 
         Rules, in order: a reset that was asked for (start, service, activation), time going
         backwards, a gap longer than ``gap_limit_s``, other cameras or another picture size; these
-        forget the past pictures as well. Then another instruction or another pruner: the pictures
-        stay true.
+        forget the past pictures as well. Then another instruction, or another ``method`` (the
+        pruner and what it listens to, which is what the carried scores mean): the pictures stay
+        true.
         """
-        reason, pictures_too = self._broken(observation, pruner)
+        # Taken first: a request that comes in meanwhile is for the next query.
+        request, self._request = self._request, None
+        reason, pictures_too = self._broken(observation, method, request)
         if reason is not None:
             self.carry = {}
             self.cache = None
@@ -60,18 +63,20 @@ class Memory:
             self.episode += 1
             self.queries = 0
             self.since_dense = 0
+            self._last = None
         if pictures_too:
             self.history.clear()
-        self._request = None
-        self._pruner = pruner
+        self._method = method
         for camera, picture in observation.pictures.items():
             self.history.push(camera, picture)
         return reason
 
-    def _broken(self, observation: Observation, pruner: str) -> tuple[str | None, bool]:
+    def _broken(
+        self, observation: Observation, method: tuple[object, ...], request: str | None
+    ) -> tuple[str | None, bool]:
         """Why continuity is broken, and whether the past pictures are worthless too."""
-        if self._request is not None:
-            return self._request, True
+        if request is not None:
+            return request, True
         last = self._last
         if last is None:
             return 'start', True
@@ -87,8 +92,8 @@ class Memory:
                 return f"camera '{camera}' changed its picture size", True
         if observation.instruction != last.instruction:
             return 'new instruction', False
-        if pruner != self._pruner:
-            return f'pruner changed to {pruner}', False
+        if method != self._method:
+            return 'the pruner or what it listens to changed', False
         return None, False
 
     def displacement(self, observation: Observation) -> float | None:

@@ -7,12 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from specprune_ros.policy.limits import MAX_INSTRUCTION, MAX_SIDE, MIN_SIDE
 from specprune_ros.pruning.controller import SpeedSample
-
-# Larger pictures are refused: nothing a policy of 224 pixels can use, and a way to exhaust memory.
-MAX_SIDE = 4096
-MIN_SIDE = 16
-MAX_INSTRUCTION = 1000
 
 
 class ObservationError(ValueError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -30,6 +30,7 @@ from specprune_ros.pruning.interface import (
     QueryContext,
     TokenLayout,
 )
+from specprune_ros.pruning.meters import action_deviation, kept_recall
 from specprune_ros.pruning.params import PruningParams
 from specprune_ros.pruning.registry import pruner
 from specprune_ros.pruning.similarity import changed_share, patch_cosine
@@ -55,12 +56,17 @@ class Policy:
         self.loaded = loaded
         self.config: PolicyConfig = loaded.config
         self.step_dt = 1.0 / self.config.control_hz
-        self.history = FrameHistory(round(HISTORY_STEPS * self.step_dt * SECOND_NS))
+        # Two pictures a control step are as many as a look back by control steps can tell apart.
+        self.history = FrameHistory(
+            round(HISTORY_STEPS * self.step_dt * SECOND_NS), round(0.45 * self.step_dt * SECOND_NS)
+        )
         self.absurd = absurd
         self.measure_deviation = False
+        self.wants_overlay = True
         self._memory = Memory(self.history)
         self._controller = Controller()
         self._glide = Glide()
+        self._took = 0.0
         self._device = next(loaded.model.parameters()).device
         self._swap = threading.Lock()
         self._snapshot = (params or PruningParams(), 1)
@@ -124,13 +130,23 @@ class Policy:
         Raises ``ObservationError`` for an observation that does not fit the model and
         :class:`PolicyError` for actions that are not finite or absurd; memory is then forgotten.
         """
-        start = time.perf_counter()
-        params, version = self._snapshot
         observation.check(len(self.config.cameras), self.config.proprio_dim)
+        try:
+            return self._query(observation, *self._snapshot)
+        except Exception as error:
+            # Half a query must not be the next one's past.
+            self.reset(f'after an error: {error}')
+            raise
+
+    def _query(
+        self, observation: Observation, params: PruningParams, version: int
+    ) -> PolicyResult:
+        start = time.perf_counter()
         method = pruner(params.pruner)
         memory = self._memory
-        memory.gap_limit_s = params.reset_gap
-        reset = memory.open(observation, params.pruner)
+        # A slow model must not take its own slowness for a pause.
+        memory.gap_limit_s = max(params.reset_gap, 3.0 * self._took)
+        reset = memory.open(observation, _meaning(params))
         decision = self._controller.decide(observation.speed, params, memory.controller)
         memory.controller = decision.state
         if params.scheduler == 'ridge':
@@ -141,7 +157,9 @@ class Policy:
         pixels = self.loaded.preprocessor([p.pixels for p in observation.pictures.values()])
         displacement = memory.displacement(observation)
         steps = history_offset(displacement, params)
-        similarity, history_age = self._similarity(observation, pixels.pictures, steps)
+        similarity, history_age = None, None
+        if params.refresh_change < 1.0 or getattr(method, 'uses_similarity', False):
+            similarity, history_age = self._similarity(observation, pixels.pictures, steps)
         mode, reason = self._mode(params, decision, reset, similarity)
         prompt = self.loaded.tokenizer.encode(observation.instruction)
         proprio = self._proprio(observation)
@@ -181,9 +199,13 @@ class Policy:
         times = StageTimes(
             seen - start, embedded_at - seen, decoded - embedded_at, end - decoded, end - start
         )
-        prior = bool(memory.carry) and mode is not Mode.DENSE
+        self._took = end - start
+        prior = mode is not Mode.DENSE and bool(memory.carry)
+        prior = prior and (params.pruner != 'specprune' or 'global' in outcome.sets)
+        deviation, kept = None, None
+        if self.measure_deviation:
+            deviation, kept = self._against_dense(embedded, context, actions, outcome)
         memory.close(observation, outcome.carry, cache, mode is Mode.DENSE)
-        deviation = self._deviation(embedded, actions) if self.measure_deviation else None
         tokens = self._tokens(embedded.layout, outcome, output)
         flops, ratio = self._flops(embedded.layout, output)
         return PolicyResult(
@@ -206,8 +228,9 @@ class Policy:
             flops_ratio=ratio,
             times=times,
             device=str(self._device),
-            overlay=_overlay(pixels.pictures.cpu().numpy(), embedded.layout, outcome),
+            overlay=self._overlay(pixels.pictures, embedded.layout, outcome),
             action_deviation=deviation,
+            kept_recall=kept,
             notes=self._notes(outcome, prompt),
         )
 
@@ -224,9 +247,12 @@ class Policy:
             self._glide.reset()
             return None
         speed = observation.speed.v_t if observation.speed else None
-        actions, reason = self._glide.predict(observation.stamp_ns, self.step_dt, speed, params)
+        actions, reason = self._glide.predict(
+            observation.stamp_ns, self.step_dt, speed, params, self.config.action.gripper_dim
+        )
         if actions is None:
             return None
+        self._believe(self.loaded.statistics.normalise_actions(actions))
         self._glide.issued(actions, observation.stamp_ns, from_model=False)
         memory = self._memory
         memory.close(observation, memory.carry, memory.cache, dense=False)
@@ -331,20 +357,50 @@ class Policy:
     def _believe(self, normalised: np.ndarray) -> None:
         """Raise :class:`PolicyError` unless the actions are finite and within reason."""
         if not np.isfinite(normalised).all():
-            self.reset('non-finite actions')
             raise PolicyError('the model gave actions that are not finite; nothing was sent')
         largest = float(np.abs(normalised).max())
         if largest > self.absurd:
-            self.reset('absurd actions')
             raise PolicyError(
                 f'the model gave a normalised action of {largest:.1f}; more than '
                 f'{self.absurd:g} is not believed (absurd_action)'
             )
 
-    def _deviation(self, embedded: Embedded, actions: np.ndarray) -> np.ndarray:
-        """Largest |pruned - dense| per dimension, on the same observation."""
-        dense, _ = self._actions(self._decode(embedded, None, None), embedded.layout)
-        return np.abs(actions - dense).max(axis=0)
+    def _against_dense(
+        self,
+        embedded: Embedded,
+        context: QueryContext,
+        actions: np.ndarray,
+        outcome: PassOutcome,
+    ) -> tuple[np.ndarray, float | None]:
+        """Largest |pruned - dense| per dimension, and the share of what dense attends to most
+        that was kept, on the same observation.
+        """
+        method = pruner('specprune')
+        listening = method.begin(replace(context, mode=Mode.DENSE, carry={}))
+        output = self._decode(embedded, listening, None)
+        dense, _ = self._actions(output, embedded.layout)
+        deviation = action_deviation(torch.from_numpy(actions), torch.from_numpy(dense)).numpy()
+        scores = listening.finish().carry.get('prior')
+        if scores is None or not context.params.k_global:
+            return deviation, None
+        everything = torch.arange(embedded.layout.vision_tokens, device=scores.device)
+        left = outcome.kept[-1][1] if outcome.kept else everything
+        count = min(context.params.k_global * embedded.layout.cameras, len(everything))
+        return deviation, kept_recall(left, scores, count)
+
+    def _overlay(
+        self, pictures: Tensor, layout: TokenLayout, outcome: PassOutcome
+    ) -> Overlay | None:
+        """What a picture of the query needs, where one is wanted."""
+        if not self.wants_overlay:
+            return None
+        kept = np.ones(layout.vision_tokens, bool)
+        if outcome.kept:
+            ids = outcome.kept[-1][1].cpu().numpy()
+            kept[:] = False
+            kept[ids[ids >= 0]] = True
+        sets = {name: members.cpu().numpy() for name, members in outcome.sets.items()}
+        return Overlay(pictures.cpu().numpy(), layout.grid, sets, kept)
 
     def _tokens(
         self, layout: TokenLayout, outcome: PassOutcome, output: DecoderOutput
@@ -386,13 +442,15 @@ class Policy:
             torch.cuda.synchronize(self._device)
 
 
-def _overlay(pictures: np.ndarray, layout: TokenLayout, outcome: PassOutcome) -> Overlay:
-    kept = np.ones(layout.vision_tokens, bool)
-    if outcome.kept:
-        ids = outcome.kept[-1][1].cpu().numpy()
-        kept[:] = False
-        kept[ids[ids >= 0]] = True
-    sets: Mapping[str, np.ndarray] = {
-        name: members.cpu().numpy() for name, members in outcome.sets.items()
-    }
-    return Overlay(pictures, layout.grid, sets, kept)
+def _meaning(params: PruningParams) -> tuple[object, ...]:
+    """What the scores carried from query to query mean: who listened where, to which rows."""
+    return (
+        params.pruner,
+        params.layers_global,
+        params.rows_global,
+        params.update_layers,
+        params.rows_layer,
+        params.confidence,
+        params.confidence_normalised,
+        params.confidence_when,
+    )

@@ -60,7 +60,8 @@ class PolicyResult:
     ``history_steps`` and ``history_age`` (seconds) tell which past picture was compared with,
     ``None`` without one. ``action_deviation`` is the largest absolute difference from a dense pass
     per action dimension, where that was asked for.
-    ``overlay`` is ``None`` where the model was not run.
+    ``kept_recall`` is the share of what that dense pass attended to most that was kept.
+    ``overlay`` is ``None`` where the model was not run or nobody looks.
     """
 
     actions: np.ndarray
@@ -84,4 +85,5 @@ class PolicyResult:
     device: str
     overlay: Overlay | None
     action_deviation: np.ndarray | None = None
+    kept_recall: float | None = None
     notes: tuple[str, ...] = field(default=())

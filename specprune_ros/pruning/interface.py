@@ -207,7 +207,11 @@ class PrunePass(Protocol):
 
 
 class Pruner(Protocol):
-    """A pruning method. Holds no state of its own between queries: memory lives in the policy."""
+    """A pruning method. Holds no state of its own between queries: memory lives in the policy.
+
+    One that compares pictures has a class attribute ``uses_similarity = True``; for the others the
+    comparison is not made.
+    """
 
     name: str
 

@@ -174,6 +174,7 @@ class SpecPrune:
     """The method of the paper as a :class:`~specprune_ros.pruning.interface.Pruner`."""
 
     name = 'specprune'
+    uses_similarity = True
 
     def plan(self, layout: TokenLayout, params: PruningParams, mode: Mode) -> PruneSchedule:
         """Schedule of one query; raises ParamError where layout and parameters do not fit."""

@@ -50,6 +50,7 @@ class VLACache:
     """Key/value reuse of static, task-irrelevant patches. Shapes depend on the data."""
 
     name = 'vla_cache'
+    uses_similarity = True
 
     def plan(self, layout: TokenLayout, params: PruningParams, mode: Mode) -> PruneSchedule:
         """Listen to the text in every layer; stop computing at four boundaries."""

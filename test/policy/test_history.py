@@ -45,8 +45,14 @@ def test_the_number_is_bounded_whatever_the_rate():
     assert len(filled(*(1e-4 * i for i in range(500)))) == CAPACITY
 
 
-def test_a_picture_from_the_past_is_not_stored():
-    history = filled(1.0, 1.2)
-    assert not history.push('agent', picture(1.1))
-    assert history.push('agent', picture(1.2))  # the same one again is no fault
-    assert len(history) == 2
+def test_one_stamp_from_the_future_keeps_no_true_picture_out():
+    history = filled(1.0, 1.1, 3600.0, 1.2)
+    assert history.at('agent', 9 * SECOND, 9 * SECOND).stamp_ns == 1.2 * SECOND
+    assert history.at('agent', round(1.19 * SECOND), 9 * SECOND) is not None
+
+
+def test_pictures_closer_than_asked_are_thinned_out():
+    history = FrameHistory(SECOND, apart_ns=round(0.02 * SECOND))
+    for step in range(100):
+        history.push('agent', picture(0.01 * step))
+    assert len(history) == 50
