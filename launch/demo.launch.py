@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from launch import LaunchContext, LaunchDescription
 from launch.actions import (
     DeclareLaunchArgument,
     IncludeLaunchDescription,
@@ -21,7 +22,6 @@ from launch.logging import get_logger
 from launch.substitutions import LaunchConfiguration, PathJoinSubstitution, ThisLaunchFileDir
 from launch_ros.actions import Node
 
-from launch import LaunchContext, LaunchDescription
 from specprune_ros.nodes.demo import bundled_recording
 from specprune_ros.sim.render_backend import prepare
 

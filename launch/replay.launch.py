@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 from ament_index_python.packages import PackageNotFoundError, get_package_prefix
+from launch import LaunchContext, LaunchDescription
 from launch.actions import (
     DeclareLaunchArgument,
     ExecuteProcess,
@@ -30,7 +31,6 @@ from launch_ros.event_handlers import OnStateTransition
 from launch_ros.events.lifecycle import StateTransition
 from std_msgs.msg import String
 
-from launch import LaunchContext, LaunchDescription
 from specprune_ros.nodes.bag import BagReader
 from specprune_ros.nodes.replay import POLICY, choose_topics
 from specprune_ros.nodes.wiring import profile_path

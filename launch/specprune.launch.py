@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from launch import LaunchContext, LaunchDescription
 from launch.actions import (
     DeclareLaunchArgument,
     EmitEvent,
@@ -35,7 +36,6 @@ from launch_ros.events.lifecycle import ChangeState, StateTransition
 from launch_ros.utilities import make_namespace_absolute, prefix_namespace
 from lifecycle_msgs.msg import Transition
 
-from launch import LaunchContext, LaunchDescription
 from specprune_ros.nodes.wiring import (
     policy_parameters,
     policy_remappings,

@@ -11,8 +11,9 @@ from rclpy.lifecycle import LifecycleNode
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Bool, String
 
-from specprune_ros.nodes.arm_ports import SECOND_NS, load
+from specprune_ros.nodes.arm_ports import load
 from specprune_ros.nodes.quality import latched, newest
+from specprune_ros.nodes.stamps import stamp_ns
 from specprune_ros.robot import profile as profiles
 from specprune_ros.robot.geometry import Pose, normalised
 from specprune_ros.robot.profile import Profile
@@ -102,10 +103,10 @@ class ArmState:
             self._complain(POSE, f'is not finite or its quaternion is not of unit length: {pose}')
             return
         self.pose = Pose(pose.position, normalised(pose.orientation))
-        self._watchdog.measured(POSE, _stamp(message))
+        self._watchdog.measured(POSE, stamp_ns(message))
 
     def _on_joints(self, message: JointState) -> None:
-        stamp = _stamp(message)
+        stamp = stamp_ns(message)
         if len(message.position) != len(message.name):
             self._complain(
                 JOINTS, f'{len(message.position)} positions for {len(message.name)} names'
@@ -160,7 +161,3 @@ class ArmState:
         ready = ready and not message.fault
         detail = f'{message.operational_status_name} {message.message}'.strip()
         self._watchdog.driver(ready, '' if ready else detail or 'not operational')
-
-
-def _stamp(message: Any) -> int:
-    return message.header.stamp.sec * SECOND_NS + message.header.stamp.nanosec

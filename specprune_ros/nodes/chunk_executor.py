@@ -83,7 +83,7 @@ class ChunkExecutor(AutoLifecycleNode):
 
     def __init__(self) -> None:
         super().__init__('chunk_executor')
-        self._settings = Settings(self, SETTINGS, lambda values: None, lambda values: None)
+        self._settings = Settings(self, SETTINGS)
         self._profile: profiles.Profile | None = None
         self._port: ArmPort | None = None
         self._gripper: GripperPort | None = None

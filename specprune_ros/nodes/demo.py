@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
+import shutil
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,11 @@ from std_msgs.msg import String
 
 from specprune_ros.msg import ActionChunk, PruneStats
 from specprune_ros.nodes.bag import BagWriter, jpeg
-from specprune_ros.nodes.machine import machine
-from specprune_ros.nodes.monitor import Monitor, stamp_ns
-from specprune_ros.nodes.processes import NodeDied, NodeProcess, stop_all
+from specprune_ros.nodes.machine import as_json, machine
+from specprune_ros.nodes.monitor import Monitor
+from specprune_ros.nodes.processes import NodeDied, NodeProcess, end_on_signals, stop_all
 from specprune_ros.nodes.quality import every, latched, newest
+from specprune_ros.nodes.stamps import stamp_ns
 from specprune_ros.nodes.wiring import (
     policy_parameters,
     policy_remappings,
@@ -38,6 +39,7 @@ from specprune_ros.sim.render_backend import prepare
 
 POLICY, ARM, EXECUTOR = 'specprune_node', 'sim_arm', 'chunk_executor'
 START_PATIENCE = 60.0  # s until the first chunk
+LEAST = 3.0  # s; fewer chunks than one in this time is no success
 RECORD_RATE = 10.0  # pictures a second in the recording
 STATUS_RATE = 4.0  # Hz
 REPORT_PERIOD = 10.0  # s between lines where the output is no terminal
@@ -83,6 +85,10 @@ class Recorder:
         for topic in (seen.robot_description, f'/{POLICY}/instruction'):
             node.create_subscription(String, topic, self._message(topic), latched())
 
+    def say(self, instruction: str) -> None:
+        """Record a sentence that goes to the policy as a parameter and not over the topic."""
+        self._bag.write(f'/{POLICY}/instruction', String(data=instruction), self._now())
+
     def close(self) -> None:
         """Finish the recording."""
         self._bag.__exit__(None, None, None)
@@ -120,15 +126,19 @@ def run_demo(options: DemoOptions) -> int:
     monitor = Monitor(POLICY, tuple(profile.observation.cameras))
     executor = SingleThreadedExecutor()
     executor.add_node(monitor)
-    recorder = Recorder(monitor, profile, _fresh_folder(options.out / 'bag'))
+    recorder: Recorder | None = None
     processes: list[NodeProcess] = []
+    end_on_signals()
     ok = False
     statuses: dict[str, int] = {}
     memory: dict[str, list[int]] = {}
     try:
-        processes = _start(options, profile, renders=not missing)
+        recorder = Recorder(monitor, profile, _fresh_folder(options.out / 'bag'))
+        recorder.say(options.instructions[0])
+        for process in _processes(options, profile, renders=not missing):
+            processes.append(process)
         memory = _watch(options, monitor, executor, processes, console)
-        ok = monitor.tally.chunks > 0
+        ok = monitor.tally.chunks >= options.seconds / LEAST
     except NodeDied as error:
         console.print(f'[red]{error}[/]')
     except KeyboardInterrupt:
@@ -137,7 +147,8 @@ def run_demo(options: DemoOptions) -> int:
     finally:
         # The executor first: it stops the arm while arm and policy still listen.
         statuses = stop_all(list(reversed(processes)))
-        recorder.close()
+        if recorder is not None:
+            recorder.close()
         executor.remove_node(monitor)
         monitor.destroy_node()
         rclpy.try_shutdown()
@@ -145,11 +156,13 @@ def run_demo(options: DemoOptions) -> int:
     for name, status in bad.items():
         console.print(f'[red]{name} ended with status {status}[/] (see {options.out}/log)')
     _report(options, monitor, memory, statuses, console, rendered=not missing)
+    if not ok:
+        console.print(f'[red]only {monitor.tally.chunks} chunk(s) in {options.seconds:.0f} s[/]')
     return 0 if ok and not bad else 1
 
 
-def _start(options: DemoOptions, profile: Profile, renders: bool) -> list[NodeProcess]:
-    """The arm, the policy, the executor, and the recording as cameras where nothing renders."""
+def _processes(options: DemoOptions, profile: Profile, renders: bool) -> Iterator[NodeProcess]:
+    """Start the arm, the policy, the executor, and where nothing renders the recording."""
     log = options.out / 'log'
     arm = {'seed': options.seed, 'render': renders}
     policy = {
@@ -159,33 +172,26 @@ def _start(options: DemoOptions, profile: Profile, renders: bool) -> list[NodePr
         'query_rate': options.query_rate,
         'instruction': options.instructions[0],
     }
-    processes = [NodeProcess('sim_arm', ros_arguments({}, arm), log / 'sim_arm.log')]
+    yield NodeProcess('sim_arm', ros_arguments({}, arm), log / 'sim_arm.log')
     if not renders:
-        processes.append(
-            NodeProcess(
-                'play',
-                ros_arguments({}, {'recording': str(bundled_recording())}),
-                log / 'play.log',
-            )
+        yield NodeProcess(
+            'play',
+            ros_arguments({}, {'recording': str(bundled_recording())}),
+            log / 'play.log',
         )
-    processes.append(
-        NodeProcess(
-            'specprune_node',
-            ros_arguments(policy_remappings(profile), policy),
-            log / 'specprune_node.log',
-        )
+    yield NodeProcess(
+        'specprune_node',
+        ros_arguments(policy_remappings(profile), policy),
+        log / 'specprune_node.log',
     )
-    processes.append(
-        NodeProcess(
-            'chunk_executor',
-            ros_arguments(
-                {'~/action_chunk': f'/{POLICY}/action_chunk'},
-                {'profile': str(profile_path('sim_arm'))},
-            ),
-            log / 'chunk_executor.log',
-        )
+    yield NodeProcess(
+        'chunk_executor',
+        ros_arguments(
+            {'~/action_chunk': f'/{POLICY}/action_chunk'},
+            {'profile': str(profile_path('sim_arm'))},
+        ),
+        log / 'chunk_executor.log',
     )
-    return processes
 
 
 def _watch(
@@ -207,7 +213,7 @@ def _watch(
             raise NodeDied(
                 f'no chunk within {START_PATIENCE:.0f} s '
                 f'({monitor.diagnosis or "no diagnostics"});\n'
-                f'{processes[-2].tail()}'
+                f'{next(p for p in processes if p.name == POLICY).tail()}'
             )
     memory: dict[str, list[int]] = {process.name: [] for process in processes}
     begin = time.monotonic()
@@ -296,7 +302,7 @@ def _report(
         monitor.film.save_gif(options.out / 'demo.gif')
     numbers['recording'] = str(options.out / 'bag')
     options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps(_finite(numbers), indent=2) + '\n')
+    options.json.write_text(as_json(numbers))
     table = Table(title='What the demo did', show_header=False, title_justify='left')
     table.add_row('chunks', str(numbers['chunks']))
     if numbers['latency_ms']:
@@ -341,18 +347,13 @@ def memory_growth(values: list[int]) -> dict[str, float] | None:
 
 
 def _fresh_folder(path: Path) -> Path:
-    """A path that does not exist yet: an earlier recording of ours is replaced."""
-    if (path / 'metadata.yaml').exists():
-        for file in path.iterdir():
-            file.unlink()
-        path.rmdir()
+    """A path that does not exist yet: an earlier recording, finished or not, is replaced.
+
+    Raises :class:`NodeDied` where something else is there.
+    """
+    if path.exists():
+        strange = [f.name for f in path.iterdir() if f.suffix not in ('.mcap', '.yaml')]
+        if strange:
+            raise NodeDied(f'{path} holds {", ".join(strange)}, no recording; move it away')
+        shutil.rmtree(path)
     return path
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no NaN."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

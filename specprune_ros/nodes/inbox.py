@@ -13,6 +13,7 @@ from threading import Condition
 
 import numpy as np
 
+from specprune_ros.policy.memory import SECOND_NS
 from specprune_ros.policy.observation import (
     Observation,
     ObservationError,
@@ -20,8 +21,6 @@ from specprune_ros.policy.observation import (
     check_instruction,
 )
 from specprune_ros.pruning.controller import SpeedSample
-
-SECOND_NS = 1_000_000_000
 
 
 class NotReady(Exception):
@@ -261,19 +260,24 @@ class Inbox:
                 return (
                     f'proprioception: {age:.2f} s old, the limit is {self.limits.state_age:.2f} s'
                 )
+            if age < -self.limits.future:
+                return f"proprioception: stamped {-age:.2f} s ahead of this node's clock"
         return None
 
     def _too_old(self, stamp_ns: int, now_ns: int) -> bool:
-        return now_ns - stamp_ns > self.limits.state_age * SECOND_NS
+        age = (now_ns - stamp_ns) / SECOND_NS
+        return not -self.limits.future <= age <= self.limits.state_age
 
     def _aged_speed(self, now_ns: int) -> SpeedSample | None:
         speed = self._speed
-        if speed is None:
+        age = (now_ns - self._speed_stamp) / SECOND_NS
+        # A speed from the future is no speed; one too old the controller judges itself.
+        if speed is None or age < -self.limits.future:
             return None
         return SpeedSample(
             v_t=speed.v_t,
             v_r=speed.v_r,
             dz=speed.dz,
             source=speed.source,
-            age_s=(now_ns - self._speed_stamp) / SECOND_NS,
+            age_s=age,
         )

@@ -46,14 +46,20 @@ class InferenceThread(threading.Thread):
         self._idle = threading.Event()
         self._ending = threading.Event()
         self._error: Exception | None = None
+        self._generation = 0
         self.policy: Policy | None = None
 
-    def load(self, timeout: float) -> Policy:
-        """Start the thread and wait for the policy. Raises what building it raised, or
-        TimeoutError.
+    def load(self, timeout: float, interrupted: Callable[[], bool] = lambda: False) -> Policy:
+        """Start the thread and wait for the policy, unless ``interrupted`` becomes true.
+
+        Raises what building it raised, ``TimeoutError`` or ``InterruptedError``.
         """
         self.start()
-        if not self._built.wait(timeout):
+        end = time.monotonic() + timeout
+        while not self._built.wait(PATIENCE) and time.monotonic() < end:
+            if interrupted():
+                raise InterruptedError('asked to end while loading')
+        if not self._built.is_set():
             raise TimeoutError(
                 f'the model was not ready after {timeout:.0f} s (model.load_timeout)'
             )
@@ -70,6 +76,7 @@ class InferenceThread(threading.Thread):
     def deactivate(self, timeout: float = 5.0) -> bool:
         """Stop querying; returns whether the query under way ended in time."""
         self._active.clear()
+        self._generation += 1
         return self._idle.wait(timeout)
 
     def close(self, timeout: float = 5.0) -> None:
@@ -79,7 +86,8 @@ class InferenceThread(threading.Thread):
         self._inbox.close()
         if self.is_alive():
             self.join(timeout)
-        self.policy = None
+        if not self.is_alive():
+            self.policy = None
 
     def run(self) -> None:
         """Thread body."""
@@ -114,7 +122,7 @@ class InferenceThread(threading.Thread):
 
     def _query(self) -> None:
         assert self.policy is not None
-        begin = self._now_ns()
+        begin, generation = self._now_ns(), self._generation
         try:
             observation = self._inbox.take(begin)
             result = self.policy.act(observation)
@@ -122,8 +130,12 @@ class InferenceThread(threading.Thread):
             self._refuse(str(error))
             return
         except Exception as error:  # a failing device must stop the arm, not end the thread
-            self.policy.reset(f'after an error: {error}')
             self._refuse(f'the policy failed: {type(error).__name__}: {error}')
             return
-        if self._active.is_set() and not self._ending.is_set():
+        # What was asked before a stop is not answered after it.
+        if generation != self._generation or self._ending.is_set():
+            return
+        try:
             self._deliver(observation, result, begin, self._now_ns())
+        except Exception as error:  # nor must a message that cannot be made
+            self._refuse(f'the result cannot be published: {type(error).__name__}: {error}')

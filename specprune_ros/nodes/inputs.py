@@ -4,6 +4,7 @@ it.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -11,7 +12,6 @@ from typing import Any
 import numpy as np
 from geometry_msgs.msg import AccelStamped, PoseStamped, TwistStamped
 from rclpy.lifecycle import LifecycleNode
-from rclpy.time import Time
 from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import String
 
@@ -19,6 +19,7 @@ from specprune_ros.nodes.inbox import Inbox, Timed
 from specprune_ros.nodes.meters import RateMeter
 from specprune_ros.nodes.pictures import PictureError, compressed_to_rgb, to_rgb
 from specprune_ros.nodes.quality import latched, newest
+from specprune_ros.nodes.stamps import SECOND_NS, stamp_ns
 from specprune_ros.policy.history import FrameHistory
 from specprune_ros.policy.observation import ObservationError, Picture
 from specprune_ros.pruning.controller import SpeedSample
@@ -70,11 +71,15 @@ class Inputs:
         self._values = values
         self.rates = {camera: RateMeter() for camera in inbox.cameras}
         self.speed_frame = ''
-        self._gripper: Timed | None = None
+        self._gripper: Timed | str = 'nothing received yet'
         self._joint_speed: JointSpeed | None = None
         self._twist_speed = TwistSpeed()
         self._subscriptions: list[Any] = []
-        self._subscribe()
+        try:
+            self._subscribe()
+        except UrdfError:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Unsubscribe from everything."""
@@ -114,14 +119,17 @@ class Inputs:
     def _on_picture(
         self, camera: str, decode: Callable[[Any], np.ndarray], message: Image | CompressedImage
     ) -> None:
-        self.rates[camera].tick(self._seconds())
+        self.rates[camera].tick(time.monotonic())
         try:
-            picture = Picture(decode(message), _stamp(message))
+            picture = Picture(decode(message), stamp_ns(message))
         except PictureError as error:
             self._inbox.fault(camera, str(error))
             self._complain(f"camera '{camera}'", str(error))
             return
-        if self._inbox.put_picture(camera, picture):
+        kept = self._inbox.put_picture(camera, picture)
+        ahead = picture.stamp_ns - self._node.get_clock().now().nanoseconds
+        # A stamp from the future would push the true past out.
+        if kept and ahead <= self._inbox.limits.future * SECOND_NS:
             self._history.push(camera, picture)
 
     def _on_instruction(self, message: String) -> None:
@@ -133,13 +141,13 @@ class Inputs:
             self._node.get_logger().info(f"instruction: '{message.data}'")
 
     def _on_joints(self, message: JointState) -> None:
-        stamp = _stamp(message)
+        stamp = stamp_ns(message)
         layout = self._values['proprio.layout']
         if layout == 'joints':
             self._store_joints(message, self._values['proprio.joints'], stamp)
         elif layout == 'pose_gripper':
             found = _pick(message, self._values['proprio.gripper_joints'])
-            self._gripper = Timed(found, stamp) if isinstance(found, np.ndarray) else None
+            self._gripper = found if isinstance(found, str) else Timed(found, stamp)
         if self._joint_speed is None:
             return
         try:
@@ -168,18 +176,18 @@ class Inputs:
         turn = np.array(
             [pose.orientation.x, pose.orientation.y, pose.orientation.z, pose.orientation.w]
         )
-        stamp = _stamp(message)
+        stamp = stamp_ns(message)
         if not np.isfinite(position).all() or not np.isfinite(turn).all() or not turn.any():
             reason = 'the pose is not finite, or its quaternion is zero'
-            self._inbox.lose_state(reason)
+            if self._values['proprio.layout'] == 'pose_gripper':
+                self._inbox.lose_state(f'ee_pose: {reason}')
             self._complain('ee_pose', reason)
             return
         self._inbox.put_position(position, stamp)
         if self._values['proprio.layout'] != 'pose_gripper':
             return
-        if self._gripper is None:
-            names = ', '.join(self._values['proprio.gripper_joints'])
-            self._inbox.lose_state(f'joint_states gave no finite position of {names} yet')
+        if isinstance(self._gripper, str):
+            self._inbox.lose_state(f'joint_states: {self._gripper}')
             return
         axis_angle = np.asarray(rotation_vector(tuple(turn / np.linalg.norm(turn))))
         # As old as its older half: a pose must not keep a gripper alive that nobody measures.
@@ -196,7 +204,7 @@ class Inputs:
 
     def _store_twist(self, motion: Any, message: TwistStamped | AccelStamped) -> None:
         linear, angular = motion.linear, motion.angular
-        stamp = _stamp(message)
+        stamp = stamp_ns(message)
         try:
             speed = self._twist_speed.update(
                 (linear.x, linear.y, linear.z),
@@ -225,13 +233,6 @@ class Inputs:
             self._values['speed.tip_frame'],
             prefix=self._values['speed.joint_prefix'],
         )
-
-    def _seconds(self) -> float:
-        return self._node.get_clock().now().nanoseconds / 1e9
-
-
-def _stamp(message: Any) -> int:
-    return Time.from_msg(message.header.stamp).nanoseconds
 
 
 def _pick(message: JointState, names: list[str]) -> np.ndarray | str:

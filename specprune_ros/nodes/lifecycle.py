@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -20,6 +21,8 @@ from specprune_ros.nodes.parameters import declare_read_only
 # How often the loop looks whether a signal asked it to end, in seconds.
 SIGNAL_POLL = 0.1
 BAD_ARGUMENTS = 2  # exit status
+# Set for nodes that must not outlive the process that started them: its process id.
+PARENT = 'SPECPRUNE_PARENT'
 
 
 class AutoLifecycleNode(LifecycleNode):
@@ -39,6 +42,7 @@ class AutoLifecycleNode(LifecycleNode):
             'Configure and activate at start; false leaves both to a lifecycle manager.',
         )
         self.last_error = ''
+        self.asked_to_end: Callable[[], bool] = lambda: False
 
     def setup(self) -> None:
         """Build what a configured node has. Raise to refuse."""
@@ -56,7 +60,8 @@ class AutoLifecycleNode(LifecycleNode):
         """Configure and activate if the parameter says so."""
         if not self.get_parameter('autostart').value:
             return
-        if self.trigger_configure() == TransitionCallbackReturn.SUCCESS:
+        configured = self.trigger_configure() == TransitionCallbackReturn.SUCCESS
+        if configured and not self.asked_to_end():
             self.trigger_activate()
 
     def on_configure(self, state: State) -> TransitionCallbackReturn:
@@ -100,9 +105,7 @@ class AutoLifecycleNode(LifecycleNode):
     def _attempt(self, what: str, action: Callable[[], None]) -> bool:
         try:
             action()
-        except (
-            Exception
-        ) as error:  # the node must survive whatever a model, a file or a URDF raises
+        except Exception as error:  # whatever a model, a file or a URDF raises: survive it
             self.last_error = f'{what}: {error}'
             self.get_logger().error(f'cannot {what}: {error}')
             return False
@@ -118,6 +121,7 @@ def run(make_node: Callable[[], AutoLifecycleNode]) -> int:
     """
     rclpy.init(args=sys.argv, signal_handler_options=SignalHandlerOptions.NO)
     asked: list[int] = []
+    parent = os.environ.get(PARENT)
 
     def ask(number: int, frame: FrameType | None) -> None:
         asked.append(number)
@@ -132,10 +136,12 @@ def run(make_node: Callable[[], AutoLifecycleNode]) -> int:
         get_logger('specprune_ros').fatal(f'{error}')
         rclpy.try_shutdown()
         return BAD_ARGUMENTS
+    # A parent that was killed cannot stop its nodes: they notice by themselves.
+    node.asked_to_end = lambda: bool(asked) or (parent is not None and parent != str(os.getppid()))
     executor.add_node(node)
     try:
         node.autostart()
-        while not asked and rclpy.ok():
+        while not node.asked_to_end() and rclpy.ok():
             executor.spin_once(timeout_sec=SIGNAL_POLL)
     except (KeyboardInterrupt, ExternalShutdownException):
         pass

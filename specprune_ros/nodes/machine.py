@@ -1,10 +1,13 @@
-"""What a measurement ran on."""
+"""What a measurement ran on, and how it is written down."""
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import platform
 from pathlib import Path
+from typing import Any
 
 
 def machine() -> dict[str, str | int]:
@@ -23,3 +26,17 @@ def machine() -> dict[str, str | int]:
         'system': platform.platform(),
         'python': platform.python_version(),
     }
+
+
+def as_json(value: Any) -> str:
+    """JSON text of a result; NaN, which JSON has not, becomes null."""
+    return json.dumps(_finite(value), indent=2) + '\n'
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

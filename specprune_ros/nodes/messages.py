@@ -6,15 +6,15 @@ import array
 import math
 
 import numpy as np
-from builtin_interfaces.msg import Duration, Time
+from builtin_interfaces.msg import Duration
 from std_msgs.msg import Header
 
 from specprune_ros.models.config import ActionConfig
 from specprune_ros.msg import ActionChunk, PruneStats
+from specprune_ros.nodes.stamps import SECOND_NS, nanoseconds, time_message
 from specprune_ros.policy.result import PolicyResult
 from specprune_ros.pruning.interface import Mode
 
-SECOND_NS = 1_000_000_000
 KINDS = {
     'ee_delta': ActionChunk.KIND_EE_DELTA,
     'ee_pose': ActionChunk.KIND_EE_POSE,
@@ -44,12 +44,6 @@ MODES = {
 }
 
 
-def time_message(nanoseconds: int) -> Time:
-    """A time stamp; times before the epoch become zero, which is all the message can say."""
-    seconds, rest = divmod(max(nanoseconds, 0), SECOND_NS)
-    return Time(sec=seconds, nanosec=rest)
-
-
 def chunk_message(
     result: PolicyResult,
     action: ActionConfig,
@@ -68,8 +62,7 @@ def chunk_message(
         # The head regresses: 1.02 means open. The message promises 0 to 1.
         actions[:, action.gripper_dim] = actions[:, action.gripper_dim].clip(0.0, 1.0)
     horizon = len(actions)
-    observed = header.stamp.sec * SECOND_NS + header.stamp.nanosec
-    elapsed = math.floor((end_ns - observed) / SECOND_NS / step_dt)
+    elapsed = math.floor((end_ns - nanoseconds(header.stamp)) / SECOND_NS / step_dt)
     seconds, rest = divmod(round(step_dt * SECOND_NS), SECOND_NS)
     return ActionChunk(
         header=header,
@@ -136,6 +129,7 @@ def stats_message(result: PolicyResult, header: Header, sequence: int, frame: st
         time_total=times.total,
         device=result.device,
         action_deviation=[] if deviation is None else [float(value) for value in deviation],
+        kept_recall=_or_nan(result.kept_recall),
         notes=list(result.notes),
     )
 

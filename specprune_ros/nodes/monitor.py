@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.node import Node
-from rclpy.time import Time
 from sensor_msgs.msg import Image
 from std_msgs.msg import String
 
@@ -20,6 +19,7 @@ from specprune_ros.nodes.film import Film, Frame
 from specprune_ros.nodes.meters import RateMeter
 from specprune_ros.nodes.pictures import to_rgb
 from specprune_ros.nodes.quality import every, latched, newest
+from specprune_ros.nodes.stamps import SECOND_NS, nanoseconds
 
 MODES = {
     PruneStats.MODE_DENSE: 'dense',
@@ -31,7 +31,7 @@ MODES = {
 
 def seconds(stamp: Any) -> float:
     """A time message in seconds."""
-    return stamp.sec + 1e-9 * stamp.nanosec
+    return nanoseconds(stamp) / SECOND_NS
 
 
 @dataclass
@@ -176,11 +176,6 @@ class Monitor(Node):
     def _kept(stats: PruneStats) -> str:
         steps = [stats.tokens_in, *stats.tokens_after]
         return ' > '.join(str(step) for step in steps)
-
-
-def stamp_ns(message: Any) -> int:
-    """A message's header stamp in nanoseconds."""
-    return Time.from_msg(message.header.stamp).nanoseconds
 
 
 def mean(values: Any) -> float | None:

@@ -89,17 +89,17 @@ class Settings:
     """A node's declared parameters: values by name, refusals with reasons, one callback after a
     change.
 
-    ``check`` sees all values together, as they would be after the change, and raises
-    ``ValueError`` to refuse it; it must not have side effects. ``apply`` is called once after a
-    change was accepted.
+    ``check`` sees all values together, as they would be after the change, and the values that the
+    request itself names; it raises ``ValueError`` to refuse and must not have side effects.
+    ``apply`` is called with the same once a change was accepted.
     """
 
     def __init__(
         self,
         node: Node,
         settings: Iterable[Setting],
-        check: Callable[[Mapping[str, Value]], None],
-        apply: Callable[[Mapping[str, Value]], None],
+        check: Callable[[Mapping[str, Value], Mapping[str, Value]], None] | None = None,
+        apply: Callable[[Mapping[str, Value], Mapping[str, Value]], None] | None = None,
     ) -> None:
         self._node = node
         self._settings = {setting.name: setting for setting in settings}
@@ -125,6 +125,11 @@ class Settings:
         """Every parameter's value by name."""
         return {name: _plain(self._node.get_parameter(name).value) for name in self._settings}
 
+    def given(self) -> dict[str, Any]:
+        """Values that the command line or a file gave at start."""
+        overridden = getattr(self._node, '_parameter_overrides', {})
+        return {name: value for name, value in self.values().items() if name in overridden}
+
     def write(self, values: Mapping[str, Value]) -> None:
         """Set several parameters together, as the node itself, where they differ."""
         now = self.values()
@@ -145,33 +150,34 @@ class Settings:
             reason = setting.refuse(values[name])
             if reason:
                 raise ValueError(reason)
-        self._check(values)
+        if self._check is not None:
+            self._check(values, {})
 
     def _on_set(self, parameters: list[Parameter]) -> SetParametersResult:
-        values = self.values()
-        for parameter in parameters:
-            setting = self._settings.get(parameter.name)
-            if setting is None:
-                continue
+        request = self._requested(parameters)
+        for name, value in request.items():
+            setting = self._settings[name]
             if self.frozen and not setting.live:
                 return _refused(
-                    f'{parameter.name} is fixed while the node is configured; '
-                    'deactivate and clean up first'
+                    f'{name} is fixed while the node is configured; deactivate and clean up first'
                 )
-            value = _plain(parameter.value)
             reason = setting.refuse(value)
             if reason:
                 return _refused(reason)
-            values[parameter.name] = value
-        try:
-            self._check(values)
-        except ValueError as error:
-            return _refused(str(error))
+        if self._check is not None and request:
+            try:
+                self._check({**self.values(), **request}, request)
+            except ValueError as error:
+                return _refused(str(error))
         return SetParametersResult(successful=True)
 
     def _after_set(self, parameters: list[Parameter]) -> None:
-        if any(parameter.name in self._settings for parameter in parameters):
-            self._apply(self.values())
+        request = self._requested(parameters)
+        if request and self._apply is not None:
+            self._apply(self.values(), request)
+
+    def _requested(self, parameters: list[Parameter]) -> dict[str, Any]:
+        return {p.name: _plain(p.value) for p in parameters if p.name in self._settings}
 
 
 def _refused(reason: str) -> SetParametersResult:

@@ -10,7 +10,7 @@ from PIL import Image as PillowImage
 from PIL import UnidentifiedImageError
 from sensor_msgs.msg import CompressedImage, Image
 
-from specprune_ros.policy.observation import MAX_SIDE, MIN_SIDE
+from specprune_ros.policy.limits import MAX_SIDE, MIN_SIDE
 
 # Channels per pixel, and which of them are red, green, blue.
 ENCODINGS = {

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
+
+from specprune_ros.nodes.lifecycle import PARENT
 
 STOP_PATIENCE = 15.0  # s from SIGINT to SIGKILL
 
@@ -25,12 +29,13 @@ class NodeProcess:
         log.parent.mkdir(parents=True, exist_ok=True)
         self._file = log.open('wb')
         self.process = subprocess.Popen(
-            [sys.executable, '-m', f'specprune_ros.nodes.{module}', *arguments],
+            [sys.executable, '-m', 'specprune_ros.nodes.start', module, *arguments],
             stdout=self._file,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
             # Not in the terminal's group: Ctrl-C reaches the parent, which stops them in order.
             start_new_session=True,
+            env={**os.environ, PARENT: str(os.getpid())},
         )
 
     def check(self) -> None:
@@ -67,9 +72,27 @@ class NodeProcess:
         return None
 
 
+def end_on_signals() -> None:
+    """Make SIGTERM and SIGHUP what Ctrl-C is, so that nodes are stopped in order."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, interrupt)
+
+
 def stop_all(processes: Sequence[NodeProcess]) -> dict[str, int]:
-    """Stop in the order given; exit status by name."""
-    return {process.name: process.stop() for process in processes}
+    """Stop in the order given, undisturbed by further signals; exit status by name."""
+    kept = [
+        (number, signal.signal(number, signal.SIG_IGN))
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    ]
+    try:
+        return {process.name: process.stop() for process in processes}
+    finally:
+        for number, handler in kept:
+            signal.signal(number, handler)
 
 
 def wait_until(condition: object, seconds: float, step: float = 0.02) -> bool:

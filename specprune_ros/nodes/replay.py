@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -23,10 +22,11 @@ from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import String
 
 from specprune_ros.nodes.bag import BagError, BagReader, Recorded
-from specprune_ros.nodes.machine import machine
-from specprune_ros.nodes.monitor import Monitor, stamp_ns
-from specprune_ros.nodes.processes import NodeDied, NodeProcess
+from specprune_ros.nodes.machine import as_json, machine
+from specprune_ros.nodes.monitor import Monitor
+from specprune_ros.nodes.processes import NodeDied, NodeProcess, end_on_signals, stop_all
 from specprune_ros.nodes.quality import every, latched
+from specprune_ros.nodes.stamps import stamp_ns
 from specprune_ros.nodes.wiring import policy_parameters, policy_remappings, ros_arguments
 from specprune_ros.robot.profile import Profile
 
@@ -55,7 +55,8 @@ def choose_topics(bag: BagReader, profile: Profile) -> tuple[dict[str, type], di
     Raises :class:`BagError` naming what the recording lacks.
     """
     seen, there = profile.observation, bag.topics()
-    cameras = [camera.topic for camera in seen.cameras.values()]
+    # A profile may name either form of a picture topic, and so may the recording.
+    cameras = [camera.topic.removesuffix(SUFFIX) for camera in seen.cameras.values()]
     raw = [topic for topic in cameras if there.get(topic) == 'sensor_msgs/msg/Image']
     packed = [
         topic + SUFFIX
@@ -162,15 +163,18 @@ def _play(
     console: Console,
 ) -> int:
     rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
+    end_on_signals()
     player = Player(topics, tuple(options.profile.observation.cameras))
     executor = SingleThreadedExecutor()
     executor.add_node(player)
     remappings = policy_remappings(options.profile)
-    if parameters['image_transport'] == 'compressed':
-        remappings = {
-            private: topic + SUFFIX if private.startswith('~/image/') else topic
-            for private, topic in remappings.items()
-        }
+    packed = parameters['image_transport'] == 'compressed'
+    remappings = {
+        private: topic.removesuffix(SUFFIX) + SUFFIX * packed
+        if private.startswith('~/image/')
+        else topic
+        for private, topic in remappings.items()
+    }
     process = NodeProcess(
         POLICY,
         ros_arguments(
@@ -193,7 +197,7 @@ def _play(
     except KeyboardInterrupt:
         console.print('stopped')
     finally:
-        ended = process.stop()
+        ended = stop_all([process])[POLICY]
         executor.remove_node(player)
         player.destroy_node()
         rclpy.try_shutdown()
@@ -265,7 +269,7 @@ def _report(options: ReplayOptions, bag: BagReader, player: Player, console: Con
     numbers['machine'] = machine()
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(numbers, indent=2) + '\n')
+        options.json.write_text(as_json(numbers))
     table = Table(title=f'Replay of {options.bag}', show_header=False, title_justify='left')
     table.add_row('recorded', f'{bag.duration:.1f} s')
     table.add_row('chunks', str(numbers['chunks']))

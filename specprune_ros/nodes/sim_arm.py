@@ -51,7 +51,7 @@ class SimArm(AutoLifecycleNode):
 
     def __init__(self) -> None:
         super().__init__('sim_arm')
-        self._settings = Settings(self, SETTINGS, lambda values: None, lambda values: None)
+        self._settings = Settings(self, SETTINGS)
         self._world: World | None = None
         self._timer: Any = None
         self._listening: list[Any] = []

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import math
 import re
+import time
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from builtin_interfaces.msg import Time as TimeMessage
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from rclpy.clock import Clock, ClockType
 from rclpy.time import Time
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
@@ -20,16 +22,17 @@ from std_srvs.srv import SetBool, Trigger
 
 from specprune_ros.msg import ActionChunk, PruneStats
 from specprune_ros.nodes import kept
-from specprune_ros.nodes.inbox import SECOND_NS, Inbox, Limits
+from specprune_ros.nodes.inbox import Inbox, Limits
 from specprune_ros.nodes.inference import InferenceThread
 from specprune_ros.nodes.inputs import COMPLAIN_PERIOD, Inputs, sample
 from specprune_ros.nodes.lifecycle import AutoLifecycleNode, run
-from specprune_ros.nodes.messages import chunk_message, stats_message, time_message
+from specprune_ros.nodes.messages import chunk_message, stats_message
 from specprune_ros.nodes.meters import Percentiles, RateMeter
 from specprune_ros.nodes.parameters import Settings
 from specprune_ros.nodes.pictures import to_message
 from specprune_ros.nodes.quality import every, newest
 from specprune_ros.nodes.settings import NODE_SETTINGS, pruning_settings
+from specprune_ros.nodes.stamps import SECOND_NS, time_message
 from specprune_ros.policy.observation import Observation
 from specprune_ros.policy.overlay import draw
 from specprune_ros.policy.policy import Policy
@@ -62,9 +65,13 @@ class SpecPruneNode(AutoLifecycleNode):
         self._chunk_rate = RateMeter()
         self._latency = Percentiles()
         self._last: PolicyResult | None = None
+        self._showing = False
+        self._chosen: dict[str, Any] = {}
         self._settings = Settings(
             self, (*NODE_SETTINGS, *pruning_settings()), self._check, self._apply
         )
+        # What was chosen besides the preset's own values: kept when the node is configured anew.
+        self._chosen = _pruning(self._settings.given())
         self._chunks = self.create_publisher(ActionChunk, '~/action_chunk', every())
         self._stats = self.create_publisher(PruneStats, '~/prune_stats', every())
         self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', every())
@@ -72,7 +79,10 @@ class SpecPruneNode(AutoLifecycleNode):
         self._masks: dict[str, Any] = {}
         self.create_service(Trigger, '~/reset', self._on_reset)
         self.create_service(SetBool, '~/enable', self._on_enable)
-        self.create_timer(DIAGNOSTICS_PERIOD, self._report)
+        # On real time: diagnostics matter most while /clock stands still.
+        self.create_timer(
+            DIAGNOSTICS_PERIOD, self._report, clock=Clock(clock_type=ClockType.STEADY_TIME)
+        )
 
     # Lifecycle.
 
@@ -80,7 +90,7 @@ class SpecPruneNode(AutoLifecycleNode):
         """Check every parameter, build the model, subscribe to nothing yet."""
         self._settings.check_now()
         values = self._settings.values()
-        self._params = PruningParams().replace(**_pruning(values, changed_only=True))
+        self._params = _build_params(self._chosen)
         self._speed_source, self._base_frame = values['speed.source'], values['base_frame']
         self._inbox = Inbox(values['cameras'], values['proprio.layout'] != 'none', _limits(values))
         if values['instruction']:
@@ -96,7 +106,7 @@ class SpecPruneNode(AutoLifecycleNode):
         self.get_logger().info(
             f'loading {values["model.path"] or values["model.preset"] + " (random weights)"}'
         )
-        self._policy = self._thread.load(values['model.load_timeout'])
+        self._policy = self._thread.load(values['model.load_timeout'], self.asked_to_end)
         for camera in values['cameras']:
             self._overlays[camera] = self.create_publisher(
                 Image, f'~/overlay/{camera}', newest(reliable=True)
@@ -161,6 +171,7 @@ class SpecPruneNode(AutoLifecycleNode):
             threads=values['model.threads'],
             platform=values['model.platform'],
             fast_pictures=values['model.fast_pictures'],
+            params=self._params,
         )
         policy.absurd = values['absurd_action']
         policy.measure_deviation = values['measure.action_deviation']
@@ -175,12 +186,17 @@ class SpecPruneNode(AutoLifecycleNode):
                 f"proprio.layout is '{values['proprio.layout']}', but the model reads "
                 f'{policy.config.proprio_dim} numbers of proprioception'
             )
-        policy.set_params(self._params)
+        policy.check_params(self._params)
         seconds = policy.warm_up()
         self.get_logger().info(f'warm: a query takes {1e3 * seconds:.1f} ms')
         return policy
 
     def _pace(self) -> tuple[float, float]:
+        if self._policy is not None:
+            self._policy.wants_overlay = any(
+                publisher.get_subscription_count()
+                for publisher in (*self._overlays.values(), *self._masks.values())
+            )
         rate = self.get_parameter('query_rate').value
         return (1.0 / rate if rate > 0 else 0.0), self.get_parameter('fresh_wait').value
 
@@ -209,7 +225,7 @@ class SpecPruneNode(AutoLifecycleNode):
         frame = self._inputs.speed_frame if self._inputs else ''
         self._stats.publish(stats_message(result, header, self._sequence, frame))
         self._follow_actions(result, end)
-        self._chunk_rate.tick(end / SECOND_NS)
+        self._chunk_rate.tick(time.monotonic())
         self._latency.add((end - observation.stamp_ns) / SECOND_NS)
         self._last = result
         if self._refusal:
@@ -257,42 +273,52 @@ class SpecPruneNode(AutoLifecycleNode):
 
     # Parameters.
 
-    def _check(self, values: Mapping[str, Any]) -> None:
+    def _check(self, values: Mapping[str, Any], request: Mapping[str, Any]) -> None:
         for name in ('cameras', 'proprio.joints', 'proprio.gripper_joints'):
             if len(set(values[name])) != len(values[name]) or not all(values[name]):
                 raise ValueError(f'{name} must hold different, non-empty names')
         if not values['cameras']:
             raise ValueError('cameras must name at least one camera')
-        params = self._params.replace(**self._changes(values))
+        params = _build_params(self._after(request))
         if self._policy is not None:
             self._policy.check_params(params)
 
-    def _apply(self, values: Mapping[str, Any]) -> None:
-        changes = self._changes(values)
-        if changes:
-            self._params = self._params.replace(**changes)
-            if self._policy is not None:
-                version = self._policy.set_params(self._params)
-                self.get_logger().info(
-                    f'parameters version {version}: '
-                    + ', '.join(f'{name} = {value}' for name, value in changes.items())
-                )
-            if 'preset' in changes:
-                self._show(self._params)
+    def _apply(self, values: Mapping[str, Any], request: Mapping[str, Any]) -> None:
+        changes = _pruning(request)
+        if changes and not self._showing:
+            self._chosen = self._after(request)
+            self._use(_build_params(self._chosen), changes)
         if self._policy is not None:
             self._policy.absurd = values['absurd_action']
             self._policy.measure_deviation = values['measure.action_deviation']
         if self._inbox is not None:
             self._inbox.limits = _limits(values)
 
-    def _changes(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Pruning values that differ from the snapshot in force."""
-        now = self._params.as_dict()
-        return {name: value for name, value in _pruning(values).items() if value != now[name]}
+    def _after(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Pruning values chosen so far, with the request's: a preset lets go of all others."""
+        changes = {} if self._showing else _pruning(request)
+        return changes if 'preset' in changes else {**self._chosen, **changes}
+
+    def _use(self, params: PruningParams, changes: Mapping[str, Any]) -> None:
+        self._params = params
+        if self._policy is not None:
+            version = self._policy.set_params(params)
+            self.get_logger().info(
+                f'parameters version {version}: '
+                + ', '.join(f'{name} = {value}' for name, value in changes.items())
+            )
+        if 'preset' in changes:
+            self._show(params)
 
     def _show(self, params: PruningParams) -> None:
         """Make the ROS parameters say what is in force (a preset sets many at once)."""
-        self._settings.write({PREFIX + name: value for name, value in params.as_dict().items()})
+        self._showing = True
+        try:
+            self._settings.write(
+                {PREFIX + name: value for name, value in params.as_dict().items()}
+            )
+        finally:
+            self._showing = False
 
     # Services and diagnostics.
 
@@ -305,11 +331,12 @@ class SpecPruneNode(AutoLifecycleNode):
         return response
 
     def _on_enable(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
-        self._wanted = request.data
+        changed, self._wanted = request.data != self._wanted, request.data
         response.success = True
         response.message = 'enabled' if request.data else 'disabled: no chunks'
-        self.get_logger().info(response.message)
-        self._resume()
+        if changed:
+            self.get_logger().info(response.message)
+            self._resume()
         return response
 
     def _resume(self) -> None:
@@ -323,15 +350,14 @@ class SpecPruneNode(AutoLifecycleNode):
 
     def _complain(self, source: str, reason: str) -> None:
         """Log a warning, the same one not more often than every few seconds."""
-        now = self._now_ns() / SECOND_NS
+        now = time.monotonic()
         last, at = self._complaints.get(source, ('', -math.inf))
         if reason != last or not 0 <= now - at < COMPLAIN_PERIOD:
             self.get_logger().warning(f'{source}: {reason}')
             self._complaints[source] = (reason, now)
 
     def _report(self) -> None:
-        now_ns = self._now_ns()
-        now = now_ns / SECOND_NS
+        now_ns, now = self._now_ns(), time.monotonic()
         status = DiagnosticStatus(
             name=f'{self.get_fully_qualified_name().lstrip("/")}: inference',
             hardware_id=self._last.device if self._last else '',
@@ -370,6 +396,8 @@ class SpecPruneNode(AutoLifecycleNode):
             return DiagnosticStatus.WARN, 'not active'
         if not self._wanted:
             return DiagnosticStatus.WARN, 'disabled'
+        if self._thread is not None and not self._thread.is_alive():
+            return DiagnosticStatus.ERROR, 'the inference thread ended; configure again'
         if self._refusal:
             return DiagnosticStatus.ERROR, f'no chunk: {self._refusal}'
         if self._last is None:
@@ -391,17 +419,19 @@ def _limits(values: Mapping[str, Any]) -> Limits:
     )
 
 
-def _pruning(values: Mapping[str, Any], changed_only: bool = False) -> dict[str, Any]:
-    """Values under ``pruning.`` by their short names; or only those not the default."""
-    default = PruningParams().as_dict()
-    short = {
+def _pruning(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values under ``pruning.`` by their short names."""
+    return {
         name.removeprefix(PREFIX): value
         for name, value in values.items()
         if name.startswith(PREFIX)
     }
-    if changed_only:
-        return {name: value for name, value in short.items() if value != default[name]}
-    return short
+
+
+def _build_params(chosen: Mapping[str, Any]) -> PruningParams:
+    """The preset's parameters, and what was chosen besides. Raises ``ParamError``."""
+    others = {name: value for name, value in chosen.items() if name != 'preset'}
+    return PruningParams.preset_of(chosen.get('preset', 'default')).replace(**others)
 
 
 def main() -> int:

@@ -31,11 +31,14 @@ MOST_USED = (
     'cameras',
     'image_transport',
 )
+# Pruning parameters that no preset sets.
+FREE = ('pruning.preset', 'pruning.pruner', 'pruning.mode')
 YAML_HEAD = """\
-# Every parameter of specprune_node with its default. Made by `specprune params --yaml`; a test
-# keeps it so. Pass your own copy with --params-file, or set one live: ros2 param set
-# /specprune_node pruning.alpha 0.6
-specprune_node:
+# Every parameter of specprune_node with its default, for a node of any name. Made by
+# `specprune params --yaml`; a test keeps it so. What the preset sets is commented out, so that
+# another preset is not overruled: uncomment what you choose yourself. Pass a copy
+# with --params-file, or set one live: ros2 param set /specprune_node pruning.alpha 0.6
+/**:
   ros__parameters:
 """
 
@@ -54,8 +57,9 @@ def as_yaml() -> str:
             limits = f'One of {limits}.' if setting.choices else f'Allowed: {limits}.'
         said = f'{setting.description} {limits}'.strip()
         lines += [f'    # {line}\n' for line in textwrap.wrap(said, WIDTH - 6)]
-        # An empty list has no type in a parameter file; leaving it out keeps the default.
-        hidden = '# ' if setting.default == [] else ''
+        # Nor has an empty list a type in a parameter file.
+        preset = setting.name.startswith('pruning.') and setting.name not in FREE
+        hidden = '# ' if setting.default == [] or preset else ''
         lines.append(f'    {hidden}{setting.name}: {_scalar(setting.default)}\n')
     return ''.join(lines)
 

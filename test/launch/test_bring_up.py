@@ -10,10 +10,9 @@ from listener import cameras_and_arm, include, listening, need_launch_pytest, re
 need_launch_pytest()
 
 import launch_pytest  # noqa: E402
+from launch import LaunchDescription  # noqa: E402
 from launch.actions import GroupAction  # noqa: E402
 from launch_ros.actions import PushRosNamespace  # noqa: E402
-
-from launch import LaunchDescription  # noqa: E402
 
 pytestmark = [pytest.mark.ros, pytest.mark.timeout(180)]
 POLICY, EXECUTOR = '/cell/arm1/specprune_node', '/cell/arm1/chunk_executor'

@@ -11,7 +11,6 @@ from listener import RECORDING, include, listening, need_launch_pytest, record_e
 need_launch_pytest()
 
 import launch_pytest  # noqa: E402
-
 from launch import LaunchDescription  # noqa: E402
 
 pytestmark = [pytest.mark.ros, pytest.mark.timeout(180)]

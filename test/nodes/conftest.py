@@ -28,7 +28,7 @@ class Process:
         self.log = log
         self._file = log.open('wb')
         self._popen = subprocess.Popen(
-            [sys.executable, '-m', f'specprune_ros.nodes.{module}', *arguments],
+            [sys.executable, '-m', 'specprune_ros.nodes.start', module, *arguments],
             stdout=self._file,
             stderr=subprocess.STDOUT,
             env={**os.environ, 'ROS_DOMAIN_ID': str(domain)},
@@ -36,6 +36,12 @@ class Process:
 
     def alive(self) -> bool:
         return self._popen.poll() is None
+
+    def catches(self, number: int) -> bool:
+        """Whether the process has a handler of its own for a signal."""
+        status = Path(f'/proc/{self._popen.pid}/status').read_text()
+        mask = next(line for line in status.splitlines() if line.startswith('SigCgt'))
+        return bool(int(mask.split()[1], 16) >> (number - 1) & 1)
 
     def text(self) -> str:
         return self.log.read_text(errors='replace')

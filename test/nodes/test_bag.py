@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from .conftest import new_domain
+
 pytestmark = pytest.mark.ros
 ROOT = Path(__file__).parents[2]
 RECORDING = ROOT / 'specprune_ros' / 'sim' / 'recording'
@@ -60,7 +62,7 @@ def replay(*arguments, domain):
 def test_a_recording_runs_through_a_live_node(tmp_path):
     done = replay(
         RECORDING, '--json', tmp_path / 'r.json', '--log', tmp_path, '--param', 'model.threads=1',
-        domain=90,
+        domain=new_domain(),
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     numbers = json.loads((tmp_path / 'r.json').read_text())

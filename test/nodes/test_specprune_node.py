@@ -102,6 +102,77 @@ def test_pictures_in_chunks_out_parameters_live(rig_with):
     assert fresh(rig, 3).pruner == 'random'
 
 
+def test_what_is_chosen_explicitly_wins_over_the_preset(rig_with):
+    # At start, live, together in one request, and again after configuring anew.
+    rig = running(rig_with(pruning__preset='authors', pruning__first_dense=True))
+    assert rig.get('pruning.first_dense') is True
+    assert rig.get('pruning.k_global') == 12
+    assert rig.set(pruning__alpha=0.4) == [(True, '')]
+    assert rig.set(together=True, pruning__preset='paper', pruning__alpha=0.4) == (True, '')
+    assert rig.get('pruning.alpha') == pytest.approx(0.4)
+    assert rig.set(pruning__preset='paper') == [(True, '')]  # the same again: lets go of alpha
+    assert rig.get('pruning.alpha') == pytest.approx(0.8)
+    assert rig.set(pruning__k_local=30) == [(True, '')]
+    for number in (DEACTIVATE, CLEANUP, CONFIGURE, ACTIVATE):
+        assert rig.transition(number)
+    assert rig.get('pruning.k_local') == 30
+    assert rig.get('pruning.history_max') == 11
+
+
+def test_senseless_stamps_and_a_single_glitch_do_no_harm(rig_with):
+    rig = running(rig_with())
+    stamp = rig.stamp()
+    stamp.sec = -1
+    rig.show(stamp=stamp)
+    rig.move(stamp=stamp)
+    episode = fresh(rig).episode
+    assert rig.process.alive()
+    # One picture from the future: what comes after it is compared with true pictures again.
+    rig.show(stamp=rig.stamp(rig.now() + 60 * 10**9))
+    rig.feed(1.5)
+    stats = fresh(rig)
+    assert stats.history_age < 1.0
+    assert stats.episode >= episode
+
+
+def test_a_clock_that_goes_back_starts_a_new_episode(rig_with):
+    from rosgraph_msgs.msg import Clock
+
+    from specprune_ros.nodes.quality import every
+
+    rig = rig_with(use_sim_time=True)
+    clock = rig.node.create_publisher(Clock, '/clock', every())
+    # Diagnostics come although no time passes yet.
+    assert rig.wait(lambda: rig.diagnoses, 40.0)
+
+    def play(begin, seconds):
+        for tick in range(round(20 * seconds)):
+            stamp = rig.stamp(round((begin + tick / 20) * 1e9))
+            clock.publish(Clock(clock=stamp))
+            rig.spin(0.01)
+            rig.move(stamp=stamp)
+            rig.show(stamp=stamp)
+            rig.spin(0.04)
+
+    assert rig.wait(lambda: 'active:' in rig.process.text(), 40.0)
+    play(1000.0, 3.0)
+    assert rig.stats and rig.stats[-1].mode != rig.stats[-1].MODE_DENSE
+    episode = rig.stats[-1].episode
+    play(500.0, 3.0)
+    assert rig.stats[-1].episode > episode
+    assert rig.stats[-1].header.stamp.sec in range(500, 504)
+    assert 'time went back' in rig.process.text() or 'start' in rig.process.text()
+
+
+def test_a_refused_activation_leaves_no_subscriptions(rig_with):
+    rig = rig_with(speed__source='joint_states', robot_description='<robot')
+    assert rig.wait(lambda: 'cannot activate' in rig.process.text(), 40.0)
+    assert 'robot_description does not parse' in rig.process.text()
+    assert rig.state() == 'inactive'
+    assert not rig.transition(ACTIVATE)
+    assert rig.wait(lambda: rig.images['agent'].get_subscription_count() == 0, 5.0)
+
+
 def test_services_and_sentences(rig_with):
     from std_srvs.srv import SetBool, Trigger
 
@@ -216,11 +287,14 @@ def test_contradictory_start_up_values_are_refused(rig_with):
     assert rig.process.alive()
 
 
-def test_a_robot_description_that_does_not_parse_stops_the_activation(rig_with):
-    rig = rig_with(speed__source='joint_states', robot_description='<robot')
-    assert rig.wait(lambda: 'cannot activate' in rig.process.text(), 40.0)
-    assert 'robot_description does not parse' in rig.process.text()
-    assert rig.state() == 'inactive'
+@pytest.mark.parametrize('seconds', [0.0, 0.7, 1.6])
+def test_signals_while_starting_leave_no_traceback(rig_with, seconds):
+    rig = rig_with()
+    # From its first lines on, which the caught SIGTERM shows; before them the process is Python's.
+    assert rig.wait(lambda: rig.process.catches(signal.SIGTERM), 20.0)
+    rig.spin(seconds)
+    assert rig.process.stop() == 0
+    assert 'Traceback' not in rig.process.text()
 
 
 def test_a_parameter_of_the_wrong_type_at_start_names_itself(rig_with):

@@ -1,0 +1,26 @@
+"""Starts a node by name: ``python -m specprune_ros.nodes.start specprune_node --ros-args ...``.
+
+A node's imports take seconds. A signal meanwhile ends the process here, without a traceback.
+"""
+
+from __future__ import annotations
+
+import importlib
+import signal
+import sys
+from types import FrameType
+
+
+def start(name: str) -> int:
+    """Import ``specprune_ros.nodes.<name>`` and run its ``main``. Returns the exit status."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(0)
+
+    signal.signal(signal.SIGINT, leave)
+    signal.signal(signal.SIGTERM, leave)
+    return importlib.import_module(f'specprune_ros.nodes.{name}').main()
+
+
+if __name__ == '__main__':
+    raise SystemExit(start(sys.argv.pop(1)))
