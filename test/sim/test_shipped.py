@@ -1,0 +1,50 @@
+"""The trained policy in the package: it is the file its recipe names, and it does its tasks."""
+
+import pytest
+
+from specprune_ros.policy.build import build_policy
+from specprune_ros.pruning.params import PruningParams
+from specprune_ros.sim.actor import PolicyActor
+from specprune_ros.sim.evaluate import REPORT_SEED, run_row
+from specprune_ros.sim.export import SHIPPED, check_shipped
+from specprune_ros.sim.recipe import Recipe, policy_config
+from specprune_ros.sim.world import World
+
+pytestmark = pytest.mark.skipif(
+    not (SHIPPED / 'config.json').exists(), reason='no trained weights in this checkout'
+)
+
+
+@pytest.fixture(scope='module')
+def actor():
+    return PolicyActor(
+        build_policy(str(SHIPPED), device='cpu', threads=1, params=PruningParams(pruner='dense'))
+    )
+
+
+@pytest.fixture(scope='module')
+def world():
+    made = World()
+    yield made
+    made.close()
+
+
+def test_weights_match_their_recipe(actor):
+    record = check_shipped()
+    assert record['steps_done'] == record['recipe']['ground_steps'] + record['recipe']['steps']
+    assert actor.policy.config == policy_config(Recipe(**record['recipe']))
+    size = sum(path.stat().st_size for path in SHIPPED.iterdir())
+    assert size <= 16 * 2**20
+
+
+# 20 episodes; the full table (hundreds per row, with intervals) is measured by a script.
+@pytest.mark.parametrize(('family', 'episodes', 'least'), [('move', 7, 6), ('lift', 8, 6)])
+def test_it_does_what_it_is_asked(world, actor, family, episodes, least):
+    row = run_row(world, actor, family, 'asked', range(REPORT_SEED, REPORT_SEED + episodes))
+    assert row.successes >= least, row
+
+
+def test_it_listens(world, actor):
+    """Another cube named: the one asked for at first is left alone."""
+    row = run_row(world, actor, 'move', 'wrong colour', range(REPORT_SEED, REPORT_SEED + 5))
+    assert row.successes <= 1, row
