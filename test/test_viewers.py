@@ -1,0 +1,120 @@
+"""Layouts, the SROS2 policy and the security page name things that exist."""
+
+from __future__ import annotations
+
+import json
+import re
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+NODES = ROOT / 'specprune_ros' / 'nodes'
+
+
+def names_of(node):
+    """Topics and services that a node's source names: ``~/overlay/agent`` as /node/overlay/..."""
+    files = {
+        'specprune_node': ('specprune_node', 'inputs'),
+        'chunk_executor': ('chunk_executor', 'arm_state', 'arm_ports'),
+        'sim_arm': ('sim_arm',),
+        'patch_cloud': ('patch_cloud',),
+    }[node]
+    text = ''.join((NODES / f'{file}.py').read_text() for file in files)
+    return {f'/{node}/{name}' for name in re.findall(r"'~/([a-z_/{}]+)'", text)}
+
+
+def known():
+    names = set()
+    for node in ('specprune_node', 'chunk_executor', 'sim_arm', 'patch_cloud'):
+        for name in names_of(node):
+            names |= {name.replace('{camera}', camera) for camera in ('agent', 'wrist')}
+    return names | {'/diagnostics', '/clock', '/rosout', '/parameter_events'}
+
+
+def message_fields(name):
+    lines = (ROOT / 'msg' / f'{name}.msg').read_text().splitlines()
+    return {
+        line.split()[1]
+        for line in lines
+        if line.strip() and line[0] not in '#' and '=' not in line.split('#')[0]
+    }
+
+
+def leaves(tree):
+    if isinstance(tree, str):
+        return [tree]
+    return leaves(tree['first']) + leaves(tree['second'])
+
+
+def test_the_foxglove_layout_shows_what_is_published():
+    layout = json.loads((ROOT / 'config' / 'foxglove.json').read_text())
+    panels = layout['configById']
+    assert sorted(leaves(layout['layout'])) == sorted(panels)
+    topics = known()
+    for panel in panels.values():
+        image = panel.get('imageMode', {}).get('imageTopic')
+        assert image is None or image in topics
+        assert set(panel.get('topics', {})) <= topics
+        for path in panel.get('paths', ()):
+            topic, _, field = path['value'].partition('.')
+            assert topic in topics
+            if topic.endswith('prune_stats'):
+                assert field in message_fields('PruneStats')
+
+
+def test_the_rviz_configuration_shows_what_is_published():
+    tree = yaml.safe_load((ROOT / 'config' / 'specprune.rviz').read_text())
+    displays = tree['Visualization Manager']['Displays']
+    found = [d.get('Topic', d.get('Description Topic', {})).get('Value') for d in displays]
+    topics = [topic for topic in found if topic]
+    assert len(topics) >= 6
+    assert set(topics) <= known()
+
+
+def test_the_sros2_policy_names_topics_that_exist_and_lets_one_node_command():
+    tree = ElementTree.parse(ROOT / 'config' / 'sros2' / 'policy.xml')
+    topics, commanders = known(), []
+    lifecycle = re.compile(
+        r'.*/(transition_event|change_state|get_\w+|describe_parameters|list_parameters|set_parameters\w*)$'
+    )
+    for profile in tree.iter('profile'):
+        node = profile.get('node')
+        for group in (*profile.iter('topics'), *profile.iter('services')):
+            for entry in group:
+                name = entry.text.replace('~', f'/{node}')
+                assert name in topics or lifecycle.match(name), name
+                if name == '/sim_arm/cmd_twist' and group.get('publish') == 'ALLOW':
+                    commanders.append(node)
+    assert commanders == ['chunk_executor']
+
+
+def test_the_security_page_names_tests_and_constants_that_exist():
+    page = (ROOT / 'docs' / 'security.md').read_text()
+    tests = ''.join(path.read_text() for path in (ROOT / 'test').rglob('test_*.py'))
+    named = re.findall(r'`(test_\w+)`', page)
+    assert len(named) > 12
+    missing = [name for name in named if f'def {name}(' not in tests]
+    assert not missing
+    for constant, file in re.findall(r'`([A-Z_]+)` \(`([\w/.]+)`\)', page):
+        assert re.search(rf'^{constant} = ', (ROOT / 'specprune_ros' / file).read_text(), re.M), (
+            constant
+        )
+
+
+@pytest.mark.parametrize(
+    'banned',
+    [
+        r'\bshell=True',
+        r'trust_remote_code=True',
+        r'\beval\(["\']',
+        r'allow_pickle=True',
+        r'yaml\.load\(',
+        r'weights_only=False',
+    ],
+)
+def test_what_the_security_page_rules_out_is_nowhere(banned):
+    for path in (ROOT / 'specprune_ros').rglob('*.py'):
+        assert not re.search(banned, path.read_text()), path
