@@ -112,6 +112,7 @@ class Watchdog:
         self._future = future
         self._driver = (True, '')
         self._error = self._unsafe = self._jumped = ''
+        self._error_judged = True
         self._stamps: dict[str, int | None] = dict.fromkeys(states)
         self._observation_ns: int | None = None
         self._chunk_ns: int | None = None
@@ -127,9 +128,11 @@ class Watchdog:
         self._stamps[name] = stamp_ns
 
     def chunk(self, observation_ns: int, now_ns: int) -> None:
-        """A chunk was taken in; it clears a reported policy error."""
+        """A chunk was taken in; it clears a reported policy error that has been judged."""
         self._observation_ns, self._chunk_ns, self._dry_ns = observation_ns, now_ns, None
-        self._error = ''
+        # One that came within this control period still has to stop the arm.
+        if self._error_judged:
+            self._error = ''
 
     def queue(self, dry: bool, now_ns: int) -> None:
         """Whether rows are left to execute."""
@@ -144,7 +147,7 @@ class Watchdog:
 
     def policy_error(self, detail: str) -> None:
         """The policy reported an error, or sent a chunk that had to be refused."""
-        self._error = detail
+        self._error, self._error_judged = detail, False
 
     def unsafe(self, detail: str) -> None:
         """The safety filter stopped the arm; holds until the next chunk (if latched, enable)."""
@@ -239,7 +242,7 @@ class Watchdog:
         checks: tuple[Callable[[], tuple[str, str]], ...] = (
             lambda: (DISABLED, 'motion is disabled') if not self.enabled else ('', ''),
             lambda: (DRIVER, self._driver[1]) if not self._driver[0] else ('', ''),
-            lambda: (POLICY_ERROR, self._error) if self._error else ('', ''),
+            self._policy_error,
             self._take_unsafe,
             lambda: (CLOCK, jumped) if jumped else ('', ''),
             lambda: (CLOCK, 'no time yet; is /clock published?') if now_ns <= 0 else ('', ''),
@@ -252,6 +255,10 @@ class Watchdog:
             if reason:
                 return reason, detail
         return '', ''
+
+    def _policy_error(self) -> tuple[str, str]:
+        self._error_judged = True
+        return (POLICY_ERROR, self._error) if self._error else ('', '')
 
     def _take_unsafe(self) -> tuple[str, str]:
         # A command is judged anew with the next chunk, so this complaint is made once.

@@ -115,6 +115,16 @@ def test_reported_reasons_stop_at_once_and_recover_as_told(break_it, mend, reaso
     assert len(bench.stops()) == 1
 
 
+def test_an_error_stops_the_arm_even_if_a_good_chunk_follows_within_the_period():
+    bench = Bench()
+    bench.run(1.0)
+    bench.dog.policy_error('a refused chunk')
+    bench.dog.chunk(bench.now - 5 * TICK, bench.now)
+    bench.run(1.0)
+    assert [reason for _, reason in bench.stops()] == [watchdog.POLICY_ERROR]
+    assert bench.verdicts[-1][1].state is State.RUNNING
+
+
 def test_enabling_does_not_resume_the_old_chunk():
     bench = Bench(WatchdogLimits(observation_age=100.0, chunk_age=100.0))
     bench.run(1.0)
