@@ -332,7 +332,7 @@ def oversized(suite: Suite, rng: np.random.Generator) -> None:
     elif which == 2:
         rig.sentence.publish(String(data='lift ' * 20_000))
     elif which == 3:
-        _chunk(suite, horizon=20_000)
+        _chunk(suite, horizon=2_000)
     else:
 
         def swell(message: Any) -> list[Any]:
@@ -346,7 +346,7 @@ def oversized(suite: Suite, rng: np.random.Generator) -> None:
     if which == 2:
         rig.sentence.publish(String(data='lift the red cube'))
     if which == 3:
-        suite.must_stop_at_once('a chunk of 20000 rows')
+        suite.must_stop_at_once('a chunk of 2000 rows')
 
 
 def truncated(suite: Suite, rng: np.random.Generator) -> None:
