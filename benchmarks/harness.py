@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import argparse
 import array
-import json
 import os
-import platform
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -23,7 +19,6 @@ from sensor_msgs.msg import Image, JointState
 from specprune_ros.msg import ActionChunk, PruneStats
 from std_msgs.msg import String
 
-from specprune_ros.nodes.machine import machine
 from specprune_ros.nodes.pictures import to_message
 from specprune_ros.nodes.processes import NodeProcess
 from specprune_ros.nodes.quality import every, latched, newest
@@ -54,33 +49,6 @@ def percentiles(values: list[float]) -> dict[str, float]:
         return {}
     p50, p90, p99 = np.percentile(values, (50, 90, 99))
     return {'p50': float(p50), 'p90': float(p90), 'p99': float(p99), 'max': max(values)}
-
-
-def write(path: Path | None, result: dict) -> None:
-    """Add machine, versions, date, revision and command, and write."""
-    if path is None:
-        return
-    import torch
-
-    revision = subprocess.run(
-        ['git', 'rev-parse', '--short', 'HEAD'], capture_output=True, text=True
-    ).stdout.strip()
-    result = {
-        **result,
-        'machine': machine(),
-        'torch': torch.__version__,
-        'numpy': np.__version__,
-        'ros': os.environ.get('ROS_DISTRO', 'wheels'),
-        'middleware': os.environ.get('RMW_IMPLEMENTATION', ''),
-        'revision': revision,
-        'date': time.strftime('%Y-%m-%d'),
-        'command': 'python ' + ' '.join([f'benchmarks/{Path(sys.argv[0]).name}', *sys.argv[1:]]),
-        'load_at_end': os.getloadavg()[0],
-        'system': platform.system(),
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=2) + '\n')
-    print(f'written: {path}')
 
 
 class Run:

@@ -13,7 +13,8 @@ from __future__ import annotations
 import argparse
 import time
 
-from harness import Cameras, Run, add_common, percentiles, write
+from harness import Cameras, Run, add_common, percentiles
+from record import write
 
 RATE = 30.0  # pictures a second
 

@@ -13,7 +13,8 @@ import json
 import subprocess
 import sys
 
-from harness import Cameras, Run, add_common, environment, write
+from harness import Cameras, Run, add_common, environment
+from record import write
 
 
 def measure(seconds: float, profile: bool) -> dict:

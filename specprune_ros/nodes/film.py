@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from specprune_ros.policy.overlay import COLOURS
 
 ZOOM = 2
+GIF_SCALE = 0.65  # a minute of pictures should stay a file one can send
 GAP = 8
 HEADER = 54
 FOOTER = 34
@@ -39,7 +40,7 @@ class Frame:
 class Film:
     """Collects frames, at most ``rate`` a second, and at most ``limit`` of them."""
 
-    def __init__(self, rate: float = 4.0, limit: int = 240) -> None:
+    def __init__(self, rate: float = 2.0, limit: int = 120) -> None:
         self._period = 1.0 / rate
         self._limit = limit
         self.frames: list[Frame] = []
@@ -53,15 +54,13 @@ class Film:
 
     def save_gif(self, path: Path) -> None:
         """Write an animated GIF. Raises ``ValueError`` without frames."""
-        images = [render(frame) for frame in self._some()]
+        images = [_shrunk(render(frame)) for frame in self._some()]
         # One palette for all frames: colours do not flicker from frame to frame.
         sheet = Image.new('RGB', (images[0].width, images[0].height * min(4, len(images))))
         for row, index in enumerate(np.linspace(0, len(images) - 1, min(4, len(images)))):
             sheet.paste(images[round(index)], (0, row * images[0].height))
         palette = sheet.quantize(colors=255, method=Image.Quantize.MEDIANCUT)
-        frames = [
-            image.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG) for image in images
-        ]
+        frames = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
         frames[0].save(
             path,
             save_all=True,
@@ -126,6 +125,11 @@ def render(frame: Frame) -> Image.Image:
     draw.rectangle((x, y + 1, x + 15, y + 16), fill=(60, 60, 60))
     draw.text((x + 21, y), 'dropped', font=_font(15), fill=INK)
     return canvas
+
+
+def _shrunk(image: Image.Image) -> Image.Image:
+    size = (round(GIF_SCALE * image.width), round(GIF_SCALE * image.height))
+    return image.resize(size, Image.Resampling.LANCZOS)
 
 
 def _font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:

@@ -1,0 +1,39 @@
+"""Results with the machine, versions, date and command they came from."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from specprune_ros.nodes.machine import machine
+
+
+def write(path: Path | None, result: dict) -> None:
+    """Add machine, versions, date, revision and command, and write."""
+    if path is None:
+        return
+    revision = subprocess.run(
+        ['git', 'rev-parse', '--short', 'HEAD'], capture_output=True, text=True
+    ).stdout.strip()
+    result = {
+        **result,
+        'machine': machine(),
+        'torch': torch.__version__,
+        'numpy': np.__version__,
+        'ros': os.environ.get('ROS_DISTRO', 'wheels'),
+        'middleware': os.environ.get('RMW_IMPLEMENTATION', ''),
+        'revision': revision,
+        'date': time.strftime('%Y-%m-%d'),
+        'command': 'python ' + ' '.join([f'benchmarks/{Path(sys.argv[0]).name}', *sys.argv[1:]]),
+        'load_at_end': os.getloadavg()[0],
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=2) + '\n')
+    print(f'written: {path}')

@@ -1,0 +1,91 @@
+"""The measured part of the README, from the recorded results.
+
+    python benchmarks/summary.py
+
+prints it; a test compares it with the README.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / 'results'
+
+
+def read(name: str) -> dict[str, Any]:
+    """One recorded result."""
+    return json.loads((RESULTS / f'{name}.json').read_text())
+
+
+def overhead() -> list[str]:
+    """What the node adds to the policy's own time."""
+    result = read('node_overhead')
+    lines = [
+        '**The node.** Time from the picture really used to the chunk received, less the '
+        "policy's own time, two cameras of 224 x 224 at 30 Hz "
+        f'({where(result)}, `{result["command"]}`):',
+        '',
+        '| query rate | chunks | p50 | p90 | p99 | max |',
+        '|---|---|---|---|---|---|',
+    ]
+    for row in result['rows']:
+        times = row['overhead_to_reception_ms']
+        rate = f'{row["query_rate"]:.0f} Hz' if row['query_rate'] else 'every picture'
+        cells = ' | '.join(f'{times[key]:.1f} ms' for key in ('p50', 'p90', 'p99', 'max'))
+        lines.append(f'| {rate} | {row["chunks"]} | {cells} |')
+    return lines
+
+
+def pictures() -> list[str]:
+    """Large pictures over DDS."""
+    result = read('picture_rate')
+    lines = [
+        f'**Large pictures.** 640 x 480 at 30 Hz on two cameras, best effort ({where(result)}, '
+        f'`{result["command"]}`):',
+        '',
+        '| Fast DDS | received a second |',
+        '|---|---|',
+    ]
+    for row in result['rows']:
+        rates = ', '.join(f'{name} {rate:.1f}' for name, rate in row['received_rate_mean'].items())
+        lines.append(f'| {row["profile"]} | {rates} |')
+    return lines
+
+
+def pruners() -> list[str]:
+    """Every pruner against dense, in one interleaved run."""
+    result = read('pruners_oft_medium_cpu')
+    lines = [
+        "**The pruners.** The preset `oft-medium` (OFT's 605 rows, 32 decoder layers, random "
+        'weights), every method interleaved in one run '
+        f'({where(result)}, `{result["command"]}`). The speed-up is end to end, against dense in '
+        'the same round; the FLOPs are those of the whole query, towers included. Speed says '
+        'nothing of success.',
+        '',
+        '| pruner | vision tokens, mean | FLOPs | p50 | speed-up (quartiles) |',
+        '|---|---|---|---|---|',
+    ]
+    for row in result['rows']:
+        low, high = row['speedup_low'], row['speedup_high']
+        lines.append(
+            f'| {row["pruner"]} | {row["tokens_mean"]:.0f} | {row["flops_ratio"]:.0%} | '
+            f'{row["ms_p50"]:.0f} ms | {row["speedup"]:.2f} ({low:.2f} to {high:.2f}) |'
+        )
+    return lines
+
+
+def where(result: dict[str, Any]) -> str:
+    """The machine and the day."""
+    return f'{result["machine"]["cpu"]}, {result["date"]}'
+
+
+def markdown() -> str:
+    """All of it."""
+    parts = [pruners(), overhead(), pictures()]
+    return '\n\n'.join('\n'.join(part) for part in parts) + '\n'
+
+
+if __name__ == '__main__':
+    print(markdown(), end='')
