@@ -20,8 +20,9 @@ from pathlib import Path
 import numpy as np
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
-from harness import percentiles, write
+from harness import percentiles
 from rclpy.executors import SingleThreadedExecutor
+from record import write
 from specprune_ros.msg import ActionChunk
 from system import ARM, EXECUTOR, POLICY, System
 

@@ -1,0 +1,50 @@
+"""The fault suite and the soak, short: the real processes, every kind of fault once."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+pytestmark = [pytest.mark.ros, pytest.mark.slow]
+
+
+def run(script, *options, seconds):
+    environment = {**os.environ, 'ROS_DOMAIN_ID': str(random.randint(1, 101))}
+    return subprocess.run(
+        [sys.executable, str(ROOT / 'benchmarks' / script), *options],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+    )
+
+
+@pytest.mark.timeout(400)
+def test_every_kind_of_fault_is_survived(tmp_path):
+    file = tmp_path / 'faults.json'
+    done = run('faults.py', '--count', '1', '--json', str(file), seconds=380)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    result = json.loads(file.read_text())
+    assert result['injected'] == len(result['rows']) >= 23
+    assert result['survived'] == result['injected']
+    assert result['worst_stop_ms_after_limit'] <= 100.0
+    assert set(result['exit_status'].values()) == {0}
+
+
+@pytest.mark.timeout(400)
+def test_a_short_soak_counts_and_judges(tmp_path):
+    file = tmp_path / 'soak.json'
+    done = run('soak.py', '--minutes', '0.5', '--every', '2', '--json', str(file), seconds=200)
+    assert ('STEADY' in done.stdout) and 'Traceback' not in done.stderr, done.stderr
+    result = json.loads(file.read_text())
+    assert result['chunks'] > 20
+    assert set(result['processes']) == {'sim_arm', 'specprune_node', 'chunk_executor'}
+    assert all(row['handles']['most'] < 100 for row in result['processes'].values())
