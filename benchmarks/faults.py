@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -224,10 +225,15 @@ class Suite:
         )
         # Commands and chunks come by different ways: judge only what all of must have arrived.
         until = time.time_ns() - round(ARRIVED * SECOND)
-        commands = [sent for sent in heard.commands[self._commands :] if sent.at < until]
-        chunks = [pair for pair in heard.chunks[self._chunks :] if pair[0] < until]
+        commands = list(
+            itertools.takewhile(lambda sent: sent.at < until, heard.commands[self._commands :])
+        )
+        chunks = list(
+            itertools.takewhile(lambda pair: pair[0] < until, heard.chunks[self._chunks :])
+        )
         self._commands += len(commands)
         self._chunks += len(chunks)
+        chunks.sort(key=lambda pair: pair[0])  # two senders: not in the order of their stamps
         poses = np.array(self.rig.pose.passed)
         for sent in commands:
             while chunks and chunks[0][0] <= sent.at:
