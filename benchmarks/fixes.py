@@ -13,13 +13,13 @@ say what a mechanism does, not what it does to success.
 from __future__ import annotations
 
 import argparse
-import json
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from record import write
 
 from specprune_ros.cli.bench import device_name, observations
 from specprune_ros.models.presets import BENCH_INSTRUCTION
@@ -169,9 +169,7 @@ def main() -> None:
             f'{row["prior_recall"]:6.2f} {row["kept_recall"]:6.2f} '
             f'{row["action_deviation"]:10.3f} {row["dense_queries"]:6}'
         )
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(rows, indent=2) + '\n')
+    write(args.json, {'benchmark': 'fixes', 'rows': rows})
 
 
 if __name__ == '__main__':

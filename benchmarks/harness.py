@@ -88,6 +88,7 @@ class Run:
     def __exit__(self, *error: object) -> None:
         self.process.stop()
         self._executor.shutdown()
+        self._thread.join(5.0)
         self._ear.destroy_node()
         self.node.destroy_node()
         self.context.try_shutdown()

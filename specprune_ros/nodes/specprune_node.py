@@ -22,6 +22,7 @@ from std_srvs.srv import SetBool, Trigger
 
 from specprune_ros.msg import ActionChunk, PruneStats
 from specprune_ros.nodes import kept
+from specprune_ros.nodes.heap import find_trim
 from specprune_ros.nodes.inbox import Inbox, Limits
 from specprune_ros.nodes.inference import InferenceThread
 from specprune_ros.nodes.inputs import COMPLAIN_PERIOD, Inputs, sample
@@ -41,6 +42,7 @@ from specprune_ros.pruning.params import PruningParams
 from specprune_ros.robot.speed import ActionSpeed
 
 DIAGNOSTICS_PERIOD = 1.0  # s
+TRIM_PERIOD = 20.0  # s
 PREFIX = 'pruning.'
 NUMBERS = re.compile(r'[\d.]+')
 
@@ -80,9 +82,9 @@ class SpecPruneNode(AutoLifecycleNode):
         self.create_service(Trigger, '~/reset', self._on_reset)
         self.create_service(SetBool, '~/enable', self._on_enable)
         # On real time: diagnostics matter most while /clock stands still.
-        self.create_timer(
-            DIAGNOSTICS_PERIOD, self._report, clock=Clock(clock_type=ClockType.STEADY_TIME)
-        )
+        steady = Clock(clock_type=ClockType.STEADY_TIME)
+        self.create_timer(TRIM_PERIOD, find_trim(), clock=steady)
+        self.create_timer(DIAGNOSTICS_PERIOD, self._report, clock=steady)
 
     # Lifecycle.
 
