@@ -7,7 +7,17 @@ import importlib
 import sys
 
 # Order of the help text. A command's file has add_parser(subparsers) and run(args) -> exit status.
-COMMANDS = ('demo', 'say', 'replay', 'params', 'bench', 'explain', 'inspect', 'verify')
+COMMANDS = (
+    'demo',
+    'say',
+    'replay',
+    'params',
+    'bench',
+    'explain',
+    'inspect',
+    'verify',
+    'train',
+)
 
 
 def parser() -> argparse.ArgumentParser:
