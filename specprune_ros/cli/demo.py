@@ -9,7 +9,7 @@ from typing import Any
 DEFAULT_INSTRUCTIONS = (
     'move above the red cube',
     'lift the blue cube',
-    'put the green cube on the white plate',
+    'put the green cube on the orange plate',
 )
 
 
