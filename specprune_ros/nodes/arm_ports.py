@@ -20,11 +20,11 @@ from std_msgs.msg import Header
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from specprune_ros.nodes.quality import every
+from specprune_ros.nodes.stamps import SECOND_NS
 from specprune_ros.robot import profile as profiles
 from specprune_ros.robot.geometry import Pose, Twist
 from specprune_ros.robot.safety import Command, JointLimit
 
-SECOND_NS = 1_000_000_000
 BRAKE_S = 0.1  # s, shortest time a joint trajectory takes to come to rest after its last point
 
 

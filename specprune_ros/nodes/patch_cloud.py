@@ -20,8 +20,8 @@ from specprune_ros.nodes.lifecycle import AutoLifecycleNode, run
 from specprune_ros.nodes.parameters import Setting, Settings
 from specprune_ros.nodes.pictures import PictureError, check_size
 from specprune_ros.nodes.quality import every, newest
+from specprune_ros.nodes.stamps import SECOND_NS, stamp_ns
 
-SECOND_NS = 1_000_000_000
 COMPLAIN_PERIOD = 5.0  # s
 DEPTHS = 16  # depth pictures kept, to find the one nearest to a mask
 GREY = (70, 70, 70)
@@ -212,8 +212,8 @@ class PatchCloud(AutoLifecycleNode):
         if not self._depths or self._info is None:
             missing = 'depth picture' if not self._depths else 'CameraInfo'
             raise PictureError(f'no {missing} yet; remap ~/depth and ~/camera_info')
-        near = min(self._depths, key=lambda depth: abs(_ns(depth) - _ns(message)))
-        skew = abs(_ns(near) - _ns(message)) / SECOND_NS
+        near = min(self._depths, key=lambda depth: abs(stamp_ns(depth) - stamp_ns(message)))
+        skew = abs(stamp_ns(near) - stamp_ns(message)) / SECOND_NS
         if skew > values['max_skew']:
             raise PictureError(
                 f'the nearest depth picture lies {skew:.2f} s from the mask; at most '
@@ -240,10 +240,6 @@ class PatchCloud(AutoLifecycleNode):
         cloud = cloud_message(points, colour)
         cloud.header = near.header
         return cloud
-
-
-def _ns(message: Image) -> int:
-    return message.header.stamp.sec * SECOND_NS + message.header.stamp.nanosec
 
 
 def main() -> int:
