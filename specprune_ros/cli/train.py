@@ -122,13 +122,19 @@ def record_all(recipe: Any, folder: Path, processes: int) -> None:
     from concurrent.futures import ProcessPoolExecutor, as_completed
     from multiprocessing import get_context
 
+    from torch import set_num_threads
+
     from specprune_ros.sim.dataset import record, shard_path
 
     missing = [i for i in range(recipe.shards) if not shard_path(folder, i).exists()]
     if not missing:
         return
     bar = progress_bar('recording', len(missing))
-    with ProcessPoolExecutor(min(processes, len(missing)), get_context('spawn')) as pool:
+    # One thread each: threads of several processes waiting for each other on the same cores took
+    # four times as long.
+    with ProcessPoolExecutor(
+        min(processes, len(missing)), get_context('spawn'), set_num_threads, (1,)
+    ) as pool:
         jobs = [pool.submit(record, recipe, folder, [number]) for number in missing]
         try:
             for done, job in enumerate(as_completed(jobs), start=1):
