@@ -16,6 +16,7 @@ from specprune_ros.pruning.interface import (
     TokenLayout,
 )
 from specprune_ros.pruning.params import ParamError, PruningParams
+from specprune_ros.pruning.specprune import SpecPrune
 
 
 class KeepingPass:
@@ -92,9 +93,14 @@ class Random:
     name = 'random'
 
     def plan(self, layout: TokenLayout, params: PruningParams, mode: Mode) -> PruneSchedule:
-        """One prune to a fixed share."""
+        """One prune to a fixed share, or SpecPrune's prunes; ParamError where counts vary."""
         if mode is Mode.DENSE:
             return PruneSchedule()
+        if params.random_like == 'specprune':
+            prune = SpecPrune().plan(layout, params, mode).prune
+            if None in prune.values():
+                raise ParamError('random_like', "SpecPrune's counts are only known without exact")
+            return PruneSchedule(prune=prune)
         boundary = at_boundary(params.random_layer, layout, 'random_layer')
         return PruneSchedule(
             prune={boundary: keep_count(params.random_keep, layout.vision_tokens)}
@@ -110,6 +116,7 @@ class RandomPass(KeepingPass):
 
     def choose(self, boundary: int, rows: Tensor) -> Selection:
         """A uniform subset of the scheduled size."""
-        generator = torch.Generator(device=rows.device).manual_seed(self.context.seed)
+        seed = self.context.seed * (self.layout.depth + 1) + boundary
+        generator = torch.Generator(device=rows.device).manual_seed(seed)
         order = torch.rand(rows.shape[0], generator=generator, device=rows.device).argsort()
         return Selection(order[: self.schedule.prune[boundary]].sort().values)

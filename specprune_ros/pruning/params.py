@@ -566,6 +566,13 @@ class PruningParams:
         2, 'int', 'Layer after which random tokens go.', 'ours', unit='layer of 32', low=0, high=31
     )
     random_keep: float = _share(0.4, 'Share of the vision tokens that random keeps.', 'ours')
+    random_like: str = _p(
+        'share',
+        'str',
+        "Where random drops how many: its own layer and share, or SpecPrune's layers and counts.",
+        'ours; the control of docs/fidelity.md',
+        choices=('share', 'specprune'),
+    )
     fastv_layer: int = _p(
         2,
         'int',

@@ -53,6 +53,21 @@ def test_random_keeps_the_share_and_follows_the_seed():
     assert len({tuple(kept(seed)) for seed in range(30)}) == 6  # all pairs of four
 
 
+def test_random_like_specprune_drops_as_many_where_specprune_does():
+    layout = small_layout(depth=8)
+    theirs = pruner('specprune').plan(layout, params('specprune'), Mode.COARSE).prune
+    running = begin('random', layout, changes={'random_like': 'specprune'}, seed=3)
+    assert running.schedule.prune == theirs
+    assert not running.schedule.listen
+    left, kept = layout.vision_tokens, {}
+    for boundary, count in theirs.items():
+        kept[boundary] = running.select(boundary, torch.zeros(left, 3)).keep.tolist()
+        left = count
+        assert len(kept[boundary]) == count
+    with pytest.raises(ParamError, match='without exact'):
+        begin('random', layout, changes={'random_like': 'specprune', 'exact': True})
+
+
 def test_fastv_keeps_the_most_attended():
     running = begin('fastv')
     assert running.schedule.listen == {2: (RowGroup.ALL,)}
