@@ -17,6 +17,7 @@ COMMANDS = (
     'inspect',
     'verify',
     'train',
+    'eval',
 )
 
 

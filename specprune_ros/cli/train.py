@@ -152,7 +152,8 @@ def evaluate(folder: Path, episodes: int) -> list[dict[str, Any]]:
     from specprune_ros.policy.build import build_policy
     from specprune_ros.pruning.params import PruningParams
     from specprune_ros.sim.actor import PolicyActor
-    from specprune_ros.sim.evaluate import CONTROLS, TUNING_SEED, run_row
+    from specprune_ros.sim.evaluate import TUNING_SEED, run_row
+    from specprune_ros.sim.settings import CONTROLS
     from specprune_ros.sim.tasks import FAMILIES
     from specprune_ros.sim.world import World
 

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 from specprune_ros.sim.actor import PolicyActor
 from specprune_ros.sim.episode import EXECUTED, Played, play
+from specprune_ros.sim.proportions import wilson
+from specprune_ros.sim.settings import CONTROLS
 from specprune_ros.sim.tasks import make_episode, wrong_colour
 from specprune_ros.sim.world import World
 
-CONTROLS = ('asked', 'wrong colour', 'blind')
 TUNING_SEED, REPORT_SEED = 500_000, 0  # settings are chosen on one set, reported on another
 
 
@@ -32,19 +33,6 @@ class Row:
     def rate(self) -> float:
         """Share of successes."""
         return self.successes / self.episodes
-
-
-def wilson(successes: int, trials: int, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson's score interval. Raises ``ValueError`` unless 0 <= successes <= trials."""
-    if not 0 <= successes <= trials or trials == 0:
-        raise ValueError(f'successes: {successes} of {trials}, want 0..trials and trials > 0')
-    share, square = successes / trials, z * z
-    centre = share + square / (2 * trials)
-    spread = z * math.sqrt(share * (1 - share) / trials + square / (4 * trials * trials))
-    scale = 1 + square / trials
-    low = 0.0 if successes == 0 else max(0.0, (centre - spread) / scale)
-    high = 1.0 if successes == trials else min(1.0, (centre + spread) / scale)
-    return low, high
 
 
 def run_row(

@@ -14,7 +14,7 @@ from specprune_ros.policy.build import build_policy
 from specprune_ros.pruning.params import PruningParams
 from specprune_ros.sim import dataset
 from specprune_ros.sim.actor import PolicyActor
-from specprune_ros.sim.evaluate import run_row, wilson
+from specprune_ros.sim.evaluate import run_row
 from specprune_ros.sim.export import check_shipped, export
 from specprune_ros.sim.recipe import Recipe, policy_config, tokenizer
 from specprune_ros.sim.train import Frames, Trainer, TrainError, fit
@@ -201,14 +201,6 @@ def test_a_colour_stays_with_its_noun():
     assert pieces == ['<s>', 'put', 'the', 'red cube', 'on', 'the', 'blue plate']
     assert '<unk>' in made.encode('juggle the red cube').tokens
     assert made.get_vocab_size() <= policy_config(Recipe()).decoder.vocab
-
-
-def test_wilson_interval():
-    assert wilson(0, 10)[0] == 0.0 and wilson(10, 10)[1] == 1.0
-    low, high = wilson(50, 100)
-    assert (round(low, 4), round(high, 4)) == (0.4038, 0.5962)
-    with pytest.raises(ValueError, match='successes'):
-        wilson(3, 2)
 
 
 def test_recipe_changes_from_the_command_line():

@@ -1,0 +1,210 @@
+"""``specprune eval``: closed-loop success of every pruner on the same episodes, with controls."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+FAMILIES = ('move', 'lift', 'put')
+
+
+def add_parser(subparsers: Any) -> argparse.ArgumentParser:
+    """Declare the command."""
+    parser = subparsers.add_parser(
+        'eval', help='closed-loop success of every pruner on the same episodes, with controls'
+    )
+    parser.add_argument('--bed', choices=('sim', 'libero'), default='sim', help='which tasks')
+    parser.add_argument('--suite', default='spatial', help='LIBERO suite: spatial, object, ...')
+    parser.add_argument(
+        '--checkpoint', type=Path, help='checkpoint folder (default: the weights that are shipped)'
+    )
+    parser.add_argument(
+        '--table',
+        default='main',
+        help='main: dense, wrong colour, blind, SpecPrune, random at its layers and counts; '
+        'pruners: every method; ablations: parts, refresh periods, alpha',
+    )
+    parser.add_argument(
+        '--pruner',
+        default='',
+        help='instead of a table, names separated by commas; NAME:PRESET starts from that preset',
+    )
+    parser.add_argument(
+        '--param',
+        action='append',
+        default=[],
+        metavar='NAME=VALUE',
+        help='a pruning parameter for every --pruner, e.g. alpha=0.6',
+    )
+    parser.add_argument(
+        '--episodes', type=int, default=20, help='per task family and row (LIBERO: per task)'
+    )
+    parser.add_argument('--first', type=int, default=0, help='number of the first episode')
+    parser.add_argument(
+        '--seeds',
+        choices=('report', 'tuning'),
+        default='report',
+        help='settings are chosen on tuning seeds and reported on the others',
+    )
+    parser.add_argument('--families', default=','.join(FAMILIES), help='move, lift, put')
+    parser.add_argument(
+        '--deviation-episodes',
+        type=int,
+        default=20,
+        help='of these many episodes of a row the action deviation from dense is measured too',
+    )
+    parser.add_argument('--processes', type=int, default=0, help='0: one per core')
+    parser.add_argument(
+        '--work',
+        type=Path,
+        default=Path('out/eval'),
+        help='folder of the finished episodes; the same command goes on from it',
+    )
+    parser.add_argument('--report-only', action='store_true', help='only what is there already')
+    parser.add_argument('--json', type=Path, help='write the rows here')
+    parser.add_argument('--plot', type=Path, help='picture of success against FLOPs')
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Exit status 0, 1 where something is missing or wrong, 130 when interrupted."""
+    from specprune_ros.pruning.params import ParamError
+    from specprune_ros.sim.render_backend import NoRenderer
+
+    try:
+        if args.episodes < 1 or args.first < 0:
+            raise ValueError(f'--episodes {args.episodes} --first {args.first}: want 1 and 0 up')
+        report = _simulated(args)
+    except KeyboardInterrupt:
+        print(f'interrupted; the same command goes on from {args.work}', file=sys.stderr)
+        return 130
+    except (NoRenderer, ParamError, ValueError, OSError) as error:
+        print(f'specprune eval: {error}', file=sys.stderr)
+        return 1
+    if args.json:
+        from specprune_ros.nodes.machine import as_json
+
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(as_json(report), encoding='utf-8')
+    return 0
+
+
+def _simulated(args: argparse.Namespace) -> dict[str, Any]:
+    """Play what is missing on the simulated arm, print the table, draw the plot."""
+    from specprune_ros.cli.eval_table import print_rows
+    from specprune_ros.sim.evaluate import REPORT_SEED, TUNING_SEED
+    from specprune_ros.sim.export import SHIPPED, check_shipped
+    from specprune_ros.sim.render_backend import choose
+    from specprune_ros.sim.results import table_rows
+    from specprune_ros.sim.trials import TrialFile, jobs, play_all, weights_hash
+
+    checkpoint = args.checkpoint or SHIPPED
+    if not args.checkpoint:
+        check_shipped()
+    families = _families(args.families)
+    settings = chosen(args.table, args.pruner, args.param)
+    begin = (REPORT_SEED if args.seeds == 'report' else TUNING_SEED) + args.first
+    seeds = range(begin, begin + args.episodes)
+    weights = weights_hash(checkpoint)
+    done = TrialFile(args.work / 'trials.jsonl')
+    todo = list(
+        jobs(settings, families, seeds, done, weights, deviation_episodes=args.deviation_episodes)
+    )
+    started = time.monotonic()
+    if todo and not args.report_only:
+        _fits(checkpoint, settings)
+        choose()
+        count = sum(len(job.seeds) for job in todo)
+        bar = _bar(count)
+        play_all(todo, done, checkpoint, args.processes or os.cpu_count() or 1, tick=bar.update)
+        bar.close()
+        print(f'{count} episodes in {time.monotonic() - started:.0f} s')
+    rows = table_rows(settings, families, seeds, done, weights)
+    if not rows:
+        raise ValueError(f'{done.path}: holds no episode of these rows; leave out --report-only')
+    print_rows(rows)
+    if args.plot:
+        from specprune_ros.cli.eval_plot import draw
+
+        draw(rows, args.plot)
+        print(f'written: {args.plot}')
+    return {
+        'benchmark': 'fidelity',
+        'table': args.table if not args.pruner else args.pruner,
+        'seeds': f'{args.seeds}, {seeds.start} to {seeds.stop - 1}',
+        'weights': weights,
+        'rows': rows,
+        **_circumstances(),
+    }
+
+
+def chosen(name: str, pruners: str, params: list[str]) -> list[Any]:
+    """The rows asked for. Raises ``ValueError`` or ``ParamError`` naming a wrong one."""
+    from specprune_ros.cli.bench import parse_changes
+    from specprune_ros.pruning.params import PruningParams
+    from specprune_ros.sim.settings import DENSE, Setting, random_like, table
+
+    if not pruners:
+        if params:
+            raise ValueError('--param: goes with --pruner; a table has its own parameters')
+        return table(name)
+    changes = parse_changes(params)
+    rows = [DENSE]
+    for item in filter(None, (part.strip() for part in pruners.split(','))):
+        method, _, preset = item.partition(':')
+        if method == 'dense':
+            continue
+        base = PruningParams.preset_of(preset or 'default').replace(pruner=method, **changes)
+        label = ' '.join([item, *params])
+        if method != 'specprune':
+            rows.append(Setting(label, base))
+            continue
+        rows.append(Setting(label, base, against=f'random like {label}'))
+        rows.append(random_like(rows[-1]))
+    return rows
+
+
+def _families(text: str) -> list[str]:
+    found = [part.strip() for part in text.split(',') if part.strip()]
+    for family in found:
+        if family not in FAMILIES:
+            raise ValueError(f'--families {family}: want some of {", ".join(FAMILIES)}')
+    if not found:
+        raise ValueError(f'--families: want some of {", ".join(FAMILIES)}')
+    return found
+
+
+def _fits(checkpoint: Path, settings: list[Any]) -> None:
+    """Load the policy once here, so that a bad checkpoint or parameter is said before the work."""
+    from specprune_ros.policy.build import build_policy
+
+    policy = build_policy(str(checkpoint), device='cpu', threads=1)
+    for setting in settings:
+        policy.check_params(setting.params)
+
+
+def _bar(total: int) -> Any:
+    from tqdm import tqdm
+
+    return tqdm(total=total, desc='episodes', mininterval=1.0, file=sys.stderr)
+
+
+def _circumstances() -> dict[str, Any]:
+    """Where and how the numbers were made."""
+    import torch
+
+    from specprune_ros.nodes.machine import machine
+    from specprune_ros.sim.export import revision
+
+    return {
+        'machine': machine(),
+        'torch': torch.__version__,
+        'revision': revision(),
+        'date': time.strftime('%Y-%m-%d'),
+        'command': 'specprune ' + shlex.join(sys.argv[1:]),
+    }

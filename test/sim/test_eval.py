@@ -1,0 +1,169 @@
+"""Closed-loop evaluation: statistics worked by hand, trials that are kept, the command itself."""
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from specprune_ros.cli.eval import chosen
+from specprune_ros.cli.main import main
+from specprune_ros.models.build import build
+from specprune_ros.models.load import save_policy_model
+from specprune_ros.models.statistics import Statistics
+from specprune_ros.pruning.params import PruningParams
+from specprune_ros.sim.proportions import compare, wilson
+from specprune_ros.sim.recipe import Recipe, policy_config, tokenizer
+from specprune_ros.sim.results import table_rows
+from specprune_ros.sim.settings import DENSE, TABLES, Setting, random_like, specprune, table
+from specprune_ros.sim.train import ROBOT, summary
+from specprune_ros.sim.trials import Player, Trial, TrialFile, jobs, weights_hash
+
+SMALL = Recipe(width=32, depth=8, heads=2, mlp=32, tower_width=24, tower_depth=2, tower_mlp=24)
+PRUNED = specprune('specprune')
+
+
+@pytest.fixture(scope='module')
+def checkpoint(tmp_path_factory):
+    """Random weights in the shape of the trained policy."""
+    folder = tmp_path_factory.mktemp('policy')
+    rng, config = np.random.default_rng(0), policy_config(SMALL)
+    entry = summary(rng.normal(size=(9, 7)) * 0.01, rng.normal(size=(9, 8)), 1)
+    statistics = Statistics.from_json({ROBOT: entry}, ROBOT, config.norm, 7, 8)
+    model = build(config, 0, torch.device('cpu'))
+    save_policy_model(folder, model, tokenizer(), statistics)
+    return folder
+
+
+def trial(setting, seed, outcome, family='move', **more):
+    values = {'steps': 10, 'queries': 3, 'tokens': 64.0, 'flops': 0.75, 'recall': math.nan}
+    values |= {'deviation': math.nan, 'milliseconds': 5.0} | more
+    return Trial(setting.key('w', 4), family, seed, outcome, **values)
+
+
+def test_wilson_interval():
+    assert wilson(0, 10)[0] == 0.0 and wilson(10, 10)[1] == 1.0
+    low, high = wilson(50, 100)
+    assert (round(low, 4), round(high, 4)) == (0.4038, 0.5962)
+    with pytest.raises(ValueError, match='successes'):
+        wilson(3, 2)
+
+
+def test_paired_comparison():
+    """Eight episodes gained and one lost of twenty: 2 (1 + 9) / 2^9."""
+    first = [True] * 8 + [False] + [True] * 11
+    second = [False] * 8 + [True] + [True] * 11
+    found = compare(first, second)
+    assert (found.gained, found.lost, found.difference) == (8, 1, 0.35)
+    assert found.p == pytest.approx(20 / 512)
+    # Wald for paired shares: 1.96 sqrt(9 - 49 / 20) / 20.
+    assert found.high - found.difference == pytest.approx(1.959964 * math.sqrt(6.55) / 20)
+    assert compare(first, first).p == 1.0
+    for bad in ([], [True]):
+        with pytest.raises(ValueError, match='want the same'):
+            compare(first, bad)
+
+
+def test_tables_hold_their_controls():
+    labels = [row.label for row in table('main')]
+    assert labels[:3] == ['dense', 'dense, wrong colour', 'dense, blind']
+    for name in TABLES:
+        rows = table(name)
+        assert len({row.label for row in rows}) == len(rows)
+        assert rows[0] == DENSE
+        for row in rows:
+            assert not row.against or row.against in [other.label for other in rows]
+    with pytest.raises(ValueError, match='want one of main'):
+        table('nonsense')
+
+
+def test_a_key_is_what_decides_the_episodes():
+    assert PRUNED.key('w', 4) == replace(PRUNED, label='x', against='').key('w', 4)
+    others = [DENSE, random_like(PRUNED), replace(PRUNED, control='blind')]
+    keys = {s.key('w', 4) for s in (PRUNED, *others)} | {PRUNED.key('v', 4), PRUNED.key('w', 8)}
+    assert len(keys) == 6
+    with pytest.raises(ValueError, match='control'):
+        replace(PRUNED, control='deaf')
+
+
+def test_rows_pair_the_same_episodes(tmp_path):
+    done, control = TrialFile(tmp_path / 't.jsonl'), random_like(PRUNED)
+    done.add(trial(DENSE, seed, 'success') for seed in range(4))
+    done.add(trial(PRUNED, s, 'success' if s else 'time_out', recall=0.8) for s in range(3))
+    done.add(trial(control, s, 'success' if s > 1 else 'collision') for s in range(4))
+    done.add([trial(control, 99, 'success')])  # not asked for
+    again = TrialFile(done.path)  # as another run finds it
+    assert again.trials.keys() == done.trials.keys()
+    rows = table_rows([DENSE, PRUNED, control], ['move'], range(4), again, 'w')
+    by = {row['pruner']: row for row in rows}
+    assert [row['episodes'] for row in rows] == [4, 3, 4]
+    assert by['specprune']['paired_loss'] == pytest.approx(1 / 3)
+    assert by['specprune']['paired_loss_episodes'] == 3
+    assert by['specprune']['against_gain'] == pytest.approx(1 / 3)
+    assert by['specprune']['recall'] == pytest.approx(0.8)
+    assert by[control.label]['collisions'] == 2 and by['dense']['recall'] is None
+    assert 'paired_loss' not in by['dense']
+
+
+def test_what_is_done_is_not_played_again(tmp_path):
+    done = TrialFile(tmp_path / 't.jsonl')
+    done.add(trial(DENSE, seed, 'success') for seed in range(7))
+    twice = replace(DENSE, label='dense again')
+    todo = list(jobs([DENSE, PRUNED, twice], ['move'], range(12), done, 'w'))
+    seeds = {label: [s for j in todo if j.setting.label == label for s in j.seeds]
+             for label in ('dense', 'specprune', 'dense again')}  # fmt: skip
+    assert seeds == {'dense': [*range(7, 12)], 'specprune': [*range(12)], 'dense again': []}
+    done.path.write_text(done.path.read_text() + '{"key": 1')
+    with pytest.raises(ValueError, match='line 8: no trial'):
+        TrialFile(done.path)
+
+
+def test_an_episode_is_fixed_by_its_seed(checkpoint):
+    player = Player(checkpoint)
+    try:
+        first, second = (player(PRUNED, 'move', 3, deviation=True) for _ in range(2))
+        blind = player(replace(DENSE, control='blind'), 'move', 3)
+    finally:
+        player.close()
+    assert replace(first, milliseconds=0.0) == replace(second, milliseconds=0.0)
+    assert first.tokens < 128 and first.flops < 1.0 and first.deviation > 0
+    assert blind.tokens == 128 and blind.flops == 1.0 and math.isnan(blind.deviation)
+    assert first.key != blind.key
+
+
+def test_the_command(checkpoint, tmp_path, capsys):
+    """Two processes play, a second call plays nothing, table, rows and plot are there."""
+    command = ['eval', '--checkpoint', str(checkpoint), '--work', str(tmp_path / 'work')]
+    command += ['--pruner', 'specprune', '--param', 'alpha=0.5', '--families', 'move']
+    command += ['--episodes', '1', '--processes', '2', '--json', str(tmp_path / 'rows.json')]
+    assert main([*command, '--plot', str(tmp_path / 'plot.png')]) == 0
+    assert '3 episodes in' in capsys.readouterr().out
+    report = json.loads((tmp_path / 'rows.json').read_text())
+    labels = [row['pruner'] for row in report['rows']]
+    assert labels == ['dense', 'specprune alpha=0.5', 'random like specprune alpha=0.5']
+    assert report['rows'][1]['flops_ratio'] < 1 and report['rows'][1]['paired_loss_p'] == 1.0
+    assert report['weights'] == weights_hash(checkpoint) and report['machine']['cpu']
+    assert (tmp_path / 'plot.png').stat().st_size > 10_000
+    assert main(command) == 0
+    assert 'episodes in' not in capsys.readouterr().out
+
+
+def test_a_bad_call_says_what_would_be_right(checkpoint, tmp_path, capsys):
+    for arguments, words in (
+        (['--families', 'juggle'], 'want some of move, lift, put'),
+        (['--episodes', '0'], '--episodes 0'),
+        (['--table', 'nonsense'], 'want one of main'),
+        (['--pruner', 'magic'], 'magic'),
+        (['--param', 'alpha=1'], 'goes with --pruner'),
+        (['--report-only'], 'leave out --report-only'),
+        (['--checkpoint', str(tmp_path)], 'no *.safetensors'),
+    ):
+        work = ['--work', str(tmp_path / 'none'), '--checkpoint', str(checkpoint)]
+        assert main(['eval', *work, *arguments]) == 1
+        assert words in capsys.readouterr().err
+    assert chosen('main', 'fastv', ['fastv_ratio=0.25'])[1].params == PruningParams(
+        pruner='fastv', fastv_ratio=0.25
+    )
+    assert isinstance(chosen('main', 'dense', [])[0], Setting)
