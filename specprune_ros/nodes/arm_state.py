@@ -17,7 +17,7 @@ from specprune_ros.nodes.stamps import stamp_ns
 from specprune_ros.robot import profile as profiles
 from specprune_ros.robot.geometry import Pose, normalised
 from specprune_ros.robot.profile import Profile
-from specprune_ros.robot.speed import JointSpeed, JointStateError, UrdfError
+from specprune_ros.robot.speed import JointSpeed, JointStateError, UrdfError, check_joint_count
 from specprune_ros.robot.watchdog import Watchdog
 
 POSE, JOINTS = 'tool pose', 'joint states'
@@ -107,6 +107,11 @@ class ArmState:
 
     def _on_joints(self, message: JointState) -> None:
         stamp = stamp_ns(message)
+        try:
+            check_joint_count(message.name)
+        except JointStateError as error:
+            self._complain(JOINTS, str(error))
+            return
         if len(message.position) != len(message.name):
             self._complain(
                 JOINTS, f'{len(message.position)} positions for {len(message.name)} names'

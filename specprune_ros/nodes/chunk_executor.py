@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 import time
 from collections import Counter
 from typing import Any
@@ -30,6 +29,7 @@ from specprune_ros.nodes.lifecycle import AutoLifecycleNode, run
 from specprune_ros.nodes.meters import Percentiles, RateMeter
 from specprune_ros.nodes.parameters import Setting, Settings
 from specprune_ros.nodes.quality import every, newest
+from specprune_ros.nodes.realtime import ask_for_priority, settle_heap
 from specprune_ros.nodes.wiring import profile_path
 from specprune_ros.robot import profile as profiles
 from specprune_ros.robot import timeline
@@ -70,8 +70,8 @@ SETTINGS = (
     Setting(
         'realtime_priority',
         20,
-        'Real-time priority (SCHED_FIFO) of the control loop where the system grants it, so that '
-        'a busy machine delays no stop; 0 asks for none.',
+        'Real-time priority (SCHED_FIFO) of this process where the system grants it, so that a '
+        'busy machine delays no stop; 0 asks for none.',
         low=0,
         high=90,
     ),
@@ -94,6 +94,8 @@ class ChunkExecutor(AutoLifecycleNode):
         self._complaints: dict[str, tuple[str, float]] = {}
         self._counts: Counter[str] = Counter()
         self._periods = Percentiles(1000)
+        self._jitter = Percentiles(1000)
+        self._sent_at: int | None = None
         self._delays = Percentiles()
         self._chunk_rate = RateMeter()
         self._last_tick: int | None = None
@@ -320,9 +322,18 @@ class ChunkExecutor(AutoLifecycleNode):
             self._counts['refused commands'] += 1
             return False
         self._port.send(out, self._stamp(now))
+        self._note_sent()
         self._counts['commands'] += 1
         self._grip(out.gripper, now)
         return True
+
+    def _note_sent(self) -> None:
+        """How far the time between two commands of one motion is from the period."""
+        sent = time.monotonic_ns()
+        if self._sent_at is not None:
+            period = 1.0 / self._profile.command.rate
+            self._jitter.add(abs((sent - self._sent_at) * 1e-9 - period))
+        self._sent_at = sent
 
     def _wanted_twist(self, setpoint: Setpoint) -> Twist:
         twist = setpoint.twist or Twist()
@@ -405,6 +416,7 @@ class ChunkExecutor(AutoLifecycleNode):
     def _rest(self) -> None:
         self._cartesian.rest()
         self._joint_guard.rest()
+        self._sent_at = None
 
     # What is shown.
 
@@ -452,7 +464,7 @@ class ChunkExecutor(AutoLifecycleNode):
             self._complain('publishers', crowd)
         values: dict[str, object] = {'state': verdict.state.value, 'reason': verdict.reason}
         if self._profile is not None:
-            p50, p99 = self._periods.at(50, 99)
+            p50, p99, longest = self._periods.at(50, 99, 100)
             now = self._now_ns()
             values |= {
                 'enabled': self._watchdog.enabled,
@@ -460,6 +472,8 @@ class ChunkExecutor(AutoLifecycleNode):
                 'scheduling': self._scheduling,
                 'period p50 (ms)': f'{1e3 * p50:.2f}',
                 'period p99 (ms)': f'{1e3 * p99:.2f}',
+                'period max (ms)': f'{1e3 * longest:.2f}',
+                'command jitter p99 (ms)': f'{1e3 * self._jitter.at(99)[0]:.2f}',
                 'chunk rate (Hz)': f'{self._chunk_rate.rate(time.monotonic()):.1f}',
                 'steps executed since observation p50': f'{self._delays.at(50)[0]:.2f}',
                 'motion queued (s)': f'{self._timeline.queued:.2f}',
@@ -518,17 +532,6 @@ class ChunkExecutor(AutoLifecycleNode):
         return Time(nanoseconds=max(nanoseconds, 0)).to_msg()
 
 
-def ask_for_priority(priority: int) -> str:
-    """Put this thread under the real-time scheduler; what came of it, in words."""
-    if priority <= 0:
-        return 'usual priority'
-    try:
-        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(priority))
-    except (OSError, AttributeError) as error:
-        return f'no real-time priority ({error})'
-    return f'real-time priority {priority}'
-
-
 def chunk_of(message: ActionChunk) -> Chunk:
     """The fields of a message that motion depends on."""
     stamp, step = message.header.stamp, message.step_dt
@@ -553,6 +556,7 @@ def chunk_of(message: ActionChunk) -> Chunk:
 
 def main() -> int:
     """Entry point of ``ros2 run specprune_ros chunk_executor``."""
+    settle_heap()
     return run(ChunkExecutor)
 
 

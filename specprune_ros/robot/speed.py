@@ -23,6 +23,7 @@ ACTION = 'action'
 SOURCES = (JOINT_STATES, TWIST, ACTION)
 
 MAX_URDF = 8_000_000  # characters; a detailed humanoid has under a tenth of that
+MAX_JOINTS = 256  # names in a joint state; a humanoid with two hands has under 100
 
 
 class UrdfError(ValueError):
@@ -31,6 +32,12 @@ class UrdfError(ValueError):
 
 class JointStateError(ValueError):
     """A joint state that does not fit the robot: names missing, lengths differing, NaN."""
+
+
+def check_joint_count(names: Sequence[str]) -> None:
+    """Raises ``JointStateError`` where a joint state names more than ``MAX_JOINTS`` joints."""
+    if len(names) > MAX_JOINTS:
+        raise JointStateError(f'joint state: {len(names)} names; at most {MAX_JOINTS} are read')
 
 
 class SpeedError(ValueError):
@@ -249,6 +256,7 @@ class JointSpeed:
         return None
 
     def _match(self, names: Sequence[str]) -> list[int]:
+        check_joint_count(names)
         key = tuple(names)
         if self._layout is not None and self._layout[0] == key:
             return self._layout[1]

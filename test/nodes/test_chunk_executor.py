@@ -406,19 +406,30 @@ def test_an_error_of_the_policy_stops_the_arm(bench):
     assert 'no chunk: x' in b.health()
 
 
-def test_the_control_loop_asks_for_real_time_and_says_what_it_got():
-    from specprune_ros.nodes.chunk_executor import ask_for_priority
-
-    usual = os.sched_getscheduler(0)
-    try:
-        assert ask_for_priority(0) == 'usual priority'
-        assert os.sched_getscheduler(0) == usual
-        assert 'no real-time priority' in ask_for_priority(1000)
-        said = ask_for_priority(5)
-        granted = os.sched_getscheduler(0) == os.SCHED_FIFO
-        assert said == 'real-time priority 5' if granted else 'no real-time priority' in said
-    finally:
-        os.sched_setscheduler(0, usual, os.sched_param(0))
+def test_every_thread_of_the_executor_asks_for_real_time_and_it_says_what_it_got():
+    # In a process of its own: what a thread is given, those it makes later inherit.
+    code = (
+        'import os, threading\n'
+        'from specprune_ros.nodes.realtime import ask_for_priority\n'
+        'wait = threading.Event()\n'
+        'other = threading.Thread(target=wait.wait)\n'
+        'other.start()\n'
+        'both = (0, other.native_id)\n'
+        'print(ask_for_priority(0), [os.sched_getscheduler(t) for t in both], sep="|")\n'
+        'print(ask_for_priority(1000), [os.sched_getscheduler(t) for t in both], sep="|")\n'
+        'print(ask_for_priority(5), [os.sched_getscheduler(t) for t in both], sep="|")\n'
+        'wait.set()\n'
+    )
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    said = [line.split('|') for line in done.stdout.splitlines()]
+    usual, real = str([os.SCHED_OTHER] * 2), str([os.SCHED_FIFO] * 2)
+    assert said[0] == ['usual priority', usual]
+    assert 'no real-time priority' in said[1][0] and said[1][1] == usual
+    if 'no real-time priority' in said[2][0]:
+        assert said[2][1] == usual
+    else:
+        assert said[2] == ['real-time priority 5', real]
 
 
 def test_a_second_commander_is_reported(bench):
@@ -471,7 +482,7 @@ def test_poses_follow_the_twist_and_hold_the_measured_one_on_stop(bench):
 def test_tool_motion_becomes_joint_motion_with_times_and_velocities(bench):
     from trajectory_msgs.msg import JointTrajectory
 
-    from specprune_ros.robot.speed import JointSpeed
+    from specprune_ros.robot.speed import MAX_JOINTS, JointSpeed
     from specprune_ros.sim import rizon4
     from specprune_ros.sim.urdf import urdf
 
@@ -504,9 +515,14 @@ def test_tool_motion_becomes_joint_motion_with_times_and_velocities(bench):
     arm = JointSpeed(urdf(), 'tcp')
     tool = arm.jacobian(names, home) @ np.array(sent[40][1].points[0].velocities)
     assert tool[0] == pytest.approx(0.1, abs=0.01) and np.abs(tool[1:3]).max() < 0.01
-    # Silence: the measured joints, at rest, once.
-    b.run(0.6)
+    # More joints than are read count as silence: the measured joints, at rest, once.
+    end = time.monotonic() + 0.6
+    crowd = [f'lamp{i}' for i in range(MAX_JOINTS)]
+    while time.monotonic() < end:
+        b.publish_joints([*names, *crowd], [*home, *([0.0] * len(crowd))])
+        b.run(0.02)
     assert b.stops() == 1
+    assert f'{MAX_JOINTS + 7} names; at most {MAX_JOINTS}' in b.dut._complaints['joint states'][0]
     hold = sent[-1][1].points
     assert len(hold) == 1 and list(hold[0].positions) == pytest.approx(home)
 

@@ -5,6 +5,7 @@ import pytest
 
 from specprune_ros.robot import geometry
 from specprune_ros.robot.speed import (
+    MAX_JOINTS,
     ActionSpeed,
     JointSpeed,
     JointStateError,
@@ -85,6 +86,15 @@ def test_missing_joints_are_listed():
         arm.update([], [], [], 0)
     with pytest.raises(JointStateError, match="'joint1' is named twice"):
         arm.update([*NAMES, 'joint1'], [*HOME, 0.0], None, 0)
+
+
+def test_a_joint_state_may_name_so_many_joints_and_no_more():
+    arm = JointSpeed(urdf(), 'tcp')
+    more = [f'lamp{i}' for i in range(MAX_JOINTS - len(NAMES))]
+    assert arm.update([*NAMES, *more], [*HOME, *([0.0] * len(more))], None, 0) is None
+    for read in (arm.tool_pose, lambda n, q: arm.update(n, q, None, 0)):
+        with pytest.raises(JointStateError, match=f'{MAX_JOINTS + 1} names; at most {MAX_JOINTS}'):
+            read([*NAMES, *more, 'one'], [*HOME, *([0.0] * len(more)), 0.0])
 
 
 def test_nan_and_lengths_are_refused_with_the_joint_named():
