@@ -287,6 +287,7 @@ def policy_killed(suite: Suite, rng: np.random.Generator) -> None:
 
 def executor_killed(suite: Suite, rng: np.random.Generator) -> None:
     """SIGKILL to the executor; started again by a supervisor."""
+    suite.wait_for_motion()  # a driver may find a new executor later than this suite does
     suite.pause(rng.uniform(0.0, 0.1))
     suite.system.kill(EXECUTOR)
     suite.executor_died()
@@ -381,7 +382,7 @@ def truncated(suite: Suite, rng: np.random.Generator) -> None:
     else:
         raw = serialize_message(_chunk_message(suite))
         for _ in range(5):
-            rig.chunks.publish(raw[: int(rng.integers(5, len(raw)))])
+            rig.send_chunk(raw[: int(rng.integers(5, len(raw)))])
     suite.pause(0.6)
     if which == 4:
         suite.must_stop_at_once('a chunk whose data does not fill its rows')
@@ -410,7 +411,7 @@ def _chunk_message(suite: Suite, horizon: int = 8, rows: int | None = None) -> A
 
 def _chunk(suite: Suite, **fields: int) -> None:
     suite.at_once = time.time_ns()
-    suite.rig.chunks.publish(_chunk_message(suite, **fields))
+    suite.rig.send_chunk(_chunk_message(suite, **fields))
 
 
 def second_policy(suite: Suite, rng: np.random.Generator) -> None:
@@ -420,7 +421,7 @@ def second_policy(suite: Suite, rng: np.random.Generator) -> None:
         rows = rng.uniform(-1.0, 1.0, (8, 7)) * rng.choice([0.01, 0.5, 100.0])
         rows[:, 6] = rng.integers(0, 2)
         message.data = array.array('d', rows.ravel())
-        suite.rig.chunks.publish(message)
+        suite.rig.send_chunk(message)
         suite.pause(0.05)
 
 
@@ -428,16 +429,18 @@ def second_commander(suite: Suite, rng: np.random.Generator) -> None:
     """Somebody else commands the arm. The executor cannot prevent it: it must not change what it
     sends itself, and its diagnostics must say so.
     """
-    begin = time.time_ns()
-    while time.time_ns() - begin < 2.5 * SECOND:
-        message = TwistStamped()
-        message.header.frame_id = INTRUDER
-        message.twist.linear.x = float(rng.uniform(-0.05, 0.05))
-        suite.rig.commands.publish(message)
-        suite.pause(0.05)
+    rig, begin = suite.rig, time.time_ns()
+    topic = rig.profile.command.topic
+    with rig.publisher(TwistStamped, topic) as commands:
+        while time.time_ns() - begin < 2.5 * SECOND:
+            message = TwistStamped()
+            message.header.frame_id = INTRUDER
+            message.twist.linear.x = float(rng.uniform(-0.05, 0.05))
+            commands.publish(message)
+            suite.pause(0.05)
     if not any(
-        name == EXECUTOR and 'publishers' in text
-        for at, name, text in suite.rig.heard.said
+        name == EXECUTOR and f'publishers on {topic}' in text
+        for at, name, text in rig.heard.said
         if at > begin
     ):
         suite.breaks('the executor did not report the second publisher')

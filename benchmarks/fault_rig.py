@@ -9,7 +9,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,6 +31,7 @@ from specprune_ros.robot.profile import Profile, load
 from specprune_ros.robot.timeline import Chunk, ChunkError, ChunkRules, check
 
 SECOND = 1_000_000_000
+CHUNKS = '/faults/action_chunk'  # as the executor hears them
 INTRUDER = 'intruder'  # frame_id of commands the executor did not send
 CLOCK_RATE = 200.0  # Hz
 ALIKE = 0.02  # s by which this account may differ from the executor's own
@@ -39,9 +40,11 @@ PAUSE = 0.04  # s without commands after a stop action
 
 @dataclass
 class Sent:
-    """A command of the executor: when it was written (ns, system clock), m/s and rad/s."""
+    """A command of the executor: when it was written (ns, system clock) and by its own stamp
+    decided (ns, the executor's clock), m/s and rad/s."""
 
     at: int
+    decided: int
     linear: tuple[float, float, float]
     angular: tuple[float, float, float]
 
@@ -54,35 +57,55 @@ class Sent:
 class Lane:
     """Passes a topic on. ``alter`` turns a message into what is sent instead: messages or bytes.
 
-    ``passed`` holds (time sent, stamp) of the newest, ns.
+    ``passed`` holds (time just before it was sent, stamp) of the newest, ns: nobody can have had
+    a message earlier. ``places`` are the positions of poses, with that time. ``late`` is how long
+    messages took from their sender to here, ns, with the time.
     """
 
-    def __init__(self, node: Any, kind: type, source: str, target: str) -> None:
-        self._node, self.kind = node, kind
+    def __init__(
+        self,
+        node: Any,
+        kind: type,
+        source: str,
+        target: str,
+        heard: list[tuple[int, Any]] | None = None,
+    ) -> None:
+        self._node, self.kind, self._heard = node, kind, heard
         self.alter: Callable[[Any], list[Any]] | None = None
         self.passed: deque[tuple[int, int]] = deque(maxlen=4000)
+        self.places: deque[tuple[int, tuple[float, float, float]]] = deque(maxlen=4000)
+        self.late: deque[tuple[int, int]] = deque(maxlen=4000)
         self.last: Any = None
-        self.output = node.create_publisher(kind, target, newest(reliable=True))
+        quality = newest(reliable=True) if heard is None else every()
+        self.output = node.create_publisher(kind, target, quality)
         node.create_subscription(kind, source, self._on, every(2), raw=True)
 
-    def _on(self, raw: bytes) -> None:
+    def _on(self, raw: bytes, info: dict) -> None:
         self.last = raw
         alter = self.alter
+        now = time.time_ns()
+        self.late.append((now, now - info['source_timestamp']))
         if alter is None:
             self.output.publish(raw)
             if self.kind is not Image:
-                self._note(deserialize_message(raw, self.kind))
+                self._note(now, deserialize_message(raw, self.kind))
             return
         for message in alter(deserialize_message(raw, self.kind)):
+            now = time.time_ns()
             self.output.publish(message)
             if not isinstance(message, bytes):
-                self._note(message)
+                self._note(now, message)
 
-    def _note(self, message: Any) -> None:
-        if self.kind is PoseStamped and not math.isfinite(message.pose.position.x):
-            return  # does not count as arrived
+    def _note(self, at: int, message: Any) -> None:
+        if self.kind is PoseStamped:
+            tool = message.pose.position
+            if not math.isfinite(tool.x):
+                return  # does not count as arrived
+            self.places.append((at, (tool.x, tool.y, tool.z)))
+        if self._heard is not None:
+            self._heard.append((at, message))
         stamp = message.header.stamp
-        self.passed.append((time.time_ns(), stamp.sec * SECOND + stamp.nanosec))
+        self.passed.append((at, stamp.sec * SECOND + stamp.nanosec))
 
     def newest_copy(self) -> Any:
         """The newest message that came in, as an object of its own."""
@@ -120,22 +143,26 @@ class Rig:
         }
         self.joints = lane(JointState, seen.joint_states, '/faults/joint_states')
         self.pose = lane(PoseStamped, seen.ee_pose, '/faults/tcp_pose')
-        self.lanes = [*self.cameras.values(), self.joints, self.pose]
+        # Chunks too: what a policy that is killed or starts has sent, and the executor has got,
+        # is then known here.
+        self.chunk_lane = lane(
+            ActionChunk, f'/{POLICY}/action_chunk', CHUNKS, heard=self.heard.chunks
+        )
+        self.lanes = [*self.cameras.values(), self.joints, self.pose, self.chunk_lane]
         listen = self.ear.create_subscription
         # Deep enough that a busy second loses nothing.
         listen(TwistStamped, profile.command.topic, self._on_command, every(1000))
-        listen(ActionChunk, f'/{POLICY}/action_chunk', self._on_chunk, every(100))
         listen(PruneStats, f'/{POLICY}/prune_stats', self._on_stats, every(100))
         listen(PoseStamped, seen.ee_pose, self._on_pose, newest())
         listen(TwistStamped, seen.ee_twist, self._on_speed, newest())
         listen(DiagnosticArray, '/diagnostics', self._on_health, every(100))
         publish = self.node.create_publisher
-        self.chunks = publish(ActionChunk, f'/{POLICY}/action_chunk', every())
-        self.commands = publish(TwistStamped, profile.command.topic, every())
+        self._chunks = publish(ActionChunk, CHUNKS, every())
         self.sentence = publish(String, f'/{POLICY}/instruction', latched())
         self.sim_offset_ns: int | None = 0 if sim_time else None
         self.clock_stands = False
         self._ending = threading.Event()
+        self.lane_thread = 0  # the system's number of it
         self._threads = [
             threading.Thread(target=self._spin, args=(node,), daemon=True)
             for node in (self.node, self.ear)
@@ -154,7 +181,14 @@ class Rig:
             **{camera.topic: f'/faults/{name}' for name, camera in seen.cameras.items()},
             seen.joint_states: '/faults/joint_states',
             seen.ee_pose: '/faults/tcp_pose',
+            f'/{POLICY}/action_chunk': CHUNKS,
         }
+
+    def send_chunk(self, message: ActionChunk | bytes) -> None:
+        """Send a chunk as another policy would: by a publisher of its own."""
+        if not isinstance(message, bytes):
+            self.heard.chunks.append((time.time_ns(), message))
+        self._chunks.publish(message)
 
     def close(self) -> None:
         """Leave the network."""
@@ -182,6 +216,15 @@ class Rig:
         finally:
             self.node.destroy_client(client)
 
+    @contextlib.contextmanager
+    def publisher(self, kind: type, topic: str) -> Iterator[Any]:
+        """A publisher for as long as it is needed."""
+        made = self.node.create_publisher(kind, topic, every())
+        try:
+            yield made
+        finally:
+            self.node.destroy_publisher(made)
+
     def silent_for(self) -> float:
         """Seconds since the executor's last command."""
         commands = self.heard.commands
@@ -197,10 +240,12 @@ class Rig:
             recent += 1
         return recent >= 8 and self.silent_for() < 0.1
 
-    def _lane(self, kind: type, source: str, target: str) -> Lane:
-        return Lane(self.node, kind, source, target)
+    def _lane(self, kind: type, source: str, target: str, heard: Any = None) -> Lane:
+        return Lane(self.node, kind, source, target, heard)
 
     def _spin(self, node: Any) -> None:
+        if node is self.node:
+            self.lane_thread = threading.get_native_id()
         executor = SingleThreadedExecutor(context=self.context)
         executor.add_node(node)
         with contextlib.suppress(ExternalShutdownException):
@@ -223,13 +268,15 @@ class Rig:
     def _on_command(self, message: TwistStamped, info: dict) -> None:
         if message.header.frame_id == INTRUDER:
             return
-        a, b = message.twist.linear, message.twist.angular
+        a, b, stamp = message.twist.linear, message.twist.angular, message.header.stamp
         self.heard.commands.append(
-            Sent(info['source_timestamp'], (a.x, a.y, a.z), (b.x, b.y, b.z))
+            Sent(
+                info['source_timestamp'],
+                stamp.sec * SECOND + stamp.nanosec,
+                (a.x, a.y, a.z),
+                (b.x, b.y, b.z),
+            )
         )
-
-    def _on_chunk(self, message: ActionChunk, info: dict) -> None:
-        self.heard.chunks.append((info['source_timestamp'], message))
 
     def _on_stats(self, message: PruneStats, info: dict) -> None:
         self.heard.stats.append((info['source_timestamp'], message))
@@ -255,8 +302,9 @@ class Axis:
     heard and commands sent, without the executor's own timeline.
     """
 
-    def __init__(self, rules: ChunkRules) -> None:
+    def __init__(self, rules: ChunkRules, sim_time: bool) -> None:
         self._rules = rules
+        self._stamped_otherwise = sim_time
         self.restart()
 
     def restart(self) -> None:
@@ -290,16 +338,23 @@ class Axis:
         self._newest, self._end, self._step, self._dry = chunk.stamp_ns, end, chunk.step_dt, None
 
     def command(self, sent: Sent) -> float | None:
-        """A command was sent; for how long (s) there has been nothing left to execute."""
-        elapsed = 0.0 if self._last is None else (sent.at - self._last) / SECOND
+        """A command was sent; for how long (s) there has been nothing left to execute.
+
+        Motion is reckoned from when commands were decided, by their stamps, and lateness to when
+        they were written: what held the executor up in between counts against it.
+        """
+        now = sent.at if self._stamped_otherwise else min(sent.decided, sent.at)
+        elapsed = 0.0 if self._last is None else (now - self._last) / SECOND
         left = self._end - self._at
         if self._rested and elapsed > PAUSE:
             # A motion that begins: what ran dry before was stopped.
-            self._dry = None if left > 0.0 else sent.at
+            self._dry = None if left > 0.0 else now
         else:
-            if left <= elapsed and self._dry is None:
-                self._dry = (self._last or sent.at) + max(left, 0.0) * SECOND
-            self._at = min(self._at + min(elapsed, self._step), max(self._at, self._end))
-        self._last, self._rested = sent.at, sent.zero
-        self._log.append((sent.at, self._at))
+            # An executor that was held up executes no more than a step of what it missed.
+            moved = min(elapsed, self._step)
+            if left <= moved and self._dry is None:
+                self._dry = now - (moved - max(left, 0.0)) * SECOND
+            self._at = min(self._at + moved, max(self._at, self._end))
+        self._last, self._rested = now, sent.zero
+        self._log.append((now, self._at))
         return None if self._dry is None else (sent.at - self._dry) / SECOND

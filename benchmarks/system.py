@@ -42,10 +42,9 @@ class System:
             name: other.get(topic, topic)
             for name, topic in policy_remappings(self.profile).items()
         }
-        executor = {'~/action_chunk': f'/{POLICY}/action_chunk'}
-        executor |= {
-            topic: other[topic] for topic in (self.profile.observation.ee_pose,) if topic in other
-        }
+        chunks, pose = f'/{POLICY}/action_chunk', self.profile.observation.ee_pose
+        executor = {'~/action_chunk': other.get(chunks, chunks)}
+        executor |= {topic: other[topic] for topic in (pose,) if topic in other}
         own = {
             ARM: {},
             POLICY: {
