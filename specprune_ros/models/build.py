@@ -11,6 +11,7 @@ from specprune_ros.models.cogact import CogACT
 from specprune_ros.models.config import PolicyConfig
 from specprune_ros.models.db_oft import DBOFT
 from specprune_ros.models.oft import OpenVLAOFT
+from specprune_ros.models.room import check_room
 
 Network = OpenVLAOFT | DBOFT | CogACT
 CLASSES: dict[str, type[nn.Module]] = {
@@ -31,14 +32,18 @@ def build(
     seed: int = 0,
     device: torch.device | str = 'cpu',
     dtype: torch.dtype = torch.float32,
+    name: str = '',
 ) -> Network:
     """The network with random weights, the same for the same seed, device type and dtype.
 
     Weights have the size that keeps activations near one: N(0, 1 / inputs) for matrices, shrunk on
     residual branches by the square root of their number; norms one, biases zero. Parameters do not
-    ask for gradients (call ``requires_grad_()`` to train).
+    ask for gradients (call ``requires_grad_()`` to train). Raises ``RoomError``, which says
+    ``name``, where they do not fit on the device.
     """
-    model = cast(empty(config), dtype).to_empty(device=device)
+    model = cast(empty(config), dtype)
+    check_room(model, device, name or config.family)
+    model.to_empty(device=device)
     generator = torch.Generator(device=device).manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -21,6 +21,7 @@ from specprune_ros.models.checkpoint.report import Report, human
 from specprune_ros.models.config import ConfigError, PolicyConfig
 from specprune_ros.models.preprocess import Preprocessor
 from specprune_ros.models.presets import default_tokenizer, preset
+from specprune_ros.models.room import check_room
 from specprune_ros.models.statistics import Statistics, StatisticsError, choose_key
 from specprune_ros.models.tokens import PromptTokenizer
 
@@ -189,12 +190,14 @@ def load_policy_model(
     """Load a checkpoint folder straight to a device and dtype.
 
     Weights go file by file, tensor by tensor, into their final place; no copy of a shard is made.
-    Raises ``CheckpointError`` naming the file and the cure, before any weight is used.
+    Raises ``CheckpointError`` naming the file and the cure, or ``RoomError``, before any weight is
+    used.
     """
     report = inspect_checkpoint(path, unnorm_key, overrides)
     report.raise_problems()
     policy = report.config
     model = cast(empty(policy), dtype)
+    check_room(model, device, str(path))
     try:
         model.to_empty(device=device)
     except RuntimeError as error:
@@ -219,13 +222,16 @@ def random_policy_model(
     device: torch.device | str = 'cpu',
     dtype: torch.dtype = torch.float32,
 ) -> LoadedModel:
-    """A preset with random weights and the small word tokenizer. Its actions mean nothing."""
+    """A preset with random weights and the small word tokenizer. Its actions mean nothing.
+
+    Raises ``ValueError`` for an unknown name and ``RoomError`` where it does not fit.
+    """
     policy = preset(name)
     tokenizer = PromptTokenizer(
         default_tokenizer(), policy.template, policy.max_prompt, policy.decoder.vocab
     )
     return LoadedModel(
-        model=build(policy, seed, device, dtype),
+        model=build(policy, seed, device, dtype, name),
         config=policy,
         preprocessor=Preprocessor(policy, device, dtype),
         tokenizer=tokenizer,

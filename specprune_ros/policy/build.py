@@ -11,12 +11,14 @@ from specprune_ros.policy.policy import Policy
 from specprune_ros.pruning.params import PruningParams
 
 DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
+BFLOAT16_FROM = (8, 0)  # compute capability: Ampere
 
 
 def resolve(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
     """Device and number format for ``auto`` and explicit names. Raises ``ValueError``.
 
-    ``auto`` is a GPU if there is one, with bfloat16; a CPU runs float32.
+    ``auto`` is a GPU if there is one, with bfloat16 (float16 on one older than Ampere, which has
+    no bfloat16 units); a CPU runs float32.
     """
     if device == 'auto':
         device = 'cuda' if torch.cuda.is_available() else 'cpu'
@@ -30,10 +32,17 @@ def resolve(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
         raise ValueError(
             f"model.device '{device}': there are {torch.cuda.device_count()} GPUs, from cuda:0"
         )
+    old = place.type == 'cuda' and torch.cuda.get_device_capability(place) < BFLOAT16_FROM
     if dtype == 'auto':
-        return place, torch.bfloat16 if place.type == 'cuda' else torch.float32
+        half = torch.float16 if old else torch.bfloat16
+        return place, half if place.type == 'cuda' else torch.float32
     if dtype not in DTYPES:
         raise ValueError(f"model.dtype '{dtype}' is none of auto, {', '.join(DTYPES)}")
+    if dtype == 'bfloat16' and old:
+        raise ValueError(
+            f"model.dtype 'bfloat16': {torch.cuda.get_device_name(place)} has no bfloat16 units; "
+            'use float16 or auto'
+        )
     return place, DTYPES[dtype]
 
 
