@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from record import write
 
-from specprune_ros.cli.bench import device_name, observations
 from specprune_ros.models.presets import BENCH_INSTRUCTION
+from specprune_ros.policy.bench.scene import device_name, observations
 from specprune_ros.policy.build import build_policy
 from specprune_ros.pruning.interface import Mode, QueryContext
 from specprune_ros.pruning.meters import action_deviation, kept_recall

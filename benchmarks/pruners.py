@@ -12,7 +12,8 @@ from pathlib import Path
 
 from record import write
 
-from specprune_ros.cli.bench import bench, print_table
+from specprune_ros.cli.bench import bench
+from specprune_ros.cli.bench_tables import print_tables
 
 
 def main() -> int:
@@ -25,16 +26,17 @@ def main() -> int:
     parser.add_argument('--repeats', type=int, default=11)
     parser.add_argument('--json', type=Path)
     args = parser.parse_args()
-    rows = bench(
+    result = bench(
         pruners=args.pruner,
         model=args.model,
         device=args.device,
         threads=args.threads,
         repeats=args.repeats,
+        stock=False,
         progress=True,
     )
-    print_table(rows)
-    write(args.json, {'benchmark': 'pruners', 'rows': rows})
+    print_tables(result)
+    write(args.json, {'benchmark': 'pruners', 'rows': result.rows})
     return 0
 
 

@@ -7,12 +7,21 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from specprune_ros.nodes.machine import machine
+
+
+def priority() -> dict[str, int]:
+    """At which niceness this process runs, and its session's autogroup where the kernel has it."""
+    found = {'nice': os.getpriority(os.PRIO_PROCESS, 0)}
+    with suppress(OSError, ValueError, IndexError):
+        found['autogroup'] = int(Path('/proc/self/autogroup').read_text().rsplit(maxsplit=1)[1])
+    return found
 
 
 def write(path: Path | None, result: dict) -> None:
@@ -33,6 +42,7 @@ def write(path: Path | None, result: dict) -> None:
         'date': time.strftime('%Y-%m-%d'),
         'command': 'python ' + ' '.join([f'benchmarks/{Path(sys.argv[0]).name}', *sys.argv[1:]]),
         'load_at_end': os.getloadavg()[0],
+        'priority': priority(),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=2) + '\n')

@@ -7,12 +7,12 @@ usual.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from specprune_ros.models.config import DecoderConfig, PolicyConfig, VisionConfig
 from specprune_ros.models.decoder import DecoderOutput, LayerRows, Listened
-from specprune_ros.pruning.interface import TokenLayout
+from specprune_ros.pruning.interface import PruneSchedule, TokenLayout
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,28 @@ def dense_flops(config: PolicyConfig, layout: TokenLayout, read: bool = True) ->
     asked = layout.action[1] - layout.action[0] if read else rows
     work = [LayerRows(rows, rows, rows)] * (layout.depth - 1) + [LayerRows(rows, asked, rows)]
     return count(config, work)
+
+
+def scheduled_work(
+    layout: TokenLayout, schedule: PruneSchedule, after: Mapping[int, int]
+) -> tuple[list[LayerRows], list[Listened]]:
+    """What the decoder does when ``after`` tokens are left behind each boundary: the rows of each
+    layer, and the side products the schedule listens to.
+    """
+    others = layout.length - layout.vision_tokens
+    current, work = after.get(0, layout.vision_tokens), []
+    for layer in range(1, layout.depth + 1):
+        rows = 0 if layer in schedule.skip else others + current
+        keys = layout.length if schedule.reuse and rows else rows
+        asked = layout.action[1] - layout.action[0] if layer == layout.depth else rows
+        work.append(LayerRows(rows, min(rows, asked), keys))
+        current = after.get(layer, current)
+    listened = [
+        Listened(layer, len(layout.rows(group)), work[layer - 1].keys)
+        for layer, groups in schedule.listen.items()
+        for group in groups
+    ]
+    return work, listened
 
 
 def count(

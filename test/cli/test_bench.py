@@ -1,21 +1,26 @@
-"""``specprune bench``: rows of every pruner, and the paper's FLOPs."""
+"""``specprune bench``: rows of every pruner and loop, the paper's FLOPs, mistakes."""
 
 import argparse
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 from specprune_ros.cli import bench
-from specprune_ros.models.flops import Listened, count, dense_flops
+from specprune_ros.models import presets
+from specprune_ros.models.flops import count, dense_flops, scheduled_work
 from specprune_ros.models.presets import preset
+from specprune_ros.policy.bench import race
 from specprune_ros.pruning.interface import Mode, TokenLayout
 from specprune_ros.pruning.params import PRUNERS, ParamError, PruningParams
 from specprune_ros.pruning.registry import pruner
 
 FIELDS = {
     'model', 'pruner', 'mode', 'device', 'dtype', 'tokens_in', 'tokens_mean', 'flops_ratio',
-    'ms_p50', 'ms_p99', 'speedup',
+    'ms_p50', 'ms_p90', 'ms_p99', 'ms_max', 'speedup', 'speedup_stock', 'ms_copies',
+    'ms_preprocess_p50', 'ms_vision_p50', 'ms_decoder_p50', 'ms_head_p50', 'gflops', 'tflops',
+    'gbs_decoder', 'ceiling_tflops', 'ceiling_gbs', 'floor_ms', 'distance',
 }  # fmt: skip
 OFT = TokenLayout(
     cameras=2,
@@ -44,24 +49,50 @@ def parse(*words):
 
 
 def test_every_pruner_gets_a_row(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(bench, 'WARM_QUERIES', 4)
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
     out = tmp_path / 'rows.json'
     words = ('--model', 'tiny', '--pruner', 'all', '--repeats', '2', '--json', str(out))
     assert bench.run(parse(*words)) == 0
-    rows = {row['pruner']: row for row in json.loads(out.read_text())}
+    everything = json.loads(out.read_text())
+    (stock,) = [row for row in everything if row['mode'] == 'stock']
+    rows = {row['pruner']: row for row in everything if row['mode'] == 'eager'}
     assert set(rows) == {*PRUNERS, 'specprune:paper', 'specprune:authors'}
-    for row in rows.values():
+    assert len(everything) == len(rows) + 1
+    for row in everything:
         assert set(row) >= FIELDS
         assert row['tokens_in'] == 512 and 0 < row['tokens_mean'] <= 512
-        assert row['ms_p50'] > 0 and row['speedup'] > 0
+        assert 0 < row['ms_p50'] <= row['ms_p90'] <= row['ms_p99'] <= row['ms_max']
+        assert row['speedup'] > 0 and row['floor_ms'] > 0
+        stages = sum(row[f'ms_{s}_p50'] for s in ('preprocess', 'vision', 'decoder', 'head'))
+        assert stages < 2 * row['ms_p50']
     assert rows['dense']['flops_ratio'] == rows['dense']['speedup'] == 1.0
     assert rows['dense']['action_deviation'] == 0.0
+    # The stock loop computes every row of the last layer, and the same actions but for rounding.
+    assert stock['flops_ratio'] > 1.0 and stock['speedup_stock'] == 1.0
+    assert stock['action_deviation'] < 1e-4
     for name, row in rows.items():
         if name not in ('dense', 'sp_vla'):  # what SP-VLA keeps depends on the attention
             assert row['flops_ratio'] < 1.0, name
             assert row['action_deviation'] > 0.0 or name == 'adp', name  # its gate may be shut
+            assert row['gflops'] < rows['dense']['gflops'], name
     table = capsys.readouterr().out
     assert all(name in table for name in rows)
+    assert 'dense (stock loop)' in table
+
+
+def test_the_sweep_is_measured_remembered_and_drawn(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+    out, plot = tmp_path / 'rows.json', tmp_path / 'roofline.png'
+    words = ('--model', 'tiny', '--repeats', '1', '--threads', '1', '--no-stock')
+    extra = ('--sweep', '256', '--json', str(out), '--plot', str(plot))
+    assert bench.run(parse(*words, *extra)) == 0
+    rows = [row for row in json.loads(out.read_text()) if row['mode'] == 'sweep']
+    assert [(row['tokens_mean'], row['rows']) for row in rows] == [(256, 349), (512, 605)]
+    assert rows[0]['ms_p50'] < rows[1]['ms_p50']
+    assert plot.read_bytes().startswith(b'\x89PNG')
+    assert 'Decoder swept' in capsys.readouterr().out
+    assert bench.run(parse(*words)) == 0  # not measured again, and still told
+    assert 'Decoder swept' in capsys.readouterr().out
 
 
 def test_the_paper_preset_costs_what_the_paper_says():
@@ -69,12 +100,7 @@ def test_the_paper_preset_costs_what_the_paper_says():
     params = PruningParams.preset_of('paper')
     assert params.alpha == 0.8
     schedule = pruner('specprune').plan(OFT, params, Mode.COARSE)
-    work = bench.layer_work(OFT, schedule, schedule.prune)
-    listened = [
-        Listened(layer, len(OFT.rows(group)), work[layer - 1].keys)
-        for layer, groups in schedule.listen.items()
-        for group in groups
-    ]
+    work, listened = scheduled_work(OFT, schedule, schedule.prune)
     config = preset('openvla-oft-7b')
     spent, dense = count(config, work, listened), dense_flops(config, OFT)
     assert (spent.decoder + spent.listening) / dense.decoder == pytest.approx(0.43, abs=0.03)
@@ -85,17 +111,17 @@ def test_the_paper_preset_costs_what_the_paper_says():
 def test_work_of_skipped_and_reused_layers():
     tight = PruningParams.from_mapping({'pruner': 'efficientvla'})
     schedule = pruner('efficientvla').plan(OFT, tight, Mode.COARSE)
-    work = bench.layer_work(OFT, schedule, schedule.prune)
+    work, _ = scheduled_work(OFT, schedule, schedule.prune)
     assert [item.inputs for item in work[:8]] == [605, 605, 205, 0, 0, 0, 0, 205]
     assert work[-1].queries == 56
     reuse = PruningParams.from_mapping({'pruner': 'vla_cache'})
     schedule = pruner('vla_cache').plan(OFT, reuse, Mode.COARSE)
-    work = bench.layer_work(OFT, schedule, {2: 412, 6: 312, 9: 312, 11: 312})
+    work, _ = scheduled_work(OFT, schedule, {2: 412, 6: 312, 9: 312, 11: 312})
     assert (work[2].queries, work[2].keys) == (505, 605)  # the rest come from the cache
 
 
 def test_parameters_and_presets_reach_the_pruners():
-    made = dict(bench.contestants_of('specprune:paper,fastv', {'alpha': 0.5}))
+    made = dict(race.chosen('specprune:paper,fastv', {'alpha': 0.5}))
     assert list(made) == ['dense', 'specprune:paper', 'fastv']
     assert made['specprune:paper'].camera_factor == (1.0, 0.8)
     assert made['fastv'].alpha == 0.5
@@ -108,8 +134,38 @@ def test_parameters_and_presets_reach_the_pruners():
 
 def test_mistakes_are_named():
     with pytest.raises(ParamError, match='fastest'):
-        bench.contestants_of('fastest', {})
+        race.chosen('fastest', {})
     with pytest.raises(ParamError, match='ours'):
-        bench.contestants_of('specprune:ours', {})
+        race.chosen('specprune:ours', {})
     with pytest.raises(SystemExit, match='NAME=VALUE'):
         bench.parse_changes(['alpha'])
+
+
+@pytest.mark.parametrize(
+    'words, said',
+    [
+        (('--model', 'openvla-oft-70b'), 'openvla-oft-7b, db-oft-7b, cogact-7b'),
+        (('--model', 'tiny', '--pruner', 'fastest'), 'specprune, dense'),
+        (('--model', 'tiny', '--dtype', 'int3'), 'none of auto, float32, bfloat16'),
+        (('--model', 'tiny', '--device', 'toaster'), 'is no device'),
+        (('--model', 'tiny', '--repeats', '0'), 'at least 1'),
+        (('--model', 'tiny', '--param', 'alpha=9'), 'alpha'),
+        (('--model', 'tiny', '--repeats', '1', '--sweep', '999'), 'sweep step 999'),
+        (('--checkpoint', '/nowhere'), 'not a folder'),
+    ],
+)
+def test_bad_input_ends_with_a_sentence(words, said, capsys):
+    assert bench.run(parse(*words)) == 1
+    error = capsys.readouterr().err
+    assert error.startswith('specprune bench: ') and said in error
+
+
+def test_a_model_that_does_not_fit_is_refused_with_both_sizes(capsys, monkeypatch):
+    """A vocabulary of 10^13 words fits nowhere; no byte of it is taken."""
+    huge = preset('openvla-oft-7b')
+    huge = replace(huge, decoder=replace(huge.decoder, vocab=10**13))
+    monkeypatch.setitem(presets.PRESETS, 'openvla-oft-7b', huge)
+    assert bench.run(parse('--model', 'openvla-oft-7b', '--device', 'cpu')) == 1
+    error = capsys.readouterr().err
+    assert 'openvla-oft-7b in float32 wants' in error
+    assert 'GiB are free' in error and 'bfloat16' in error

@@ -1,0 +1,114 @@
+"""Policies timed against each other: the same pictures, the same weights, in turns.
+
+``specprune bench`` and the scripts of ``benchmarks/`` stand on this.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from specprune_ros.models.decoder import DecoderOutput, KVCache
+from specprune_ros.models.embedded import Embedded
+from specprune_ros.models.load import LoadedModel
+from specprune_ros.models.stock import stock_pass
+from specprune_ros.policy.observation import Observation
+from specprune_ros.policy.policy import Policy
+from specprune_ros.policy.result import PolicyResult
+from specprune_ros.pruning.interface import PrunePass
+from specprune_ros.pruning.params import ParamError, PruningParams
+from specprune_ros.pruning.registry import names
+
+WARM_QUERIES = 5  # dense first, then until every method's memory is full
+
+
+class StockPolicy(Policy):
+    """A dense policy whose decoder runs as published codes run theirs: maps in every layer."""
+
+    def _decode(
+        self, embedded: Embedded, prune_pass: PrunePass | None, cache: KVCache | None
+    ) -> DecoderOutput:
+        output, _maps = stock_pass(self.loaded.model.decoder, embedded.hidden, embedded.layout)
+        return output
+
+
+@dataclass
+class Contestant:
+    """One pruner with a policy of its own; the weights are shared.
+
+    ``mode`` says what runs the decoder: ``eager`` is this package, ``stock`` the plain loop.
+    """
+
+    label: str
+    policy: Policy
+    mode: str = 'eager'
+    seconds: list[float] = field(default_factory=list)
+    results: list[PolicyResult] = field(default_factory=list)
+    deviation: float | None = None
+
+    def ask(self, observation: Observation) -> None:
+        """One timed query."""
+        begin = time.perf_counter()
+        result = self.policy.act(observation)
+        self.seconds.append(time.perf_counter() - begin)
+        self.results.append(result)
+
+
+def contestants(
+    loaded: LoadedModel, pruners: str, changes: Mapping[str, Any], stock: bool = True
+) -> list[Contestant]:
+    """Dense first, then what ``pruners`` names; stock last. Raises ``ParamError``."""
+    made = [Contestant(label, Policy(loaded, p)) for label, p in chosen(pruners, changes)]
+    if stock:
+        made.append(Contestant('dense', StockPolicy(loaded, made[0].policy.params), 'stock'))
+    for contestant in made:
+        contestant.policy.wants_overlay = False
+        contestant.policy.check_params(contestant.policy.params)
+    return made
+
+
+def chosen(pruners: str, changes: Mapping[str, Any]) -> list[tuple[str, PruningParams]]:
+    """Labels and parameters from names separated by commas; dense always comes first."""
+    asked = [part.strip() for part in pruners.split(',') if part.strip()]
+    if 'all' in asked:
+        asked = [*names(), 'specprune:paper', 'specprune:authors']
+    labels = ['dense', *(label for label in dict.fromkeys(asked) if label != 'dense')]
+    result = []
+    for label in labels:
+        name, _, start = label.partition(':')
+        if name not in names():
+            raise ParamError('pruner', f'{name!r} is none of {", ".join(names())}')
+        # Coarse throughout: fine and dense queries would blur what is compared.
+        params = PruningParams.preset_of(start or 'default').replace(pruner=name, mode='coarse')
+        result.append((label, params.replace(**changes)))
+    return result
+
+
+def race(
+    entered: list[Contestant],
+    scene: Iterator[Observation],
+    rounds: Iterable[int],
+    warm: int = WARM_QUERIES,
+) -> None:
+    """Ask everybody once per round with the same observation, in turning order.
+
+    ``warm`` rounds come first and are not counted; after the last, every contestant's actions are
+    compared with dense on one more observation.
+    """
+    for _ in range(warm):
+        observation = next(scene)
+        for contestant in entered:
+            contestant.policy.act(observation)
+    for number in rounds:
+        observation = next(scene)
+        turn = number % len(entered)
+        for contestant in entered[turn:] + entered[:turn]:
+            contestant.ask(observation)
+    observation = next(scene)
+    actions = [contestant.policy.act(observation).actions for contestant in entered]
+    for contestant, mine in zip(entered, actions, strict=True):
+        contestant.deviation = float(np.abs(mine - actions[0]).max())

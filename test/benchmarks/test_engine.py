@@ -1,0 +1,38 @@
+"""The comparison with transformers is one of equals: same weights, same rows, same answers."""
+
+import sys
+from pathlib import Path
+
+import torch
+
+from specprune_ros.models.load import random_policy_model
+from specprune_ros.models.presets import BENCH_INSTRUCTION
+
+sys.path.insert(0, str(Path(__file__).parents[2] / 'benchmarks'))
+
+
+def test_their_loop_answers_like_ours():
+    import engine
+
+    torch.set_num_threads(1)
+    decoder = random_policy_model('tiny')
+    layout = decoder.model.layout(decoder.tokenizer.encode(BENCH_INSTRUCTION))
+    decoder = decoder.model.decoder
+    hidden = torch.randn(1, layout.length, decoder.config.width)
+    with torch.inference_mode():
+        theirs = engine.llama(decoder)
+        got = theirs(inputs_embeds=hidden, use_cache=False).last_hidden_state
+        wanted = decoder(hidden, layout).hidden
+    assert (got - wanted).abs().max() < 1e-4 * wanted.abs().max()
+    assert theirs.layers[0].mlp.up_proj.weight.untyped_storage().data_ptr() == (
+        decoder.layers[0].gate_up.weight.untyped_storage().data_ptr()
+    )
+
+
+def test_growth_is_named():
+    import growth
+
+    flat = {'queries': 1, 'gc_objects': 1000, 'resident_mib': 100.0, 'python_kib': 50.0}
+    assert growth.judge([flat, flat, flat]) == []
+    more = {**flat, 'gc_objects': 11_000, 'resident_mib': 110.0, 'python_kib': 900.0}
+    assert len(growth.judge([flat, flat, more])) == 3

@@ -1,0 +1,19 @@
+"""What the device can do, and the floor that follows."""
+
+import pytest
+
+from specprune_ros.policy.bench.ceilings import Ceilings, measure
+
+
+def test_the_floor_is_the_slower_of_arithmetic_and_memory():
+    ceilings = Ceilings(tflops=2.0, gbs=100.0)
+    assert ceilings.balance == 20.0
+    assert ceilings.floor(4e12, 1e9) == pytest.approx(2.0)
+    assert ceilings.floor(1e12, 100e9) == pytest.approx(1.0)
+    assert ceilings.best(Ceilings(1.0, 300.0)) == Ceilings(2.0, 300.0)
+
+
+def test_this_machine_has_ceilings():
+    ceilings = measure('cpu', seconds=0.01)
+    assert 1e-3 < ceilings.tflops < 100  # a Raspberry Pi to a rack
+    assert 0.1 < ceilings.gbs < 10_000
