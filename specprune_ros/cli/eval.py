@@ -51,6 +51,9 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         default='report',
         help='settings are chosen on tuning seeds and reported on the others',
     )
+    parser.add_argument(
+        '--executed', type=int, default=8, help='rows of a chunk played before the next query'
+    )
     parser.add_argument('--families', default=','.join(FAMILIES), help='move, lift, put')
     parser.add_argument(
         '--deviation-episodes',
@@ -79,6 +82,8 @@ def run(args: argparse.Namespace) -> int:
     try:
         if args.episodes < 1 or args.first < 0:
             raise ValueError(f'--episodes {args.episodes} --first {args.first}: want 1 and 0 up')
+        if args.executed < 1:
+            raise ValueError(f'--executed {args.executed}: want 1 or more rows')
         report = _simulated(args)
     except KeyboardInterrupt:
         print(f'interrupted; the same command goes on from {args.work}', file=sys.stderr)
@@ -112,19 +117,19 @@ def _simulated(args: argparse.Namespace) -> dict[str, Any]:
     seeds = range(begin, begin + args.episodes)
     weights = weights_hash(checkpoint)
     done = TrialFile(args.work / 'trials.jsonl')
-    todo = list(
-        jobs(settings, families, seeds, done, weights, deviation_episodes=args.deviation_episodes)
-    )
+    executed, deviation = args.executed, args.deviation_episodes
+    todo = list(jobs(settings, families, seeds, done, weights, executed, deviation))
     started = time.monotonic()
     if todo and not args.report_only:
         _fits(checkpoint, settings)
         choose()
         count = sum(len(job.seeds) for job in todo)
         bar = _bar(count)
-        play_all(todo, done, checkpoint, args.processes or os.cpu_count() or 1, tick=bar.update)
+        processes = args.processes or os.cpu_count() or 1
+        play_all(todo, done, checkpoint, processes, executed, bar.update)
         bar.close()
         print(f'{count} episodes in {time.monotonic() - started:.0f} s')
-    rows = table_rows(settings, families, seeds, done, weights)
+    rows = table_rows(settings, families, seeds, done, weights, executed)
     if not rows:
         raise ValueError(f'{done.path}: holds no episode of these rows; leave out --report-only')
     print_rows(rows)
@@ -138,6 +143,7 @@ def _simulated(args: argparse.Namespace) -> dict[str, Any]:
         'table': args.table if not args.pruner else args.pruner,
         'seeds': f'{args.seeds}, {seeds.start} to {seeds.stop - 1}',
         'weights': weights,
+        'executed': executed,
         'rows': rows,
         **_circumstances(),
     }

@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+HEAD = ('pruner', 'success', '95 %', 'below dense', 'above random', 'steps')
+HEAD += ('queries', 'tokens', 'FLOPs', 'recall', 'off dense', 'ms')
+WIDTH = 190  # where the output is no terminal
+
 
 def print_rows(rows: Sequence[dict[str, Any]]) -> None:
     """One table per task, dense first."""
@@ -12,15 +16,15 @@ def print_rows(rows: Sequence[dict[str, Any]]) -> None:
     from rich.table import Table
 
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=WIDTH)
     for task in dict.fromkeys(row['task'] for row in rows):
-        some = [row for row in rows if row['task'] == task]
         table = Table(title=f'{task}: closed-loop success', title_justify='left')
-        for name in ('pruner', 'success', '95 %', 'below dense', 'p', 'above random', 'p'):
-            table.add_column(name, justify='left' if name == 'pruner' else 'right')
-        for name in ('steps', 'queries', 'tokens', 'FLOPs', 'recall', 'off dense', 'ms'):
-            table.add_column(name, justify='right')
-        for row in some:
-            table.add_row(*cells(row))
+        for number, name in enumerate(HEAD):
+            table.add_column(name, justify='right' if number else 'left', no_wrap=True)
+        for row in rows:
+            if row['task'] == task:
+                table.add_row(*cells(row))
         console.print(table)
     console.print(
         '95 %: Wilson. below dense, above random: percentage points on the same episodes, p by '
@@ -35,12 +39,10 @@ def cells(row: dict[str, Any]) -> list[str]:
     """A row as text."""
     return [
         row['pruner'],
-        f'{row["successes"]}/{row["episodes"]} = {row["success_rate"]:.1%}',
-        f'{row["ci_low"]:.1%} to {row["ci_high"]:.1%}',
+        f'{row["successes"]}/{row["episodes"]}',
+        f'{100 * row["ci_low"]:.1f}..{100 * row["ci_high"]:.1f}',
         _points(row, 'paired_loss'),
-        _p(row, 'paired_loss'),
         _points(row, 'against_gain'),
-        _p(row, 'against_gain'),
         _number(row['steps'], '.0f'),
         _number(row['queries'], '.1f'),
         _number(row['tokens_mean'], '.0f'),
@@ -55,14 +57,9 @@ def _points(row: dict[str, Any], name: str) -> str:
     if name not in row:
         return ''
     low, high = 100 * row[f'{name}_low'], 100 * row[f'{name}_high']
-    return f'{100 * row[name]:+.1f} ({low:+.1f} to {high:+.1f})'
-
-
-def _p(row: dict[str, Any], name: str) -> str:
-    if name not in row:
-        return ''
     p = row[f'{name}_p']
-    return '< 0.001' if p < 0.001 else f'{p:.3f}'
+    chance = '<.001' if p < 0.001 else f'{p:.3f}'.removeprefix('0')
+    return f'{100 * row[name]:+.1f} ({low:+.1f}..{high:+.1f}) {chance}'
 
 
 def _number(value: float | None, form: str) -> str:

@@ -11,7 +11,9 @@ from specprune_ros.sim.expert import Expert
 from specprune_ros.sim.tasks import CONTROL_HZ, Episode, Judge, Outcome
 from specprune_ros.sim.world import World, rotation_vector
 
-EXECUTED = 4  # rows of a chunk played before the next query
+# Rows of a chunk played before the next query: the whole chunk, as OpenVLA-OFT does,
+# and as did best on the tuning seeds (docs/fidelity.md).
+EXECUTED = 8
 MAX_SHIFT, MAX_TURN = 0.04, 0.3  # m and rad of one row that are played at most
 
 
