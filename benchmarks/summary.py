@@ -76,6 +76,35 @@ def pruners() -> list[str]:
     return lines
 
 
+def engine() -> list[str]:
+    """Stock loop, transformers' loop, dense and pruned, in one interleaved run."""
+    result = read('engine_oft_medium_cpu')
+    first = result['rows'][0]
+    lines = [
+        '**The engine.** Four ways to run one query of `oft-medium` in float32, interleaved '
+        f'({first["queries"]} rounds, {first["device"]}, {result["date"]}, '
+        f'`{result["command"]}`). Stock: attention maps in every layer, as published pruning '
+        'codes run; transformers: its own LlamaModel with SDPA. Only the ratio of the last two '
+        'rows is due to pruning.',
+        '',
+        '| decoder | tokens, mean | p50 | p90 | max | decoder p50 | x stock | x dense (quartiles) '
+        '| p50 / floor |',
+        '|---|---|---|---|---|---|---|---|---|',
+    ]
+    loops = {'stock': 'stock loop', 'transformers': "transformers' loop", 'eager': 'this package'}
+    order = {'stock': 0, 'transformers': 1, 'eager': 2}
+    for row in sorted(result['rows'], key=lambda row: order[row['mode']]):
+        times = ' | '.join(
+            f'{row[key]:.0f} ms' for key in ('ms_p50', 'ms_p90', 'ms_max', 'ms_decoder_p50')
+        )
+        lines.append(
+            f'| {row["pruner"]}, {loops[row["mode"]]} | {row["tokens_mean"]:.0f} | {times} | '
+            f'{row["speedup_stock"]:.2f} | {row["speedup"]:.2f} ({row["speedup_low"]:.2f} to '
+            f'{row["speedup_high"]:.2f}) | {row["distance"]:.2f} |'
+        )
+    return lines
+
+
 def where(result: dict[str, Any]) -> str:
     """The machine and the day."""
     return f'{result["machine"]["cpu"]}, {result["date"]}'
@@ -83,7 +112,7 @@ def where(result: dict[str, Any]) -> str:
 
 def markdown() -> str:
     """All of it."""
-    parts = [pruners(), overhead(), pictures()]
+    parts = [engine(), pruners(), overhead(), pictures()]
     return '\n\n'.join('\n'.join(part) for part in parts) + '\n'
 
 

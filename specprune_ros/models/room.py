@@ -45,10 +45,10 @@ def check_room(model: nn.Module, device: torch.device | str, name: str) -> None:
     if free is None or want <= free:
         return
     dtype = str(next(model.parameters()).dtype).removeprefix('torch.')
-    smaller = ' a dtype of half the size (bfloat16),' if dtype == 'float32' else ''
+    half = ', use a dtype of half the size (bfloat16)' if dtype == 'float32' else ''
     raise RoomError(
         f'{name} in {dtype} wants {want / 2**30:.1f} GiB on {device} and {free / 2**30:.1f} GiB '
-        f'are free: free some,{smaller} or take a smaller model'
+        f'are free: make room{half} or take a smaller model'
     )
 
 
