@@ -22,7 +22,7 @@ from specprune_ros.policy.policy import Policy
 from specprune_ros.policy.result import PolicyResult
 from specprune_ros.pruning.registry import pruner
 from specprune_ros.sim.actor import PolicyActor
-from specprune_ros.sim.episode import EXECUTED, play
+from specprune_ros.sim.episode import EXECUTED, Played, play
 from specprune_ros.sim.export import file_hash
 from specprune_ros.sim.render_backend import choose
 from specprune_ros.sim.settings import Setting
@@ -133,30 +133,39 @@ class Player:
             # Pictures between queries only matter to a pruner that looks back at them.
             watch=self._actor.watch if compares or setting.params.refresh_change < 1.0 else None,
         )
-        results = self._results
-        return Trial(
-            key=setting.key(self.weights, self.executed),
-            family=family,
-            seed=seed,
-            outcome=played.outcome,
-            steps=played.steps,
-            queries=played.queries,
-            tokens=_mean(r.tokens.mean for r in results),
-            flops=_mean(r.flops_ratio for r in results),
-            recall=_mean(r.prior_recall for r in results),
-            deviation=_mean(
-                None if r.action_deviation is None else float(r.action_deviation[:3].max())
-                for r in results
-            ),
-            milliseconds=1e3 * float(np.median([r.times.total for r in results])),
-        )
+        key = setting.key(self.weights, self.executed)
+        return summed_up(key, family, seed, played, self._results)
+
+
+def summed_up(
+    key: str, family: str, seed: int, played: Played, results: Sequence[PolicyResult]
+) -> Trial:
+    """The trial that an episode and the results of its queries make."""
+    return Trial(
+        key=key,
+        family=family,
+        seed=seed,
+        outcome=played.outcome,
+        steps=played.steps,
+        queries=played.queries,
+        tokens=_mean(r.tokens.mean for r in results),
+        flops=_mean(r.flops_ratio for r in results),
+        recall=_mean(r.prior_recall for r in results),
+        deviation=_mean(
+            None if r.action_deviation is None else float(r.action_deviation[:3].max())
+            for r in results
+        ),
+        milliseconds=1e3 * float(np.median([r.times.total for r in results] or [math.nan])),
+    )
 
 
 def weights_hash(checkpoint: Path) -> str:
     """Digest of the weights in a checkpoint folder. Raises ``FileNotFoundError`` for none."""
-    files = sorted(checkpoint.glob('*.safetensors'))
+    files = sorted([*checkpoint.glob('*.safetensors'), *checkpoint.glob('*.pt')])
     if not files:
-        raise FileNotFoundError(f'{checkpoint}: no *.safetensors file; want a checkpoint folder')
+        raise FileNotFoundError(
+            f'{checkpoint}: no *.safetensors or *.pt file; want a checkpoint folder'
+        )
     return '-'.join(file_hash(path)[:16] for path in files)
 
 

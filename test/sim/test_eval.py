@@ -14,6 +14,7 @@ from specprune_ros.models.build import build
 from specprune_ros.models.load import save_policy_model
 from specprune_ros.models.statistics import Statistics
 from specprune_ros.pruning.params import PruningParams
+from specprune_ros.sim.episode import EXECUTED
 from specprune_ros.sim.proportions import compare, wilson
 from specprune_ros.sim.recipe import Recipe, policy_config, tokenizer
 from specprune_ros.sim.results import table_rows
@@ -40,7 +41,7 @@ def checkpoint(tmp_path_factory):
 def trial(setting, seed, outcome, family='move', **more):
     values = {'steps': 10, 'queries': 3, 'tokens': 64.0, 'flops': 0.75, 'recall': math.nan}
     values |= {'deviation': math.nan, 'milliseconds': 5.0} | more
-    return Trial(setting.key('w', 4), family, seed, outcome, **values)
+    return Trial(setting.key('w', EXECUTED), family, seed, outcome, **values)
 
 
 def test_wilson_interval():
@@ -158,7 +159,10 @@ def test_a_bad_call_says_what_would_be_right(checkpoint, tmp_path, capsys):
         (['--pruner', 'magic'], 'magic'),
         (['--param', 'alpha=1'], 'goes with --pruner'),
         (['--report-only'], 'leave out --report-only'),
-        (['--checkpoint', str(tmp_path)], 'no *.safetensors'),
+        (['--checkpoint', str(tmp_path)], 'no *.safetensors or *.pt'),
+        (['--executed', '0'], '--executed 0'),
+        (['--bed', 'libero', '--suite', 'long'], 'want one of spatial'),
+        (['--bed', 'libero', '--episodes', '51'], '1 to 50 a task'),
     ):
         work = ['--work', str(tmp_path / 'none'), '--checkpoint', str(checkpoint)]
         assert main(['eval', *work, *arguments]) == 1

@@ -2,6 +2,7 @@
 
 import importlib
 import io
+import json
 import math
 import sys
 import zipfile
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from specprune_ros.cli.main import main
 from specprune_ros.models.checkpoint.files import CheckpointError
 from specprune_ros.models.load import random_policy_model, save_policy_model
 from specprune_ros.models.presets import default_tokenizer
@@ -385,3 +387,36 @@ def test_policies_of_others_are_refused(tmp_path):
         build_policy(str(tmp_path), device='cpu', unnorm_key=SPATIAL.name)
     goal = build_policy(str(tmp_path), device='cpu', unnorm_key=SUITES['goal'].name)
     check_policy(goal, SUITES['goal'])
+
+
+def test_the_command_plays_a_suite_and_goes_on(package, tmp_path, capsys, monkeypatch):
+    """Real checkpoint folder, the fake package: a table over the tasks, nothing played twice."""
+    policy = policy_that(gripper=0.0)
+    folder = tmp_path / 'checkpoint'
+    entry = policy.loaded.statistics
+    save_policy_model(folder, policy.loaded.model, default_tokenizer(), entry)
+    monkeypatch.setitem(SUITES, 'spatial', replace(SPATIAL, tasks=2))
+    rows = tmp_path / 'rows.json'
+    call = ['eval', '--bed', 'libero', '--suite', 'spatial', '--checkpoint', str(folder)]
+    call += ['--pruner', 'specprune', '--episodes', '1', '--work', str(tmp_path / 'work')]
+    assert main([*call, '--device', 'cpu', '--json', str(rows)]) == 0
+    report = json.loads(rows.read_text())
+    over_all = [row for row in report['rows'] if row['task'] == 'all']
+    assert [row['pruner'] for row in over_all][:2] == ['dense', 'specprune']
+    assert all(row['episodes'] == row['successes'] == 2 for row in over_all)
+    assert len(made()) == 2 and report['suite'] == 'libero_spatial'
+    assert main([*call, '--device', 'cpu']) == 0
+    assert len(made()) == 2
+    assert main(call[:5]) == 1 and '--checkpoint: want the folder' in capsys.readouterr().err
+
+
+def test_the_command_says_what_is_missing(capsys):
+    try:
+        check_libero()
+    except MissingLibero:
+        assert (
+            main(['eval', '--bed', 'libero', '--checkpoint', 'somewhere', '--episodes', '1']) == 1
+        )
+        assert 'libero' in capsys.readouterr().err.lower()
+    else:
+        pytest.skip('LIBERO is installed here')

@@ -1,0 +1,92 @@
+"""The LIBERO bed of ``specprune eval``: the authors' protocol with any pruner (docs/libero.md)."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from specprune_ros.policy.policy import Policy
+    from specprune_ros.sim.libero_suites import Suite
+    from specprune_ros.sim.settings import Setting
+    from specprune_ros.sim.trials import TrialFile
+
+
+def evaluate(args: argparse.Namespace, settings: Sequence[Setting]) -> dict[str, Any]:
+    """Play what is missing of a suite and return rows: one per task, and one over all.
+
+    ``args.episodes`` are trials of each task. Raises :class:`.MissingLibero`, ``ValueError`` and
+    the loader's errors.
+    """
+    from specprune_ros.policy.build import build_policy
+    from specprune_ros.sim.libero_library import check_libero
+    from specprune_ros.sim.libero_suites import check_policy, suite
+    from specprune_ros.sim.results import table_rows
+    from specprune_ros.sim.trials import TrialFile, weights_hash
+
+    asked = suite(args.suite)
+    if not 1 <= args.episodes <= asked.trials:
+        raise ValueError(
+            f'--episodes {args.episodes}: {asked.name} has 1 to {asked.trials} a task'
+        )
+    notes = check_libero()
+    if args.checkpoint is None:
+        raise ValueError(f'--checkpoint: want the folder of a checkpoint trained on {asked.name}')
+    policy = build_policy(
+        str(args.checkpoint), device=args.device, unnorm_key=asked.name, progress=True
+    )
+    policy.wants_overlay = False
+    check_policy(policy, asked, args.executed)
+    # There are no colours to confuse in LIBERO's sentences.
+    rows = [setting for setting in settings if setting.control != 'wrong colour']
+    for setting in rows:
+        policy.check_params(setting.params)
+    weights, done = weights_hash(args.checkpoint), TrialFile(args.work / 'trials.jsonl')
+    if not args.report_only:
+        for task in range(asked.tasks):
+            _play_task(args, asked, task, policy, rows, weights, done)
+    families = [f'{asked.name}/{task}' for task in range(asked.tasks)]
+    made = table_rows(rows, families, range(args.episodes), done, weights, args.executed)
+    return {'weights': weights, 'suite': asked.name, 'libero': notes, 'rows': made}
+
+
+def _play_task(
+    args: argparse.Namespace,
+    asked: Suite,
+    task: int,
+    policy: Policy,
+    settings: Sequence[Setting],
+    weights: str,
+    done: TrialFile,
+) -> None:
+    """The missing trials of one task, in one simulator."""
+    from tqdm import tqdm
+
+    from specprune_ros.policy.result import PolicyResult
+    from specprune_ros.sim.actor import PolicyActor
+    from specprune_ros.sim.libero import LiberoTask
+    from specprune_ros.sim.trials import summed_up
+
+    family = f'{asked.name}/{task}'
+    keys = {setting.label: setting.key(weights, args.executed) for setting in settings}
+    todo = [
+        (setting, trial)
+        for setting in settings
+        for trial in range(args.episodes)
+        if (keys[setting.label], family, trial) not in done.trials
+    ]
+    if not todo:
+        return
+    results: list[PolicyResult] = []
+    actor = PolicyActor(policy, results.append)
+    with LiberoTask(asked, task) as bed:
+        for setting, trial in tqdm(todo, desc=bed.instruction, file=sys.stderr):
+            if policy.params != setting.params:
+                policy.set_params(setting.params)
+            measures = trial < args.deviation_episodes and setting.params.pruner != 'dense'
+            policy.measure_deviation = measures
+            results.clear()
+            played = bed.play(actor, trial, args.executed, blind=setting.control == 'blind')
+            done.add([summed_up(keys[setting.label], family, trial, played, results)])
