@@ -1,8 +1,10 @@
 """The simulated arm, the policy and the executor.
 
     ros2 launch specprune_ros demo.launch.py instruction:='lift the blue cube'
+    ros2 topic echo /sim_arm/verdict
+    ros2 topic pub -1 /specprune_node/instruction std_msgs/msg/String "data: lift the red cube"
 
-``make demo`` does the same without launch, records it and sums it up.
+``make demo`` says three sentences without launch, records it and sums it up.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ from launch.logging import get_logger
 from launch.substitutions import LaunchConfiguration, PathJoinSubstitution, ThisLaunchFileDir
 from launch_ros.actions import Node
 
-from specprune_ros.nodes.demo import bundled_recording
+from specprune_ros.nodes.demo import bundled_recording, bundled_weights
+from specprune_ros.nodes.wiring import ros_arguments
 from specprune_ros.sim.render_backend import prepare
 
 ARM = 'sim_arm'
@@ -30,9 +33,9 @@ STOP_PATIENCE = '15'  # s from SIGINT to SIGTERM
 ARGUMENTS = (
     DeclareLaunchArgument(
         'checkpoint',
-        default_value='',
-        description='Folder of the model. Empty: a tiny model with random weights, which moves '
-        'the arm but does not do what the sentence says.',
+        default_value=bundled_weights(),
+        description='Folder of the model; by default the one trained in this simulator. Empty: a '
+        'tiny model with random weights, which moves the arm but does not do what is said.',
     ),
     DeclareLaunchArgument(
         'instruction', default_value='lift the red cube', description='Sentence to begin with.'
@@ -92,13 +95,18 @@ def arm(context: LaunchContext) -> list[Any]:
             package='specprune_ros',
             executable=ARM,
             name=ARM,
-            parameters=[
+            # Not as parameters: launch would read texts such as '1e3' or 'pick: red' as YAML.
+            ros_arguments=ros_arguments(
+                {'~/instruction': '/specprune_node/instruction'},
                 {
                     'seed': int(given['seed']),
                     'render': not missing,
+                    # What is asked for is there, and judged.
+                    'scene_for': [given['instruction']],
+                    'instruction': given['instruction'],
                     'publish_clock': given['use_sim_time'] == 'true',
-                }
-            ],
+                },
+            )[1:],
             output='screen',
             on_exit=died,
             sigterm_timeout=STOP_PATIENCE,

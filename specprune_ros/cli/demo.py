@@ -18,17 +18,20 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser = subparsers.add_parser(
         'demo', help='run the simulated arm, the policy and the executor over ROS 2'
     )
-    parser.add_argument('--seconds', type=float, default=60.0, help='how long (default 60)')
+    parser.add_argument('--seconds', type=float, default=75.0, help='how long (default 75)')
     parser.add_argument('--out', type=Path, default=Path('out'), help='folder for the results')
     parser.add_argument('--json', type=Path, help='summary file (default OUT/demo.json)')
     parser.add_argument(
-        '--checkpoint', default='', help='checkpoint folder instead of the built-in'
+        '--checkpoint', default='', help='checkpoint folder instead of the shipped weights'
+    )
+    parser.add_argument(
+        '--random', action='store_true', help='seeded random weights instead of the shipped ones'
     )
     parser.add_argument('--seed', type=int, default=0, help='seed of the scene and random weights')
     parser.add_argument(
         '--instruction',
         action='append',
-        help='sentence to obey; several share the time (default: three tasks)',
+        help='sentence to obey, pruned and dense; give several (default: three tasks)',
     )
     parser.add_argument('--query-rate', type=float, default=10.0, help='most queries a second')
     return parser
@@ -45,6 +48,7 @@ def run(args: argparse.Namespace) -> int:
             out=args.out,
             json=args.json or args.out / 'demo.json',
             checkpoint=args.checkpoint,
+            random=args.random,
             seed=args.seed,
             instructions=tuple(args.instruction or DEFAULT_INSTRUCTIONS),
             query_rate=args.query_rate,

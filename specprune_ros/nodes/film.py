@@ -11,14 +11,15 @@ from PIL import Image, ImageDraw, ImageFont
 
 from specprune_ros.policy.overlay import COLOURS
 
-ZOOM = 2
-GIF_SCALE = 0.65  # a minute of pictures should stay a file one can send
+PANEL = 256  # pixels, side of one picture
+STILL = 1.5  # s that the end of the animation is shown
 GAP = 8
 HEADER = 54
 FOOTER = 34
 PAPER = (250, 250, 248)
 INK = (34, 34, 34)
 FAINT = (110, 110, 110)
+GOOD, BAD = (0, 122, 84), (190, 60, 40)
 LEGEND = {
     'global': 'previous attention',
     'dynamic': 'picture changed',
@@ -29,60 +30,76 @@ LEGEND = {
 
 @dataclass(frozen=True)
 class Frame:
-    """One query: overlay pictures by camera (uint8 ``[H, W, 3]``) and what to write above them."""
+    """One query: overlay pictures by camera (uint8 ``[H, W, 3]``) and what to write above them.
+
+    ``scene`` is a camera's picture as it was taken, and stands before them. ``verdict`` is
+    written at the right, in green where it begins with ``success``.
+    """
 
     pictures: Mapping[str, np.ndarray]
     title: str
     detail: str
     seconds: float
+    scene: np.ndarray | None = None
+    verdict: str = ''
 
 
 class Film:
     """Collects frames, at most ``rate`` a second, and at most ``limit`` of them."""
 
-    def __init__(self, rate: float = 2.0, limit: int = 120) -> None:
+    def __init__(self, rate: float = 4.0, limit: int = 160) -> None:
         self._period = 1.0 / rate
         self._limit = limit
         self.frames: list[Frame] = []
 
+    def due(self, seconds: float) -> bool:
+        """Whether a frame of this time would be kept."""
+        if len(self.frames) >= self._limit:
+            return False
+        # Queries come a little early or late: what is nearly due is due.
+        return not self.frames or seconds - self.frames[-1].seconds >= 0.8 * self._period
+
     def add(self, frame: Frame) -> None:
         """Keep a frame if the last one is old enough."""
-        if self.frames and frame.seconds - self.frames[-1].seconds < self._period:
-            return
-        if len(self.frames) < self._limit:
+        if self.due(frame.seconds):
             self.frames.append(frame)
 
     def save_gif(self, path: Path) -> None:
         """Write an animated GIF. Raises ``ValueError`` without frames."""
-        images = [_shrunk(render(frame)) for frame in self._some()]
+        images = [render(frame) for frame in self._some()]
         # One palette for all frames: colours do not flicker from frame to frame.
-        sheet = Image.new('RGB', (images[0].width, images[0].height * min(4, len(images))))
-        for row, index in enumerate(np.linspace(0, len(images) - 1, min(4, len(images)))):
-            sheet.paste(images[round(index)], (0, row * images[0].height))
-        palette = sheet.quantize(colors=255, method=Image.Quantize.MEDIANCUT)
+        sample = [round(i) for i in np.linspace(0, len(images) - 1, min(12, len(images)))]
+        width, height = images[0].size
+        sheet = Image.new('RGB', (width, height * len(sample)))
+        for row, index in enumerate(sample):
+            sheet.paste(images[index], (0, row * height))
+        palette = sheet.quantize(colors=256, method=Image.Quantize.MAXCOVERAGE)
         frames = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
         frames[0].save(
             path,
             save_all=True,
             append_images=frames[1:],
-            duration=round(1000 * self._period),
+            duration=[round(1000 * t) for t in self._durations()],
             loop=0,
             optimize=True,
         )
+
+    def _durations(self) -> list[float]:
+        """Seconds each frame is shown: as they were apart, but no pause is waited out."""
+        times = [frame.seconds for frame in self.frames]
+        apart = [b - a for a, b in zip(times, times[1:], strict=False)]
+        return [min(max(t, 0.1), STILL) for t in apart] + [STILL]
 
     def save_strip(self, path: Path, count: int = 4) -> None:
         """Write a PNG of ``count`` moments. Raises ``ValueError`` without frames."""
         chosen = self._spread(count)
         images = [render(frame) for frame in chosen]
-        columns = min(2, len(images))
-        rows = -(-len(images) // columns)
         width, height = images[0].size
         sheet = Image.new(
-            'RGB', (columns * width + (columns + 1) * GAP, rows * height + (rows + 1) * GAP), PAPER
+            'RGB', (width + 2 * GAP, len(images) * height + (len(images) + 1) * GAP), PAPER
         )
-        for index, image in enumerate(images):
-            row, column = divmod(index, columns)
-            sheet.paste(image, (GAP + column * (width + GAP), GAP + row * (height + GAP)))
+        for row, image in enumerate(images):
+            sheet.paste(image, (GAP, GAP + row * (height + GAP)))
         sheet.save(path)
 
     def _some(self) -> Sequence[Frame]:
@@ -98,25 +115,28 @@ class Film:
 
 
 def render(frame: Frame) -> Image.Image:
-    """One frame as a picture with title, cameras side by side, and a legend."""
-    pictures = [
-        Image.fromarray(p).resize((ZOOM * p.shape[1], ZOOM * p.shape[0]), Image.Resampling.NEAREST)
-        for p in frame.pictures.values()
-    ]
-    width = sum(p.width for p in pictures) + GAP * (len(pictures) + 1)
-    height = max(p.height for p in pictures)
-    canvas = Image.new('RGB', (width, height + HEADER + FOOTER), PAPER)
+    """One frame as a picture: title and verdict, scene and cameras side by side, a legend."""
+    panels = {} if frame.scene is None else {'scene': frame.scene}
+    panels |= {
+        f'{name}: kept' if panels else name: picture for name, picture in frame.pictures.items()
+    }
+    width = len(panels) * (PANEL + GAP) + GAP
+    canvas = Image.new('RGB', (width, PANEL + HEADER + FOOTER), PAPER)
     draw = ImageDraw.Draw(canvas)
     draw.text((GAP + 2, 6), frame.title, font=_font(20), fill=INK)
     draw.text((GAP + 2, 31), frame.detail, font=_font(15), fill=FAINT)
-    x = GAP
-    for name, picture in zip(frame.pictures, pictures, strict=True):
-        canvas.paste(picture, (x, HEADER))
-        label = ImageDraw.Draw(canvas)
-        box = label.textbbox((x + 8, HEADER + 6), name, font=_font(15))
-        label.rectangle((box[0] - 4, box[1] - 3, box[2] + 4, box[3] + 3), fill=(0, 0, 0))
-        label.text((x + 8, HEADER + 6), name, font=_font(15), fill=(255, 255, 255))
-        x += picture.width + GAP
+    if frame.verdict:
+        colour = FAINT
+        if not frame.verdict.startswith('running'):
+            colour = GOOD if frame.verdict.startswith('success') else BAD
+        draw.text((width - GAP - 2, 6), frame.verdict, font=_font(20), fill=colour, anchor='ra')
+    for index, (name, picture) in enumerate(panels.items()):
+        x = GAP + index * (PANEL + GAP)
+        canvas.paste(_sized(picture), (x, HEADER))
+        box = draw.textbbox((x + 8, HEADER + 6), name, font=_font(15))
+        draw.rectangle((box[0] - 4, box[1] - 3, box[2] + 4, box[3] + 3), fill=(0, 0, 0))
+        draw.text((x + 8, HEADER + 6), name, font=_font(15), fill=(255, 255, 255))
+    height = PANEL
     x, y = GAP + 2, HEADER + height + 9
     for name, text in LEGEND.items():
         draw.rectangle((x, y + 1, x + 15, y + 16), fill=COLOURS[name])
@@ -127,9 +147,13 @@ def render(frame: Frame) -> Image.Image:
     return canvas
 
 
-def _shrunk(image: Image.Image) -> Image.Image:
-    size = (round(GIF_SCALE * image.width), round(GIF_SCALE * image.height))
-    return image.resize(size, Image.Resampling.LANCZOS)
+def _sized(picture: np.ndarray) -> Image.Image:
+    """A picture at the size of a panel; whole multiples keep their pixels."""
+    image = Image.fromarray(picture)
+    whole = PANEL % image.width == 0 and PANEL % image.height == 0
+    return image.resize(
+        (PANEL, PANEL), Image.Resampling.NEAREST if whole else Image.Resampling.LANCZOS
+    )
 
 
 def _font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import numpy as np
-from diagnostic_msgs.msg import DiagnosticArray
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rclpy.node import Node
 from sensor_msgs.msg import Image
 from std_msgs.msg import String
@@ -20,6 +21,10 @@ from specprune_ros.nodes.meters import RateMeter
 from specprune_ros.nodes.pictures import to_rgb
 from specprune_ros.nodes.quality import every, latched, newest
 from specprune_ros.nodes.stamps import SECOND_NS, nanoseconds
+from specprune_ros.nodes.verdicts import from_message
+from specprune_ros.sim.verdict import Verdict
+
+SCENES = 16  # pictures kept until the account of their query comes
 
 MODES = {
     PruneStats.MODE_DENSE: 'dense',
@@ -53,6 +58,7 @@ class Tally:
     instructions: Counter[str] = field(default_factory=Counter)
     last: PruneStats | None = None
     chunks: int = 0
+    obeyed: str = ''
     _heard: dict[int, float] = field(default_factory=dict)
 
     def add_chunk(self, chunk: ActionChunk, now: float) -> None:
@@ -62,6 +68,7 @@ class Tally:
         self._heard[chunk.sequence] = latency
         self.chunks += 1
         self.instructions[chunk.instruction] += 1
+        self.obeyed = chunk.instruction
 
     def replace_latency(self, sequence: int, latency: float) -> None:
         """Correct the latency of the chunk added last (a replay knows better)."""
@@ -81,6 +88,20 @@ class Tally:
             self.recall.append(stats.prior_recall)
         self.modes[MODES[stats.mode]] += 1
         self.last = stats
+
+    def mark(self) -> int:
+        """Where the account stands now; see :meth:`since`."""
+        return len(self.query)
+
+    def since(self, mark: int) -> dict[str, Any]:
+        """What the queries after ``mark`` cost."""
+        times = spread(self.query[mark:])
+        return {
+            'queries': len(self.query) - mark,
+            'tokens_mean': mean(self.tokens[mark:]),
+            'flops_ratio': mean(self.flops_ratio[mark:]),
+            'query_ms_p50': times and times['p50'],
+        }
 
     def numbers(self) -> dict[str, Any]:
         """The summary as plain numbers; ``None`` where nothing was heard."""
@@ -104,19 +125,38 @@ class Tally:
 
 
 class Monitor(Node):
-    """See the module's text. ``policy`` is the policy node's name, ``cameras`` what it shows."""
+    """See the module's text. ``policy`` is the policy node's name, ``cameras`` what it shows,
+    ``arm`` the node that judges, if any.
 
-    def __init__(self, policy: str, cameras: tuple[str, ...], name: str = 'monitor') -> None:
+    ``spoken`` collects sentences that others gave the policy. Frames are kept while ``filming``,
+    under ``caption``; :meth:`see` gives them the scene as a person would see it.
+    """
+
+    def __init__(
+        self, policy: str, cameras: tuple[str, ...], name: str = 'monitor', arm: str = ''
+    ) -> None:
         super().__init__(name)
         self.tally = Tally()
         self.film = Film()
+        self.filming = True
+        self.caption: Callable[[], str] = lambda: ''
+        self.verdict = Verdict()
+        self.spoken: list[str] = []
+        self._own: list[str] = []
+        self._scenes: deque[Image] = deque(maxlen=SCENES)
         self.diagnosis = ''
         self.picture_rates: dict[str, str] = {}
         self._cameras = cameras
-        self._overlays: dict[str, tuple[float, np.ndarray]] = {}
+        self._overlays: dict[int, dict[str, Image]] = {}
+        self._accounts: deque[PruneStats] = deque(maxlen=SCENES)
         self.chunk_rate = RateMeter()
         self.say_topic = f'/{policy}/instruction'
         self._say = self.create_publisher(String, self.say_topic, latched())
+        self.create_subscription(String, self.say_topic, self._on_sentence, latched())
+        if arm:
+            self.create_subscription(
+                DiagnosticStatus, f'/{arm}/verdict', self._on_verdict, latched()
+            )
         self.create_subscription(ActionChunk, f'/{policy}/action_chunk', self._on_chunk, every())
         self.create_subscription(PruneStats, f'/{policy}/prune_stats', self._on_stats, every())
         self.create_subscription(
@@ -132,7 +172,21 @@ class Monitor(Node):
 
     def say(self, instruction: str) -> None:
         """Give the policy a sentence."""
+        self._own.append(instruction)
         self._say.publish(String(data=instruction))
+
+    def see(self, picture: Image) -> None:
+        """A camera's picture for the film, as it was taken."""
+        self._scenes.append(picture)
+
+    def _on_sentence(self, message: String) -> None:
+        if message.data in self._own:
+            self._own.remove(message.data)
+        else:
+            self.spoken.append(message.data)
+
+    def _on_verdict(self, message: DiagnosticStatus) -> None:
+        self.verdict = from_message(message)
 
     def _on_chunk(self, message: ActionChunk) -> None:
         # Heard in this process: what a robot's executor would see, transport included.
@@ -141,6 +195,7 @@ class Monitor(Node):
 
     def _on_stats(self, message: PruneStats) -> None:
         self.tally.add_stats(message)
+        self._accounts.append(message)
 
     def _on_diagnostics(self, policy: str, message: DiagnosticArray) -> None:
         for status in message.status:
@@ -153,24 +208,34 @@ class Monitor(Node):
                 }
 
     def _on_overlay(self, camera: str, message: Image) -> None:
-        self._overlays[camera] = (seconds(message.header.stamp), to_rgb(message))
-        shown = [self._overlays.get(name) for name in self._cameras]
-        if any(entry is None for entry in shown) or self.tally.last is None:
+        stamp = nanoseconds(message.header.stamp)
+        shown = self._overlays.setdefault(stamp, {})
+        shown[camera] = message
+        for old in [key for key in self._overlays if key < stamp - SECOND_NS]:
+            del self._overlays[old]
+        stats = next((s for s in self._accounts if nanoseconds(s.header.stamp) == stamp), None)
+        if stats is None or len(shown) < len(self._cameras):
             return
-        if len({stamp for stamp, _ in shown}) > 1:
-            return
-        stats = self.tally.last
-        if seconds(stats.header.stamp) != shown[0][0]:
-            return
-        self.film.add(
-            Frame(
-                {name: self._overlays[name][1] for name in self._cameras},
-                f'"{next(reversed(self.tally.instructions), "")}"',
-                f'{MODES[stats.mode]}, {self._kept(stats)} vision tokens, '
-                f'{1e3 * stats.time_total:.0f} ms, {stats.reason}',
-                shown[0][0],
+        if self.filming and self.film.due(stamp / SECOND_NS):
+            self.film.add(
+                Frame(
+                    {name: to_rgb(shown[name]) for name in self._cameras},
+                    f'"{self.tally.obeyed}"',
+                    f'{stats.pruner}, {MODES[stats.mode]}: {self._kept(stats)} vision tokens, '
+                    f'{stats.flops_ratio:.0%} of the operations',
+                    stamp / SECOND_NS,
+                    self._scene(stats),
+                    self.caption(),
+                )
             )
+
+    def _scene(self, stats: PruneStats) -> np.ndarray | None:
+        """The picture that was taken when those of the query were."""
+        wanted = nanoseconds(stats.header.stamp)
+        found = min(
+            self._scenes, key=lambda m: abs(nanoseconds(m.header.stamp) - wanted), default=None
         )
+        return None if found is None else to_rgb(found)
 
     @staticmethod
     def _kept(stats: PruneStats) -> str:

@@ -1,5 +1,5 @@
 """``sim_arm``: the MuJoCo arm as a robot with cameras: pictures, joints, tool pose and twist out,
-Cartesian commands in.
+Cartesian commands in. It also knows what no robot knows: whether the arm did what was said.
 """
 
 from __future__ import annotations
@@ -7,6 +7,7 @@ from __future__ import annotations
 import array
 from typing import Any
 
+from diagnostic_msgs.msg import DiagnosticStatus
 from geometry_msgs.msg import PoseStamped, TwistStamped
 from rclpy.time import Time
 from rosgraph_msgs.msg import Clock
@@ -18,7 +19,11 @@ from specprune_ros.nodes.lifecycle import AutoLifecycleNode, run
 from specprune_ros.nodes.parameters import Setting, Settings
 from specprune_ros.nodes.pictures import to_message
 from specprune_ros.nodes.quality import every, latched, newest
+from specprune_ros.nodes.verdicts import to_message as verdict_message
+from specprune_ros.sim.referee import Referee
+from specprune_ros.sim.tasks import layout_for
 from specprune_ros.sim.urdf import urdf
+from specprune_ros.sim.verdict import UNKNOWN, Verdict
 from specprune_ros.sim.world import World
 
 FRAME = 'base_link'
@@ -26,6 +31,17 @@ LONGEST_STEP = 0.1  # s; a machine that stalled longer than this loses simulated
 
 SETTINGS = (
     Setting('seed', 0, 'Seed of the scene.', low=0, high=2**31 - 1),
+    Setting(
+        'scene_for',
+        [],
+        'Sentences whose cubes and plates the scene must hold; empty: whatever the seed gives.',
+        kind='str[]',
+    ),
+    Setting(
+        'instruction',
+        '',
+        'Sentence the policy begins with; it is judged from the first motion command on.',
+    ),
     Setting('width', 224, 'Picture width.', unit='pixels', low=16, high=1024),
     Setting('height', 224, 'Picture height.', unit='pixels', low=16, high=1024),
     Setting(
@@ -53,6 +69,8 @@ class SimArm(AutoLifecycleNode):
         super().__init__('sim_arm')
         self._settings = Settings(self, SETTINGS)
         self._world: World | None = None
+        self._referee: Referee | None = None
+        self._first_words = ''
         self._timer: Any = None
         self._listening: list[Any] = []
         self._cameras: dict[str, Any] = {}
@@ -63,6 +81,7 @@ class SimArm(AutoLifecycleNode):
         self._pose = self.create_publisher(PoseStamped, '~/tcp_pose', newest(reliable=True))
         self._twist = self.create_publisher(TwistStamped, '~/tcp_twist', newest(reliable=True))
         self._description = self.create_publisher(String, '~/robot_description', latched())
+        self._verdicts = self.create_publisher(DiagnosticStatus, '~/verdict', latched())
         self._sim_clock: Any = None
         self.create_service(Trigger, '~/reset', self._on_reset)
 
@@ -71,6 +90,8 @@ class SimArm(AutoLifecycleNode):
         self._settings.check_now()
         values = self._settings.values()
         self._world = World(seed=values['seed'], picture_size=(values['height'], values['width']))
+        self._referee = Referee(self._world)
+        self._start_scene()
         if values['render']:
             for camera in self._world.cameras:
                 self._world.render(camera)
@@ -89,7 +110,9 @@ class SimArm(AutoLifecycleNode):
             self.create_subscription(TwistStamped, '~/cmd_twist', self._on_twist, every()),
             self.create_subscription(PoseStamped, '~/cmd_pose', self._on_pose, every()),
             self.create_subscription(Float64, '~/gripper', self._on_gripper, every()),
+            self.create_subscription(String, '~/instruction', self._on_instruction, latched()),
         ]
+        self._first_words = values['instruction']
         self._ticks = 0
         self._commanded_ns = None
         self._stepped_ns = self._now_ns()
@@ -119,8 +142,20 @@ class SimArm(AutoLifecycleNode):
             self._sim_clock = None
         if self._world is not None:
             self._world.close()
-            self._world = None
+            self._world = self._referee = None
         self._settings.frozen = False
+
+    def _start_scene(self) -> None:
+        """The scene the parameters ask for. Raises ``ValueError`` where it cannot hold all that
+        the sentences name.
+        """
+        values = self._settings.values()
+        layout = None
+        if values['scene_for']:
+            layout = layout_for(values['scene_for'], values['seed'])
+        self._world.reset(values['seed'], layout)
+        self._commanded_ns = None
+        self._tell(self._referee.clear())
 
     def _tick(self) -> None:
         world = self._world
@@ -132,12 +167,15 @@ class SimArm(AutoLifecycleNode):
         # Real time: the arm moves as long as the wall clock says, however late this call is.
         world.advance(min(max(now - self._stepped_ns, 0) / 1e9, LONGEST_STEP))
         self._stepped_ns = now
+        verdict = self._referee.step()
+        if verdict is not None:
+            self._tell(verdict)
         timeout = self.get_parameter('command_timeout').value
         if self._commanded_ns is not None and (now - self._commanded_ns) / 1e9 > timeout:
             world.hold()
             self._commanded_ns = None
             self.get_logger().info(f'no command for {timeout} s: holding')
-        stamp = Time(nanoseconds=round(world.time * 1e9) if self._sim_clock else now).to_msg()
+        stamp = self._stamp()
         if self._sim_clock:
             self._sim_clock.publish(Clock(clock=stamp))
         self._publish_state(stamp)
@@ -184,6 +222,24 @@ class SimArm(AutoLifecycleNode):
             self.get_logger().warning(f'{topic}: {error}; holding', throttle_duration_sec=2.0)
             return
         self._commanded_ns = self._now_ns()
+        if self._first_words:
+            words, self._first_words = self._first_words, ''
+            self._tell(self._referee.hear(words))
+
+    def _on_instruction(self, message: String) -> None:
+        self._first_words = ''
+        self._tell(self._referee.hear(message.data))
+
+    def _tell(self, verdict: Verdict) -> None:
+        """Publish how the sentence in force stands, and log it once it is known."""
+        self._verdicts.publish(verdict_message(verdict))
+        if verdict.outcome == UNKNOWN:
+            self.get_logger().warning(f'not judged: {verdict.detail}')
+        elif verdict.final:
+            self.get_logger().info(
+                f"'{verdict.instruction}': {verdict.outcome.replace('_', ' ')} after "
+                f'{verdict.seconds:.1f} s' + (f' ({verdict.detail})' if verdict.detail else '')
+            )
 
     def _on_gripper(self, message: Float64) -> None:
         try:
@@ -195,9 +251,19 @@ class SimArm(AutoLifecycleNode):
         if self._world is None:
             response.success, response.message = False, 'not configured'
             return response
-        self._world.reset(self.get_parameter('seed').value)
+        self._start_scene()
+        if self._timer is not None:
+            # Whoever waits for the answer has seen the new scene when it comes.
+            stamp = self._stamp()
+            self._publish_state(stamp)
+            self._publish_pictures(stamp)
         response.success, response.message = True, 'the scene starts anew'
         return response
+
+    def _stamp(self) -> Any:
+        simulated = self._sim_clock is not None
+        now = round(self._world.time * 1e9) if simulated else self._now_ns()
+        return Time(nanoseconds=now).to_msg()
 
     def _now_ns(self) -> int:
         return self.get_clock().now().nanoseconds

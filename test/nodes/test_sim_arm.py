@@ -16,11 +16,13 @@ class Ear:
 
     def __init__(self, domain):
         import rclpy
+        from diagnostic_msgs.msg import DiagnosticStatus
         from geometry_msgs.msg import PoseStamped, TwistStamped
         from rclpy.executors import SingleThreadedExecutor
         from rosgraph_msgs.msg import Clock
         from sensor_msgs.msg import Image, JointState
         from std_msgs.msg import Float64, String
+        from std_srvs.srv import Trigger
 
         from specprune_ros.nodes.quality import every, latched, newest
 
@@ -37,6 +39,7 @@ class Ear:
             ('tcp_pose', PoseStamped, newest()),
             ('tcp_twist', TwistStamped, newest()),
             ('robot_description', String, latched()),
+            ('verdict', DiagnosticStatus, latched()),
         ):
             self.listen(kind, f'/sim_arm/{name}', name, quality)
         self.listen(Clock, '/clock', 'clock', every())
@@ -44,6 +47,8 @@ class Ear:
         self.pose = self.node.create_publisher(PoseStamped, '/sim_arm/cmd_pose', every())
         self.gripper = self.node.create_publisher(Float64, '/sim_arm/gripper', every())
         self.clock = self.node.create_publisher(Clock, '/clock', every())
+        self.words = self.node.create_publisher(String, '/sim_arm/instruction', latched())
+        self.reset = self.node.create_client(Trigger, '/sim_arm/reset')
         self.time = None
 
     def listen(self, kind, topic, name, quality):
@@ -73,6 +78,16 @@ class Ear:
     def position(self):
         point = self.heard['tcp_pose'][-1].pose.position
         return np.array([point.x, point.y, point.z])
+
+    def say(self, text):
+        from std_msgs.msg import String
+
+        self.words.publish(String(data=text))
+
+    def verdict(self):
+        from specprune_ros.nodes.verdicts import from_message
+
+        return from_message(self.heard['verdict'][-1])
 
     def drive(self, seconds, **linear):
         from geometry_msgs.msg import TwistStamped
@@ -163,6 +178,45 @@ def test_it_publishes_what_a_robot_with_cameras_does_and_obeys(arm):
     assert ear.spin(2.0, until=lambda: 'not finite' in ear.process.text())
     assert ear.process.stop() == 0
     assert 'Traceback' not in ear.process.text()
+
+
+def test_it_judges_what_is_said_and_starts_the_scene_anew(arm):
+    """The true state decides, over DDS; the scene holds what the sentences name, every time."""
+    from std_srvs.srv import Trigger
+
+    from specprune_ros.sim.tasks import layout_for
+
+    said = ['move above the purple cube', 'put the red cube on the orange plate']
+    ear = arm(scene_for=said, seed=3, render=False)
+    assert ear.spin(10.0, until=lambda: ear.heard['verdict'])
+    assert ear.verdict().outcome == 'waiting'
+    start = ear.position()
+    for words in said:  # there to be judged
+        ear.say(words)
+        assert ear.spin(5.0, until=lambda words=words: ear.verdict().instruction == words)
+        assert ear.verdict().outcome == 'running'
+    ear.say('juggle the red cube')
+    assert ear.spin(5.0, until=lambda: ear.verdict().outcome == 'unknown')
+    assert 'orange plate' in ear.verdict().detail
+    assert ear.spin(5.0, until=lambda: 'not judged' in ear.process.text())
+
+    layout = layout_for(said, 3)
+    (cube,) = [thing for thing in layout.cubes if thing.colour == 'purple']
+    ear.say(said[0])
+    begin = time.monotonic()
+    while ear.verdict().outcome != 'success' and time.monotonic() < begin + 20:
+        x, y, z = ear.position()
+        ear.drive(0.04, x=3 * (cube.x - x), y=3 * (cube.y - y), z=3 * (0.1 - z))
+    verdict = ear.verdict()
+    assert (verdict.outcome, verdict.instruction, verdict.number) == ('success', said[0], 4)
+    assert 0.3 < verdict.seconds <= 6.0
+    assert f"'{said[0]}': success" in ear.process.text()
+
+    assert ear.reset.wait_for_service(timeout_sec=10.0)
+    done = ear.reset.call_async(Trigger.Request())
+    assert ear.spin(10.0, until=done.done) and done.result().success
+    assert ear.spin(5.0, until=lambda: ear.verdict().outcome == 'waiting')
+    assert np.allclose(ear.position(), start, atol=5e-3)
 
 
 def test_it_publishes_simulated_time_on_request(arm):
