@@ -73,7 +73,7 @@ class Film:
         sheet = Image.new('RGB', (width, height * len(sample)))
         for row, index in enumerate(sample):
             sheet.paste(images[index], (0, row * height))
-        palette = sheet.quantize(colors=256, method=Image.Quantize.MAXCOVERAGE)
+        palette = sheet.quantize(colors=256, method=Image.Quantize.FASTOCTREE)
         frames = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
         frames[0].save(
             path,
