@@ -3,11 +3,38 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from threading import Lock
+
+from torch import Tensor
 
 from specprune_ros.policy.observation import Picture
 
 CAPACITY = 64
+
+
+class Frame:
+    """A past picture: as it came until it is first looked at, from then on as the policy sees it,
+    which is all that anybody compares and mostly much smaller. :meth:`look` and :meth:`keep` are
+    for the thread that runs the policy.
+    """
+
+    def __init__(self, picture: Picture) -> None:
+        self.stamp_ns = picture.stamp_ns
+        self.picture: Picture | None = picture
+        self._seen: Tensor | None = None
+
+    def look(self, prepare: Callable[[Picture], Tensor]) -> Tensor:
+        """The picture as the policy sees it; ``prepare`` is called the first time only."""
+        if self._seen is None:
+            assert self.picture is not None
+            self.keep(prepare(self.picture))
+        assert self._seen is not None
+        return self._seen
+
+    def keep(self, seen: Tensor) -> None:
+        """Hold ``seen``, uint8 ``[S, S, 3]``, in the place of the picture it was made from."""
+        self._seen, self.picture = seen, None
 
 
 class FrameHistory:
@@ -22,7 +49,7 @@ class FrameHistory:
         self._span_ns = span_ns
         self._apart_ns = max(apart_ns, 1)
         self._lock = Lock()
-        self._rings: dict[str, deque[Picture]] = {}
+        self._rings: dict[str, deque[Frame]] = {}
 
     def push(self, camera: str, picture: Picture) -> None:
         """Store a picture, unless one taken within ``apart_ns`` before it is there.
@@ -36,12 +63,12 @@ class FrameHistory:
                 ring.pop()
             if ring and picture.stamp_ns - ring[-1].stamp_ns < self._apart_ns:
                 return
-            ring.append(picture)
+            ring.append(Frame(picture))
             oldest = picture.stamp_ns - self._span_ns
             while len(ring) > 1 and ring[1].stamp_ns <= oldest:
                 ring.popleft()
 
-    def at(self, camera: str, stamp_ns: int, before_ns: int) -> Picture | None:
+    def at(self, camera: str, stamp_ns: int, before_ns: int) -> Frame | None:
         """The newest picture taken at or before ``stamp_ns``, else the oldest one before
         ``before_ns``.
 
@@ -53,6 +80,12 @@ class FrameHistory:
             return None
         older = [p for p in past if p.stamp_ns <= stamp_ns]
         return older[-1] if older else past[0]
+
+    def of(self, camera: str, picture: Picture) -> Frame | None:
+        """Where this very picture is kept; ``None`` where it was thinned out, let go, or seen."""
+        with self._lock:
+            ring = self._rings.get(camera, ())
+            return next((frame for frame in reversed(ring) if frame.picture is picture), None)
 
     def clear(self) -> None:
         """Forget every picture."""

@@ -67,6 +67,7 @@ class Policy:
         self._controller = Controller()
         self._glide = Glide()
         self._took = 0.0
+        self._dense: tuple[TokenLayout | None, int] = (None, 1)
         self._device = next(loaded.model.parameters()).device
         self._swap = threading.Lock()
         self._snapshot = (params or PruningParams(), 1)
@@ -154,18 +155,19 @@ class Policy:
             if glided is not None:
                 return glided
 
-        pixels = self.loaded.preprocessor([p.pixels for p in observation.pictures.values()])
+        seen = self._see(observation)
         displacement = memory.displacement(observation)
         steps = history_offset(displacement, params)
         similarity, history_age = None, None
         if params.refresh_change < 1.0 or getattr(method, 'uses_similarity', False):
-            similarity, history_age = self._similarity(observation, pixels.pictures, steps)
+            similarity, history_age = self._similarity(observation, seen, steps)
         mode, reason = self._mode(params, decision, reset, similarity)
         prompt = self.loaded.tokenizer.encode(observation.instruction)
         proprio = self._proprio(observation)
-        seen = time.perf_counter()
+        pixels = self.loaded.preprocessor.normalise(seen)
+        seen_at = time.perf_counter()
 
-        embedded = self.loaded.model.embed(pixels.tensor, prompt, proprio)
+        embedded = self.loaded.model.embed(pixels, prompt, proprio)
         self._settle()
         embedded_at = time.perf_counter()
 
@@ -175,7 +177,7 @@ class Policy:
             mode=mode,
             similarity=similarity,
             carry=memory.carry,
-            pictures=pixels.pictures,
+            pictures=seen,
             vision=embedded.vision,
             text=embedded.text,
             probe=partial(self.loaded.model.decoder.probe, embedded.hidden, embedded.layout),
@@ -191,23 +193,30 @@ class Policy:
         decoded = time.perf_counter()
 
         actions, normalised = self._actions(output, embedded.layout)
-        end = time.perf_counter()
+        acted = time.perf_counter()
         # What the statistics clip anyway is no reason for doubt.
         clips = self.loaded.statistics.clip_actions
         self._believe(np.clip(normalised, -1.0, 1.0) if clips else normalised)
         self._glide.issued(actions, observation.stamp_ns, from_model=True)
-        times = StageTimes(
-            seen - start, embedded_at - seen, decoded - embedded_at, end - decoded, end - start
-        )
-        self._took = end - start
         prior = mode is not Mode.DENSE and bool(memory.carry)
         prior = prior and (params.pruner != 'specprune' or 'global' in outcome.sets)
+        tokens = self._tokens(embedded.layout, outcome, output)
+        flops, ratio = self._flops(embedded.layout, output)
+        overlay = self._overlay(seen, embedded.layout, outcome)
+        notes = self._notes(outcome, prompt)
+        # The account belongs to the query; a comparison that somebody asked for does not.
+        self._took = time.perf_counter() - start
+        times = StageTimes(
+            seen_at - start,
+            embedded_at - seen_at,
+            decoded - embedded_at,
+            acted - decoded,
+            self._took,
+        )
         deviation, kept = None, None
         if self.measure_deviation:
             deviation, kept = self._against_dense(embedded, context, actions, outcome)
         memory.close(observation, outcome.carry, cache, mode is Mode.DENSE)
-        tokens = self._tokens(embedded.layout, outcome, output)
-        flops, ratio = self._flops(embedded.layout, output)
         return PolicyResult(
             actions=actions,
             episode=memory.episode,
@@ -228,10 +237,10 @@ class Policy:
             flops_ratio=ratio,
             times=times,
             device=str(self._device),
-            overlay=self._overlay(pixels.pictures, embedded.layout, outcome),
+            overlay=overlay,
             action_deviation=deviation,
             kept_recall=kept,
-            notes=self._notes(outcome, prompt),
+            notes=notes,
         )
 
     def _glided(
@@ -303,6 +312,23 @@ class Policy:
                 return Mode.DENSE, f'{share:.0%} of the patches changed'
         return decision.mode, decision.reason
 
+    def _see(self, observation: Observation) -> Tensor:
+        """The pictures as the policy sees them, uint8 ``[cameras, S, S, 3]`` on the device.
+
+        What is prepared here the history keeps too: as a past picture it is not prepared again.
+        """
+        seen = []
+        for camera, picture in observation.pictures.items():
+            prepared = self._prepare(camera, picture)
+            frame = self.history.of(camera, picture)
+            if frame is not None:
+                frame.keep(prepared)
+            seen.append(prepared)
+        return torch.stack(seen)
+
+    def _prepare(self, camera: str, picture: Picture) -> Tensor:
+        return self.loaded.preprocessor.picture(picture.pixels, camera)
+
     def _similarity(
         self, observation: Observation, pictures: Tensor, steps: int
     ) -> tuple[Tensor | None, float | None]:
@@ -313,15 +339,17 @@ class Policy:
             self.history.at(camera, wanted, picture.stamp_ns)
             for camera, picture in observation.pictures.items()
         ]
-        found = [picture for picture in past if picture is not None]
+        found = [frame for frame in past if frame is not None]
         if len(found) < len(past):
             return None, None
-        prepare = self.loaded.preprocessor.picture
         then = torch.stack(
-            [prepare(p.pixels, name) for p, name in zip(found, observation.pictures, strict=True)]
+            [
+                frame.look(partial(self._prepare, camera))
+                for frame, camera in zip(found, observation.pictures, strict=True)
+            ]
         )
         similarity = patch_cosine(pictures, then, self.config.grid)
-        return similarity, (stamp - min(picture.stamp_ns for picture in found)) / SECOND_NS
+        return similarity, (stamp - min(frame.stamp_ns for frame in found)) / SECOND_NS
 
     def _proprio(self, observation: Observation) -> Tensor | None:
         if not self.config.proprio_dim or observation.proprio is None:
@@ -422,7 +450,9 @@ class Policy:
     def _flops(self, layout: TokenLayout, output: DecoderOutput) -> tuple[float, float]:
         """Operations of the query and their share of the dense query's."""
         spent = query_flops(self.config, output).flops
-        return float(spent), spent / dense_flops(self.config, layout).flops
+        if layout != self._dense[0]:
+            self._dense = layout, dense_flops(self.config, layout).flops
+        return float(spent), spent / self._dense[1]
 
     def _notes(self, outcome: PassOutcome, prompt: Prompt) -> tuple[str, ...]:
         """What the user should know of this query."""

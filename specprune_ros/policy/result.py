@@ -13,7 +13,9 @@ from specprune_ros.pruning.interface import Mode
 
 @dataclass(frozen=True)
 class StageTimes:
-    """Wall time of each stage of a query, in seconds; ``total`` is the policy's own time."""
+    """Wall time of each stage of a query, in seconds; ``total`` is the policy's own time, with the
+    account of what was pruned.
+    """
 
     preprocess: float
     vision: float
