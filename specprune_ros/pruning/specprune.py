@@ -14,7 +14,7 @@ The first query of an episode runs dense and only listens. The equations are in 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
@@ -264,7 +264,11 @@ class SpecPrunePass:
             self.outcome.carry['prior'] = prior
             self.outcome.scores['global'] = prior.mean(0)
             if self.plan.budgets is not None:
-                self.outcome.attended = self._attended
+                # Not a method of this pass: a cycle would keep the query's tensors until Python's
+                # collector comes by, long after the next queries have worked around them.
+                heard = [self._spread(*self.heard[layer]) for layer in self.plan.globals]
+                allowed = self.plan.budgets.globals
+                self.outcome.attended = partial(_attended, heard, self.layout, allowed)
         if self.known_confidence is not None:
             self.outcome.carry['confidence'] = self.known_confidence
         elif self.params.confidence_when == 'first' and self.confidence:
@@ -401,15 +405,6 @@ class SpecPrunePass:
 
     # Memory.
 
-    def _attended(self) -> Tensor:
-        """V_t: what this query's own deep layers rank highest, to judge the prior by."""
-        layout, allowed = self.layout, self.plan.budgets
-        assert allowed is not None
-        heard = torch.stack([self._spread(*self.heard[layer]) for layer in self.plan.globals])
-        k = constant(allowed.globals, torch.int64, heard.device)
-        best = sets.top_k(heard.view(-1, layout.cameras, layout.patches), k)
-        return best.view(-1, layout.vision_tokens).logical_and(heard > 0).any(0)
-
     def _spread(self, score: Tensor, ids: Tensor | None = None) -> Tensor:
         """Scores of rows at their patches ``[V]``, the current ones unless ``ids`` says which.
 
@@ -438,3 +433,13 @@ class SpecPrunePass:
             scale = score.sum() / old[ids].sum().clamp_min(1e-30)
             remembered.append((old * (scale * self.params.prior_decay)).scatter_(0, ids, score))
         return torch.stack(remembered)
+
+
+def _attended(heard: list[Tensor], layout: TokenLayout, allowed: tuple[int, ...]) -> Tensor:
+    """V_t: what this query's own deep layers (scores ``[V]`` each) rank highest, to judge the
+    prior by.
+    """
+    looked = torch.stack(heard)
+    k = constant(allowed, torch.int64, looked.device)
+    best = sets.top_k(looked.view(-1, layout.cameras, layout.patches), k)
+    return best.view(-1, layout.vision_tokens).logical_and(looked > 0).any(0)
