@@ -119,7 +119,8 @@ def race(model: str, options: list[str], repeats: int) -> list[dict[str, Any]]:
             plain_actions = actions['float32', option.pruner]
             difference = np.abs(actions[option.name, option.pruner] - plain_actions).max()
             option.deviation.append(float(difference))
-        print(f'round {number + 1} of {repeats}', flush=True)
+        latest = ', '.join(f'{o.name} {o.pruner} {1000 * o.seconds[-1]:.0f}' for o in entered)
+        print(f'round {number + 1} of {repeats}, ms: {latest}', flush=True)
     by_name = {(option.name, option.pruner): option for option in entered}
     return [row(option, by_name['float32', option.pruner]) for option in entered]
 

@@ -7,6 +7,8 @@ import torch
 
 from specprune_ros.models.load import random_policy_model
 from specprune_ros.models.presets import BENCH_INSTRUCTION
+from specprune_ros.policy.bench.scene import observations
+from specprune_ros.policy.build import build_policy
 
 sys.path.insert(0, str(Path(__file__).parents[2] / 'benchmarks'))
 
@@ -27,6 +29,15 @@ def test_their_loop_answers_like_ours():
     assert theirs.layers[0].mlp.up_proj.weight.untyped_storage().data_ptr() == (
         decoder.layers[0].gate_up.weight.untyped_storage().data_ptr()
     )
+
+
+def test_queries_are_counted_from_before_the_first_to_the_last():
+    import growth
+
+    policy = build_policy(preset='tiny', device='cpu', threads=1)
+    looks = growth.run(policy, observations(policy, BENCH_INSTRUCTION, seed=0), 2, 12)
+    assert [look['queries'] for look in looks] == [0, *range(2, 13)]
+    assert all(look['gc_objects'] > 1000 and look['resident_mib'] > 10 for look in looks)
 
 
 def test_growth_is_named():
