@@ -177,8 +177,9 @@ class Suite:
         """A stop action must have been sent within 100 ms after ``at_once``."""
         begin = self.at_once
         commands = list(self.rig.heard.commands)
-        if not any(begin - 0.05 * SECOND < sent.at < begin for sent in commands):
-            return  # it did not move
+        recent = [sent for sent in commands if begin - 0.05 * SECOND < sent.at < begin]
+        if not recent or recent[-1].zero:
+            return  # it did not move, or had just been stopped
         after = [sent for sent in commands if sent.at >= begin]
         stops = [sent.at for sent in after if sent.zero]
         took = self._over(why, begin, stops[0] if stops else begin + 99 * SECOND)
