@@ -1,0 +1,103 @@
+"""The tables of docs/fidelity.md and the README, from recorded runs of `specprune eval`.
+
+    python benchmarks/fidelity.py
+
+prints them; a test compares them with the page. `results/fidelity_NAME.json` is what
+`specprune eval --json` wrote.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / 'results'
+TABLES = ('main', 'pruners', 'tuning')
+LONGEST = 'put the red cube on the blue plate'
+
+
+def read(name: str) -> dict[str, Any]:
+    """One recorded run."""
+    return json.loads((RESULTS / f'fidelity_{name}.json').read_text())
+
+
+def markdown(name: str) -> str:
+    """The table of one run: a row per setting, a column per family."""
+    result = read(name)
+    rows = result['rows']
+    tasks = list(dict.fromkeys(row['task'] for row in rows))
+    pooled = tasks[-1]
+    by = {(row['pruner'], row['task']): row for row in rows}
+    head = ['pruner', *(f'{task}' for task in tasks), 'below dense', 'above random', 'tokens']
+    head += ['FLOPs', 'recall', 'off dense']
+    lines = [
+        f'*{result["machine"]["cpu"]}, {result["date"]}, seeds {result["seeds"]}, '
+        f'`{result["command"]}`*',
+        '',
+        '| ' + ' | '.join(head) + ' |',
+        '|' + '---|' * len(head),
+    ]
+    for label in dict.fromkeys(row['pruner'] for row in rows):
+        whole = by[label, pooled]
+        cells = [label]
+        for task in tasks:
+            row = by.get((label, task))
+            cells.append('' if row is None else success(row))
+        cells += [points(whole, 'paired_loss'), points(whole, 'against_gain')]
+        cells += [f'{whole["tokens_mean"]:.0f}', f'{whole["flops_ratio"]:.0%}']
+        recall, deviation = whole['recall'], whole['action_deviation']
+        cells.append('' if recall is None else f'{recall:.0%}')
+        cells.append('' if deviation is None else f'{1e3 * deviation:.1f} mm')
+        lines.append('| ' + ' | '.join(cells) + ' |')
+    return '\n'.join(lines)
+
+
+def floor() -> float:
+    """Share of the dense operations that the shipped policy keeps with no vision token left.
+
+    All go after the second of its layers, where SpecPrune's static prune is; towers, words,
+    state and action rows stay.
+    """
+    import torch
+
+    from specprune_ros.models.build import build
+    from specprune_ros.models.decoder import LayerRows
+    from specprune_ros.models.flops import count, dense_flops
+    from specprune_ros.models.tokens import PromptTokenizer
+    from specprune_ros.sim.recipe import Recipe, policy_config, tokenizer
+
+    config = policy_config(Recipe())
+    model = build(config, 0, torch.device('cpu'))
+    layout = model.layout(PromptTokenizer(tokenizer(), config.template).encode(LONGEST))
+    asked = layout.action[1] - layout.action[0]
+    work = []
+    for layer in range(1, layout.depth + 1):
+        rows = layout.length - (0 if layer <= 2 else layout.vision_tokens)
+        work.append(LayerRows(rows, asked if layer == layout.depth else rows, rows))
+    return count(config, work).macs / dense_flops(config, layout).macs
+
+
+def success(row: dict[str, Any]) -> str:
+    """Rate, interval and count."""
+    return (
+        f'**{100 * row["success_rate"]:.1f}** ({100 * row["ci_low"]:.0f} to '
+        f'{100 * row["ci_high"]:.0f}, {row["episodes"]})'
+    )
+
+
+def points(row: dict[str, Any], name: str) -> str:
+    """A paired difference in percentage points with its interval and p."""
+    if name not in row:
+        return ''
+    p = row[f'{name}_p']
+    chance = 'p < 0.001' if p < 0.001 else f'p = {p:.3f}'
+    low, high = 100 * row[f'{name}_low'], 100 * row[f'{name}_high']
+    return f'{100 * row[name]:+.1f} ({low:+.1f} to {high:+.1f}), {chance}'
+
+
+if __name__ == '__main__':
+    print(f'no vision token left after layer 2: {floor():.0%} of the dense operations\n')
+    for table in TABLES:
+        if (RESULTS / f'fidelity_{table}.json').exists():
+            print(f'{table}\n\n{markdown(table)}\n')
