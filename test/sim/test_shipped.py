@@ -37,8 +37,10 @@ def test_weights_match_their_recipe(actor):
     assert size <= 16 * 2**20
 
 
-# 20 episodes; the full table (hundreds per row, with intervals) is measured by a script.
-@pytest.mark.parametrize(('family', 'episodes', 'least'), [('move', 7, 6), ('lift', 8, 6)])
+# With the five below 20 episodes; docs/fidelity.md has hundreds per row, with intervals.
+@pytest.mark.parametrize(
+    ('family', 'episodes', 'least'), [('move', 5, 5), ('lift', 5, 4), ('put', 5, 4)]
+)
 def test_it_does_what_it_is_asked(world, actor, family, episodes, least):
     row = run_row(world, actor, family, 'asked', range(REPORT_SEED, REPORT_SEED + episodes))
     assert row.successes >= least, row
