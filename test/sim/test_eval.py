@@ -13,6 +13,7 @@ from specprune_ros.cli.main import main
 from specprune_ros.models.build import build
 from specprune_ros.models.load import save_policy_model
 from specprune_ros.models.statistics import Statistics
+from specprune_ros.models.tokens import Prompt
 from specprune_ros.pruning.params import PruningParams
 from specprune_ros.sim.episode import EXECUTED
 from specprune_ros.sim.proportions import compare, wilson
@@ -68,6 +69,8 @@ def test_paired_comparison():
 
 
 def test_tables_hold_their_controls():
+    config = policy_config(SMALL)
+    layout = build(config, 0, torch.device('cpu')).layout(Prompt((1,) * 7, (1, 6)))
     labels = [row.label for row in table('main')]
     assert labels[:3] == ['dense', 'dense, wrong colour', 'dense, blind']
     for name in TABLES:
@@ -75,6 +78,7 @@ def test_tables_hold_their_controls():
         assert len({row.label for row in rows}) == len(rows)
         assert rows[0] == DENSE
         for row in rows:
+            row.params.check(layout)
             assert not row.against or row.against in [other.label for other in rows]
     with pytest.raises(ValueError, match='want one of main'):
         table('nonsense')
