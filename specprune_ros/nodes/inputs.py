@@ -31,6 +31,7 @@ from specprune_ros.robot.speed import (
     SpeedError,
     TwistSpeed,
     UrdfError,
+    check_joint_count,
 )
 
 # The same complaint is logged at most this often, in seconds.
@@ -142,6 +143,11 @@ class Inputs:
 
     def _on_joints(self, message: JointState) -> None:
         stamp = stamp_ns(message)
+        try:
+            check_joint_count(message.name)
+        except JointStateError as error:
+            self._refuse_joints(str(error), stamp)
+            return
         layout = self._values['proprio.layout']
         if layout == 'joints':
             self._store_joints(message, self._values['proprio.joints'], stamp)
@@ -162,6 +168,17 @@ class Inputs:
             self.speed_frame = speed.frame
         self._inbox.put_speed(sample(speed), stamp)
 
+    def _refuse_joints(self, reason: str, stamp: int) -> None:
+        """Nothing of a joint state can be used: what was read from earlier ones is lost."""
+        layout = self._values['proprio.layout']
+        if layout == 'pose_gripper':
+            self._gripper = reason
+        if layout != 'none':
+            self._inbox.lose_state(f'joint_states: {reason}')
+        if self._joint_speed is not None:
+            self._inbox.put_speed(None, stamp)
+        self._complain('joint_states', reason)
+
     def _store_joints(self, message: JointState, names: list[str], stamp: int) -> None:
         found = _pick(message, names)
         if isinstance(found, str):
@@ -171,6 +188,10 @@ class Inputs:
             self._inbox.put_state(found, stamp)
 
     def _on_pose(self, message: PoseStamped) -> None:
+        frame, base = message.header.frame_id, self._values['base_frame']
+        if base and frame and frame != base:
+            self._refuse_pose(f"is in frame '{frame}', but the profile's base_frame is '{base}'")
+            return
         pose = message.pose
         position = np.array([pose.position.x, pose.position.y, pose.position.z])
         turn = np.array(
@@ -178,10 +199,7 @@ class Inputs:
         )
         stamp = stamp_ns(message)
         if not np.isfinite(position).all() or not np.isfinite(turn).all() or not turn.any():
-            reason = 'the pose is not finite, or its quaternion is zero'
-            if self._values['proprio.layout'] == 'pose_gripper':
-                self._inbox.lose_state(f'ee_pose: {reason}')
-            self._complain('ee_pose', reason)
+            self._refuse_pose('the pose is not finite, or its quaternion is zero')
             return
         self._inbox.put_position(position, stamp)
         if self._values['proprio.layout'] != 'pose_gripper':
@@ -195,6 +213,11 @@ class Inputs:
             np.concatenate((position, axis_angle, self._gripper.value)),
             min(stamp, self._gripper.stamp_ns),
         )
+
+    def _refuse_pose(self, reason: str) -> None:
+        if self._values['proprio.layout'] == 'pose_gripper':
+            self._inbox.lose_state(f'ee_pose: {reason}')
+        self._complain('ee_pose', reason)
 
     def _on_twist(self, message: TwistStamped) -> None:
         self._store_twist(message.twist, message)

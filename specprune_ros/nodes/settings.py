@@ -67,7 +67,10 @@ NODE_SETTINGS = (
         choices=('best_effort', 'reliable'),
     ),
     Setting(
-        'base_frame', 'base_link', 'Frame the actions are expressed in; stamped on every chunk.'
+        'base_frame',
+        'base_link',
+        'Frame the actions are expressed in; stamped on every chunk. A pose that names another '
+        'frame is refused; empty takes poses in any.',
     ),
     Setting(
         'proprio.layout',

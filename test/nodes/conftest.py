@@ -140,12 +140,13 @@ class Rig:
         if pose:
             self.pose_alone(stamp)
 
-    def pose_alone(self, stamp=None):
-        """The tool pose without joint states."""
+    def pose_alone(self, stamp=None, frame=''):
+        """The tool pose without joint states, in a frame it may name."""
         from geometry_msgs.msg import PoseStamped
 
         message = PoseStamped()
         message.header.stamp = stamp or self.stamp()
+        message.header.frame_id = frame
         message.pose.position.x = 0.5
         message.pose.orientation.w = 1.0
         self.pose.publish(message)
