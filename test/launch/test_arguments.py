@@ -104,12 +104,17 @@ def test_pictures_come_in_the_form_asked_for():
 def test_a_parameter_file_that_surprises_is_spoken_of(tmp_path):
     module = load_file('specprune')
     _, parameters = module.wire(module.read_profile('sim_arm', '')[0], 'profile')
-    whole = ROOT / 'config' / 'specprune.yaml'
-    assert module.remarks(str(whole), '', parameters) == []
-    other_name = module.remarks(str(whole), '/arm1', parameters)
-    assert ['no section for /arm1/specprune_node' in line for line in other_name] == [True]
+    whole = ROOT / 'config' / 'specprune.yaml'  # for a node of any name
+    for space in ('', '/arm1'):
+        assert module.remarks(str(whole), space, parameters) == []
 
     file = tmp_path / 'params.yaml'
+    file.write_text('specprune_node:\n  ros__parameters:\n    query_rate: 5.0\n')
+    assert module.remarks(str(file), '', parameters) == []
+    (line,) = module.remarks(str(file), '/arm1', parameters)
+    assert 'no section for /arm1/specprune_node' in line
+    assert 'it has /specprune_node' in line
+
     file.write_text('arm1:\n  "*":\n    ros__parameters:\n      speed: {source: action}\n')
     (line,) = module.remarks(str(file), '/arm1', parameters)
     assert "speed.source is 'joint_states', not 'action'" in line
