@@ -187,7 +187,7 @@ def chosen(name: str, pruners: str, params: list[str]) -> list[Any]:
             continue
         base = PruningParams.preset_of(preset or 'default').replace(pruner=method, **changes)
         label = ' '.join([item, *params])
-        if method != 'specprune':
+        if method != 'specprune' or base.exact:
             rows.append(Setting(label, base))
             continue
         rows.append(Setting(label, base, against=f'random like {label}'))
