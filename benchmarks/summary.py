@@ -105,6 +105,31 @@ def engine() -> list[str]:
     return lines
 
 
+def closed_loop() -> list[str]:
+    """Success of the shipped policy, and what pruning costs of it."""
+    result = read('fidelity_main')
+    lines = [
+        '**Success.** The shipped policy in closed loop in the simulated arm, the same held-out '
+        f'episodes for every row ({where(result)}, `{result["command"]}`), the difference with its 95 % interval. '
+        '[docs/fidelity.md](docs/fidelity.md) has every method, and what speaks against this one.',
+        '',
+        '| pruner | move | lift | put | below dense, all | FLOPs |',
+        '|---|---|---|---|---|---|',
+    ]
+    by = {(row['pruner'], row['task']): row for row in result['rows']}
+    for label in dict.fromkeys(row['pruner'] for row in result['rows']):
+        cells = []
+        for task in ('move', 'lift', 'put'):
+            row = by[label, task]
+            cells.append(f'{row["successes"]} of {row["episodes"]}')
+        whole, loss = by[label, 'all'], ''
+        if 'paired_loss' in whole:
+            low, high = 100 * whole['paired_loss_low'], 100 * whole['paired_loss_high']
+            loss = f'{100 * whole["paired_loss"]:+.1f} points ({low:+.1f} to {high:+.1f})'
+        lines.append(f'| {label} | {" | ".join(cells)} | {loss} | {whole["flops_ratio"]:.0%} |')
+    return lines
+
+
 def where(result: dict[str, Any]) -> str:
     """The machine and the day."""
     return f'{result["machine"]["cpu"]}, {result["date"]}'
@@ -112,7 +137,7 @@ def where(result: dict[str, Any]) -> str:
 
 def markdown() -> str:
     """All of it."""
-    parts = [engine(), pruners(), overhead(), pictures()]
+    parts = [engine(), pruners(), closed_loop(), overhead(), pictures()]
     return '\n\n'.join('\n'.join(part) for part in parts) + '\n'
 
 
