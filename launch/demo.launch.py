@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 from launch import LaunchContext, LaunchDescription
@@ -54,7 +55,9 @@ ARGUMENTS = (
         description='true: the arm publishes its simulated time on /clock, and the nodes follow.',
     ),
     DeclareLaunchArgument(
-        'params_file', default_value='', description='Parameters of the policy and the executor.'
+        'params_file',
+        default_value=str(Path(__file__).resolve().parents[1] / 'config' / 'demo.yaml'),
+        description='Parameters of the policy and the executor.',
     ),
     DeclareLaunchArgument(
         'log_level',
