@@ -84,7 +84,9 @@ class Inbox:
                 # The clock went back: what the other inputs showed belongs to another time.
                 self._forget_time()
             self._pictures[camera] = picture
-            self._changed.notify_all()
+            # Half a set wakes nobody: the other half comes sooner.
+            if self._fresh():
+                self._changed.notify_all()
             return True
 
     def fault(self, source: str, reason: str) -> None:

@@ -9,6 +9,7 @@ import math
 import re
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -229,7 +230,8 @@ class SpecPruneNode(AutoLifecycleNode):
         self._follow_actions(result, end)
         self._chunk_rate.tick(time.monotonic())
         self._latency.add((end - observation.stamp_ns) / SECOND_NS)
-        self._last = result
+        # Its pictures are drawn below and not held until the next.
+        self._last = replace(result, overlay=None)
         if self._refusal:
             self.get_logger().info('chunks again')
             self._refusal = ''

@@ -204,6 +204,7 @@ class Policy:
         flops, ratio = self._flops(embedded.layout, output)
         overlay = self._overlay(seen, embedded.layout, outcome)
         notes = self._notes(outcome, prompt)
+        recall = outcome.recall if prior else None
         # The account belongs to the query; a comparison that somebody asked for does not.
         self._took = time.perf_counter() - start
         times = StageTimes(
@@ -232,7 +233,7 @@ class Policy:
             history_steps=None if similarity is None else steps,
             history_age=history_age,
             prior_valid=prior,
-            prior_recall=outcome.recall if prior else None,
+            prior_recall=recall,
             flops=flops,
             flops_ratio=ratio,
             times=times,
