@@ -1,4 +1,4 @@
-"""The tables of docs/fidelity.md and the README, from recorded runs of `specprune eval`.
+"""The tables of docs/fidelity.md, from recorded runs of `specprune eval`.
 
     python benchmarks/fidelity.py
 
@@ -14,6 +14,7 @@ from typing import Any
 
 RESULTS = Path(__file__).parent / 'results'
 TABLES = ('main', 'pruners', 'tuning')
+EXECUTED = (2, 4, 6, 8)
 LONGEST = 'put the red cube on the blue plate'
 
 
@@ -50,6 +51,16 @@ def markdown(name: str) -> str:
         cells.append('' if recall is None else f'{recall:.0%}')
         cells.append('' if deviation is None else f'{1e3 * deviation:.1f} mm')
         lines.append('| ' + ' | '.join(cells) + ' |')
+    return '\n'.join(lines)
+
+
+def executed() -> str:
+    """Dense success on tuning seeds by the rows of a chunk that are played, a row per number."""
+    lines = ['| rows played | move | lift | put | queries |', '|---|---|---|---|---|']
+    for count in EXECUTED:
+        dense = {row['task']: row for row in read(f'executed_{count}')['rows']}
+        cells = [success(dense[task]) for task in ('move', 'lift', 'put')]
+        lines.append(f'| {count} | {" | ".join(cells)} | {dense["all"]["queries"]:.1f} |')
     return '\n'.join(lines)
 
 
@@ -101,3 +112,4 @@ if __name__ == '__main__':
     for table in TABLES:
         if (RESULTS / f'fidelity_{table}.json').exists():
             print(f'{table}\n\n{markdown(table)}\n')
+    print(executed())

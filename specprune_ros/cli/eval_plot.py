@@ -22,54 +22,76 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
 
     asked = [row for row in rows if row['control'] == 'asked']
     tasks = list(dict.fromkeys(row['task'] for row in asked))
-    figure, panels = pyplot.subplots(
-        1, len(tasks), figsize=(4.2 * len(tasks) + 0.8, 4.6), sharey=True, squeeze=False
+    numbers = {label: n for n, label in enumerate(dict.fromkeys(r['pruner'] for r in asked), 1)}
+    columns = min(2, len(tasks))
+    lines = -(-len(tasks) // columns)
+    figure, grid = pyplot.subplots(
+        lines,
+        columns,
+        figsize=(4.6 * columns + 2.4, 3.7 * lines),
+        sharey=True,
+        squeeze=False,
+        layout='constrained',
     )
-    for task, panel in zip(tasks, panels[0], strict=True):
-        some = [row for row in asked if row['task'] == task]
-        _panel(panel, some)
-        panel.set_title({'all': 'all families'}.get(task, task))
-    panels[0][0].set_ylabel('closed-loop success (95 % Wilson interval)')
+    for spare in grid.flat[len(tasks) :]:
+        spare.set_visible(False)
+    for task, panel in zip(tasks, grid.flat, strict=False):
+        _panel(panel, [row for row in asked if row['task'] == task], numbers)
+        panel.set_title({'all': 'all families'}.get(task, task), pad=14)
+    figure.supylabel('closed-loop success, 95 % Wilson interval')
     figure.supxlabel('operations of a query, share of dense')
-    figure.tight_layout()
+    handles = [
+        pyplot.Line2D([], [], marker='o', ls='', c=_colour(label, asked), label=f'{n}  {label}')
+        for label, n in numbers.items()
+    ]
+    figure.legend(handles=handles, loc='outside right center', fontsize=8, frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=130)
     pyplot.close(figure)
 
 
-def _panel(panel: Any, rows: Sequence[dict[str, Any]]) -> None:
+def _colour(label: str, rows: Sequence[dict[str, Any]]) -> str:
+    if label == 'dense':
+        return 'black'
+    if label.startswith('random'):
+        return ORANGE
+    return BLUE if label.startswith('specprune') or _against(label, rows) else GREY
+
+
+def _against(label: str, rows: Sequence[dict[str, Any]]) -> bool:
+    return any('against' in row for row in rows if row['pruner'] == label)
+
+
+def _panel(panel: Any, rows: Sequence[dict[str, Any]], numbers: dict[str, int]) -> None:
     by_label = {row['pruner']: row for row in rows}
-    texts = []
     for row in rows:
         label, x, y = row['pruner'], row['flops_ratio'], row['success_rate']
-        colour = ORANGE if label.startswith('random') else GREY
-        if 'against' in row:
-            colour = BLUE
-            other = by_label.get(row['against'])
-            if other:
-                panel.plot([x, other['flops_ratio']], [y, other['success_rate']], '-', c='0.8')
+        colour = _colour(label, rows)
+        other = by_label.get(row.get('against', ''))
+        if other:
+            panel.plot([x, other['flops_ratio']], [y, other['success_rate']], '-', c='0.75')
         if label == 'dense':
-            colour = 'black'
             panel.axhline(y, color='0.85', lw=1, zorder=0)
         error = [[max(0.0, y - row['ci_low'])], [max(0.0, row['ci_high'] - y)]]
-        panel.errorbar(x, y, error, fmt='o', ms=5, color=colour, capsize=2, lw=1)
-        texts.append((x, y, label, colour))
-    _write(panel, texts)
-    panel.set_ylim(-0.03, 1.05)
+        panel.errorbar(x, y, error, fmt='o', ms=5, color=colour, capsize=2, lw=0.8)
+    heights: list[tuple[float, float]] = []
+    for row in sorted(rows, key=lambda row: row['flops_ratio']):
+        x, height = row['flops_ratio'], 1.06
+        # Numbers of neighbours stand above one another, over the points.
+        while any(abs(x - at) < 0.018 and abs(height - high) < 0.05 for at, high in heights):
+            height += 0.055
+        heights.append((x, height))
+        panel.text(
+            x,
+            height,
+            str(numbers[row['pruner']]),
+            fontsize=7.5,
+            ha='center',
+            color=_colour(row['pruner'], rows),
+        )
+    panel.set_ylim(-0.03, max(height for _, height in heights) + 0.08)
+    panel.set_yticks([0.0, 0.25, 0.5, 0.75, 1.0])
     panel.yaxis.set_major_formatter('{x:.0%}')
     panel.xaxis.set_major_formatter('{x:.0%}')
     panel.grid(alpha=0.25)
     panel.spines[['top', 'right']].set_visible(False)
-
-
-def _write(panel: Any, texts: list[tuple[float, float, str, str]]) -> None:
-    """Names beside the points, moved down where they would lie on one another."""
-    taken: list[tuple[float, float]] = []
-    for x, y, label, colour in sorted(texts, key=lambda item: -item[1]):
-        at = y
-        while any(abs(x - other) < 0.12 and abs(at - height) < 0.035 for other, height in taken):
-            at -= 0.012
-        taken.append((x, at))
-        panel.annotate(
-            label, (x, y), (x + 0.006, at), fontsize=6.5, color=colour, va='center', ha='left'
-        )

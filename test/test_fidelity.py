@@ -1,0 +1,25 @@
+"""The page on what pruning costs says what was recorded."""
+
+import runpy
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / 'docs' / 'fidelity.md').read_text()
+
+
+def test_its_tables_are_the_recorded_ones():
+    # Made anew by: python benchmarks/fidelity.py
+    made = runpy.run_path(str(ROOT / 'benchmarks' / 'fidelity.py'))
+    for name in made['TABLES']:
+        if (made['RESULTS'] / f'fidelity_{name}.json').exists():
+            assert made['markdown'](name) in PAGE, name
+    assert made['executed']() in PAGE
+    assert f'{made["floor"]():.0%}'.replace('%', ' %') in PAGE
+
+
+def test_the_record_is_of_the_shipped_weights():
+    from specprune_ros.sim.export import SHIPPED
+    from specprune_ros.sim.trials import weights_hash
+
+    made = runpy.run_path(str(ROOT / 'benchmarks' / 'fidelity.py'))
+    assert made['read']('main')['weights'] == weights_hash(SHIPPED)
