@@ -227,6 +227,7 @@ def colcon_build(where, *options):
     return where / 'install'
 
 
+@pytest.mark.slow
 @pytest.mark.ros
 def test_a_plain_build_needs_no_checkout_and_its_executables_start(tmp_path):
     """Without --symlink-install nothing may point back; each node runs by its installed script."""

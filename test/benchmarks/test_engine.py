@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from specprune_ros.models.load import random_policy_model
@@ -31,6 +32,7 @@ def test_their_loop_answers_like_ours():
     )
 
 
+@pytest.mark.slow
 def test_queries_are_counted_from_before_the_first_to_the_last():
     import growth
 

@@ -48,6 +48,7 @@ def parse(*words):
     return parser.parse_args(['bench', *words])
 
 
+@pytest.mark.slow
 def test_every_pruner_gets_a_row(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
     out = tmp_path / 'rows.json'
@@ -80,6 +81,7 @@ def test_every_pruner_gets_a_row(tmp_path, capsys, monkeypatch):
     assert 'dense (stock loop)' in table
 
 
+@pytest.mark.slow
 def test_the_sweep_is_measured_remembered_and_drawn(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
     out, plot = tmp_path / 'rows.json', tmp_path / 'roofline.png'

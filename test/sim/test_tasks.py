@@ -64,6 +64,7 @@ def test_things_do_not_touch_at_the_start(world):
             assert not world.touches(first, second), seed
 
 
+@pytest.mark.slow
 def test_nothing_is_won_by_doing_nothing(world):
     for family in FAMILIES:
         for seed in range(3):
