@@ -10,8 +10,7 @@ from std_msgs.msg import String
 from specprune_ros.nodes.quality import latched
 
 PATIENCE = 5.0  # s to find a listener
-SETTLE = 1.0  # s from the first listener to the others (policy, arm, recorder)
-DELIVERY = 0.5  # s for the message to arrive
+DELIVERY = 3.0  # s that it stays latched for listeners that are found later than the first
 
 
 def say(text: str, topic: str) -> bool:
@@ -24,7 +23,6 @@ def say(text: str, topic: str) -> bool:
         while not publisher.get_subscription_count() and time.monotonic() < end:
             time.sleep(0.05)
         heard = publisher.get_subscription_count() > 0
-        time.sleep(SETTLE)
         publisher.publish(String(data=text))
         time.sleep(DELIVERY)
         node.destroy_node()
