@@ -93,7 +93,7 @@ def test_each_sentence_is_done_pruned_and_dense_and_a_person_is_obeyed(tmp_path)
         assert (attempt['instruction'], attempt['said_by']) == (words, 'demo')
         assert attempt['pruner'] == pruner
         assert attempt['outcome'] in ('success', 'time_out', 'collision')
-        assert attempt['queries'] > 3
+        assert attempt['queries'] >= 2
     assert pruned['tokens_mean'] < dense['tokens_mean'] == numbers['tokens_in']
     assert pruned['flops_ratio'] < dense['flops_ratio'] == 1.0
     assert (mine['instruction'], mine['said_by']) == (spoken, 'person')
