@@ -152,7 +152,11 @@ def test_mistakes_are_named():
         (('--model', 'tiny', '--device', 'toaster'), 'is no device'),
         (('--model', 'tiny', '--repeats', '0'), 'at least 1'),
         (('--model', 'tiny', '--param', 'alpha=9'), 'alpha'),
-        (('--model', 'tiny', '--repeats', '1', '--sweep', '999'), 'sweep step 999'),
+        pytest.param(
+            ('--model', 'tiny', '--repeats', '1', '--sweep', '999'),
+            'sweep step 999',
+            marks=pytest.mark.slow,
+        ),
         (('--checkpoint', '/nowhere'), 'not a folder'),
     ],
 )

@@ -714,6 +714,7 @@ def test_no_code_of_the_checkpoint_is_imported(tmp_path):
     assert 'evil' not in sys.modules
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path('/proc/self/clear_refs').exists(), reason='needs Linux /proc')
 def test_peak_memory_is_the_model_and_one_shard(tmp_path):
     """Loading holds at most 1.15 times the largest shard besides what stays."""

@@ -76,6 +76,7 @@ def test_nothing_is_won_by_doing_nothing(world):
             assert played.outcome == 'time_out'
 
 
+@pytest.mark.slow
 def test_the_wrong_cube_does_not_count(world):
     """The expert on another cube of the scene: the asked-for one is judged."""
     for family in ('move', 'lift'):
