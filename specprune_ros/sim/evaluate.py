@@ -10,7 +10,7 @@ from specprune_ros.sim.actor import PolicyActor
 from specprune_ros.sim.episode import EXECUTED, Played, play
 from specprune_ros.sim.proportions import wilson
 from specprune_ros.sim.settings import CONTROLS
-from specprune_ros.sim.tasks import make_episode, wrong_colour
+from specprune_ros.sim.tasks import Episode, make_episode, wrong_colour
 from specprune_ros.sim.world import World
 
 TUNING_SEED, REPORT_SEED = 500_000, 0  # settings are chosen on one set, reported on another
@@ -35,6 +35,30 @@ class Row:
         return self.successes / self.episodes
 
 
+def play_control(
+    world: World,
+    actor: PolicyActor,
+    episode: Episode,
+    control: str,
+    executed: int = EXECUTED,
+    watches: bool = True,
+) -> Played:
+    """Play one episode under one control, nothing remembered from the one before.
+
+    ``watches``: the pictures between queries reach the frame history too.
+    """
+    actor.reset()
+    return play(
+        world,
+        episode,
+        actor,
+        executed,
+        blind=control == 'blind',
+        instruction=wrong_colour(episode) if control == 'wrong colour' else None,
+        watch=actor.watch if watches else None,
+    )
+
+
 def run_row(
     world: World,
     actor: PolicyActor,
@@ -49,12 +73,7 @@ def run_row(
         raise ValueError(f'control: {control!r}, want one of {list(CONTROLS)}')
     done: list[Played] = []
     for seed in seeds:
-        episode = make_episode(seed, family)
-        actor.reset()
-        words = wrong_colour(episode) if control == 'wrong colour' else None
-        done.append(
-            play(world, episode, actor, executed, control == 'blind', words, watch=actor.watch)
-        )
+        done.append(play_control(world, actor, make_episode(seed, family), control, executed))
         tick(done[-1])
     won = [played for played in done if played.success]
     low, high = wilson(len(won), len(done))

@@ -22,11 +22,12 @@ from specprune_ros.policy.policy import Policy
 from specprune_ros.policy.result import PolicyResult
 from specprune_ros.pruning.registry import pruner
 from specprune_ros.sim.actor import PolicyActor
-from specprune_ros.sim.episode import EXECUTED, Played, play
+from specprune_ros.sim.episode import EXECUTED, Played
+from specprune_ros.sim.evaluate import play_control
 from specprune_ros.sim.export import file_hash
 from specprune_ros.sim.render_backend import choose
 from specprune_ros.sim.settings import Setting
-from specprune_ros.sim.tasks import make_episode, wrong_colour
+from specprune_ros.sim.tasks import make_episode
 from specprune_ros.sim.world import World
 
 AT_ONCE = 5  # seeds of one job
@@ -120,18 +121,15 @@ class Player:
             self.policy.set_params(setting.params)
         self.policy.measure_deviation = deviation and setting.params.pruner != 'dense'
         self._results.clear()
-        self._actor.reset()
-        episode = make_episode(seed, family)
         compares = getattr(pruner(setting.params.pruner), 'uses_similarity', False)
-        played = play(
+        played = play_control(
             self._world,
-            episode,
             self._actor,
+            make_episode(seed, family),
+            setting.control,
             self.executed,
-            blind=setting.control == 'blind',
-            instruction=wrong_colour(episode) if setting.control == 'wrong colour' else None,
             # Pictures between queries only matter to a pruner that looks back at them.
-            watch=self._actor.watch if compares or setting.params.refresh_change < 1.0 else None,
+            watches=compares or setting.params.refresh_change < 1.0,
         )
         key = setting.key(self.weights, self.executed)
         return summed_up(key, family, seed, played, self._results)
