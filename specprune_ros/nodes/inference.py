@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 
 from specprune_ros.nodes.inbox import Inbox, NotReady
+from specprune_ros.policy.device import fault_of, release
 from specprune_ros.policy.observation import Observation, ObservationError
 from specprune_ros.policy.policy import Policy, PolicyError
 from specprune_ros.policy.result import PolicyResult
@@ -22,7 +23,8 @@ class InferenceThread(threading.Thread):
     the model happens here. ``build`` makes the policy; ``now_ns`` is the node's clock; ``deliver``
     takes each result with the observation and the times (ns) at which inference began and ended;
     ``refuse`` takes the reason why there was no chunk; ``pace`` gives the least time between two
-    queries and how long to wait for a newer picture than the one at hand (seconds).
+    queries and how long to wait for a newer picture than the one at hand (seconds); ``lose`` takes
+    the sentence about a device that was lost, after which the thread ends.
     """
 
     def __init__(
@@ -33,6 +35,7 @@ class InferenceThread(threading.Thread):
         deliver: Callable[[Observation, PolicyResult, int, int], None],
         refuse: Callable[[str], None],
         pace: Callable[[], tuple[float, float]],
+        lose: Callable[[str], None],
     ) -> None:
         super().__init__(name='inference', daemon=True)
         self._build = build
@@ -41,6 +44,7 @@ class InferenceThread(threading.Thread):
         self._deliver = deliver
         self._refuse = refuse
         self._pace = pace
+        self._lose = lose
         self._built = threading.Event()
         self._active = threading.Event()
         self._idle = threading.Event()
@@ -77,7 +81,11 @@ class InferenceThread(threading.Thread):
         """Stop querying; returns whether the query under way ended in time."""
         self._active.clear()
         self._generation += 1
-        return self._idle.wait(timeout)
+        end = time.monotonic() + timeout
+        while self.is_alive() and not self._idle.wait(min(timeout, PATIENCE)):
+            if time.monotonic() > end:
+                return False
+        return True
 
     def close(self, timeout: float = 5.0) -> None:
         """End the thread and let go of the model."""
@@ -118,9 +126,11 @@ class InferenceThread(threading.Thread):
                     self._refuse(reason)
                 continue
             due = time.monotonic() + period
-            self._query()
+            if not self._query():
+                return
 
-    def _query(self) -> None:
+    def _query(self) -> bool:
+        """One query; returns whether another can be asked."""
         assert self.policy is not None
         begin, generation = self._now_ns(), self._generation
         try:
@@ -128,14 +138,33 @@ class InferenceThread(threading.Thread):
             result = self.policy.act(observation)
         except (NotReady, ObservationError, PolicyError) as error:
             self._refuse(str(error))
-            return
-        except Exception as error:  # a failing device must stop the arm, not end the thread
-            self._refuse(f'the policy failed: {type(error).__name__}: {error}')
-            return
+            return True
+        except Exception as error:  # whatever fails must stop the arm, and say so
+            failure = error.with_traceback(None)  # whose frames would hold the query's tensors
+        else:
+            failure = None
+        if failure is not None:
+            return self._failed(failure)
         # What was asked before a stop is not answered after it.
         if generation != self._generation or self._ending.is_set():
-            return
+            return True
         try:
             self._deliver(observation, result, begin, self._now_ns())
         except Exception as error:  # nor must a message that cannot be made
             self._refuse(f'the result cannot be published: {type(error).__name__}: {error}')
+        return True
+
+    def _failed(self, error: Exception) -> bool:
+        """Say what a query failed of; returns whether another can be asked."""
+        device = self.policy.loaded.preprocessor.device
+        fault = fault_of(error, device)
+        if fault is None:
+            self._refuse(f'the policy failed: {type(error).__name__}: {error}')
+            return True
+        if not fault.lost:
+            self._refuse(fault.sentence)
+            release(device)
+            return True
+        self._active.clear()
+        self._lose(fault.sentence)
+        return False

@@ -42,6 +42,7 @@ class AutoLifecycleNode(LifecycleNode):
             'Configure and activate at start; false leaves both to a lifecycle manager.',
         )
         self.last_error = ''
+        self._failing = False
         self.asked_to_end: Callable[[], bool] = lambda: False
 
     def setup(self) -> None:
@@ -64,6 +65,27 @@ class AutoLifecycleNode(LifecycleNode):
         if configured and not self.asked_to_end():
             self.trigger_activate()
 
+    def fail(self, reason: str) -> None:
+        """Leave ``active`` or ``inactive`` for ``unconfigured``: what the node works with is
+        gone. For the executor's thread, between callbacks.
+
+        A lifecycle node has no transition of its own for that: its error path begins in another
+        transition whose callback fails. So deactivating (or cleaning up) is begun and answers with
+        an error, and whoever listens sees error processing on the way.
+        """
+        self.last_error = reason
+        self.get_logger().error(reason)
+        # rclpy has no public way to ask a node for its own state.
+        state = self._state_machine.current_state[1]
+        leave = {'active': self.trigger_deactivate, 'inactive': self.trigger_cleanup}.get(state)
+        if leave is None:
+            return
+        self._failing = True
+        try:
+            leave()
+        finally:
+            self._failing = False
+
     def on_configure(self, state: State) -> TransitionCallbackReturn:
         """Lifecycle callback: unconfigured to inactive."""
         if not self._attempt('configure', self.setup):
@@ -83,12 +105,12 @@ class AutoLifecycleNode(LifecycleNode):
     def on_deactivate(self, state: State) -> TransitionCallbackReturn:
         """Lifecycle callback: active to inactive."""
         self.stop()
-        return super().on_deactivate(state)
+        return self._answer(super().on_deactivate(state))
 
     def on_cleanup(self, state: State) -> TransitionCallbackReturn:
         """Lifecycle callback: inactive to unconfigured."""
         self.teardown()
-        return super().on_cleanup(state)
+        return self._answer(super().on_cleanup(state))
 
     def on_shutdown(self, state: State) -> TransitionCallbackReturn:
         """Lifecycle callback: any state to finalized."""
@@ -101,6 +123,9 @@ class AutoLifecycleNode(LifecycleNode):
         self.stop()
         self.teardown()
         return TransitionCallbackReturn.SUCCESS
+
+    def _answer(self, result: TransitionCallbackReturn) -> TransitionCallbackReturn:
+        return TransitionCallbackReturn.ERROR if self._failing else result
 
     def _attempt(self, what: str, action: Callable[[], None]) -> bool:
         try:

@@ -35,6 +35,7 @@ from specprune_ros.nodes.pictures import to_message
 from specprune_ros.nodes.quality import every, newest
 from specprune_ros.nodes.settings import NODE_SETTINGS, pruning_settings
 from specprune_ros.nodes.stamps import SECOND_NS, time_message
+from specprune_ros.policy.device import check_alive, explain
 from specprune_ros.policy.observation import Observation
 from specprune_ros.policy.overlay import draw
 from specprune_ros.policy.policy import Policy
@@ -64,6 +65,7 @@ class SpecPruneNode(AutoLifecycleNode):
         self._speed_source = 'none'
         self._base_frame = ''
         self._refusal = ''
+        self._loss = ''
         self._complaints: dict[str, tuple[str, float]] = {}
         self._chunk_rate = RateMeter()
         self._latency = Percentiles()
@@ -82,6 +84,8 @@ class SpecPruneNode(AutoLifecycleNode):
         self._masks: dict[str, Any] = {}
         self.create_service(Trigger, '~/reset', self._on_reset)
         self.create_service(SetBool, '~/enable', self._on_enable)
+        # Transitions belong to the executor's thread; the inference thread only knocks.
+        self._knock = self.create_guard_condition(self._on_loss)
         # On real time: diagnostics matter most while /clock stands still.
         steady = Clock(clock_type=ClockType.STEADY_TIME)
         self.create_timer(TRIM_PERIOD, find_trim(), clock=steady)
@@ -105,7 +109,9 @@ class SpecPruneNode(AutoLifecycleNode):
             self._deliver,
             self._refuse,
             self._pace,
+            self._lose,
         )
+        self._loss = ''
         self.get_logger().info(
             f'loading {values["model.path"] or values["model.preset"] + " (random weights)"}'
         )
@@ -157,11 +163,26 @@ class SpecPruneNode(AutoLifecycleNode):
         self._policy = None
         self._inbox = None
         self._last = None
+        self._refusal = ''
         self._settings.frozen = False
 
     # The model, in the inference thread.
 
     def _build(self, values: Mapping[str, Any]) -> Policy:
+        from specprune_ros.policy.build import resolve
+
+        device: Any = values['model.device']
+        try:
+            device, _ = resolve(values['model.device'], values['model.dtype'])
+            check_alive(device)
+            return self._make_policy(values)
+        except Exception as error:
+            meaning = explain(error, device)
+            if meaning is None:
+                raise
+            raise meaning from error
+
+    def _make_policy(self, values: Mapping[str, Any]) -> Policy:
         from specprune_ros.policy.build import build_policy
 
         policy = build_policy(
@@ -274,6 +295,22 @@ class SpecPruneNode(AutoLifecycleNode):
         if NUMBERS.sub('#', reason) != NUMBERS.sub('#', self._refusal):
             self.get_logger().warning(f'no chunk: {reason}')
         self._refusal = reason
+
+    def _lose(self, reason: str) -> None:
+        """The device is gone: no more chunks, and the executor's thread is told why."""
+        self._refusal = reason
+        self._loss = reason
+        self._knock.trigger()
+
+    def _on_loss(self) -> None:
+        reason, self._loss = self._loss, ''
+        if not reason:
+            return  # configured anew meanwhile
+        self.fail(
+            f'{reason}; no chunks are made: configure and activate again, and restart the node '
+            'where that is refused'
+        )
+        self._report()
 
     # Parameters.
 

@@ -24,11 +24,12 @@ def new_domain() -> int:
 class Process:
     """A node's process with its output in a file."""
 
-    def __init__(self, module: str, arguments: list[str], domain: int, log: Path):
+    def __init__(self, module: str, arguments: list[str], domain: int, log: Path, program=()):
         self.log = log
         self._file = log.open('wb')
+        program = program or ('-m', 'specprune_ros.nodes.start', module)
         self._popen = subprocess.Popen(
-            [sys.executable, '-m', 'specprune_ros.nodes.start', module, *arguments],
+            [sys.executable, *map(str, program), *arguments],
             stdout=self._file,
             stderr=subprocess.STDOUT,
             env={**os.environ, 'ROS_DOMAIN_ID': str(domain)},
@@ -233,10 +234,12 @@ class Rig:
 
 @pytest.fixture
 def rig_with(tmp_path):
-    """Makes a rig and its policy node; parameters as keywords with ``__`` for dots."""
+    """Makes a rig and its policy node; parameters as keywords with ``__`` for dots. ``program``
+    is a Python script that runs the node, for one with faults.
+    """
     made = []
 
-    def make(**parameters):
+    def make(program=(), **parameters):
         from specprune_ros.nodes.wiring import ros_arguments
 
         domain = new_domain()
@@ -253,13 +256,24 @@ def rig_with(tmp_path):
             ros_arguments({}, {k.replace('__', '.'): v for k, v in values.items()}),
             domain,
             tmp_path / f'node{len(made)}.log',
+            program,
         )
         rig = Rig(domain, tuple(values.get('cameras', ('agent', 'wrist'))))
         rig.process = process
+        rig.others = []
+
+        def run(module, arguments):
+            """Another node beside it."""
+            log = tmp_path / f'{module}.log'
+            rig.others.append(Process(module, arguments, domain, log))
+            return rig.others[-1]
+
+        rig.run = run
         made.append(rig)
         return rig
 
     yield make
     for rig in made:
-        rig.process.stop()
+        for process in (rig.process, *rig.others):
+            process.stop()
         rig.close()

@@ -1,0 +1,116 @@
+"""What an error of the device means for who runs the policy: it is lost, or only out of memory.
+
+PyTorch reports a device's failure as ``torch.AcceleratorError`` or, from libraries beneath it, as
+a ``RuntimeError`` whose text alone tells (cuBLAS, cuDNN, Triton, the driver). Most such errors end
+the CUDA context: every later call of the process fails with them
+(docs.nvidia.com/cuda/cuda-runtime-api, ``cudaError_t``: "the process must be terminated and
+relaunched").
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from dataclasses import dataclass
+
+import torch
+
+LOST = re.compile(
+    r'^(CUDA|HIP)( driver)? error|CUBLAS_STATUS_|CUDNN_STATUS_|CUSOLVER_STATUS_|^Triton Error'
+)
+FULL = re.compile(
+    r'^(CUDA|HIP)( driver)? error: out of memory|(CUBLAS|CUDNN|CUSOLVER)_STATUS_ALLOC_FAILED'
+    r"|DefaultCPUAllocator: (can't allocate|not enough) memory"
+)
+WANTED = re.compile(r'[Tt]ried to allocate ([\d.]+) (\w+)')
+FREE = re.compile(r'of which ([\d.]+ \w+) is free')
+GIB = 2**30
+
+
+class DeviceError(RuntimeError):
+    """The device failed while a policy was built; the message says how, and what to do."""
+
+
+@dataclass(frozen=True)
+class DeviceFault:
+    """``lost``: the device, or this process's hold on it, is gone; otherwise it was out of memory
+    and may be asked again. ``sentence`` says which device, what it said, and the cure.
+    """
+
+    lost: bool
+    sentence: str
+
+
+def fault_of(error: BaseException, device: torch.device | str) -> DeviceFault | None:
+    """What ``error``, or an error behind it, says of the device; ``None``: nothing."""
+    seen: set[int] = set()
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        text = str(cause)
+        if isinstance(cause, torch.OutOfMemoryError) or (
+            isinstance(cause, RuntimeError) and FULL.search(text)
+        ):
+            return DeviceFault(False, _full(text, device))
+        if isinstance(cause, torch.AcceleratorError) or (
+            isinstance(cause, RuntimeError) and LOST.search(text)
+        ):
+            return DeviceFault(True, f'{device} was lost: {_first_line(text)}')
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
+def check_alive(device: torch.device | str) -> None:
+    """Raise :class:`DeviceError` where this process cannot compute on ``device`` any more."""
+    try:
+        torch.zeros(1, device=device).add_(1).cpu()
+    except Exception as error:  # of whatever type a dead context raises
+        fault = fault_of(error, device)
+        if fault is None or not fault.lost:
+            raise
+        raise DeviceError(
+            f'this process cannot use {device} any more ({_first_line(str(error))}): restart the '
+            "node; if it then fails too, the device itself has: nvidia-smi and the kernel's log "
+            '(Xid) say more'
+        ) from error
+
+
+def explain(error: Exception, device: torch.device | str) -> DeviceError | None:
+    """What an error of building a policy means where it speaks of the device."""
+    fault = fault_of(error, device)
+    if fault is None or isinstance(error, DeviceError):
+        return None
+    if fault.lost:
+        try:
+            check_alive(device)
+        except DeviceError as dead:
+            return dead
+        return DeviceError(f'{fault.sentence}; configure again, or restart the node')
+    return DeviceError(fault.sentence)
+
+
+def release(device: torch.device | str) -> None:
+    """Give memory that PyTorch holds in reserve back, so that what failed may fit next time."""
+    if torch.device(device).type == 'cuda':
+        with contextlib.suppress(RuntimeError):  # the next query will meet a lost device itself
+            torch.cuda.empty_cache()
+
+
+def _full(text: str, device: torch.device | str) -> str:
+    parts = []
+    wanted, free = WANTED.search(text), FREE.search(text)
+    if wanted:
+        number, unit = wanted.groups()
+        size = f'{float(number) / GIB:.2f} GiB' if unit == 'bytes' else f'{number} {unit}'
+        parts.append(f'{size} more wanted')
+    if free:
+        parts.append(f'{free[1]} free')
+    account = f' ({", ".join(parts)})' if parts else ''
+    return (
+        f'{device} is out of memory{account}: end what else uses it, or take a smaller model, '
+        'bfloat16 or fewer captured graphs'
+    )
+
+
+def _first_line(text: str) -> str:
+    return text.partition('\n')[0].rstrip('. ')

@@ -1,0 +1,51 @@
+"""The real policy node whose device fails when asked to: ``python faulty_node.py FOLDER ...``.
+
+While FOLDER has a file of the name, the decoder's next pass raises what PyTorch raises:
+
+- ``lost``: ``torch.AcceleratorError``, as a kernel that reads where it must not does;
+- ``full``: a true ``RuntimeError`` of the allocator;
+- ``dead``: everything that asks for memory fails too, as in a process whose context is gone.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+
+FOLDER = Path(sys.argv.pop(1))
+LOST = (
+    'CUDA error: an illegal memory access was encountered\n'
+    'CUDA kernel errors might be asynchronously reported at some other API call'
+)
+
+
+def fail(folder=FOLDER):
+    """Raise what the folder asks for."""
+    if (folder / 'lost').exists() or (folder / 'dead').exists():
+        raise torch.AcceleratorError(LOST)
+    if (folder / 'full').exists():
+        torch.empty(2**50, dtype=torch.uint8)
+
+
+def main() -> int:
+    """The node, with the faults in its decoder and in ``torch.zeros``."""
+    from specprune_ros.models.decoder import Decoder
+    from specprune_ros.nodes import specprune_node
+
+    forward, zeros = Decoder.forward, torch.zeros
+
+    def decode(*args, **kwargs):
+        fail()
+        return forward(*args, **kwargs)
+
+    def make(*args, **kwargs):
+        if (FOLDER / 'dead').exists():
+            raise torch.AcceleratorError(LOST)
+        return zeros(*args, **kwargs)
+
+    Decoder.forward, torch.zeros = decode, make
+    return specprune_node.main()
+
+
+if __name__ == '__main__':
+    raise SystemExit(main())
