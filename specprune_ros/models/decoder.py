@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from specprune_ros.models.config import DecoderConfig
-from specprune_ros.models.rotary import RotaryTable, rotate
+from specprune_ros.models.fused import PLAIN
+from specprune_ros.models.rotary import RotaryTable
 from specprune_ros.pruning.interface import PrunePass, PruneSchedule, RowGroup, TokenLayout
 
 _MAP_ELEMENTS = 1 << 23  # float32 attention elements held at once by a side product (32 MiB)
@@ -138,6 +139,7 @@ class Attention(nn.Module):
         both = self.query_width + 2 * self.kv_heads * self.head_dim
         self.qkv = nn.Linear(config.width, both, bias=config.qkv_bias)
         self.out = nn.Linear(self.query_width, config.width, bias=False)
+        self.kernels = PLAIN
 
     def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """``[B, L, D]`` to rotated queries ``[B, H, L, d]`` and keys, and values ``[B, G, L,
@@ -146,7 +148,7 @@ class Attention(nn.Module):
         batch, length, _ = x.shape
         split = self.heads + self.kv_heads
         qkv = self.qkv(x).view(batch, length, split + self.kv_heads, self.head_dim)
-        turned = rotate(qkv[:, :, :split], cos, sin).transpose(1, 2)
+        turned = self.kernels.rotate(qkv[:, :, :split], cos, sin).transpose(1, 2)
         return turned[:, : self.heads], turned[:, self.heads :], qkv[:, :, split:].transpose(1, 2)
 
     def project_queries(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -154,14 +156,14 @@ class Attention(nn.Module):
         bias = None if self.qkv.bias is None else self.qkv.bias[: self.query_width]
         queries = F.linear(x, self.qkv.weight[: self.query_width], bias)
         queries = queries.view(*x.shape[:2], self.heads, self.head_dim)
-        return rotate(queries, cos, sin).transpose(1, 2)
+        return self.kernels.rotate(queries, cos, sin).transpose(1, 2)
 
     def project_keys(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         """Rotated keys and values, each ``[B, G, L, d]``."""
         bias = None if self.qkv.bias is None else self.qkv.bias[self.query_width :]
         both = F.linear(x, self.qkv.weight[self.query_width :], bias)
         both = both.view(*x.shape[:2], 2 * self.kv_heads, self.head_dim)
-        keys = rotate(both[:, :, : self.kv_heads], cos, sin)
+        keys = self.kernels.rotate(both[:, :, : self.kv_heads], cos, sin)
         return keys.transpose(1, 2), both[:, :, self.kv_heads :].transpose(1, 2)
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Mask) -> Tensor:
@@ -194,17 +196,25 @@ class DecoderLayer(nn.Module):
         self.mlp_norm = nn.RMSNorm(config.width, eps=config.rms_norm_eps)
         self.gate_up = nn.Linear(config.width, 2 * config.mlp, bias=False)
         self.down = nn.Linear(config.mlp, config.width, bias=False)
+        self.kernels = PLAIN
 
-    def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
-        """Residual rows ``x`` and their attention output to the layer's output."""
-        x = x + self.attn.out(mixed)
-        gate, up = self.gate_up(self.mlp_norm(x)).chunk(2, dim=-1)
-        return x + self.down(F.silu(gate) * up)
+    def finish(self, x: Tensor, mixed: Tensor, after: nn.RMSNorm) -> tuple[Tensor, Tensor]:
+        """Residual rows ``x`` and their attention output to the layer's output, and that under
+        the norm that comes ``after``.
+        """
+        x, normed = self._add(x, self.attn.out(mixed), self.mlp_norm)
+        branch = self.down(self.kernels.swiglu(self.gate_up(normed)))
+        return self._add(x, branch, after)
+
+    def _add(self, x: Tensor, branch: Tensor, norm: nn.RMSNorm) -> tuple[Tensor, Tensor]:
+        return self.kernels.add_rms_norm(x, branch, norm.weight, norm.eps)
 
 
 @dataclass
 class _Rows:
-    """The rows of a running pass. ``vision`` of them start at ``start``."""
+    """The rows of a running pass. ``vision`` of them start at ``start``. ``normed`` are the
+    hidden ones under the norm that comes next, where that is known.
+    """
 
     hidden: Tensor
     cos: Tensor
@@ -214,6 +224,7 @@ class _Rows:
     start: int
     vision: int
     layout: TokenLayout
+    normed: Tensor | None = None
     reusing: bool = False
     work: list[LayerRows] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
@@ -262,7 +273,10 @@ class Decoder(nn.Module):
         schedule = PruneSchedule() if prune is None else prune.schedule
         self._check(hidden, layout, schedule, prune, cache, read)
         rows = self._begin(hidden, layout)
-        last = max(n for n in range(1, self.config.depth + 1) if n not in schedule.skip)
+        run = [n for n in range(1, self.config.depth + 1) if n not in schedule.skip]
+        last = run[-1]
+        norms = [*(self.layers[n - 1].attn_norm for n in run[1:]), self.norm]
+        after = dict(zip(run, norms, strict=True))
         if 0 in schedule.prune:
             self._select(rows, prune, 0)
         for number in range(1, self.config.depth + 1):
@@ -271,7 +285,8 @@ class Decoder(nn.Module):
                 rows.tokens.append(0)
             else:
                 groups = schedule.listen.get(number, ())
-                self._layer(rows, number, groups, prune, cache, read if number == last else None)
+                asked = read if number == last else None
+                self._layer(rows, number, after[number], groups, prune, cache, asked)
             if number in schedule.prune:
                 if number >= last and read is not None:
                     raise ValueError(
@@ -283,7 +298,7 @@ class Decoder(nn.Module):
         if read is not None:
             positions = torch.arange(*read, device=hidden.device)
         return DecoderOutput(
-            hidden=self.norm(rows.hidden),
+            hidden=self.norm(rows.hidden) if rows.normed is None else rows.normed,
             positions=positions,
             vision_ids=rows.ids,
             layer_tokens=tuple(rows.tokens),
@@ -327,13 +342,14 @@ class Decoder(nn.Module):
         self,
         rows: _Rows,
         number: int,
+        after: nn.RMSNorm,
         groups: tuple[RowGroup, ...],
         prune: PrunePass | None,
         cache: KVCache | None,
         read: tuple[int, int] | None,
     ) -> None:
         block = self.layers[number - 1]
-        x = block.attn_norm(rows.hidden)
+        x = block.attn_norm(rows.hidden) if rows.normed is None else rows.normed
         residual, inputs = rows.hidden, rows.length
         queries: Tensor | None = None
         if read is None:
@@ -362,7 +378,7 @@ class Decoder(nn.Module):
         rows.work.append(LayerRows(inputs, residual.shape[1], keys.shape[2]))
         # Tokens that are only present through the cache are still present.
         rows.tokens.append(rows.layout.vision_tokens if rows.reusing else rows.vision)
-        rows.hidden = block.finish(residual, mixed)
+        rows.hidden, rows.normed = block.finish(residual, mixed, after)
 
     def _mask_by_position(self, rows: _Rows) -> Mask:
         """Rows left against all cached columns."""
@@ -467,6 +483,9 @@ class Decoder(nn.Module):
             first = start + choice.keep.shape[0]
             hidden = torch.cat((hidden[:, :first], new[None], hidden[:, first + merged :]), 1)
         rows.hidden = hidden
+        # Not computed anew from what was rounded: keep-all must equal dense bit for bit.
+        known = rows.normed is not None and not merged
+        rows.normed = rows.normed.index_select(1, index) if known else None
         rows.cos = rows.cos.index_select(0, index)
         rows.sin = rows.sin.index_select(0, index)
         rows.positions = rows.positions.index_select(0, index)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from specprune_ros.models.config import VisionConfig
+from specprune_ros.models.fused import PLAIN
 
 
 class PatchEmbed(nn.Module):
@@ -69,6 +70,7 @@ class Block(nn.Module):
         self.fc2 = nn.Linear(config.mlp, width)
         self.ls2 = LayerScale(width) if config.layer_scale else None
         self.film = None if film is None else FiLM(film, width)
+        self.kernels = PLAIN
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         """``[N, L, W]`` to the same shape."""
@@ -76,11 +78,17 @@ class Block(nn.Module):
         qkv = self.qkv(self.norm1(x)).view(count, length, 3, self.heads, -1)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
-        x = _add(x, self.proj(mixed.reshape(count, length, width)), self.ls1)
-        if self.film is not None:
-            x = self.film(x, condition)
-        hidden = self.fc1(self.norm2(x))
-        hidden = hidden * torch.sigmoid(1.702 * hidden) if self.quick else F.gelu(hidden)
+        branch = self.proj(mixed.reshape(count, length, width))
+        if self.film is None:
+            norm, gain = self.norm2, None if self.ls1 is None else self.ls1.gamma
+            x, normed = self.kernels.add_layer_norm(
+                x, branch, gain, norm.weight, norm.bias, norm.eps
+            )
+        else:
+            x = self.film(_add(x, branch, self.ls1), condition)
+            normed = self.norm2(x)
+        hidden = self.fc1(normed)
+        hidden = self.kernels.quick_gelu(hidden) if self.quick else F.gelu(hidden)
         return _add(x, self.fc2(hidden), self.ls2)
 
 
