@@ -18,25 +18,31 @@ from transformers import LlamaConfig, LlamaModel
 
 from specprune_ros.cli.bench import bench
 from specprune_ros.cli.bench_tables import print_tables
+from specprune_ros.models.build import Network
 from specprune_ros.models.decoder import Decoder, DecoderOutput, KVCache, LayerRows
 from specprune_ros.models.embedded import Embedded
 from specprune_ros.models.load import LoadedModel
 from specprune_ros.policy.bench.race import Contestant
+from specprune_ros.policy.engine.eager import Eager
 from specprune_ros.policy.policy import Policy
 from specprune_ros.pruning.interface import PrunePass
 from specprune_ros.pruning.params import PruningParams
 
 
-class TheirLoop(Policy):
-    """A dense policy whose decoder is transformers'."""
+class TheirLoop:
+    """Decodes a dense query by transformers' model."""
 
-    def __init__(self, loaded: LoadedModel, params: PruningParams) -> None:
-        super().__init__(loaded, params)
-        self.theirs = llama(loaded.model.decoder)
+    def __init__(self, decoder: Decoder) -> None:
+        self.theirs = llama(decoder)
 
-    def _decode(
-        self, embedded: Embedded, prune_pass: PrunePass | None, cache: KVCache | None
+    def __call__(
+        self,
+        model: Network,
+        embedded: Embedded,
+        prune_pass: PrunePass | None,
+        cache: KVCache | None,
     ) -> DecoderOutput:
+        """The decoder's part of a query."""
         layout, x = embedded.layout, embedded.hidden
         rows, depth = layout.length, layout.depth
         return DecoderOutput(
@@ -100,7 +106,8 @@ def _share(module: nn.Module, weight: torch.Tensor) -> None:
 
 def their_loop(loaded: LoadedModel) -> list[Contestant]:
     """The contestant for :func:`bench`."""
-    policy = TheirLoop(loaded, PruningParams(pruner='dense', mode='coarse'))
+    engine = Eager(loaded, TheirLoop(loaded.model.decoder))
+    policy = Policy(loaded, PruningParams(pruner='dense', mode='coarse'), engine=engine)
     policy.wants_overlay = False
     return [Contestant('dense', policy, 'transformers')]
 

@@ -157,7 +157,8 @@ def keep_all_difference(policy: Policy, observation: Observation) -> float:
         where, read = embedded.layout, model.read(embedded.layout)
         dense = model.decoder(embedded.hidden, where, read=read)
         kept = model.decoder(embedded.hidden, where, KeepAll(where), read=read)
-        one, two = (model.head(output, where, seed=0).float() for output in (dense, kept))
+        noise = model.noise(seed=0)
+        one, two = (model.head(output, where, noise).float() for output in (dense, kept))
     return float((one - two).abs().max())
 
 

@@ -17,10 +17,13 @@ from specprune_ros.models.projector import Projector
 from specprune_ros.models.tokens import Prompt, id_rows
 from specprune_ros.models.towers import VisionBackbone
 from specprune_ros.pruning.interface import TokenLayout
+from specprune_ros.pruning.staircase import Staircase
 
 
 class CogACT(nn.Module):
     """The policy network. ``embed``, then ``decoder``, then ``head`` (kept in float32)."""
+
+    staircase: Staircase | None = None  # what rows cost where it runs, once measured
 
     def __init__(self, config: PolicyConfig) -> None:
         super().__init__()
@@ -44,38 +47,51 @@ class CogACT(nn.Module):
             length=v + p,
             depth=self.config.decoder.depth,
             causal=True,
+            staircase=self.staircase,
         )
 
     def read(self, layout: TokenLayout) -> tuple[int, int]:
         """The rows the head needs: the argument ``read`` of the decoder."""
         return layout.action
 
-    def embed(self, pixels: Tensor, prompt: Prompt, proprio: Tensor | None = None) -> Embedded:
-        """``pixels`` ``[cameras, 3 * towers, S, S]`` normalised; ``proprio`` is not used."""
+    def embed(
+        self,
+        pixels: Tensor,
+        prompt: Prompt,
+        proprio: Tensor | None = None,
+        ids: Tensor | None = None,
+    ) -> Embedded:
+        """``pixels`` ``[cameras, 3 * towers, S, S]`` normalised; ``proprio`` is not used; ``ids``
+        the prompt's ``[1, P]`` where they lie on the device already.
+        """
         if pixels.shape[0] != len(self.config.cameras):
             raise ValueError(
                 f'{pixels.shape[0]} pictures given, the policy takes {len(self.config.cameras)}: '
                 f'{", ".join(self.config.cameras)}'
             )
-        words = self.decoder.embed_tokens(id_rows(prompt.ids, pixels.device))
+        ids = id_rows(prompt.ids, pixels.device) if ids is None else ids
+        words = self.decoder.embed_tokens(ids)
         vision = self.projector(self.vision(pixels.to(words.dtype))).flatten(0, 1)
         hidden = torch.cat((words[:, :1], vision[None], words[:, 1:]), 1)
         return Embedded(hidden, self.layout(prompt), vision=vision, text=words[0, 1:])
 
-    def head(self, output: DecoderOutput, layout: TokenLayout, seed: int | None = None) -> Tensor:
-        """Normalised actions ``[K, D]``, float32.
+    def noise(self, seed: int | None = None) -> Tensor:
+        """What the head starts from, float32 ``[K, D]``.
 
-        ``seed`` fixes the initial noise (compare pruned with dense under the same one); ``None``
-        draws it afresh, as the authors do.
+        ``seed`` fixes it (compare pruned with dense under the same one); ``None`` draws it afresh,
+        as the authors do.
         """
-        condition = output.rows(*layout.action, layout)[0, -1].float()
+        device = self.action_head.uncondition.device
         generator = None
         if seed is not None:
-            generator = torch.Generator(device=condition.device).manual_seed(seed)
-        noise = torch.randn(
-            self.config.chunk,
-            self.config.action_dim,
-            generator=generator,
-            device=condition.device,
-        )
-        return self.action_head.sample(condition, noise)
+            generator = torch.Generator(device=device).manual_seed(seed)
+        shape = (self.config.chunk, self.config.action_dim)
+        return torch.randn(shape, generator=generator, device=device)
+
+    def head(
+        self, output: DecoderOutput, layout: TokenLayout, noise: Tensor | None = None
+    ) -> Tensor:
+        """Normalised actions ``[K, D]``, float32, from ``noise`` (``None``: drawn afresh)."""
+        condition = output.rows(*layout.action, layout)[0, -1].float()
+        start = self.noise() if noise is None else noise
+        return self.action_head.sample(condition, start)

@@ -17,10 +17,13 @@ from specprune_ros.models.projector import Projector
 from specprune_ros.models.tokens import Prompt, id_rows
 from specprune_ros.models.towers import VisionBackbone
 from specprune_ros.pruning.interface import TokenLayout
+from specprune_ros.pruning.staircase import Staircase
 
 
 class DBOFT(nn.Module):
     """The policy network. ``embed``, then ``decoder``, then ``head``."""
+
+    staircase: Staircase | None = None  # what rows cost where it runs, once measured
 
     def __init__(self, config: PolicyConfig) -> None:
         super().__init__()
@@ -48,20 +51,30 @@ class DBOFT(nn.Module):
             length=first + config.action_tokens,
             depth=config.decoder.depth,
             causal=True,
+            staircase=self.staircase,
         )
 
     def read(self, layout: TokenLayout) -> tuple[int, int]:
         """The rows the head needs: the argument ``read`` of the decoder."""
         return layout.action
 
-    def embed(self, pixels: Tensor, prompt: Prompt, proprio: Tensor | None = None) -> Embedded:
-        """``pixels`` ``[cameras, 3, S, S]`` normalised, ``proprio`` ``[proprio_dim]`` raw."""
+    def embed(
+        self,
+        pixels: Tensor,
+        prompt: Prompt,
+        proprio: Tensor | None = None,
+        ids: Tensor | None = None,
+    ) -> Embedded:
+        """``pixels`` ``[cameras, 3, S, S]`` normalised, ``proprio`` ``[proprio_dim]`` raw, ``ids``
+        the prompt's ``[1, P]`` where they lie on the device already.
+        """
         if pixels.shape[0] != len(self.config.cameras):
             raise ValueError(
                 f'{pixels.shape[0]} pictures given, the policy takes {len(self.config.cameras)}: '
                 f'{", ".join(self.config.cameras)}'
             )
-        words = self.decoder.embed_tokens(id_rows(prompt.ids, pixels.device))
+        ids = id_rows(prompt.ids, pixels.device) if ids is None else ids
+        words = self.decoder.embed_tokens(ids)
         vision = self.projector(self.vision(pixels.to(words.dtype))).flatten(0, 1)
         parts = [words[:, : prompt.vision_at], vision[None], words[:, prompt.vision_at :]]
         if self.proprio is not None:
@@ -75,6 +88,11 @@ class DBOFT(nn.Module):
         text = words[0, prompt.vision_at :]
         return Embedded(hidden=hidden, layout=self.layout(prompt), vision=vision, text=text)
 
-    def head(self, output: DecoderOutput, layout: TokenLayout, seed: int | None = None) -> Tensor:
-        """Normalised actions ``[K, D]``. ``seed`` is not used."""
+    def noise(self, seed: int | None = None) -> None:
+        """This head draws none."""
+
+    def head(
+        self, output: DecoderOutput, layout: TokenLayout, noise: Tensor | None = None
+    ) -> Tensor:
+        """Normalised actions ``[K, D]``. ``noise`` is not used."""
         return self.action_head(output.rows(*layout.action, layout))[0]

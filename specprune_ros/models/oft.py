@@ -17,6 +17,7 @@ from specprune_ros.models.projector import PositionCode, Projector
 from specprune_ros.models.tokens import Prompt, id_rows
 from specprune_ros.models.towers import VisionBackbone
 from specprune_ros.pruning.interface import TokenLayout
+from specprune_ros.pruning.staircase import Staircase
 
 
 class ProprioProjector(nn.Module):
@@ -69,6 +70,8 @@ class L1Head(nn.Module):
 class OpenVLAOFT(nn.Module):
     """The policy network. ``embed``, then ``decoder``, then ``head``."""
 
+    staircase: Staircase | None = None  # what rows cost where it runs, once measured
+
     def __init__(self, config: PolicyConfig) -> None:
         super().__init__()
         self.config = config
@@ -97,20 +100,28 @@ class OpenVLAOFT(nn.Module):
             length=v + r + p + a + 1,
             depth=config.decoder.depth,
             causal=False,
+            staircase=self.staircase,
         )
 
     def read(self, layout: TokenLayout) -> tuple[int, int]:
         """The rows the head needs: the argument ``read`` of the decoder."""
         return layout.action
 
-    def embed(self, pixels: Tensor, prompt: Prompt, proprio: Tensor | None = None) -> Embedded:
+    def embed(
+        self,
+        pixels: Tensor,
+        prompt: Prompt,
+        proprio: Tensor | None = None,
+        ids: Tensor | None = None,
+    ) -> Embedded:
         """Pictures, words and proprioception to decoder input rows.
 
         ``pixels``: normalised ``[cameras, 3 * towers, S, S]``, or ``[B, cameras, ...]`` for
         training (one prompt for the batch, or ``embed_rows``). ``proprio``: normalised
-        ``[proprio_dim]`` or ``[B, proprio_dim]``.
+        ``[proprio_dim]`` or ``[B, proprio_dim]``. ``ids``: the prompt's ids ``[1, P]`` where they
+        lie on the device already; another sentence of the same layout can then take their place.
         """
-        ids = id_rows(prompt.ids, pixels.device)
+        ids = id_rows(prompt.ids, pixels.device) if ids is None else ids
         batched = pixels if pixels.ndim == 5 else pixels[None]
         if proprio is not None and proprio.ndim == 1:
             proprio = proprio[None]
@@ -159,7 +170,12 @@ class OpenVLAOFT(nn.Module):
         hidden = torch.cat((*parts, words[:, 1:], placeholders, stop), 1)
         return hidden, vision
 
-    def head(self, output: DecoderOutput, layout: TokenLayout, seed: int | None = None) -> Tensor:
-        """Normalised actions ``[K, D]`` (``[B, K, D]`` for a batch). ``seed`` is not used."""
+    def noise(self, seed: int | None = None) -> None:
+        """This head draws none."""
+
+    def head(
+        self, output: DecoderOutput, layout: TokenLayout, noise: Tensor | None = None
+    ) -> Tensor:
+        """Normalised actions ``[K, D]`` (``[B, K, D]`` for a batch). ``noise`` is not used."""
         actions = self.action_head(output.rows(*layout.action, layout))
         return actions[0] if actions.shape[0] == 1 else actions

@@ -12,24 +12,21 @@ import torch
 from torch import Tensor
 
 from specprune_ros.models.config import PolicyConfig
-from specprune_ros.models.decoder import DecoderOutput, KVCache
-from specprune_ros.models.embedded import Embedded
-from specprune_ros.models.flops import dense_flops, query_flops
+from specprune_ros.models.decoder import KVCache
+from specprune_ros.models.flops import dense_flops
 from specprune_ros.models.load import LoadedModel
-from specprune_ros.models.tokens import Prompt
+from specprune_ros.models.tokens import Prompt, id_rows
+from specprune_ros.policy.engine.answer import Reply
+from specprune_ros.policy.engine.eager import Eager
+from specprune_ros.policy.engine.graphs import Graphs
+from specprune_ros.policy.engine.question import Question, compares
 from specprune_ros.policy.glide import Glide
 from specprune_ros.policy.history import FrameHistory
 from specprune_ros.policy.memory import SECOND_NS, Memory
 from specprune_ros.policy.observation import Observation, Picture
 from specprune_ros.policy.result import Overlay, PolicyResult, StageTimes, TokenCounts
 from specprune_ros.pruning.controller import Controller, Decision, history_offset
-from specprune_ros.pruning.interface import (
-    Mode,
-    PassOutcome,
-    PrunePass,
-    QueryContext,
-    TokenLayout,
-)
+from specprune_ros.pruning.interface import Mode, TokenLayout
 from specprune_ros.pruning.meters import action_deviation, kept_recall
 from specprune_ros.pruning.params import PruningParams
 from specprune_ros.pruning.registry import pruner
@@ -48,10 +45,15 @@ class Policy:
     ``loaded`` is a model with its tokenizer, preprocessing and statistics. :meth:`act` belongs to
     one thread; :attr:`history`, :meth:`set_params` and :meth:`reset` may be used from any.
     ``absurd`` is the largest normalised action that is believed (-1 to 1 spans the training data).
+    ``engine`` runs the queries (eagerly by default).
     """
 
     def __init__(
-        self, loaded: LoadedModel, params: PruningParams | None = None, absurd: float = 10.0
+        self,
+        loaded: LoadedModel,
+        params: PruningParams | None = None,
+        absurd: float = 10.0,
+        engine: Eager | Graphs | None = None,
     ) -> None:
         self.loaded = loaded
         self.config: PolicyConfig = loaded.config
@@ -68,9 +70,11 @@ class Policy:
         self._glide = Glide()
         self._took = 0.0
         self._dense: tuple[TokenLayout | None, int] = (None, 1)
-        self._device = next(loaded.model.parameters()).device
+        self._engine = engine or Eager(loaded)
+        self._device = self._engine.device
         self._swap = threading.Lock()
         self._snapshot = (params or PruningParams(), 1)
+        self._version = 1
 
     @property
     def params(self) -> PruningParams:
@@ -81,6 +85,21 @@ class Policy:
     def params_version(self) -> int:
         """Counts changes of the parameters, from 1."""
         return self._snapshot[1]
+
+    @property
+    def pending_version(self) -> int | None:
+        """The version being prepared while the one before still answers, ``None`` for none."""
+        return self._version if self._version > self._snapshot[1] else None
+
+    @property
+    def engine_status(self) -> str:
+        """What runs the queries, in a few words."""
+        return self._engine.status
+
+    @property
+    def engine_trouble(self) -> str:
+        """Why the last query was not run as it was meant to be; empty where it was."""
+        return self._engine.trouble
 
     @property
     def episode(self) -> int:
@@ -96,31 +115,52 @@ class Policy:
         params.check(self.layout())
 
     def set_params(self, params: PruningParams) -> int:
-        """Use ``params`` from the next query on; returns their version. Raises ``ParamError``."""
+        """Use ``params`` from the next query on; returns their version. Raises ``ParamError``.
+
+        An engine that must prepare for them lets the old ones answer until it has.
+        """
         self.check_params(params)
         with self._swap:
-            self._snapshot = (params, self._snapshot[1] + 1)
-            return self._snapshot[1]
+            self._version += 1
+            version = self._version
+
+        def swap() -> None:
+            with self._swap:
+                if version > self._snapshot[1]:
+                    self._snapshot = (params, version)
+
+        self._engine.prepare(params, None, swap)
+        return version
 
     def reset(self, reason: str = 'asked for') -> None:
         """Forget everything before the next query."""
         self._memory.request_reset(reason)
 
-    def warm_up(self) -> float:
-        """Run two queries on grey pictures and forget them; returns the second's seconds."""
+    def close(self) -> None:
+        """End what the engine runs in the background."""
+        self._engine.close()
+
+    def warm_up(self, instruction: str = 'warm up') -> float:
+        """Let the engine prepare for ``instruction``, then run two queries on grey pictures and
+        forget them; returns the second's seconds.
+        """
+        prepared = threading.Event()
+        prompt = self.loaded.tokenizer.encode(instruction)
+        self._engine.prepare(self.params, prompt, prepared.set)
+        prepared.wait()
         size = self.config.image_size
         grey = np.full((size, size, 3), 128, np.uint8)
-        times = self.act(self._blank(Picture(grey, 0))).times
-        times = self.act(self._blank(Picture(grey, round(self.step_dt * SECOND_NS)))).times
+        for stamp in (0, round(self.step_dt * SECOND_NS)):
+            times = self.act(self._blank(Picture(grey, stamp), instruction)).times
         self.history.clear()
         self._memory = Memory(self.history)
         return times.total
 
-    def _blank(self, picture: Picture) -> Observation:
+    def _blank(self, picture: Picture, instruction: str) -> Observation:
         dim = self.config.proprio_dim
         return Observation(
             pictures={camera: picture for camera in self.config.cameras},
-            instruction='warm up',
+            instruction=instruction,
             proprio=np.zeros(dim) if dim else None,
         )
 
@@ -158,66 +198,47 @@ class Policy:
         seen = self._see(observation)
         displacement = memory.displacement(observation)
         steps = history_offset(displacement, params)
-        similarity, history_age = None, None
-        if params.refresh_change < 1.0 or getattr(method, 'uses_similarity', False):
-            similarity, history_age = self._similarity(observation, seen, steps)
-        mode, reason = self._mode(params, decision, reset, similarity)
+        then, history_age = None, None
+        if compares(params):
+            then, history_age = self._past(observation, steps)
+        mode, reason = self._mode(params, decision, reset, seen, then)
         prompt = self.loaded.tokenizer.encode(observation.instruction)
-        proprio = self._proprio(observation)
-        pixels = self.loaded.preprocessor.normalise(seen)
-        seen_at = time.perf_counter()
-
-        embedded = self.loaded.model.embed(pixels, prompt, proprio)
-        self._settle()
-        embedded_at = time.perf_counter()
-
-        context = QueryContext(
-            layout=embedded.layout,
-            params=params,
-            mode=mode,
-            similarity=similarity,
-            carry=memory.carry,
+        layout = self.loaded.model.layout(prompt)
+        cache = self._cache(method.plan(layout, params, Mode.COARSE).reuse)
+        question = Question(
             pictures=seen,
-            vision=embedded.vision,
-            text=embedded.text,
-            probe=partial(self.loaded.model.decoder.probe, embedded.hidden, embedded.layout),
+            prompt=prompt,
+            ids=id_rows(prompt.ids, self._device),
+            then=None if mode is Mode.DENSE else then,
+            proprio=self._proprio(observation),
+            noise=self.loaded.model.noise(seed=memory.queries),
+            carry=memory.carry,
+            cache=cache,
+            seed=memory.queries,
             speed_xyz=observation.speed.v_t if observation.speed else None,
             displacement=displacement,
-            seed=memory.queries,
         )
-        prune_pass = method.begin(context)
-        cache = self._cache(method.plan(embedded.layout, params, Mode.COARSE).reuse)
-        output = self._decode(embedded, prune_pass, cache)
-        outcome = prune_pass.finish()
-        self._settle()
-        decoded = time.perf_counter()
+        asked = time.perf_counter()
+        reply = self._engine.ask(question.form(layout, params, mode), question)
+        answer, told = reply.answer, reply.answer.told
 
-        actions, normalised = self._actions(output, embedded.layout)
-        acted = time.perf_counter()
         # What the statistics clip anyway is no reason for doubt.
         clips = self.loaded.statistics.clip_actions
-        self._believe(np.clip(normalised, -1.0, 1.0) if clips else normalised)
+        self._believe(np.clip(reply.actions, -1.0, 1.0) if clips else reply.actions)
+        actions = self.loaded.statistics.unnormalise_actions(reply.actions)
         self._glide.issued(actions, observation.stamp_ns, from_model=True)
         prior = mode is not Mode.DENSE and bool(memory.carry)
-        prior = prior and (params.pruner != 'specprune' or 'global' in outcome.sets)
-        tokens = self._tokens(embedded.layout, outcome, output)
-        flops, ratio = self._flops(embedded.layout, output)
-        overlay = self._overlay(seen, embedded.layout, outcome)
-        notes = self._notes(outcome, prompt)
-        recall = outcome.recall if prior else None
+        prior = prior and (params.pruner != 'specprune' or 'global' in told.sets)
+        overlay = self._overlay(seen, layout, reply)
+        notes = self._notes(told.notes, prompt)
         # The account belongs to the query; a comparison that somebody asked for does not.
         self._took = time.perf_counter() - start
-        times = StageTimes(
-            seen_at - start,
-            embedded_at - seen_at,
-            decoded - embedded_at,
-            acted - decoded,
-            self._took,
-        )
+        preprocess, vision, decoder, head = reply.seconds
+        times = StageTimes(asked - start + preprocess, vision, decoder, head, self._took)
         deviation, kept = None, None
         if self.measure_deviation:
-            deviation, kept = self._against_dense(embedded, context, actions, outcome)
-        memory.close(observation, outcome.carry, cache, mode is Mode.DENSE)
+            deviation, kept = self._against_dense(question, layout, params, actions, answer.left)
+        memory.close(observation, answer.carry, cache, mode is Mode.DENSE)
         return PolicyResult(
             actions=actions,
             episode=memory.episode,
@@ -227,15 +248,22 @@ class Policy:
             reason=reason,
             reset=reset,
             speed=observation.speed,
-            tokens=tokens,
+            tokens=TokenCounts(
+                total=layout.vision_tokens,
+                sets=reply.counts,
+                union=reply.union,
+                layers=told.layers,
+                after=told.after,
+                mean=told.mean,
+            ),
             alpha=params.alpha,
             budgets=(params.k_global, params.k_local, params.k_dynamic),
-            history_steps=None if similarity is None else steps,
+            history_steps=None if then is None else steps,
             history_age=history_age,
             prior_valid=prior,
-            prior_recall=recall,
-            flops=flops,
-            flops_ratio=ratio,
+            prior_recall=reply.recall if prior else None,
+            flops=told.flops,
+            flops_ratio=told.flops / self._dense_flops(layout),
             times=times,
             device=str(self._device),
             overlay=overlay,
@@ -295,7 +323,8 @@ class Policy:
         params: PruningParams,
         decision: Decision,
         reset: str | None,
-        similarity: Tensor | None,
+        seen: Tensor,
+        then: Tensor | None,
     ) -> tuple[Mode, str]:
         """Dense where memory or the parameters ask for it, else what the controller decided."""
         memory = self._memory
@@ -303,7 +332,8 @@ class Policy:
             return Mode.DENSE, f'first query after a reset: {reset}'
         if params.refresh_period and memory.since_dense + 1 >= params.refresh_period:
             return Mode.DENSE, f'every {params.refresh_period} queries'
-        if params.refresh_change < 1.0 and similarity is not None:
+        if params.refresh_change < 1.0 and then is not None:
+            similarity = patch_cosine(seen, then, self.config.grid)
             tau = torch.tensor(params.tau, device=similarity.device)
             cameras = torch.arange(len(self.config.cameras), device=similarity.device)
             per_camera = tau[cameras.clamp(max=len(params.tau) - 1)]
@@ -330,10 +360,10 @@ class Policy:
     def _prepare(self, camera: str, picture: Picture) -> Tensor:
         return self.loaded.preprocessor.picture(picture.pixels, camera)
 
-    def _similarity(
-        self, observation: Observation, pictures: Tensor, steps: int
-    ) -> tuple[Tensor | None, float | None]:
-        """Patch cosine with the picture ``steps`` control steps ago, and its age in seconds."""
+    def _past(self, observation: Observation, steps: int) -> tuple[Tensor | None, float | None]:
+        """The pictures of ``steps`` control steps ago as :meth:`_see` gives them, and their age in
+        seconds.
+        """
         stamp = observation.stamp_ns
         wanted = stamp - round(steps * self.step_dt * SECOND_NS)
         past = [
@@ -349,39 +379,18 @@ class Policy:
                 for frame, camera in zip(found, observation.pictures, strict=True)
             ]
         )
-        similarity = patch_cosine(pictures, then, self.config.grid)
-        return similarity, (stamp - min(frame.stamp_ns for frame in found)) / SECOND_NS
+        return then, (stamp - min(frame.stamp_ns for frame in found)) / SECOND_NS
 
     def _proprio(self, observation: Observation) -> Tensor | None:
         if not self.config.proprio_dim or observation.proprio is None:
             return None
         normalised = self.loaded.statistics.normalise_proprio(observation.proprio)
-        return torch.from_numpy(np.asarray(normalised, np.float32)).to(self._device)
+        return torch.from_numpy(np.asarray(normalised, np.float32))
 
     def _cache(self, reuses: bool) -> KVCache | None:
         if not reuses:
             return None
         return self._memory.cache or KVCache(self.config.decoder.depth)
-
-    def _decode(
-        self, embedded: Embedded, prune_pass: PrunePass | None, cache: KVCache | None
-    ) -> DecoderOutput:
-        model = self.loaded.model
-        return model.decoder(
-            embedded.hidden,
-            embedded.layout,
-            prune_pass,
-            cache,
-            model.read(embedded.layout),
-        )
-
-    def _actions(
-        self, output: DecoderOutput, layout: TokenLayout
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Actions in action units and as the head gave them, float64 ``[chunk, action_dim]``."""
-        head = self.loaded.model.head(output, layout, seed=self._memory.queries)
-        normalised = head.float().cpu().numpy().astype(np.float64)
-        return self.loaded.statistics.unnormalise_actions(normalised), normalised
 
     def _believe(self, normalised: np.ndarray) -> None:
         """Raise :class:`PolicyError` unless the actions are finite and within reason."""
@@ -396,68 +405,50 @@ class Policy:
 
     def _against_dense(
         self,
-        embedded: Embedded,
-        context: QueryContext,
+        question: Question,
+        layout: TokenLayout,
+        params: PruningParams,
         actions: np.ndarray,
-        outcome: PassOutcome,
+        left: Tensor | None,
     ) -> tuple[np.ndarray, float | None]:
         """Largest |pruned - dense| per dimension, and the share of what dense attends to most
         that was kept, on the same observation.
         """
-        method = pruner('specprune')
-        listening = method.begin(replace(context, mode=Mode.DENSE, carry={}))
-        output = self._decode(embedded, listening, None)
-        dense, _ = self._actions(output, embedded.layout)
+        left = None if left is None else left.clone()  # an engine may use its place again
+        plain = replace(question, then=None, carry={}, cache=None)
+        form = plain.form(layout, params.replace(pruner='specprune'), Mode.DENSE)
+        reply = Eager(self.loaded).ask(form, plain)
+        dense = self.loaded.statistics.unnormalise_actions(reply.actions)
         deviation = action_deviation(torch.from_numpy(actions), torch.from_numpy(dense)).numpy()
-        scores = listening.finish().carry.get('prior')
-        if scores is None or not context.params.k_global:
+        scores = reply.answer.carry.get('prior')
+        if scores is None or not params.k_global:
             return deviation, None
-        everything = torch.arange(embedded.layout.vision_tokens, device=scores.device)
-        left = outcome.kept[-1][1] if outcome.kept else everything
-        count = min(context.params.k_global * embedded.layout.cameras, len(everything))
-        return deviation, kept_recall(left, scores, count)
+        everything = torch.arange(layout.vision_tokens, device=scores.device)
+        count = min(params.k_global * layout.cameras, len(everything))
+        return deviation, kept_recall(everything if left is None else left, scores, count)
 
-    def _overlay(
-        self, pictures: Tensor, layout: TokenLayout, outcome: PassOutcome
-    ) -> Overlay | None:
+    def _overlay(self, pictures: Tensor, layout: TokenLayout, reply: Reply) -> Overlay | None:
         """What a picture of the query needs, where one is wanted."""
         if not self.wants_overlay:
             return None
         kept = np.ones(layout.vision_tokens, bool)
-        if outcome.kept:
-            ids = outcome.kept[-1][1].cpu().numpy()
+        if reply.answer.left is not None:
+            ids = reply.answer.left.cpu().numpy()
             kept[:] = False
             kept[ids[ids >= 0]] = True
-        sets = {name: members.cpu().numpy() for name, members in outcome.sets.items()}
+        # Copies: an engine may use their places again.
+        sets = {name: members.cpu().numpy().copy() for name, members in reply.answer.sets.items()}
         return Overlay(pictures.cpu().numpy(), layout.grid, sets, kept)
 
-    def _tokens(
-        self, layout: TokenLayout, outcome: PassOutcome, output: DecoderOutput
-    ) -> TokenCounts:
-        union = torch.zeros(layout.vision_tokens, dtype=torch.bool)
-        for name, members in outcome.sets.items():
-            if name != 'fill':
-                union |= members.cpu()
-        present = [count for count in output.layer_tokens if count]
-        return TokenCounts(
-            total=layout.vision_tokens,
-            sets={name: int(members.sum()) for name, members in outcome.sets.items()},
-            union=int(union.sum()),
-            layers=tuple(boundary for boundary, _ in outcome.kept),
-            after=tuple(len(ids) for _, ids in outcome.kept),
-            mean=float(np.mean(present)) if present else float(layout.vision_tokens),
-        )
-
-    def _flops(self, layout: TokenLayout, output: DecoderOutput) -> tuple[float, float]:
-        """Operations of the query and their share of the dense query's."""
-        spent = query_flops(self.config, output).flops
+    def _dense_flops(self, layout: TokenLayout) -> int:
+        """Operations of the dense query."""
         if layout != self._dense[0]:
             self._dense = layout, dense_flops(self.config, layout).flops
-        return float(spent), spent / self._dense[1]
+        return self._dense[1]
 
-    def _notes(self, outcome: PassOutcome, prompt: Prompt) -> tuple[str, ...]:
+    def _notes(self, told: tuple[str, ...], prompt: Prompt) -> tuple[str, ...]:
         """What the user should know of this query."""
-        notes = list(outcome.notes)
+        notes = list(told)
         if prompt.unknown:
             notes.append(
                 f'outside the vocabulary of this policy: {", ".join(prompt.unknown)}; '
@@ -466,11 +457,6 @@ class Policy:
         if self.loaded.preprocessor.note:
             notes.append(self.loaded.preprocessor.note)
         return tuple(notes)
-
-    def _settle(self) -> None:
-        """Let a GPU finish, so that stage times are what they say."""
-        if self._device.type == 'cuda':
-            torch.cuda.synchronize(self._device)
 
 
 def _meaning(params: PruningParams) -> tuple[object, ...]:

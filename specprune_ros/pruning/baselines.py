@@ -77,6 +77,7 @@ class Dense:
     """No pruning at all."""
 
     name = 'dense'
+    pure = True
 
     def plan(self, layout: TokenLayout, params: PruningParams, mode: Mode) -> PruneSchedule:
         """An empty schedule."""

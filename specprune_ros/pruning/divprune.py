@@ -20,6 +20,7 @@ class DivPrune:
     """Max-min diversity over cosine distances of the projected vision tokens."""
 
     name = 'divprune'
+    pure = True
 
     def plan(self, layout: TokenLayout, params: PruningParams, mode: Mode) -> PruneSchedule:
         """One prune before layer 1."""

@@ -52,6 +52,7 @@ class EfficientVLA:
     """Layer skip and task-aware, diverse token choice."""
 
     name = 'efficientvla'
+    pure = True
 
     def plan(self, layout: TokenLayout, params: PruningParams, mode: Mode) -> PruneSchedule:
         """Skip the named layers; one prune to a fixed number per camera."""

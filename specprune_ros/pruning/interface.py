@@ -210,7 +210,9 @@ class Pruner(Protocol):
     """A pruning method. Holds no state of its own between queries: memory lives in the policy.
 
     One that compares pictures has a class attribute ``uses_similarity = True``; for the others the
-    comparison is not made.
+    comparison is not made. One whose pass depends on nothing but layout, parameters, mode and the
+    context's tensors (``similarity``, ``carry``, ``pictures``, ``vision``, ``text``, ``probe``)
+    has ``pure = True``: a CUDA graph may hold it.
     """
 
     name: str

@@ -36,6 +36,7 @@ class FastV:
     """
 
     name = 'fastv'
+    pure = True
 
     def plan(self, layout: TokenLayout, params: PruningParams, mode: Mode) -> PruneSchedule:
         """Listen at layer K, prune behind it."""

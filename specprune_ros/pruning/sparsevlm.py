@@ -65,6 +65,7 @@ class SparseVLM:
     """Text-guided progressive sparsification with token recycling."""
 
     name = 'sparsevlm'
+    pure = True
 
     def plan(self, layout: TokenLayout, params: PruningParams, mode: Mode) -> PruneSchedule:
         """Listen and prune at each sparsification layer; all sizes are known."""

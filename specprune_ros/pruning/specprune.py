@@ -174,6 +174,7 @@ class SpecPrune:
     """The method of the paper as a :class:`~specprune_ros.pruning.interface.Pruner`."""
 
     name = 'specprune'
+    pure = True
     uses_similarity = True
 
     def plan(self, layout: TokenLayout, params: PruningParams, mode: Mode) -> PruneSchedule:

@@ -36,6 +36,7 @@ class VLAPruner:
     """Dual-level token choice; dense until enough queries have been seen."""
 
     name = 'vla_pruner'
+    pure = True
 
     def plan(self, layout: TokenLayout, params: PruningParams, mode: Mode) -> PruneSchedule:
         """Listen to all rows at the pruning layer, to the action rows in the middle."""

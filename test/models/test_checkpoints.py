@@ -54,7 +54,7 @@ def run(loaded, frames, proprio=None, instruction='pick up the red cube', prune=
         embedded = model.embed(pixels.tensor, loaded.tokenizer.encode(instruction), proprio)
         where = embedded.layout
         out = model.decoder(embedded.hidden, where, prune=prune, read=model.read(where))
-        return model.head(out, where, seed=seed).clone(), out, where
+        return model.head(out, where, model.noise(seed)).clone(), out, where
 
 
 @pytest.fixture(scope='module')

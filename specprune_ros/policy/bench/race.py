@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from specprune_ros.models.build import Network
 from specprune_ros.models.decoder import DecoderOutput, KVCache
 from specprune_ros.models.embedded import Embedded
 from specprune_ros.models.load import LoadedModel
 from specprune_ros.models.stock import stock_pass
+from specprune_ros.policy.engine.eager import Eager
 from specprune_ros.policy.observation import Observation
 from specprune_ros.policy.policy import Policy
 from specprune_ros.policy.result import PolicyResult
@@ -26,14 +28,12 @@ from specprune_ros.pruning.registry import names
 WARM_QUERIES = 5  # dense first, then until every method's memory is full
 
 
-class StockPolicy(Policy):
-    """A dense policy whose decoder runs as published codes run theirs: maps in every layer."""
-
-    def _decode(
-        self, embedded: Embedded, prune_pass: PrunePass | None, cache: KVCache | None
-    ) -> DecoderOutput:
-        output, _maps = stock_pass(self.loaded.model.decoder, embedded.hidden, embedded.layout)
-        return output
+def stock_decode(
+    model: Network, embedded: Embedded, prune_pass: PrunePass | None, cache: KVCache | None
+) -> DecoderOutput:
+    """The decoder of a dense query as published codes run theirs: maps in every layer."""
+    output, _maps = stock_pass(model.decoder, embedded.hidden, embedded.layout)
+    return output
 
 
 @dataclass
@@ -64,7 +64,8 @@ def contestants(
     """Dense first, then what ``pruners`` names; stock last. Raises ``ParamError``."""
     made = [Contestant(label, Policy(loaded, p)) for label, p in chosen(pruners, changes)]
     if stock:
-        made.append(Contestant('dense', StockPolicy(loaded, made[0].policy.params), 'stock'))
+        plain = Policy(loaded, made[0].policy.params, engine=Eager(loaded, stock_decode))
+        made.append(Contestant('dense', plain, 'stock'))
     for contestant in made:
         contestant.policy.wants_overlay = False
         contestant.policy.check_params(contestant.policy.params)

@@ -1,0 +1,1 @@
+"""What runs a query: eagerly, or as one captured CUDA graph. Tensors in, one answer out."""

@@ -1,0 +1,121 @@
+"""CUDA graphs of this package: how a run is captured, and what must not happen meanwhile."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+import torch
+from torch import Tensor
+
+from specprune_ros.policy.engine.held import Held
+from specprune_ros.policy.engine.marks import CudaMarks
+
+_ONE = threading.Lock()  # captures of a process take turns
+
+
+class CudaRecorder:
+    """Captures runs as graphs that share one pool of memory.
+
+    Graphs of one recorder must be replayed one after the other, and what they leave must be
+    copied out of the pool by the run itself. Capturing may go on in another thread than replaying:
+    nothing here waits for the whole device or frees its memory, as :class:`torch.cuda.graph` does,
+    which would hold up the query that runs meanwhile.
+    """
+
+    def __init__(self, device: torch.device | str) -> None:
+        self.device = torch.device(device)
+        # Replays come first: warming up for a capture shares the device with them.
+        self._serving = torch.cuda.Stream(self.device, priority=-1)
+        self._warming = torch.cuda.Stream(self.device)
+        self._capturing = torch.cuda.Stream(self.device)
+        self._pool = torch.cuda.graph_pool_handle()
+        self._threads = threading.local()
+
+    def record(
+        self, run: Callable[[], None], warm: Callable[[], None] | None = None
+    ) -> Callable[[], None]:
+        """Capture ``run`` and return what replays it in the current stream.
+
+        ``warm`` (default ``run``) is run before, so that everything that is made once is made; it
+        must call the same operators without touching what a replay under way uses. Raises
+        ``RuntimeError`` where the driver or an operator cannot be captured, and
+        ``torch.OutOfMemoryError``.
+        """
+        warm = warm or run
+        with _ONE, torch.cuda.device(self.device):
+            self._warming.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self._warming):
+                warm()  # fills caches, compiles, chooses kernels
+                held = Held()
+                with held:
+                    warm()
+                warm()
+            self._warming.synchronize()
+            self._prime()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.stream(self._capturing):
+                # The serving thread goes on calling CUDA: only this one's calls may break it off.
+                graph.capture_begin(pool=self._pool, capture_error_mode='thread_local')
+                try:
+                    run()
+                except BaseException:
+                    with suppress(RuntimeError):
+                        graph.capture_end()
+                    raise
+                graph.capture_end()
+        return _Replay(graph, held)
+
+    @contextmanager
+    def serving(self) -> Iterator[None]:
+        """The stream in which replays and what belongs to them run, after what is under way in the
+        current one; left when the device has done them.
+        """
+        with torch.cuda.device(self.device):
+            self._serving.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self._serving):
+                yield
+            self._serving.synchronize()
+
+    @contextmanager
+    def preparing(self) -> Iterator[None]:
+        """The stream for everything before a capture: not the default one, which is every
+        thread's.
+        """
+        with torch.cuda.device(self.device), torch.cuda.stream(self._warming):
+            yield
+            self._warming.synchronize()
+
+    def marks(self) -> CudaMarks:
+        """Marks that every replay sets anew."""
+        return CudaMarks(external=True)
+
+    def staging(self, like: Tensor) -> Tensor:
+        """A tensor on the host that the device copies from and to without a detour."""
+        return torch.empty(like.shape, dtype=like.dtype, pin_memory=True)
+
+    def _prime(self) -> None:
+        """Give cuBLAS its workspace for the capturing stream before the first capture.
+
+        Made in a capture it would lie in the graphs' pool; and one that warm-up runs use as well
+        would be written by them while a replay works in it. It belongs to thread and stream.
+        """
+        if getattr(self._threads, 'primed', False):
+            return
+        with torch.cuda.stream(self._capturing):
+            for dtype in (torch.float32, torch.bfloat16, torch.float16):
+                side = torch.ones(16, 16, device=self.device, dtype=dtype)
+                torch.mm(side, side)
+        self._capturing.synchronize()
+        self._threads.primed = True
+
+
+class _Replay:
+    """A captured graph and the tensors it reads."""
+
+    def __init__(self, graph: torch.cuda.CUDAGraph, held: Held) -> None:
+        self._graph, self._held = graph, held
+
+    def __call__(self) -> None:
+        self._graph.replay()

@@ -1,0 +1,305 @@
+"""The engine that holds a whole query in one CUDA graph: one replay, not thousands of launches.
+
+A graph is captured per :class:`Form` (layout, budgets, mode). All graphs read the same input
+buffers, write the same output buffers and share one pool, since only one runs at a time. A thread
+of its own captures; until it is done, queries are answered eagerly or by the graph before.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from specprune_ros.models.load import LoadedModel
+from specprune_ros.models.tokens import Prompt, id_rows
+from specprune_ros.policy.engine.answer import Answer, Reply, answer, read
+from specprune_ros.policy.engine.eager import Eager
+from specprune_ros.policy.engine.marks import Marks, marks_on
+from specprune_ros.policy.engine.question import Form, Question, compares
+from specprune_ros.pruning.interface import Mode
+from specprune_ros.pruning.params import PruningParams
+from specprune_ros.pruning.registry import pruner
+
+LIMIT = 24  # graphs kept, the longest unused leaves first
+PATIENCE = 3  # captures that may fail in a row before no more are tried
+REPEATS = 4  # pruned queries until a method that remembers several queries remembers as many
+
+
+class Recorder(Protocol):
+    """What captures and replays: :class:`~specprune_ros.policy.engine.capture.CudaRecorder`."""
+
+    def record(self, run: Callable[[], None], warm: Callable[[], None]) -> Callable[[], None]:
+        """Capture ``run`` after ``warm``; what comes back replays it."""
+
+    def serving(self) -> AbstractContextManager[None]:
+        """Where replays run; done when it is left."""
+
+    def preparing(self) -> AbstractContextManager[None]:
+        """Where everything before a capture runs."""
+
+    def marks(self) -> Marks:
+        """Marks that a replay sets anew."""
+
+    def staging(self, like: Tensor) -> Tensor:
+        """A tensor on the host to read numbers through."""
+
+
+@dataclass
+class _Captured:
+    replay: Callable[[], None]
+    inputs: dict[str, Tensor]
+    answer: Answer
+    marks: Marks
+
+
+@dataclass(frozen=True)
+class _Rehearsal:
+    """All forms that parameters and a sentence will ask for; ``ready`` is told afterwards."""
+
+    params: PruningParams
+    prompt: Prompt
+    ready: Callable[[], None] | None = None
+
+
+class Graphs:
+    """Answers questions by captured graphs; see the module's text.
+
+    ``status`` and ``trouble`` are sentences for the user: what is captured, and why something is
+    answered eagerly that was meant to be captured (empty: nothing is).
+    """
+
+    def __init__(self, loaded: LoadedModel, recorder: Recorder, limit: int = LIMIT) -> None:
+        self.loaded = loaded
+        self.trouble = ''
+        self._recorder, self._limit = recorder, limit
+        self._eager = Eager(loaded)
+        self.device = self._eager.device
+        self._graphs: OrderedDict[Form, _Captured] = OrderedDict()
+        self._refused: dict[Form, str] = {}
+        self._buffers: dict[tuple[object, ...], Tensor] = {}
+        self._failures = 0
+        self._last_failure = ''
+        self._sentence: Prompt | None = None
+        self._jobs: deque[_Rehearsal | tuple[Form, Question]] = deque()
+        self._busy = False
+        self._ending = False
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._work, name='capture', daemon=True)
+        self._thread.start()
+
+    @property
+    def status(self) -> str:
+        """What the engine holds, in a few words."""
+        with self._changed:
+            waiting = len(self._jobs) + self._busy
+            held = f'{len(self._graphs)} CUDA graphs'
+        return f'{held}, capturing' if waiting else held
+
+    def ask(self, form: Form, question: Question) -> Reply:
+        """Replay the form's graph and wait for its numbers; eagerly where there is none yet."""
+        with self._changed:
+            self._sentence = question.prompt
+            captured = self._graphs.get(form)
+            if captured is not None:
+                self._graphs.move_to_end(form)
+        if captured is None:
+            reply = self._eager.ask(form, question)
+            self.trouble = self._want(form, question)
+            return reply
+        self.trouble = ''
+        with self._recorder.serving():
+            for name, tensor in question.tensors().items():
+                if tensor is not captured.inputs[name]:
+                    captured.inputs[name].copy_(tensor, non_blocking=True)
+            captured.replay()
+            packed = captured.answer.packed
+            staged = self._buffer('staged', packed, self._recorder.staging)
+            staged.copy_(packed, non_blocking=True)
+        # A copy: the next query writes over what is staged.
+        numbers = staged.numpy().copy()
+        chunk = self.loaded.config.chunk
+        return read(captured.answer, numbers, chunk, captured.marks.seconds())
+
+    def prepare(
+        self, params: PruningParams, prompt: Prompt | None, ready: Callable[[], None]
+    ) -> None:
+        """Capture what ``params`` will ask for, then call ``ready``, from the capturing thread.
+
+        ``prompt`` is the sentence to expect, ``None`` the last one. Where these parameters cannot
+        be captured ``ready`` is called as well. A later call takes the place of one not begun,
+        whose ``ready`` is then never called.
+        """
+        with self._changed:
+            self._sentence = prompt = prompt or self._sentence
+            asked = [job for job in self._jobs if isinstance(job, _Rehearsal) and job.ready]
+            for job in asked:
+                self._jobs.remove(job)
+            if prompt is not None and not self._ending:
+                self._jobs.append(_Rehearsal(params, prompt, ready))
+                self._changed.notify_all()
+                return
+        ready()
+
+    def close(self) -> None:
+        """End the capturing thread and let go of all graphs."""
+        with self._changed:
+            self._ending = True
+            self._jobs.clear()
+            self._changed.notify_all()
+        self._thread.join()
+        self._graphs.clear()
+        self._buffers.clear()
+
+    # The inference thread.
+
+    def _want(self, form: Form, question: Question) -> str:
+        """Have the form of a query that was just answered eagerly captured; why not, if not."""
+        reason = reason_against(form)
+        if reason:
+            return reason
+        with self._changed:
+            if form in self._refused or self._failures >= PATIENCE:
+                return f'no CUDA graph: {self._refused.get(form, self._last_failure)}'
+            if self._busy or self._jobs:
+                return ''  # it may be this very form; if not, the next query asks again
+            self._jobs.append(_Rehearsal(form.params, question.prompt))
+            # Forms that no rehearsal thinks of.
+            copies = {name: tensor.clone() for name, tensor in question.tensors().items()}
+            self._jobs.append((form, question.with_tensors(copies)))
+            self._changed.notify_all()
+        return ''
+
+    # The capturing thread.
+
+    @torch.inference_mode()
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._busy = False
+                self._changed.wait_for(lambda: self._jobs or self._ending)
+                if self._ending:
+                    return
+                job = self._jobs.popleft()
+                self._busy = True
+            if isinstance(job, _Rehearsal):
+                self._rehearse(job)
+            else:
+                self._capture(*job)
+
+    def _rehearse(self, job: _Rehearsal) -> None:
+        """An episode's queries in order, each with the past that the one before leaves."""
+        try:
+            blank = self._blank(job.prompt)
+            layout = self.loaded.model.layout(job.prompt)
+            carry: dict[str, Tensor] = {}
+            for number, mode in enumerate(episode(job.params)):
+                then = blank.pictures if number and compares(job.params) else None
+                question = replace(blank, carry=carry, then=then)
+                given = self._capture(question.form(layout, job.params, mode), question)
+                if given is None or self._ending:
+                    break
+                carry = given.carry
+        except Exception as error:  # the thread must outlive whatever parameters provoke
+            self._fail(error)
+        finally:
+            if job.ready is not None:
+                job.ready()
+
+    def _blank(self, prompt: Prompt) -> Question:
+        """Made-up pictures of the right sizes."""
+        config = self.loaded.config
+        shape = (len(config.cameras), config.image_size, config.image_size, 3)
+        with self._recorder.preparing():
+            pictures = torch.randint(256, shape, device=self.device, dtype=torch.uint8)
+            noise = self.loaded.model.noise(seed=0)
+            proprio = None
+            if config.proprio_dim:
+                proprio = torch.zeros(config.proprio_dim, device=self.device)
+            ids = id_rows(prompt.ids, self.device)
+        return Question(pictures, prompt, ids, proprio=proprio, noise=noise)
+
+    def _capture(self, form: Form, question: Question) -> Answer | None:
+        """Capture a form, if that is to be done; an eager answer to ``question``, or ``None``."""
+        if form in self._refused or self._failures >= PATIENCE or reason_against(form):
+            return None
+        try:
+            with self._recorder.preparing():
+                question = question.on(self.device)
+                sample = answer(self.loaded, form, question, marks_on(self.device))
+                if form not in self._graphs:
+                    self._record(form, question, sample)
+            self._failures = 0
+        except Exception as error:  # of the driver, of an operator, or no memory left
+            with self._changed:
+                self._refused[form] = self._fail(error)
+            return None
+        return sample
+
+    def _fail(self, error: Exception) -> str:
+        """Count a failure; the reason in a line."""
+        self._failures += 1
+        self._last_failure = (str(error).splitlines() or [type(error).__name__])[0]
+        return self._last_failure
+
+    def _record(self, form: Form, question: Question, sample: Answer) -> None:
+        """One capture: ``question`` is what to warm up with, ``sample`` its answer."""
+        inputs = {name: self._buffer(name, tensor) for name, tensor in question.tensors().items()}
+        outputs = {name: self._buffer(name, tensor) for name, tensor in sample.tensors().items()}
+        asked = question.with_tensors(inputs)
+        marks = self._recorder.marks()
+
+        def run() -> None:
+            given = answer(self.loaded, form, asked, marks)
+            for name, tensor in given.tensors().items():
+                outputs[name].copy_(tensor)
+
+        def warm() -> None:
+            answer(self.loaded, form, question, marks_on(self.device))
+
+        replay = self._recorder.record(run, warm)
+        kept = Answer(
+            packed=outputs['packed'],
+            carry={name: outputs[f'carry.{name}'] for name in sample.carry},
+            sets={name: outputs[f'set.{name}'] for name in sample.sets},
+            left=outputs.get('left'),
+            told=sample.told,
+        )
+        with self._changed:
+            self._graphs[form] = _Captured(replay, inputs, kept, marks)
+            while len(self._graphs) > self._limit:
+                self._graphs.popitem(last=False)
+
+    def _buffer(
+        self, name: str, like: Tensor, make: Callable[[Tensor], Tensor] = torch.clone
+    ) -> Tensor:
+        """The one buffer of that name, shape and dtype, whoever reads or writes it."""
+        key = (name, tuple(like.shape), like.dtype)
+        with self._changed:
+            if key not in self._buffers:
+                self._buffers[key] = make(like)
+            return self._buffers[key]
+
+
+def reason_against(form: Form) -> str:
+    """Why a form cannot be captured at all, or an empty text."""
+    method = pruner(form.params.pruner)
+    if not getattr(method, 'pure', False):
+        return f'pruner {method.name} decides on the host; it is answered eagerly'
+    if not method.plan(form.layout, form.params, form.mode).static:
+        return 'exact budgets have no fixed size; they are answered eagerly'
+    return ''
+
+
+def episode(params: PruningParams) -> tuple[Mode, ...]:
+    """Modes that queries with these parameters can have, from a reset on."""
+    pruned = (Mode.COARSE, Mode.FINE) if params.mode == 'auto' else (Mode(params.mode),)
+    first = (Mode.DENSE,) if params.first_dense else ()
+    again = (Mode.DENSE,) if params.refresh_period or params.refresh_change < 1.0 else ()
+    return (*first, *pruned * REPEATS, *again)

@@ -1,0 +1,345 @@
+"""A replayed query answers like one that is run, and nothing is replayed that cannot be."""
+
+import threading
+import time
+from dataclasses import fields
+
+import numpy as np
+import pytest
+import torch
+from tape import TapeRecorder
+
+from specprune_ros.models.load import random_policy_model
+from specprune_ros.policy.engine.graphs import Graphs
+from specprune_ros.policy.engine.question import BEFORE_THE_PASS
+from specprune_ros.policy.observation import Observation, Picture
+from specprune_ros.policy.policy import Policy
+from specprune_ros.pruning.controller import SpeedSample
+from specprune_ros.pruning.interface import Mode
+from specprune_ros.pruning.params import PruningParams
+from specprune_ros.pruning.registry import names, pruner
+
+STEP = 50_000_000  # ns
+FAST = SpeedSample(v_t=1.0, v_r=0.0, dz=0.0, source='test', age_s=0.0)
+SLOW = SpeedSample(v_t=0.0, v_r=0.0, dz=0.0, source='test', age_s=0.0)
+PURE = [name for name in names() if getattr(pruner(name), 'pure', False)]
+
+
+def some(chosen, *fast):
+    """The others only when asked for."""
+    return [
+        name if name in fast else pytest.param(name, marks=pytest.mark.slow) for name in chosen
+    ]
+
+
+@pytest.fixture(scope='module')
+def loaded():
+    return random_policy_model('tiny')
+
+
+@pytest.fixture
+def made():
+    """Engines to be closed."""
+    engines = []
+    yield engines
+    for engine in engines:
+        engine.close()
+
+
+def graphed(loaded, made, params=None, recorder=None, **options):
+    engine = Graphs(loaded, recorder or TapeRecorder(), **options)
+    made.append(engine)
+    return Policy(loaded, params, engine=engine), engine
+
+
+def look(step, instruction='lift the red cube', speed=FAST):
+    rng = np.random.default_rng(step)
+    pictures = {
+        camera: Picture(rng.integers(0, 255, (224, 224, 3), dtype=np.uint8), 10**12 + step * STEP)
+        for camera in ('agent', 'wrist')
+    }
+    position = np.array([0.5 + 0.001 * step**2, 0.0, 0.2])
+    return Observation(pictures, instruction, rng.normal(size=8), speed, position)
+
+
+def settled(engine, timeout=60.0):
+    """Wait until nothing is left to capture."""
+    end = time.monotonic() + timeout
+    while 'capturing' in engine.status and time.monotonic() < end:
+        time.sleep(0.005)
+    assert 'capturing' not in engine.status
+
+
+def same(one, two):
+    assert np.array_equal(one.actions, two.actions)
+    assert (one.mode, one.tokens, one.notes) == (two.mode, two.tokens, two.notes)
+    assert (one.prior_recall, one.flops, one.reset) == (two.prior_recall, two.flops, two.reset)
+    assert np.array_equal(one.overlay.kept, two.overlay.kept)
+    assert {n: s.tolist() for n, s in one.overlay.sets.items()} == {
+        n: s.tolist() for n, s in two.overlay.sets.items()
+    }
+
+
+@pytest.mark.parametrize('name', some(PURE, 'specprune', 'vla_pruner'))
+def test_replays_answer_like_eager_queries(loaded, made, name):
+    params = PruningParams().replace(pruner=name)
+    recorder = TapeRecorder()
+    policy, engine = graphed(loaded, made, params, recorder)
+    plain = Policy(loaded, params)
+    policy.warm_up('lift the red cube')
+    asked = [
+        look(0), look(1), look(2, speed=SLOW), look(3),
+        look(4, 'lift the blue cube'),  # the same layout: other ids in the same graph
+        look(5, 'lift the blue cube'), look(6, 'lift the blue cube', SLOW),
+    ]  # fmt: skip
+    before = recorder.replayed
+    for observation in asked:
+        same(policy.act(observation), plain.act(observation))
+    # The sentence's layout was rehearsed, so all of them were replays.
+    assert recorder.replayed - before == len(asked)
+    assert engine.trouble == ''
+
+
+def test_a_sentence_of_another_length_is_answered_at_once_and_captured_meanwhile(loaded, made):
+    recorder = TapeRecorder()
+    policy, engine = graphed(loaded, made, recorder=recorder)
+    plain = Policy(loaded)
+    policy.warm_up('lift the red cube')
+    longer = 'pick up the red cube and place it on the plate'
+    before = recorder.replayed
+    same(policy.act(look(0, longer)), plain.act(look(0, longer)))
+    assert recorder.replayed == before
+    settled(engine)
+    for step in (1, 2):
+        same(policy.act(look(step, longer)), plain.act(look(step, longer)))
+    assert recorder.replayed == before + 2
+
+
+def test_an_episode_begun_anew_finds_its_graphs(loaded, made):
+    recorder = TapeRecorder()
+    policy, engine = graphed(loaded, made, recorder=recorder)
+    plain = Policy(loaded)
+    policy.warm_up('lift the red cube')
+    count = recorder.recorded
+    for step in (0, 1):
+        policy.act(look(step))
+        plain.act(look(step))
+    for one in (policy, plain):
+        one.reset('asked for')
+    for step in (2, 3):
+        same(policy.act(look(step)), plain.act(look(step)))
+    assert recorder.recorded == count
+    assert engine.status == f'{count} CUDA graphs'
+
+
+@pytest.mark.parametrize('name', some(sorted(set(names()) - set(PURE)), 'vla_cache'))
+def test_what_decides_on_the_host_is_never_captured(loaded, made, name):
+    params = PruningParams().replace(pruner=name)
+    recorder = TapeRecorder()
+    policy, engine = graphed(loaded, made, params, recorder)
+    plain = Policy(loaded, params)
+    policy.warm_up('lift the red cube')
+    for step in range(3):
+        same(policy.act(look(step)), plain.act(look(step)))
+    assert recorder.recorded == 0
+    assert f'pruner {name} decides on the host' in engine.trouble
+    policy.set_params(PruningParams())
+    policy.act(look(4))
+    settled(engine)
+    policy.reset()
+    policy.act(look(5))
+    assert engine.trouble == ''
+
+
+def test_exact_budgets_are_answered_eagerly_and_say_why(loaded, made):
+    policy, engine = graphed(loaded, made, PruningParams().replace(exact=True))
+    policy.act(look(0))
+    policy.act(look(1))
+    assert 'no fixed size' in engine.trouble
+
+
+def test_parameters_take_over_when_their_graphs_are_there(loaded, made):
+    recorder = TapeRecorder()
+    policy, engine = graphed(loaded, made, recorder=recorder)
+    policy.warm_up('lift the red cube')
+    policy.act(look(0))
+    recorder.held.clear()
+    version = policy.set_params(policy.params.replace(alpha=0.5))
+    assert policy.pending_version == version
+    before = recorder.replayed
+    during = policy.act(look(1))
+    assert (during.alpha, during.params_version) == (0.8, version - 1)
+    assert recorder.replayed == before + 1  # by the graph of the old ones, without waiting
+    assert 'capturing' in engine.status
+    recorder.held.set()
+    settled(engine)
+    assert policy.pending_version is None
+    after = policy.act(look(2))
+    assert (after.alpha, after.params_version) == (0.5, version)
+    assert recorder.replayed == before + 2
+    assert after.tokens.mean < during.tokens.mean
+
+
+def test_of_many_changes_the_last_one_counts(loaded, made):
+    recorder = TapeRecorder()
+    policy, engine = graphed(loaded, made, recorder=recorder)
+    policy.warm_up('lift the red cube')
+    recorder.held.clear()
+    for alpha in (0.7, 0.6, 0.5, 0.4):
+        version = policy.set_params(policy.params.replace(alpha=alpha))
+    recorder.held.set()
+    settled(engine)
+    assert policy.pending_version is None
+    result = policy.act(look(0))
+    assert (result.alpha, result.params_version) == (0.4, version)
+    # The first was under way; those between were never begun.
+    assert recorder.recorded <= 3 * 3
+
+
+def test_what_only_the_controller_reads_needs_no_new_graph(loaded, made):
+    recorder = TapeRecorder()
+    policy, engine = graphed(loaded, made, recorder=recorder)
+    policy.warm_up('lift the red cube')
+    count = recorder.recorded
+    policy.set_params(policy.params.replace(v_t_threshold=0.2, history_max=4, mode='fine'))
+    settled(engine)
+    policy.act(look(0))
+    assert policy.act(look(1)).mode is Mode.FINE
+    assert recorder.recorded == count
+
+
+class Watched(PruningParams):
+    """Parameters that must not be asked for what is decided before a pass."""
+
+    armed = False
+    __hash__ = object.__hash__
+    __eq__ = object.__eq__
+
+    def __getattribute__(self, name):
+        if name in BEFORE_THE_PASS and type(self).armed:
+            raise AssertionError(f'a pass read {name}')
+        return super().__getattribute__(name)
+
+
+@pytest.mark.parametrize('name', some(names(), 'specprune'))
+def test_no_pass_reads_what_is_decided_before_it(loaded, monkeypatch, name):
+    """What the list names is made the same in every form, so it may mean nothing to a pass."""
+    from specprune_ros.policy.engine.eager import Eager
+
+    assert set(BEFORE_THE_PASS) <= {f.name for f in fields(PruningParams)}
+    plain = PruningParams().replace(pruner=name)
+    watched = Watched(**{f.name: getattr(plain, f.name) for f in fields(plain)})
+
+    class Watching(Eager):
+        def ask(self, form, question):
+            object.__setattr__(form, 'params', watched)
+            monkeypatch.setattr(Watched, 'armed', True)
+            try:
+                return super().ask(form, question)
+            finally:
+                monkeypatch.setattr(Watched, 'armed', False)
+
+    policy = Policy(loaded, plain, engine=Watching(loaded))
+    for step in range(4):
+        policy.act(look(step))
+
+
+def test_a_driver_without_graphs_leaves_the_eager_engine_and_its_reason(loaded, made):
+    recorder = TapeRecorder(RuntimeError('CUDA driver does not support graphs\nmore text'))
+    policy, engine = graphed(loaded, made, recorder=recorder)
+    plain = Policy(loaded)
+    policy.warm_up('lift the red cube')
+    for step in range(6):
+        same(policy.act(look(step)), plain.act(look(step)))
+        settled(engine)
+    assert engine.trouble == 'no CUDA graph: CUDA driver does not support graphs'
+    assert engine.status == '0 CUDA graphs'
+    # Parameters still change, at once.
+    version = policy.set_params(policy.params.replace(alpha=0.5))
+    settled(engine)
+    assert policy.act(look(7)).params_version == version
+
+
+def test_too_little_memory_for_one_more_graph_is_survived(loaded, made):
+    recorder = TapeRecorder()
+    policy, engine = graphed(loaded, made, recorder=recorder)
+    policy.warm_up('lift the red cube')
+    recorder.broken = torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB')
+    policy.set_params(policy.params.replace(alpha=0.5))
+    settled(engine)
+    for step in range(3):
+        result = policy.act(look(step))
+        settled(engine)
+    assert result.alpha == 0.5
+    assert engine.trouble.startswith('no CUDA graph: CUDA out of memory')
+    recorder.broken = None
+    policy.set_params(PruningParams())
+    settled(engine)
+    policy.reset()
+    policy.act(look(3))
+    assert engine.trouble == ''
+
+
+def test_the_longest_unused_graph_leaves(loaded, made):
+    recorder = TapeRecorder()
+    policy, engine = graphed(loaded, made, recorder=recorder, limit=3)
+    policy.warm_up('lift the red cube')
+    assert engine.status == '3 CUDA graphs'
+    policy.set_params(policy.params.replace(alpha=0.5))
+    settled(engine)
+    assert engine.status == '3 CUDA graphs'
+    plain = Policy(loaded, policy.params)
+    for step in range(3):
+        same(policy.act(look(step)), plain.act(look(step)))
+        settled(engine)
+
+
+def test_an_answer_survives_the_next_one(loaded, made):
+    policy, _ = graphed(loaded, made)
+    policy.warm_up('lift the red cube')
+    policy.act(look(0))
+    first = policy.act(look(1))
+    actions, kept = first.actions.copy(), first.overlay.kept.copy()
+    sets = {name: members.copy() for name, members in first.overlay.sets.items()}
+    for step in (2, 3):
+        policy.act(look(step))
+    assert np.array_equal(first.actions, actions)
+    assert np.array_equal(first.overlay.kept, kept)
+    assert all(np.array_equal(first.overlay.sets[name], members) for name, members in sets.items())
+
+
+def test_actions_that_are_not_finite_do_not_leave_a_replay_either(loaded, made):
+    from specprune_ros.policy.policy import PolicyError
+
+    own = random_policy_model('tiny', seed=1)
+    policy, _ = graphed(own, made)
+    policy.warm_up('lift the red cube')
+    policy.act(look(0))
+    with torch.no_grad():
+        own.model.action_head.fc2.bias[0] = float('nan')
+    with pytest.raises(PolicyError, match='not finite'):
+        policy.act(look(1))
+    with torch.no_grad():
+        own.model.action_head.fc2.bias[0] = 0.0
+    result = policy.act(look(2))
+    assert 'after an error' in result.reset and result.mode is Mode.DENSE
+
+
+def test_closing_ends_the_thread(loaded):
+    engine = Graphs(loaded, TapeRecorder())
+    policy = Policy(loaded, engine=engine)
+    policy.act(look(0))
+    policy.close()
+    assert not any(thread.name == 'capture' for thread in threading.enumerate())
+
+
+def test_measured_deviation_is_the_same(loaded, made):
+    policy, _ = graphed(loaded, made)
+    plain = Policy(loaded)
+    policy.warm_up('lift the red cube')
+    for one in (policy, plain):
+        one.measure_deviation = True
+    for step in range(3):
+        one, two = policy.act(look(step)), plain.act(look(step))
+        assert np.array_equal(one.action_deviation, two.action_deviation)
+        assert one.kept_recall == two.kept_recall

@@ -1,0 +1,84 @@
+"""A whole query where there is no data: nothing is read on the host, nothing lies elsewhere."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from specprune_ros.models.build import cast, empty
+from specprune_ros.models.load import LoadedModel
+from specprune_ros.models.preprocess import Preprocessor
+from specprune_ros.models.presets import COGACT_7B, DB_OFT_7B, OPENVLA_OFT_7B, default_tokenizer
+from specprune_ros.models.statistics import Statistics
+from specprune_ros.models.tokens import PromptTokenizer
+from specprune_ros.policy.engine.answer import answer
+from specprune_ros.policy.engine.marks import HostMarks
+from specprune_ros.policy.engine.question import Question
+from specprune_ros.pruning.interface import Mode
+from specprune_ros.pruning.params import PruningParams
+
+FAMILIES = {'openvla-oft': OPENVLA_OFT_7B, 'db-oft': DB_OFT_7B, 'cogact': COGACT_7B}
+# The meta device refuses to tell a value, and to work with tensors of any other device.
+META = torch.device('meta')
+
+
+def released(config, layers):
+    """The released sizes in bfloat16, without a byte of memory; ``layers`` of the many alike."""
+    if layers:
+        towers = tuple(replace(tower, depth=3) for tower in config.towers)
+        config = replace(config, towers=towers, decoder=replace(config.decoder, depth=layers))
+    config = replace(config, template='openvla')
+    tokenizer = PromptTokenizer(default_tokenizer(), 'openvla', config.max_prompt)
+    model = cast(empty(config), torch.bfloat16)
+    preprocessor = Preprocessor(config, META, torch.bfloat16)
+    return LoadedModel(model, config, preprocessor, tokenizer, Statistics.identity())
+
+
+def question(loaded, prompt):
+    config = loaded.config
+    side = config.image_size
+    shape = (len(config.cameras), side, side, 3)
+    moves = torch.empty(config.chunk, config.action_dim, device=META)
+    return Question(
+        pictures=torch.empty(shape, dtype=torch.uint8, device=META),
+        prompt=prompt,
+        ids=torch.empty(1, len(prompt.ids), dtype=torch.int64, device=META),
+        proprio=torch.empty(config.proprio_dim, device=META) if config.proprio_dim else None,
+        noise=moves if config.dit is not None else None,
+    )
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+@pytest.mark.parametrize(
+    ('pruner', 'layers'),
+    [
+        ('specprune', 8),
+        pytest.param('specprune', None, marks=pytest.mark.slow),
+        pytest.param('dense', None, marks=pytest.mark.slow),
+        pytest.param('fastv', None, marks=pytest.mark.slow),
+    ],
+)
+@torch.inference_mode()
+def test_a_query_reads_no_value_and_stays_on_its_device(family, pruner, layers):
+    params = PruningParams().replace(pruner=pruner)
+    loaded = released(FAMILIES[family], layers)
+    prompt = loaded.tokenizer.encode('lift the red cube')
+    asked = question(loaded, prompt)
+    layout = loaded.model.layout(prompt)
+    for mode in (Mode.DENSE, Mode.COARSE, Mode.FINE):
+        given = answer(loaded, asked.form(layout, params, mode), asked, HostMarks())
+        assert all(tensor.is_meta for tensor in given.tensors().values())
+        assert given.packed.dtype is torch.float32
+        asked = replace(asked, carry=given.carry, then=asked.pictures)
+    pruned = given.told.mean < layout.vision_tokens
+    assert pruned == (pruner != 'dense')
+
+
+@torch.inference_mode()
+def test_a_tensor_left_on_the_host_is_found():
+    loaded = released(OPENVLA_OFT_7B, layers=8)
+    prompt = loaded.tokenizer.encode('lift the red cube')
+    asked = replace(question(loaded, prompt), proprio=torch.zeros(8))
+    form = asked.form(loaded.model.layout(prompt), PruningParams(), Mode.DENSE)
+    with pytest.raises(RuntimeError):
+        answer(loaded, form, asked, HostMarks())
