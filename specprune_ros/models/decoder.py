@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from specprune_ros.models.config import DecoderConfig
+from specprune_ros.models.fp8 import linear_part
 from specprune_ros.models.fused import PLAIN
 from specprune_ros.models.rotary import RotaryTable
 from specprune_ros.pruning.interface import PrunePass, PruneSchedule, RowGroup, TokenLayout
@@ -153,15 +154,13 @@ class Attention(nn.Module):
 
     def project_queries(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Rotated queries ``[B, H, m, d]`` of the rows ``x`` alone."""
-        bias = None if self.qkv.bias is None else self.qkv.bias[: self.query_width]
-        queries = F.linear(x, self.qkv.weight[: self.query_width], bias)
+        queries = linear_part(self.qkv, x, 0, self.query_width)
         queries = queries.view(*x.shape[:2], self.heads, self.head_dim)
         return self.kernels.rotate(queries, cos, sin).transpose(1, 2)
 
     def project_keys(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         """Rotated keys and values, each ``[B, G, L, d]``."""
-        bias = None if self.qkv.bias is None else self.qkv.bias[self.query_width :]
-        both = F.linear(x, self.qkv.weight[self.query_width :], bias)
+        both = linear_part(self.qkv, x, self.query_width, len(self.qkv.weight))
         both = both.view(*x.shape[:2], 2 * self.kv_heads, self.head_dim)
         keys = self.kernels.rotate(both[:, :, : self.kv_heads], cos, sin)
         return keys.transpose(1, 2), both[:, :, self.kv_heads :].transpose(1, 2)
