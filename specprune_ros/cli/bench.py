@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from specprune_ros.models.load import LoadedModel
     from specprune_ros.policy.bench.ceilings import Ceilings
     from specprune_ros.policy.bench.race import Contestant
-    from specprune_ros.policy.bench.sweep import Sweep
+    from specprune_ros.policy.calibration import Sweep
 
-SWEEP_STEP, SWEEP_ROUNDS = 64, 5
+SWEEP_STEP, SWEEP_ROUNDS = 32, 5
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
@@ -53,11 +53,10 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         '--sweep',
         nargs='?',
         const=SWEEP_STEP,
-        default=0,
         type=int,
         metavar='STEP',
-        help='also time the decoder at every multiple of STEP vision tokens (default '
-        f'{SWEEP_STEP}), find where fewer stop paying, and remember it for this device',
+        help='first time the decoder at every multiple of STEP rows and one row more (default '
+        f'{SWEEP_STEP}), find which tokens cost nothing, and remember it for this device',
     )
     parser.add_argument('--json', type=Path, help='write the rows here')
     parser.add_argument('--plot', type=Path, help='draw the roofline here (png, svg, pdf)')
@@ -134,16 +133,19 @@ def bench(
     seed: int = 0,
     changes: Mapping[str, Any] | None = None,
     stock: bool = True,
-    sweep_step: int = 0,
+    sweep_step: int | None = None,
     progress: bool = False,
     more: Callable[[LoadedModel], Sequence[Contestant]] | None = None,
 ) -> Result:
     """Time the policies (``race.table`` says what a row holds). ``more`` adds contestants.
 
+    Where it is known which tokens cost nothing on this device, measured now (``sweep_step``) or
+    before, SpecPrune keeps them, unless ``changes`` say otherwise; ``free_tokens`` of a row tells.
+
     Raises ``ParamError``, ``RoomError`` and the loader's errors, all of them ``ValueError``.
     """
     from specprune_ros.models.presets import BENCH_INSTRUCTION
-    from specprune_ros.policy.bench import sweep as sweeps
+    from specprune_ros.policy import calibration
     from specprune_ros.policy.bench.race import contestants, race
     from specprune_ros.policy.bench.scene import copies_ms, observations
     from specprune_ros.policy.bench.table import table
@@ -155,8 +157,14 @@ def bench(
         checkpoint, model, seed, device, dtype, threads=threads, progress=progress
     )
     loaded = first.loaded
+    name, counts = calibration.key(loaded), []
+    if sweep_step is not None:  # a bad one is refused before anything is measured
+        counts = calibration.edges(calibration.bench_layout(loaded), sweep_step)
     entered = contestants(loaded, pruners, dict(changes or {}), stock)
     entered += [] if more is None else list(more(loaded))
+    found = _sweep(loaded, name, counts, progress) if counts else calibration.known(name)
+    if found is not None:
+        loaded.model.staircase = found.staircase
     ceilings = _ceilings(loaded)
     scene = observations(first, BENCH_INSTRUCTION, seed)
     race(entered, scene, _progress(range(repeats), 'timing', progress))
@@ -164,16 +172,36 @@ def bench(
     ceilings = ceilings.best(_ceilings(loaded))
     rows = table(entered, checkpoint or model, ceilings)
     copied = round(copies_ms(first, next(scene)), 4)
-    result = Result([{**row, 'ms_copies': copied} for row in rows], peak_mib=_peak(loaded))
-    name = sweeps.key(rows[0]['device'], rows[0]['model'], rows[0]['dtype'])
-    if sweep_step:
-        rounds = _progress(range(SWEEP_ROUNDS), 'sweep', progress)
-        result.sweep = sweeps.sweep(loaded, BENCH_INSTRUCTION, sweep_step, rounds)
-        result.sweep_rows = _sweep_rows(result.sweep, rows[0])
-        sweeps.keep(name, result.sweep)
-    else:
-        result.sweep = sweeps.known(name)
-    return result
+    free = [_uses_free_tokens(contestant) for contestant in entered]
+    rows = [
+        {**row, 'ms_copies': copied, 'free_tokens': used}
+        for row, used in zip(rows, free, strict=True)
+    ]
+    sweep_rows = _sweep_rows(found, rows[0]) if found and counts else []
+    return Result(rows, found, sweep_rows, _peak(loaded))
+
+
+def _sweep(loaded: LoadedModel, name: str, counts: Sequence[int], progress: bool) -> Sweep:
+    """Measure and remember; a cache that cannot be written is only told of."""
+    from specprune_ros.policy import calibration
+
+    rounds = _progress(range(SWEEP_ROUNDS), 'sweep', progress)
+    found = calibration.sweep(loaded, counts, rounds)
+    try:
+        calibration.keep(name, found)
+    except OSError as error:
+        print(f'the sweep cannot be remembered: {error}', file=sys.stderr)
+    return found
+
+
+def _uses_free_tokens(contestant: Contestant) -> bool:
+    """Whether it keeps what costs nothing on this device."""
+    from specprune_ros.policy.calibration import bench_layout
+    from specprune_ros.pruning.interface import Mode
+    from specprune_ros.pruning.specprune import free_tokens
+
+    policy = contestant.policy
+    return free_tokens(bench_layout(policy.loaded), policy.params, Mode.COARSE) is not None
 
 
 def _ceilings(loaded: LoadedModel) -> Ceilings:

@@ -49,6 +49,13 @@ NODE_SETTINGS = (
         high=256,
     ),
     Setting(
+        'model.calibrate',
+        'auto',
+        'Measure while loading which numbers of rows cost the same on this device, in about 20 s, '
+        'and remember it, for pruning.free_tokens; auto: on a GPU.',
+        choices=('auto', 'always', 'never'),
+    ),
+    Setting(
         'model.load_timeout', 600.0, 'How long loading may take.', unit='s', low=1.0, high=7200.0
     ),
     Setting(

@@ -41,6 +41,7 @@ from specprune_ros.policy.overlay import draw
 from specprune_ros.policy.policy import Policy
 from specprune_ros.policy.result import PolicyResult
 from specprune_ros.pruning.params import PruningParams
+from specprune_ros.pruning.specprune import free_tokens
 from specprune_ros.robot.speed import ActionSpeed
 
 DIAGNOSTICS_PERIOD = 1.0  # s
@@ -70,6 +71,7 @@ class SpecPruneNode(AutoLifecycleNode):
         self._chunk_rate = RateMeter()
         self._latency = Percentiles()
         self._last: PolicyResult | None = None
+        self._asked = ''
         self._showing = False
         self._chosen: dict[str, Any] = {}
         self._settings = Settings(
@@ -196,6 +198,8 @@ class SpecPruneNode(AutoLifecycleNode):
             platform=values['model.platform'],
             fast_pictures=values['model.fast_pictures'],
             params=self._params,
+            calibrate=values['model.calibrate'],
+            log=self.get_logger(),
         )
         policy.absurd = values['absurd_action']
         policy.measure_deviation = values['measure.action_deviation']
@@ -252,7 +256,7 @@ class SpecPruneNode(AutoLifecycleNode):
         self._chunk_rate.tick(time.monotonic())
         self._latency.add((end - observation.stamp_ns) / SECOND_NS)
         # Its pictures are drawn below and not held until the next.
-        self._last = replace(result, overlay=None)
+        self._last, self._asked = replace(result, overlay=None), observation.instruction
         if self._refusal:
             self.get_logger().info('chunks again')
             self._refusal = ''
@@ -425,10 +429,21 @@ class SpecPruneNode(AutoLifecycleNode):
             values['tokens kept (mean)'] = (
                 f'{self._last.tokens.mean:.0f} of {self._last.tokens.total}'
             )
+            free = self._free_tokens(self._last)
+            if free:
+                values['kept more, free on this device'] = free
         status.values = [KeyValue(key=key, value=str(value)) for key, value in values.items()]
         message = DiagnosticArray(status=[status])
         message.header.stamp = self._stamp_now()
         self._diagnostics.publish(message)
+
+    def _free_tokens(self, last: PolicyResult) -> str:
+        """Tokens beyond the plan after each prune of the last query; empty where none can be."""
+        if self._policy is None:
+            return ''
+        layout = self._policy.layout(self._asked)
+        more = free_tokens(layout, self._policy.params, last.mode) or {}
+        return ', '.join(f'{count} after layer {layer}' for layer, count in more.items())
 
     def _health(self) -> tuple[bytes, str]:
         if self.last_error:

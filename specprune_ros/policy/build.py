@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
 import torch
 
 from specprune_ros.models.load import LoadedModel, load_policy_model, random_policy_model
+from specprune_ros.policy.calibration import Log, calibrate_model
 from specprune_ros.policy.policy import Policy
 from specprune_ros.pruning.params import PruningParams
 
 DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
+CALIBRATE = ('auto', 'always', 'never')
 BFLOAT16_FROM = (8, 0)  # compute capability: Ampere
 
 
@@ -58,14 +61,21 @@ def build_policy(
     fast_pictures: bool = False,
     params: PruningParams | None = None,
     progress: bool = False,
+    calibrate: str = 'never',
+    log: Log | None = None,
 ) -> Policy:
     """Load the checkpoint in ``path``, or build ``preset`` with random weights from ``seed``.
 
     ``threads`` bounds the CPU threads (0: all cores but one). ``platform`` and ``fast_pictures``
-    are the loader's. Raises ``ValueError`` or the loader's errors, which name the file and the
-    cure.
+    are the loader's. With ``calibrate`` ``always`` (``auto``: on a GPU) the tokens that cost
+    nothing there are kept (:func:`~specprune_ros.policy.calibration.calibrate_model`), and ``log``
+    is told what was found. What a pruner keeps then depends on the device, so that comparisons
+    across devices leave it out. Raises ``ValueError`` or the loader's errors, which name the file
+    and the cure.
     """
     place, kind = resolve(device, dtype)
+    if calibrate not in CALIBRATE:
+        raise ValueError(f"calibrate '{calibrate}' is none of {', '.join(CALIBRATE)}")
     # Two threads that wait for each other on a core that cameras and DDS share are slower than
     # one.
     torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) - 1))
@@ -82,4 +92,6 @@ def build_policy(
         )
     else:
         loaded = random_policy_model(preset, seed, place, kind)
+    if calibrate == 'always' or (calibrate == 'auto' and place.type == 'cuda'):
+        calibrate_model(loaded, log or logging.getLogger(__name__))
     return Policy(loaded, params)

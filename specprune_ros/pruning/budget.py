@@ -99,6 +99,16 @@ def least(layout: TokenLayout, params: PruningParams) -> int:
     return min(max(1, scaled), layout.vision_tokens)
 
 
+def free_count(count: int, layout: TokenLayout, params: PruningParams) -> int:
+    """The most vision tokens that cost no more than ``count`` where the query runs; ``count``
+    where that was not measured, or is not wanted.
+    """
+    if layout.staircase is None or not params.free_tokens or params.exact:
+        return count
+    others = layout.length - layout.vision_tokens
+    return min(layout.staircase.free(count + others) - others, layout.vision_tokens)
+
+
 def after_drop(current: int, layout: TokenLayout, params: PruningParams) -> int:
     """Vision tokens left after one layer-level prune of ``current``; whole cameras are spared."""
     locked = len(params.cameras_kept) * layout.patches

@@ -21,6 +21,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from specprune_ros.pruning.params import PruningParams
+    from specprune_ros.pruning.staircase import Staircase
 
 
 class RowGroup(StrEnum):
@@ -49,6 +50,7 @@ class TokenLayout:
     ``vision_start`` is the first vision row; cameras follow each other, each ``rows x columns``
     patches in row-major order. ``text`` and ``prompt`` are positions in ascending order and may be
     empty. ``action`` is a half-open range. ``depth`` is the number of decoder layers.
+    ``staircase`` is what rows cost where the query runs, ``None`` where nobody measured it.
     """
 
     cameras: int
@@ -60,6 +62,7 @@ class TokenLayout:
     length: int
     depth: int
     causal: bool = False
+    staircase: Staircase | None = None
 
     @property
     def patches(self) -> int:

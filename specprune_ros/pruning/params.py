@@ -241,6 +241,13 @@ class PruningParams:
         low=1,
         high=1024,
     )
+    free_tokens: bool = _p(
+        True,
+        'bool',
+        'Keep tokens that cost nothing on this device, where that was measured (model.calibrate). '
+        'Not with exact.',
+        'ours; docs/bench.md',
+    )
     exact: bool = _p(
         False,
         'bool',
@@ -1022,6 +1029,7 @@ _PRESET_CHANGES: dict[str, dict[str, Any]] = {
         'camera_factor': (1.0, 0.8),
         'camera_factor_dynamic': (1.0, 0.8),
         'bucket': 16,
+        'free_tokens': False,
         'keep_min': 1,
         'prior_fill': 'zero',
         'history_max': 11,
@@ -1041,6 +1049,7 @@ _PRESET_CHANGES: dict[str, dict[str, Any]] = {
         'camera_factor': (1.0, 0.79),
         'camera_factor_dynamic': (1.0, 1.3),
         'dynamic_rule': 'complement',
+        'free_tokens': False,
         'exact': True,
         'prefilter': True,
         'keep_min': 60,

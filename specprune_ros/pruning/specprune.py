@@ -24,6 +24,7 @@ from specprune_ros.pruning.budget import (
     Budgets,
     after_drop,
     budgets,
+    free_count,
     least,
     per_camera,
     scale_layers,
@@ -43,7 +44,11 @@ from specprune_ros.pruning.params import ParamError, PruningParams
 
 @dataclass(frozen=True)
 class Plan:
-    """Where one query listens and prunes, in the model's own layers, and with which rows."""
+    """Where one query listens and prunes, in the model's own layers, and with which rows.
+
+    ``planned``: vision tokens left after each prune by the method's budgets; ``counts``: with
+    those that are free on top.
+    """
 
     local: tuple[int, ...]
     globals: tuple[int, ...]
@@ -53,6 +58,7 @@ class Plan:
     rows_global: RowGroup
     rows_layer: RowGroup
     budgets: Budgets | None
+    planned: dict[int, int]
     counts: dict[int, int]
     schedule: PruneSchedule
     notes: tuple[str, ...]
@@ -127,22 +133,40 @@ def make_plan(layout: TokenLayout, params: PruningParams, mode: Mode) -> Plan:
             hear(updates, rows_layer)
         return Plan(
             local, globals_, updates, drops, rows_local, rows_global, rows_layer,
-            None, {}, _schedule(listen, {}), tuple(notes),
+            None, {}, {}, _schedule(listen, {}), tuple(notes),
         )  # fmt: skip
     hear(updates, rows_layer)
     hear(local, rows_local)
     allowed = budgets(layout, params, mode)
-    counts: dict[int, int] = {}
+    planned: dict[int, int] = {}
     if params.prefilter and len(local) > 1:
-        counts[local[0]] = _prefilter_count(layout, params, allowed)
-    current = counts[local[-1]] = min(allowed.filled, counts.get(local[0], allowed.filled))
+        planned[local[0]] = _prefilter_count(layout, params, allowed)
+    current = planned[local[-1]] = min(allowed.filled, planned.get(local[0], allowed.filled))
     for layer in drops:
-        current = counts[layer] = after_drop(current, layout, params)
+        current = planned[layer] = after_drop(current, layout, params)
+    # Each from its own plan, not from the count before it: free tokens do not add up over layers.
+    counts = {layer: free_count(count, layout, params) for layer, count in planned.items()}
     prune = dict.fromkeys(counts) if params.exact else counts
     return Plan(
         local, globals_, updates, drops, rows_local, rows_global, rows_layer,
-        allowed, counts, _schedule(listen, prune), tuple(notes),
+        allowed, planned, counts, _schedule(listen, prune), tuple(notes),
     )  # fmt: skip
+
+
+def free_tokens(layout: TokenLayout, params: PruningParams, mode: Mode) -> dict[int, int] | None:
+    """Vision tokens kept beyond the plan after each prune, because they cost nothing here.
+
+    ``None`` where that was not measured or is not wanted, and where the pruner has counts of its
+    own. Raises ParamError where layout and parameters do not fit.
+    """
+    follows = params.pruner == 'specprune' or (
+        params.pruner == 'random' and params.random_like == 'specprune'
+    )
+    asked = params.free_tokens and not params.exact and mode in (Mode.COARSE, Mode.FINE)
+    if layout.staircase is None or not (follows and asked):
+        return None
+    plan = make_plan(layout, params, mode)
+    return {layer: plan.counts[layer] - count for layer, count in plan.planned.items()}
 
 
 def _schedule(listen: dict[int, list[RowGroup]], prune: dict[int, int | None]) -> PruneSchedule:
@@ -387,7 +411,9 @@ class SpecPrunePass:
     def _drop(self, boundary: int, rows: Tensor) -> Tensor:
         """Drop the lowest running scores; ties by the last raw attention, then by position."""
         count = rows.shape[0]
-        keep = after_drop(count, self.layout, self.params)
+        keep = self.plan.counts[boundary]
+        if self.params.exact:
+            keep = after_drop(count, self.layout, self.params)
         running = self.running
         if running is None:
             running = torch.zeros(count, device=rows.device)

@@ -34,7 +34,9 @@ class Setting:
 
     def key(self, weights: str, executed: int) -> str:
         """Hex digest of all that decides this row's episodes, but their seeds."""
-        what = [weights, self.params.as_dict(), self.control, executed]
+        params = self.params.as_dict()
+        del params['free_tokens']  # the model of an evaluation never knows what is free
+        what = [weights, params, self.control, executed]
         text = json.dumps(what, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 

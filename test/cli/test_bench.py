@@ -10,8 +10,11 @@ import torch
 from specprune_ros.cli import bench
 from specprune_ros.models import presets
 from specprune_ros.models.flops import count, dense_flops, scheduled_work
+from specprune_ros.models.load import random_policy_model
 from specprune_ros.models.presets import preset
-from specprune_ros.policy.bench import race
+from specprune_ros.policy import calibration
+from specprune_ros.policy.bench import ceilings, race
+from specprune_ros.policy.calibration import Sweep
 from specprune_ros.pruning.interface import Mode, TokenLayout
 from specprune_ros.pruning.params import PRUNERS, ParamError, PruningParams
 from specprune_ros.pruning.registry import pruner
@@ -20,7 +23,7 @@ FIELDS = {
     'model', 'pruner', 'mode', 'device', 'dtype', 'tokens_in', 'tokens_mean', 'flops_ratio',
     'ms_p50', 'ms_p90', 'ms_p99', 'ms_max', 'speedup', 'speedup_stock', 'ms_copies',
     'ms_preprocess_p50', 'ms_vision_p50', 'ms_decoder_p50', 'ms_head_p50', 'gflops', 'tflops',
-    'gbs_decoder', 'ceiling_tflops', 'ceiling_gbs', 'floor_ms', 'distance',
+    'gbs_decoder', 'ceiling_tflops', 'ceiling_gbs', 'floor_ms', 'distance', 'free_tokens',
 }  # fmt: skip
 OFT = TokenLayout(
     cameras=2,
@@ -42,6 +45,11 @@ def one_thread():
     torch.set_num_threads(before)
 
 
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+
+
 def parse(*words):
     parser = argparse.ArgumentParser()
     bench.add_parser(parser.add_subparsers())
@@ -49,8 +57,7 @@ def parse(*words):
 
 
 @pytest.mark.slow
-def test_every_pruner_gets_a_row(tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+def test_every_pruner_gets_a_row(own_cache, tmp_path, capsys):
     out = tmp_path / 'rows.json'
     words = ('--model', 'tiny', '--pruner', 'all', '--repeats', '2', '--json', str(out))
     assert bench.run(parse(*words)) == 0
@@ -82,19 +89,34 @@ def test_every_pruner_gets_a_row(tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_sweep_is_measured_remembered_and_drawn(tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+def test_the_sweep_is_measured_remembered_and_drawn(own_cache, tmp_path, capsys):
     out, plot = tmp_path / 'rows.json', tmp_path / 'roofline.png'
     words = ('--model', 'tiny', '--repeats', '1', '--threads', '1', '--no-stock')
-    extra = ('--sweep', '256', '--json', str(out), '--plot', str(plot))
+    extra = ('--sweep', '349', '--json', str(out), '--plot', str(plot))
     assert bench.run(parse(*words, *extra)) == 0
     rows = [row for row in json.loads(out.read_text()) if row['mode'] == 'sweep']
-    assert [(row['tokens_mean'], row['rows']) for row in rows] == [(256, 349), (512, 605)]
-    assert rows[0]['ms_p50'] < rows[1]['ms_p50']
+    assert [(row['tokens_mean'], row['rows']) for row in rows] == [
+        (256, 349),
+        (257, 350),
+        (512, 605),
+    ]
+    assert rows[0]['ms_p50'] < rows[2]['ms_p50']
     assert plot.read_bytes().startswith(b'\x89PNG')
     assert 'Decoder swept' in capsys.readouterr().out
     assert bench.run(parse(*words)) == 0  # not measured again, and still told
     assert 'Decoder swept' in capsys.readouterr().out
+
+
+def test_what_is_known_to_be_free_here_is_kept_and_said(own_cache, monkeypatch):
+    known = ceilings.Ceilings(tflops=0.1, gbs=10.0)  # measured elsewhere, and slow to measure
+    monkeypatch.setattr(ceilings, 'measure', lambda *_: known)
+    name = calibration.key(random_policy_model('tiny'))
+    calibration.keep(name, Sweep((100, 512), (193, 605), (5.0, 5.0), '2026-11-21'))
+    pruners, few = 'specprune,specprune:paper', {'repeats': 1, 'threads': 1, 'stock': False}
+    dense, ours, paper = bench.bench(pruners, 'tiny', device='cpu', **few).rows
+    told = [row['free_tokens'] for row in (dense, ours, paper)]
+    assert told == [False, True, False]
+    assert paper['tokens_mean'] < 300 < ours['tokens_mean'] == 512
 
 
 def test_the_paper_preset_costs_what_the_paper_says():
@@ -152,15 +174,13 @@ def test_mistakes_are_named():
         (('--model', 'tiny', '--device', 'toaster'), 'is no device'),
         (('--model', 'tiny', '--repeats', '0'), 'at least 1'),
         (('--model', 'tiny', '--param', 'alpha=9'), 'alpha'),
-        pytest.param(
-            ('--model', 'tiny', '--repeats', '1', '--sweep', '999'),
-            'sweep step 999',
-            marks=pytest.mark.slow,
-        ),
+        (('--model', 'tiny', '--sweep', '999'), 'sweep step 999: must be 1..605 rows'),
+        (('--model', 'tiny', '--sweep', '0'), 'sweep step 0'),
         (('--checkpoint', '/nowhere'), 'not a folder'),
     ],
 )
-def test_bad_input_ends_with_a_sentence(words, said, capsys):
+def test_bad_input_ends_with_a_sentence(words, said, capsys, monkeypatch):
+    monkeypatch.setattr(ceilings, 'measure', None)  # it is said before anything is measured
     assert bench.run(parse(*words)) == 1
     error = capsys.readouterr().err
     assert error.startswith('specprune bench: ') and said in error

@@ -5,6 +5,11 @@ import signal
 
 import numpy as np
 import pytest
+import torch
+
+from specprune_ros.models.load import random_policy_model
+from specprune_ros.policy import calibration
+from specprune_ros.policy.calibration import Sweep
 
 pytestmark = [pytest.mark.ros, pytest.mark.timeout(120)]
 
@@ -22,6 +27,12 @@ def fresh(rig, count=2):
     have = len(rig.stats)
     assert rig.feed(20.0, until=lambda: len(rig.stats) >= have + count), rig.process.text()
     return rig.stats[-1]
+
+
+def told(rig, key):
+    """What the newest diagnostics say under the first key that begins so."""
+    values = rig.diagnoses[-1].status[0].values if rig.diagnoses else []
+    return next((value.value for value in values if value.key.startswith(key)), '')
 
 
 def quiet(rig, feed, reason):
@@ -44,8 +55,14 @@ def quiet(rig, feed, reason):
     assert rig.process.alive()
 
 
-def test_pictures_in_chunks_out_parameters_live(rig_with):
-    rig = running(rig_with())
+def test_pictures_in_chunks_out_parameters_live(rig_with, tmp_path, monkeypatch):
+    # Known of this machine: whatever rows there are, they cost the same.
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+    torch.set_num_threads(1)
+    flat = Sweep((100, 512), (193, 605), (5.0, 5.0), '2026-11-21')
+    calibration.keep(calibration.key(random_policy_model('tiny')), flat)
+    rig = running(rig_with(model__calibrate='always', pruning__free_tokens=False))
+    assert 'fewer tokens buy nothing' in rig.process.text()
     rig.wait(lambda: len(rig.chunks) >= len(rig.stats), 2.0)
     chunk, stats = rig.chunks[-1], rig.stats[-1]
     first = rig.stats[0]
@@ -79,6 +96,16 @@ def test_pictures_in_chunks_out_parameters_live(rig_with):
     assert after.params_version == before + 1
     assert after.alpha == pytest.approx(0.4)
     assert after.tokens_mean < stats.tokens_mean
+
+    # Tokens that cost nothing are kept when that is wanted, and the diagnostics say how many.
+    assert rig.set(pruning__free_tokens=True) == [(True, '')]
+    free = fresh(rig, 3)
+    assert set(free.tokens_after) == {512} and len(free.tokens_after) == len(after.tokens_after)
+    left = zip(after.prune_layers, after.tokens_after, strict=True)
+    more = [f'{512 - tokens} after layer {layer}' for layer, tokens in left]
+    assert rig.feed(5.0, until=lambda: told(rig, 'kept more') == ', '.join(more))
+    assert rig.set(pruning__free_tokens=False) == [(True, '')]
+    assert list(fresh(rig, 3).tokens_after) == list(after.tokens_after)
 
     # Out of range, of the wrong type, unknown choice, contradictory together: refused with reason.
     ((ok, reason),) = rig.set(pruning__alpha=99.0)
