@@ -5,8 +5,10 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 
 from specprune_ros.nodes.inbox import Inbox, NotReady
+from specprune_ros.nodes.outbox import Job, Outbox
 from specprune_ros.policy.device import fault_of, release
 from specprune_ros.policy.observation import Observation, ObservationError
 from specprune_ros.policy.policy import Policy, PolicyError
@@ -21,8 +23,10 @@ class InferenceThread(threading.Thread):
 
     CUDA graphs and compiled code belong to the thread that made them, so everything that touches
     the model happens here. ``build`` makes the policy; ``now_ns`` is the node's clock; ``deliver``
-    takes each result with the observation and the times (ns) at which inference began and ended;
-    ``refuse`` takes the reason why there was no chunk; ``pace`` gives the least time between two
+    takes each result with the observation and the times (ns) at which inference began and ended,
+    notes what the next query must know, and returns the job that publishes it; ``refuse`` takes
+    the reason why there was no chunk. Both jobs are done by an :class:`Outbox`, in the order of
+    the queries, while the next query runs. ``pace`` gives the least time between two
     queries and how long to wait for a newer picture than the one at hand (seconds); ``lose`` takes
     the sentence about a device that was lost, after which the thread ends.
     """
@@ -32,7 +36,7 @@ class InferenceThread(threading.Thread):
         build: Callable[[], Policy],
         inbox: Inbox,
         now_ns: Callable[[], int],
-        deliver: Callable[[Observation, PolicyResult, int, int], None],
+        deliver: Callable[[Observation, PolicyResult, int, int], Job],
         refuse: Callable[[str], None],
         pace: Callable[[], tuple[float, float]],
         lose: Callable[[str], None],
@@ -45,6 +49,7 @@ class InferenceThread(threading.Thread):
         self._refuse = refuse
         self._pace = pace
         self._lose = lose
+        self._outbox = Outbox()
         self._built = threading.Event()
         self._active = threading.Event()
         self._idle = threading.Event()
@@ -59,6 +64,7 @@ class InferenceThread(threading.Thread):
         Raises what building it raised, ``TimeoutError`` or ``InterruptedError``.
         """
         self.start()
+        self._outbox.start()
         end = time.monotonic() + timeout
         while not self._built.wait(PATIENCE) and time.monotonic() < end:
             if interrupted():
@@ -78,20 +84,26 @@ class InferenceThread(threading.Thread):
         self._active.set()
 
     def deactivate(self, timeout: float = 5.0) -> bool:
-        """Stop querying; returns whether the query under way ended in time."""
+        """Stop querying and publishing; returns whether what was under way ended in time."""
         self._active.clear()
         self._generation += 1
         end = time.monotonic() + timeout
         while self.is_alive() and not self._idle.wait(min(timeout, PATIENCE)):
             if time.monotonic() > end:
                 return False
-        return True
+        return self._outbox.settle(max(end - time.monotonic(), 0.0))
+
+    @property
+    def behind(self) -> bool:
+        """Whether another result waits to be published."""
+        return self._outbox.behind
 
     def close(self, timeout: float = 5.0) -> None:
         """End the thread and let go of the model."""
         self._ending.set()
         self._active.set()
         self._inbox.close()
+        self._outbox.close(timeout)
         if self.is_alive():
             self.join(timeout)
         if not self.is_alive():
@@ -123,7 +135,7 @@ class InferenceThread(threading.Thread):
             if not self._inbox.wait(PATIENCE, newer_for):
                 reason = self._inbox.unready(self._now_ns())
                 if reason and self._active.is_set():
-                    self._refuse(reason)
+                    self._say(reason, self._generation)
                 continue
             due = time.monotonic() + period
             if not self._query():
@@ -136,35 +148,52 @@ class InferenceThread(threading.Thread):
         try:
             observation = self._inbox.take(begin)
             result = self.policy.act(observation)
+            if self._stopped(generation):
+                return True
+            job = self._deliver(observation, result, begin, self._now_ns())
         except (NotReady, ObservationError, PolicyError) as error:
-            self._refuse(str(error))
+            self._say(str(error), generation)
             return True
         except Exception as error:  # whatever fails must stop the arm, and say so
             failure = error.with_traceback(None)  # whose frames would hold the query's tensors
         else:
-            failure = None
-        if failure is not None:
-            return self._failed(failure)
-        # What was asked before a stop is not answered after it.
-        if generation != self._generation or self._ending.is_set():
+            self._hand_over(partial(self._publish, job), generation)
             return True
-        try:
-            self._deliver(observation, result, begin, self._now_ns())
-        except Exception as error:  # nor must a message that cannot be made
-            self._refuse(f'the result cannot be published: {type(error).__name__}: {error}')
-        return True
+        return self._failed(failure, generation)
 
-    def _failed(self, error: Exception) -> bool:
+    def _failed(self, error: Exception, generation: int) -> bool:
         """Say what a query failed of; returns whether another can be asked."""
         device = self.policy.loaded.preprocessor.device
         fault = fault_of(error, device)
         if fault is None:
-            self._refuse(f'the policy failed: {type(error).__name__}: {error}')
+            self._say(f'the policy failed: {type(error).__name__}: {error}', generation)
             return True
         if not fault.lost:
-            self._refuse(fault.sentence)
+            self._say(fault.sentence, generation)
             release(device)
             return True
         self._active.clear()
         self._lose(fault.sentence)
         return False
+
+    def _say(self, reason: str, generation: int) -> None:
+        self._hand_over(partial(self._refuse, reason), generation)
+
+    def _hand_over(self, job: Job, generation: int) -> None:
+        """To the outbox, unless a stop comes before it is done."""
+
+        def unless_stopped() -> None:
+            if not self._stopped(generation):
+                job()
+
+        self._outbox.put(unless_stopped, partial(self._stopped, generation))
+
+    def _stopped(self, generation: int) -> bool:
+        """Whether a stop came since: what was asked before one is not answered after it."""
+        return generation != self._generation or self._ending.is_set()
+
+    def _publish(self, job: Job) -> None:
+        try:
+            job()
+        except Exception as error:  # a message that cannot be made must not end the thread
+            self._refuse(f'the result cannot be published: {type(error).__name__}: {error}')

@@ -13,6 +13,7 @@ from sensor_msgs.msg import Image
 
 from specprune_ros.nodes.pictures import PictureError
 from specprune_ros.policy.colours import COLOURS, OTHER
+from specprune_ros.policy.result import Overlay
 
 KEPT = 128
 BITS = {'global': 1, 'dynamic': 2, 'local': 4}
@@ -26,6 +27,13 @@ def encode(kept: np.ndarray, sets: dict[str, np.ndarray]) -> np.ndarray:
     for name, members in sets.items():
         mask[kept & members] |= BITS.get(name, OTHER_BIT)
     return mask
+
+
+def of_overlay(overlay: Overlay, camera: int) -> Image:
+    """The message about one camera of a query; the header is left to the caller."""
+    shape = (-1, *overlay.grid)
+    sets = {name: members.reshape(shape)[camera] for name, members in overlay.sets.items()}
+    return to_message(encode(overlay.kept.reshape(shape)[camera], sets))
 
 
 def colours(mask: np.ndarray) -> np.ndarray:

@@ -1,6 +1,6 @@
 """``specprune_node``: pictures, state and a sentence in; action chunks and their account out.
 
-Callbacks store, one thread infers, and what it finds is published the moment it is known.
+Callbacks store, one thread infers, and another publishes what it finds the moment it is known.
 """
 
 from __future__ import annotations
@@ -8,8 +8,9 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ from specprune_ros.nodes.inputs import COMPLAIN_PERIOD, Inputs, sample
 from specprune_ros.nodes.lifecycle import AutoLifecycleNode, run
 from specprune_ros.nodes.messages import chunk_message, stats_message
 from specprune_ros.nodes.meters import Percentiles, RateMeter
+from specprune_ros.nodes.outbox import Job
 from specprune_ros.nodes.parameters import Settings
 from specprune_ros.nodes.pictures import to_message
 from specprune_ros.nodes.quality import every, newest
@@ -39,7 +41,7 @@ from specprune_ros.policy.device import check_alive, explain
 from specprune_ros.policy.observation import Observation
 from specprune_ros.policy.overlay import draw
 from specprune_ros.policy.policy import Policy
-from specprune_ros.policy.result import PolicyResult
+from specprune_ros.policy.result import Overlay, PolicyResult
 from specprune_ros.pruning.params import PruningParams
 from specprune_ros.pruning.specprune import free_tokens
 from specprune_ros.robot.speed import ActionSpeed
@@ -230,33 +232,43 @@ class SpecPruneNode(AutoLifecycleNode):
 
     def _deliver(
         self, observation: Observation, result: PolicyResult, begin: int, end: int
-    ) -> None:
+    ) -> Job:
+        """Note what the next query must know; the job publishes."""
         assert self._policy
         self._sequence += 1
         header = Header(
             stamp=time_message(observation.stamp_ns),
             frame_id=self._base_frame,
         )
-        action = self._policy.config.action
-        self._chunks.publish(
-            chunk_message(
-                result,
-                action,
-                self._policy.step_dt,
-                observation.instruction,
-                header,
-                self._sequence,
-                begin,
-                end,
-            )
-        )
         frame = self._inputs.speed_frame if self._inputs else ''
-        self._stats.publish(stats_message(result, header, self._sequence, frame))
         self._follow_actions(result, end)
-        self._chunk_rate.tick(time.monotonic())
         self._latency.add((end - observation.stamp_ns) / SECOND_NS)
-        # Its pictures are drawn below and not held until the next.
+        # Its pictures are drawn by the job and not held until the next.
         self._last, self._asked = replace(result, overlay=None), observation.instruction
+        chunk = partial(
+            chunk_message,
+            result,
+            self._policy.config.action,
+            self._policy.step_dt,
+            observation.instruction,
+            header,
+            self._sequence,
+            begin,
+            end,
+        )
+        account = partial(stats_message, result, header, self._sequence, frame)
+        return partial(self._publish, chunk, account, header, result)
+
+    def _publish(
+        self,
+        chunk: Callable[[], ActionChunk],
+        account: Callable[[], PruneStats],
+        header: Header,
+        result: PolicyResult,
+    ) -> None:
+        self._chunks.publish(chunk())
+        self._stats.publish(account())
+        self._chunk_rate.tick(time.monotonic())
         if self._refusal:
             self.get_logger().info('chunks again')
             self._refusal = ''
@@ -277,22 +289,22 @@ class SpecPruneNode(AutoLifecycleNode):
         self._inbox.put_speed(sample(speed), now_ns)
 
     def _publish_overlays(self, header: Header, result: PolicyResult) -> None:
-        for index, (camera, publisher) in enumerate(self._overlays.items()):
-            if result.overlay is None or publisher.get_subscription_count() == 0:
-                continue
-            message = to_message(draw(result.overlay, index))
-            message.header.stamp = header.stamp
-            message.header.frame_id = camera
-            publisher.publish(message)
-        for index, (camera, publisher) in enumerate(self._masks.items()):
-            if result.overlay is None or publisher.get_subscription_count() == 0:
-                continue
-            shape = (-1, *result.overlay.grid)
-            sets = {n: s.reshape(shape)[index] for n, s in result.overlay.sets.items()}
-            message = kept.to_message(kept.encode(result.overlay.kept.reshape(shape)[index], sets))
-            message.header.stamp = header.stamp
-            message.header.frame_id = camera
-            publisher.publish(message)
+        """What was kept, drawn and as masks, for those who look; a waiting chunk comes first."""
+        overlay, thread = result.overlay, self._thread
+        if overlay is None:
+            return
+        for index, camera in enumerate(self._overlays):
+            for publisher, make in (
+                (self._masks[camera], kept.of_overlay),
+                (self._overlays[camera], drawn),
+            ):
+                if thread is None or thread.behind:
+                    return
+                if publisher.get_subscription_count():
+                    message = make(overlay, index)
+                    message.header.stamp = header.stamp
+                    message.header.frame_id = camera
+                    publisher.publish(message)
 
     def _refuse(self, reason: str) -> None:
         """No chunk was made, and why: once in the log, always in the diagnostics."""
@@ -465,6 +477,11 @@ class SpecPruneNode(AutoLifecycleNode):
 
     def _stamp_now(self) -> TimeMessage:
         return Time(nanoseconds=self._now_ns()).to_msg()
+
+
+def drawn(overlay: Overlay, camera: int) -> Image:
+    """The overlay of one camera as a message."""
+    return to_message(draw(overlay, camera))
 
 
 def _limits(values: Mapping[str, Any]) -> Limits:
