@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from specprune_ros.policy.bench.ceilings import Ceilings
     from specprune_ros.policy.bench.race import Contestant
     from specprune_ros.policy.calibration import Sweep
+    from specprune_ros.policy.engine.graphs import Recorder
 
 SWEEP_STEP, SWEEP_ROUNDS = 32, 5
 
@@ -50,6 +51,9 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     )
     parser.add_argument('--no-stock', action='store_true', help='leave the stock loop out')
     parser.add_argument(
+        '--no-graphs', action='store_true', help='leave the CUDA graphs out (a CPU has none)'
+    )
+    parser.add_argument(
         '--sweep',
         nargs='?',
         const=SWEEP_STEP,
@@ -79,6 +83,7 @@ def run(args: argparse.Namespace) -> int:
             seed=args.seed,
             changes=parse_changes(args.param),
             stock=not args.no_stock,
+            graphs=not args.no_graphs,
             sweep_step=args.sweep,
             progress=True,
         )
@@ -113,13 +118,15 @@ def parse_changes(items: list[str]) -> dict[str, Any]:
 @dataclass
 class Result:
     """``rows`` of the race, dense first; ``sweep`` (measured now or remembered) if there is one,
-    and its rows where it was measured now. ``peak_mib`` of device memory, ``None`` on a CPU.
+    and its rows where it was measured now. ``peak_mib`` of device memory and ``weights_mib`` of
+    the model; the first is ``None`` on a CPU.
     """
 
     rows: list[dict[str, Any]]
     sweep: Sweep | None = None
     sweep_rows: list[dict[str, Any]] = field(default_factory=list)
     peak_mib: float | None = None
+    weights_mib: float = 0.0
 
 
 def bench(
@@ -133,6 +140,7 @@ def bench(
     seed: int = 0,
     changes: Mapping[str, Any] | None = None,
     stock: bool = True,
+    graphs: bool = True,
     sweep_step: int | None = None,
     progress: bool = False,
     more: Callable[[LoadedModel], Sequence[Contestant]] | None = None,
@@ -145,6 +153,7 @@ def bench(
     Raises ``ParamError``, ``RoomError`` and the loader's errors, all of them ``ValueError``.
     """
     from specprune_ros.models.presets import BENCH_INSTRUCTION
+    from specprune_ros.models.room import weight_bytes
     from specprune_ros.policy import calibration
     from specprune_ros.policy.bench.race import contestants, race
     from specprune_ros.policy.bench.scene import copies_ms, observations
@@ -160,7 +169,8 @@ def bench(
     name, counts = calibration.key(loaded), []
     if sweep_step is not None:  # a bad one is refused before anything is measured
         counts = calibration.edges(calibration.bench_layout(loaded), sweep_step)
-    entered = contestants(loaded, pruners, dict(changes or {}), stock)
+    recorder = _recorder(loaded) if graphs else None
+    entered = contestants(loaded, pruners, dict(changes or {}), stock, recorder)
     entered += [] if more is None else list(more(loaded))
     found = _sweep(loaded, name, counts, progress) if counts else calibration.known(name)
     if found is not None:
@@ -178,7 +188,8 @@ def bench(
         for row, used in zip(rows, free, strict=True)
     ]
     sweep_rows = _sweep_rows(found, rows[0]) if found and counts else []
-    return Result(rows, found, sweep_rows, _peak(loaded))
+    weights = round(weight_bytes(loaded.model) / 2**20, 1)
+    return Result(rows, found, sweep_rows, _peak(loaded), weights)
 
 
 def _sweep(loaded: LoadedModel, name: str, counts: Sequence[int], progress: bool) -> Sweep:
@@ -204,6 +215,16 @@ def _uses_free_tokens(contestant: Contestant) -> bool:
     return free_tokens(bench_layout(policy.loaded), policy.params, Mode.COARSE) is not None
 
 
+def _recorder(loaded: LoadedModel) -> Recorder | None:
+    """What captures graphs where the model is, ``None`` on a CPU."""
+    device = next(loaded.model.parameters()).device
+    if device.type != 'cuda':
+        return None
+    from specprune_ros.policy.engine.capture import CudaRecorder
+
+    return CudaRecorder(device)
+
+
 def _ceilings(loaded: LoadedModel) -> Ceilings:
     from specprune_ros.policy.bench.ceilings import measure
 
@@ -217,7 +238,8 @@ def _peak(loaded: LoadedModel) -> float | None:
     device = next(loaded.model.parameters()).device
     if device.type != 'cuda':
         return None
-    return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
+    # What is reserved: a graph's memory counts as free between its replays, and is not.
+    return round(torch.cuda.max_memory_reserved(device) / 2**20, 1)
 
 
 def _sweep_rows(sweep: Sweep, dense: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from specprune_ros.cli.bench import Result
 
-LOOPS = {'stock': ' (stock loop)', 'eager': ''}
+LOOPS = {'stock': ' (stock loop)', 'eager': '', 'graph': ' (graph)'}
 
 
 def print_tables(result: Result) -> None:
@@ -19,12 +19,18 @@ def print_tables(result: Result) -> None:
     console.width = max(console.width, 136)
     console.print(_times(result.rows))
     console.print(_rates(result.rows))
+    for row in result.rows:
+        if row['trouble']:
+            console.print(f'{name(row)}: {row["trouble"]}')
     if result.sweep_rows:
         console.print(_sweep(result.sweep_rows))
     if result.sweep:
         console.print(f'Decoder swept {result.sweep.date}: {result.sweep.told()}.')
     if result.peak_mib is not None:
-        console.print(f'Peak device memory: {result.peak_mib:.0f} MiB.')
+        console.print(
+            f'Device memory: {result.weights_mib:.0f} MiB of weights, '
+            f'{result.peak_mib - result.weights_mib:.0f} MiB more at the most.'
+        )
 
 
 def name(row: dict[str, Any]) -> str:
@@ -38,8 +44,9 @@ def _times(rows: list[dict[str, Any]]) -> Table:
     table = Table(
         title=f'{what}, {first["queries"]} queries',
         caption='Speed-ups are medians over rounds, end to end, against the stock loop and '
-        'against dense in this package, quartiles in brackets. FLOPs of the whole query; decoder: '
-        'the language model alone, as the papers count; 7B: the same at OpenVLA-OFT-7B.',
+        'against dense in this package (a graph against the dense graph), quartiles in brackets. '
+        'FLOPs of the whole query; decoder: the language model alone, as the papers count; 7B: '
+        'the same at OpenVLA-OFT-7B.',
     )
     table.add_column('', no_wrap=True)
     for title in (

@@ -18,12 +18,13 @@ from specprune_ros.models.embedded import Embedded
 from specprune_ros.models.load import LoadedModel
 from specprune_ros.models.stock import stock_pass
 from specprune_ros.policy.engine.eager import Eager
+from specprune_ros.policy.engine.graphs import Graphs, Recorder
 from specprune_ros.policy.observation import Observation
 from specprune_ros.policy.policy import Policy
 from specprune_ros.policy.result import PolicyResult
 from specprune_ros.pruning.interface import PrunePass
 from specprune_ros.pruning.params import ParamError, PruningParams
-from specprune_ros.pruning.registry import names
+from specprune_ros.pruning.registry import names, pruner
 
 WARM_QUERIES = 5  # dense first, then until every method's memory is full
 
@@ -40,7 +41,8 @@ def stock_decode(
 class Contestant:
     """One pruner with a policy of its own; the weights are shared.
 
-    ``mode`` says what runs the decoder: ``eager`` is this package, ``stock`` the plain loop.
+    ``mode`` says what runs the query: ``eager`` is this package, ``graph`` the same captured as a
+    CUDA graph, ``stock`` the plain loop.
     """
 
     label: str
@@ -59,10 +61,21 @@ class Contestant:
 
 
 def contestants(
-    loaded: LoadedModel, pruners: str, changes: Mapping[str, Any], stock: bool = True
+    loaded: LoadedModel,
+    pruners: str,
+    changes: Mapping[str, Any],
+    stock: bool = True,
+    recorder: Recorder | None = None,
 ) -> list[Contestant]:
-    """Dense first, then what ``pruners`` names; stock last. Raises ``ParamError``."""
-    made = [Contestant(label, Policy(loaded, p)) for label, p in chosen(pruners, changes)]
+    """Dense first, then what ``pruners`` names; the same as graphs, where there is a ``recorder``
+    and the method can be captured; stock last. Raises ``ParamError``.
+    """
+    asked = chosen(pruners, changes)
+    made = [Contestant(label, Policy(loaded, params)) for label, params in asked]
+    for label, params in asked:
+        if recorder is not None and getattr(pruner(params.pruner), 'pure', False):
+            captured = Policy(loaded, params, engine=Graphs(loaded, recorder))
+            made.append(Contestant(label, captured, 'graph'))
     if stock:
         plain = Policy(loaded, made[0].policy.params, engine=Eager(loaded, stock_decode))
         made.append(Contestant('dense', plain, 'stock'))
@@ -97,19 +110,23 @@ def race(
 ) -> None:
     """Ask everybody once per round with the same observation, in turning order.
 
+    Graphs are captured first, for the scene's sentence.
     ``warm`` rounds come first and are not counted; after the last, every contestant's actions are
     compared with dense on one more observation.
     """
+    observation = next(scene)
+    for contestant in entered:
+        if contestant.mode == 'graph':
+            contestant.policy.warm_up(observation.instruction)
     for _ in range(warm):
-        observation = next(scene)
         for contestant in entered:
             contestant.policy.act(observation)
-    for number in rounds:
         observation = next(scene)
+    for number in rounds:
         turn = number % len(entered)
         for contestant in entered[turn:] + entered[:turn]:
             contestant.ask(observation)
-    observation = next(scene)
+        observation = next(scene)
     actions = [contestant.policy.act(observation).actions for contestant in entered]
     for contestant, mine in zip(entered, actions, strict=True):
         contestant.deviation = float(np.abs(mine - actions[0]).max())

@@ -25,14 +25,19 @@ def table(entered: list[Contestant], model: str, ceilings: Ceilings) -> list[dic
     """One row per contestant, in their order; the first is what speed-ups are against.
 
     ``speedup`` is the median over rounds of dense time over this one's in the same round, with its
-    quartiles; ``speedup_stock`` the same against the stock loop, where that ran. ``flops_ratio``
+    quartiles: a graph's against the dense graph, everybody else's against dense as it is asked.
+    ``speedup_stock``: the same against the stock loop, where that ran. ``flops_ratio``
     counts the whole query; ``flops_ratio_decoder`` the language model alone, as the papers do, and
     ``flops_ratio_7b`` the same at OpenVLA-OFT's size (where the model has its depth). ``floor_ms``
     is the sum over stages of the longer of operations at the GEMM ceiling and weights read at the
     memory ceiling.
     """
     stock = next((c for c in entered if c.mode == 'stock'), None)
-    return [_row(c, entered[0], stock, model, ceilings) for c in entered]
+    graph = next((c for c in entered if (c.label, c.mode) == ('dense', 'graph')), entered[0])
+    return [
+        _row(c, graph if c.mode == 'graph' else entered[0], stock, model, ceilings)
+        for c in entered
+    ]
 
 
 def _row(
@@ -59,6 +64,7 @@ def _row(
         'speedup_stock': None,
         'action_deviation': c.deviation,
         'queries': len(c.seconds),
+        'trouble': c.policy.engine_trouble,
     }
     if stock is not None:
         against = np.array(stock.seconds) / np.array(c.seconds)
@@ -117,7 +123,7 @@ def account(
     contestant: Contestant, config: PolicyConfig, layout: TokenLayout, after: Mapping[int, int]
 ) -> tuple[Flops, list[LayerRows]]:
     """Operations of one query at the size of ``config``, and the rows of each layer."""
-    if contestant.mode != 'eager':
+    if contestant.mode not in ('eager', 'graph'):
         rows = layout.length
         work = [LayerRows(rows, rows, rows)] * layout.depth
         return count(config, work), work

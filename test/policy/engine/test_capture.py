@@ -1,0 +1,171 @@
+"""The order in which a capture is made, on stand-ins; on a GPU, that its replays are right."""
+
+from contextlib import contextmanager
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+
+from specprune_ros.policy.engine import capture
+from specprune_ros.policy.engine.held import Held
+
+
+def test_what_a_run_reads_from_outside_is_held_and_nothing_it_made():
+    weight, constant, given = torch.ones(3, 3), torch.ones(3), torch.ones(2, 3)
+    with Held() as held:
+        made = given @ weight[:, 1:]
+        made = made + constant[:2]
+        made.mul_(2).view(-1)[0].add_(1)
+    kept = {tensor.untyped_storage().data_ptr() for tensor in held.tensors.values()}
+    assert kept == {t.untyped_storage().data_ptr() for t in (weight, constant, given)}
+    assert made.untyped_storage().data_ptr() not in kept
+
+
+class FakeStream:
+    """The calls PyTorch's streams take, written down."""
+
+    def __init__(self, calls, name):
+        self.calls, self.name = calls, name
+
+    def wait_stream(self, other):
+        self.calls.append(f'{self.name} waits')
+
+    def synchronize(self):
+        self.calls.append(f'{self.name} done')
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """torch.cuda without a device: real signatures, and a list of what was called."""
+    made, now = [], ['default']
+    # In the order in which the recorder asks for them.
+    streams = iter(('serving', 'warming', 'capturing'))
+
+    @contextmanager
+    def stream(entered):
+        before, now[0] = now[0], entered.name
+        try:
+            yield
+        finally:
+            now[0] = before
+
+    @contextmanager
+    def device(place):
+        yield
+
+    graph = mock.create_autospec(torch.cuda.CUDAGraph, instance=True)
+    graph.capture_begin.side_effect = lambda **options: made.append(f'begin in {now[0]}')
+    graph.capture_end.side_effect = lambda: made.append(f'end in {now[0]}')
+    graph.replay.side_effect = lambda: made.append(f'replay in {now[0]}')
+    cuda = capture.torch.cuda
+    monkeypatch.setattr(cuda, 'Stream', lambda place, priority=0: FakeStream(made, next(streams)))
+    monkeypatch.setattr(cuda, 'current_stream', lambda: FakeStream(made, now[0]))
+    monkeypatch.setattr(cuda, 'stream', stream)
+    monkeypatch.setattr(cuda, 'device', device)
+    monkeypatch.setattr(cuda, 'graph_pool_handle', lambda: (0, 1))
+    monkeypatch.setattr(cuda, 'CUDAGraph', lambda: graph)
+    monkeypatch.setattr(capture.CudaRecorder, '_prime', lambda self: made.append('primed'))
+    return made, now, graph
+
+
+def test_a_capture_warms_up_elsewhere_and_replays_where_it_is_asked(calls):
+    made, now, graph = calls
+    recorder = capture.CudaRecorder('cuda:0')
+    replay = recorder.record(
+        lambda: made.append(f'run in {now[0]}'), lambda: made.append(f'warm in {now[0]}')
+    )
+    assert made == [
+        'warming waits', 'warm in warming', 'warm in warming', 'warm in warming', 'warming done',
+        'primed', 'begin in capturing', 'run in capturing', 'end in capturing',
+    ]  # fmt: skip
+    assert graph.capture_begin.call_args.kwargs['capture_error_mode'] == 'thread_local'
+    made.clear()
+    with recorder.serving():
+        replay()
+    assert made == ['serving waits', 'replay in serving', 'serving done']
+
+
+def test_a_run_that_fails_ends_its_capture_and_keeps_its_own_reason(calls):
+    made, now, graph = calls
+    graph.capture_end.side_effect = RuntimeError('capture was invalidated')
+    recorder = capture.CudaRecorder('cuda:0')
+
+    def run():
+        raise RuntimeError('operation not permitted when stream is capturing')
+
+    with pytest.raises(RuntimeError, match='operation not permitted'):
+        recorder.record(run, lambda: None)
+    assert graph.capture_end.called
+    assert now[0] == 'default'
+    # The next one is not kept waiting.
+    graph.capture_end.side_effect = None
+    recorder.record(lambda: None, lambda: None)
+
+
+@pytest.mark.gpu
+def test_a_captured_run_follows_its_buffers():
+    recorder = capture.CudaRecorder('cuda')
+    weight = torch.randn(64, 64, device='cuda')
+    given, left = torch.randn(8, 64, device='cuda'), torch.zeros(8, 64, device='cuda')
+    replay = recorder.record(lambda: left.copy_((given @ weight).relu()))
+    for seed in range(3):
+        given.copy_(torch.randn(8, 64, generator=torch.Generator().manual_seed(seed)))
+        with recorder.serving():
+            replay()
+        torch.testing.assert_close(left, (given @ weight).relu())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize('name', ['specprune', 'dense', 'fastv', 'vla_pruner'])
+def test_replays_on_a_gpu_answer_like_eager_queries(name):
+    from test_graphs import look
+
+    from specprune_ros.models.load import random_policy_model
+    from specprune_ros.policy.engine.graphs import Graphs
+    from specprune_ros.policy.policy import Policy
+    from specprune_ros.pruning.params import PruningParams
+
+    loaded = random_policy_model('tiny', device='cuda', dtype=torch.float32)
+    params = PruningParams().replace(pruner=name)
+    policy = Policy(loaded, params, engine=Graphs(loaded, capture.CudaRecorder('cuda')))
+    plain = Policy(loaded, params)
+    policy.warm_up('lift the red cube')
+    try:
+        for step in range(8):
+            replayed, asked = policy.act(look(step)), plain.act(look(step))
+            np.testing.assert_allclose(replayed.actions, asked.actions, atol=1e-4)
+            assert replayed.tokens.after == asked.tokens.after
+            assert all(second >= 0 for second in vars(replayed.times).values())
+        assert policy.engine_trouble == ''
+    finally:
+        policy.close()
+
+
+@pytest.mark.gpu
+def test_a_replay_reads_nothing_but_its_numbers_at_the_end():
+    from test_graphs import look
+
+    from specprune_ros.models.load import random_policy_model
+    from specprune_ros.policy.engine.graphs import Graphs
+    from specprune_ros.policy.policy import Policy
+
+    loaded = random_policy_model('tiny', device='cuda', dtype=torch.bfloat16)
+    engine = Graphs(loaded, capture.CudaRecorder('cuda'))
+    policy = Policy(loaded, engine=engine)
+    policy.warm_up('lift the red cube')
+    asked = []
+    real = engine.ask
+    engine.ask = lambda form, question: asked.append((form, question)) or real(form, question)
+    try:
+        for step in range(3):
+            policy.act(look(step))
+        form, question = asked[-1]
+        question = question.on(torch.device('cuda'))
+        torch.cuda.set_sync_debug_mode('error')
+        with torch.inference_mode():
+            reply = real(form, question)
+        assert np.isfinite(reply.actions).all()
+    finally:
+        torch.cuda.set_sync_debug_mode('default')
+        policy.close()

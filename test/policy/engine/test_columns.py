@@ -1,0 +1,45 @@
+"""The bench's graph columns: who gets one, and what its ratios are against."""
+
+import numpy as np
+import pytest
+from tape import TapeRecorder
+
+from specprune_ros.models.load import random_policy_model
+from specprune_ros.models.presets import BENCH_INSTRUCTION
+from specprune_ros.policy.bench.ceilings import Ceilings
+from specprune_ros.policy.bench.race import contestants, race
+from specprune_ros.policy.bench.scene import observations
+from specprune_ros.policy.bench.table import table
+
+
+def test_graphs_race_beside_the_eager_ones_and_are_measured_against_the_dense_graph():
+    loaded, recorder = random_policy_model('tiny'), TapeRecorder()
+    entered = contestants(loaded, 'specprune,random', {}, stock=False, recorder=recorder)
+    assert [(c.label, c.mode) for c in entered] == [
+        ('dense', 'eager'), ('specprune', 'eager'), ('random', 'eager'),
+        ('dense', 'graph'), ('specprune', 'graph'),
+    ]  # fmt: skip
+    race(entered, observations(entered[0].policy, BENCH_INSTRUCTION, 0), range(2), warm=2)
+    # Two warm rounds of the contest, two of the warm-up before, two timed, one compared.
+    assert recorder.replayed == 2 * 7
+    rows = table(entered, 'tiny', Ceilings(1.0, 1.0))
+    eager, captured = rows[:2], rows[3:]
+    for one, two in zip(eager, captured, strict=True):
+        for same in ('tokens_mean', 'flops_ratio', 'gflops', 'action_deviation', 'trouble'):
+            assert one[same] == two[same]
+    assert captured[0]['speedup'] == 1.0
+    ratios = np.array(entered[3].seconds) / np.array(entered[4].seconds)
+    assert captured[1]['speedup'] == pytest.approx(np.median(ratios), abs=1e-3)
+    for contestant in entered:
+        contestant.policy.close()
+
+
+def test_what_could_not_be_captured_says_so_in_its_row():
+    loaded = random_policy_model('tiny')
+    recorder = TapeRecorder(RuntimeError('no graphs on this driver'))
+    entered = contestants(loaded, 'dense', {}, stock=False, recorder=recorder)
+    race(entered, observations(entered[0].policy, BENCH_INSTRUCTION, 0), range(1), warm=1)
+    rows = table(entered, 'tiny', Ceilings(1.0, 1.0))
+    assert [row['trouble'] for row in rows] == ['', 'no CUDA graph: no graphs on this driver']
+    for contestant in entered:
+        contestant.policy.close()
