@@ -24,7 +24,7 @@ class Float8Linear(nn.Module):
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         weight = torch.empty(linear.weight.shape, dtype=FLOAT8, device=linear.weight.device)
-        scale = torch.empty(len(weight), 1, device=weight.device)
+        scale = torch.empty(len(weight), 1, dtype=torch.float32, device=weight.device)
         for first in range(0, len(weight), _SLICE):  # no float32 copy of the whole weight
             part = slice(first, first + _SLICE)
             weight[part], scale[part] = quantise(linear.weight.detach()[part])
