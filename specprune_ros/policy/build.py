@@ -94,4 +94,5 @@ def build_policy(
         loaded = random_policy_model(preset, seed, place, kind)
     if calibrate == 'always' or (calibrate == 'auto' and place.type == 'cuda'):
         calibrate_model(loaded, log or logging.getLogger(__name__))
+    # Last: after everything that changes how fast the decoder runs.
     return Policy(loaded, params)

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from specprune_ros.models.fused import PLAIN
 from specprune_ros.models.load import LoadedModel
 from specprune_ros.models.presets import BENCH_INSTRUCTION
 from specprune_ros.policy.bench.ceilings import settle
@@ -89,7 +90,7 @@ class Sweep:
 
     def told(self) -> str:
         """The finding as a sentence."""
-        if self.floor_rows == self.rows[0]:
+        if self.floor_rows - self.rows[0] < TILE:
             return f'fewer tokens paid down to the least tried: {self.rows[0]} rows'
         if self.floor_rows == self.rows[-1]:
             return f'fewer tokens buy nothing: {self.rows[0]} rows cost what {self.rows[-1]} do'
@@ -159,8 +160,9 @@ def sweep(
     """Time the decoder on random rows at each of ``tokens`` vision tokens (ascending), once per
     round in turning order.
 
-    After ``limit`` seconds (more only where two counts take longer) it ends: counts are left out,
-    evenly, if there is no time for three rounds of all. ``record`` defaults to :func:`recorder`.
+    After ``limit`` seconds it ends (more only where two counts take longer, or the first has to be
+    compiled): counts are left out, evenly, if there is no time for three rounds of all.
+    ``record`` defaults to :func:`recorder`.
     Raises what recording raises, and ``ValueError`` without tokens.
     """
     begin = time.perf_counter()
@@ -189,6 +191,8 @@ def sweep(
         if len(runs) >= 2 and left < LEAST_ROUNDS * one_round:
             break
         runs[count] = ready(count)
+        if len(runs) == 1:
+            begin = time.perf_counter()  # kernels compiled at their first use are not this work
         once(runs[count])
         one_round += once(runs[count])
     counts = sorted(runs)
@@ -252,6 +256,8 @@ def key(loaded: LoadedModel) -> str:
     digest = hashlib.sha256(json.dumps(sizes, sort_keys=True).encode()).hexdigest()[:12]
     tensors = [*decoder.layers.parameters(), *decoder.layers.buffers()]
     formats = sorted({str(tensor.dtype).removeprefix('torch.') for tensor in tensors})
+    if decoder.layers[0].kernels is not PLAIN:
+        formats.append('compiled')
     weight = decoder.norm.weight
     where = device_name(str(weight.device))
     if weight.device.type == 'cuda':  # whichever of several alike

@@ -3,10 +3,13 @@
 import json
 import logging
 import time
+from dataclasses import replace
 
 import pytest
 import torch
 
+from specprune_ros.models import fp8, fused
+from specprune_ros.models.build import cast, empty
 from specprune_ros.models.load import random_policy_model
 from specprune_ros.policy import calibration
 from specprune_ros.policy.build import build_policy
@@ -49,6 +52,9 @@ def made(*ms):
 def test_fewer_tokens_stop_paying_where_time_no_longer_falls(ms, floor, said):
     assert made(*ms).floor_tokens == floor
     assert said in made(*ms).told()
+    # One row more is not worth a sentence.
+    near = Sweep((3, 4, 35), (96, 97, 128), (6.19, 6.28, 7.27), '2026-11-21')
+    assert 'paid down to the least tried: 96 rows' in near.told()
 
 
 def test_both_sides_of_every_tile_are_timed(tiny):
@@ -93,6 +99,27 @@ def test_what_is_timed_is_what_was_recorded(tiny):
     assert all(10 <= ms < 100 for ms in found.ms)
 
 
+def test_nothing_is_read_on_the_host_while_it_is_timed(tiny):
+    """The meta device refuses to tell a value and to work with tensors of another device: what a
+    CUDA graph refuses too.
+    """
+    model = cast(empty(tiny.config), torch.bfloat16)
+    assert model.decoder.norm.weight.is_meta
+    found = sweep(replace(tiny, model=model), (100, 512), range(1), lambda run: run)
+    assert found.rows == (193, 605)
+
+
+@pytest.mark.gpu
+def test_a_gpu_is_calibrated_in_time(caplog):
+    caplog.set_level(logging.INFO)
+    begin = time.perf_counter()
+    policy = build_policy(preset='oft-medium', device='cuda', calibrate='auto')
+    assert time.perf_counter() - begin < 60
+    assert len(policy.loaded.model.staircase.rows) == 33, caplog.text
+    again = build_policy(preset='oft-medium', device='cuda', calibrate='auto')
+    assert again.loaded.model.staircase == policy.loaded.model.staircase
+
+
 @pytest.mark.parametrize('limit', [0.0, 0.4])
 def test_it_ends_in_time_with_what_is_spread_most_evenly(tiny, limit):
     def record(run):
@@ -116,6 +143,11 @@ def test_sweeps_are_kept_per_device_and_model(tmp_path, tiny):
     assert calibration.key(random_policy_model('tiny', seed=3)) == a  # only sizes count
     b = calibration.key(random_policy_model('tiny', dtype=torch.bfloat16))
     assert b != a and 'bfloat16' in b
+    other = random_policy_model('tiny', dtype=torch.bfloat16)
+    fused.use(other.model.decoder, fused.COMPILED)
+    assert calibration.key(other) == b.replace('bfloat16', 'bfloat16 + compiled')
+    fp8.convert(other.model.decoder)
+    assert 'bfloat16 + float32 + float8_e4m3fn + compiled' in calibration.key(other)
     assert calibration.known(a) is None
     path = calibration.keep(a, made(1.0, 2.0))
     calibration.keep(b, made(4.0, 4.0))

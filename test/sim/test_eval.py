@@ -86,6 +86,8 @@ def test_tables_hold_their_controls():
 
 def test_a_key_is_what_decides_the_episodes():
     assert PRUNED.key('w', 4) == replace(PRUNED, label='x', against='').key('w', 4)
+    same = PRUNED.params.replace(free_tokens=not PRUNED.params.free_tokens)  # none are known
+    assert PRUNED.key('w', 4) == replace(PRUNED, params=same).key('w', 4)
     others = [DENSE, random_like(PRUNED), replace(PRUNED, control='blind')]
     keys = {s.key('w', 4) for s in (PRUNED, *others)} | {PRUNED.key('v', 4), PRUNED.key('w', 8)}
     assert len(keys) == 6
