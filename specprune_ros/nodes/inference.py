@@ -106,7 +106,8 @@ class InferenceThread(threading.Thread):
         self._outbox.close(timeout)
         if self.is_alive():
             self.join(timeout)
-        if not self.is_alive():
+        if not self.is_alive() and self.policy is not None:
+            self.policy.close()
             self.policy = None
 
     def run(self) -> None:

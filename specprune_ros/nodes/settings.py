@@ -49,6 +49,12 @@ NODE_SETTINGS = (
         high=256,
     ),
     Setting(
+        'model.cuda_graphs',
+        True,
+        'On a GPU: capture whole queries as CUDA graphs, one per layout, budgets and mode, and '
+        'replay them. Live parameters take over when their graphs are captured.',
+    ),
+    Setting(
         'model.calibrate',
         'auto',
         'Measure while loading which numbers of rows cost the same on this device, in about 20 s, '

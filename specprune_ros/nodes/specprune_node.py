@@ -200,6 +200,7 @@ class SpecPruneNode(AutoLifecycleNode):
             platform=values['model.platform'],
             fast_pictures=values['model.fast_pictures'],
             params=self._params,
+            graphs=values['model.cuda_graphs'],
             calibrate=values['model.calibrate'],
             log=self.get_logger(),
         )
@@ -217,7 +218,7 @@ class SpecPruneNode(AutoLifecycleNode):
                 f'{policy.config.proprio_dim} numbers of proprioception'
             )
         policy.check_params(self._params)
-        seconds = policy.warm_up()
+        seconds = policy.warm_up(values['instruction'] or 'warm up')
         self.get_logger().info(f'warm: a query takes {1e3 * seconds:.1f} ms')
         return policy
 

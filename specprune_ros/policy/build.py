@@ -9,6 +9,7 @@ import torch
 
 from specprune_ros.models.load import LoadedModel, load_policy_model, random_policy_model
 from specprune_ros.policy.calibration import Log, calibrate_model
+from specprune_ros.policy.engine.choose import engine_for
 from specprune_ros.policy.policy import Policy
 from specprune_ros.pruning.params import PruningParams
 
@@ -61,17 +62,18 @@ def build_policy(
     fast_pictures: bool = False,
     params: PruningParams | None = None,
     progress: bool = False,
+    graphs: bool = False,
     calibrate: str = 'never',
     log: Log | None = None,
 ) -> Policy:
     """Load the checkpoint in ``path``, or build ``preset`` with random weights from ``seed``.
 
     ``threads`` bounds the CPU threads (0: all cores but one). ``platform`` and ``fast_pictures``
-    are the loader's. With ``calibrate`` ``always`` (``auto``: on a GPU) the tokens that cost
-    nothing there are kept (:func:`~specprune_ros.policy.calibration.calibrate_model`), and ``log``
-    is told what was found. What a pruner keeps then depends on the device, so that comparisons
-    across devices leave it out. Raises ``ValueError`` or the loader's errors, which name the file
-    and the cure.
+    are the loader's. With ``graphs`` a GPU answers by CUDA graphs. With ``calibrate`` ``always``
+    (``auto``: on a GPU) the tokens that cost nothing there are kept
+    (:func:`~specprune_ros.policy.calibration.calibrate_model`), and ``log`` is told what was
+    found. What a pruner keeps then depends on the device, so that comparisons across devices leave
+    it out. Raises ``ValueError`` or the loader's errors, which name the file and the cure.
     """
     place, kind = resolve(device, dtype)
     if calibrate not in CALIBRATE:
@@ -95,4 +97,4 @@ def build_policy(
     if calibrate == 'always' or (calibrate == 'auto' and place.type == 'cuda'):
         calibrate_model(loaded, log or logging.getLogger(__name__))
     # Last: after everything that changes how fast the decoder runs.
-    return Policy(loaded, params)
+    return Policy(loaded, params, engine=engine_for(loaded, graphs))

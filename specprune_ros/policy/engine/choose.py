@@ -7,7 +7,7 @@ from specprune_ros.policy.engine.eager import Eager
 from specprune_ros.policy.engine.graphs import Graphs
 
 
-def engine_for(loaded: LoadedModel, graphs: bool = True) -> Eager | Graphs:
+def engine_for(loaded: LoadedModel, graphs: bool) -> Eager | Graphs:
     """CUDA graphs on a GPU, unless they are not wanted or cannot be had; else eager."""
     engine = Eager(loaded)
     if engine.device.type != 'cuda' or not graphs:

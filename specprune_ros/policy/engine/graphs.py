@@ -91,8 +91,7 @@ class Graphs:
         self._busy = False
         self._ending = False
         self._changed = threading.Condition()
-        self._thread = threading.Thread(target=self._work, name='capture', daemon=True)
-        self._thread.start()
+        self._thread: threading.Thread | None = None
 
     @property
     def status(self) -> str:
@@ -143,7 +142,7 @@ class Graphs:
                 self._jobs.remove(job)
             if prompt is not None and not self._ending:
                 self._jobs.append(_Rehearsal(params, prompt, ready))
-                self._changed.notify_all()
+                self._begin()
                 return
         ready()
 
@@ -153,7 +152,8 @@ class Graphs:
             self._ending = True
             self._jobs.clear()
             self._changed.notify_all()
-        self._thread.join()
+        if self._thread is not None:
+            self._thread.join()
         self._graphs.clear()
         self._buffers.clear()
 
@@ -173,8 +173,15 @@ class Graphs:
             # Forms that no rehearsal thinks of.
             copies = {name: tensor.clone() for name, tensor in question.tensors().items()}
             self._jobs.append((form, question.with_tensors(copies)))
-            self._changed.notify_all()
+            self._begin()
         return ''
+
+    def _begin(self) -> None:
+        """Wake the capturing thread, which the first job starts."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name='capture', daemon=True)
+            self._thread.start()
+        self._changed.notify_all()
 
     # The capturing thread.
 
