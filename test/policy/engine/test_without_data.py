@@ -4,6 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from specprune_ros.models.build import cast, empty
 from specprune_ros.models.load import LoadedModel
@@ -22,11 +24,30 @@ FAMILIES = {'openvla-oft': OPENVLA_OFT_7B, 'db-oft': DB_OFT_7B, 'cogact': COGACT
 META = torch.device('meta')
 
 
+class Elsewhere(TorchDispatchMode):
+    """Collects operators that touch a tensor of another device: even a scalar from the host, which
+    the meta device lets pass, would be a copy that waits.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.found = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for value in tree_leaves((args, kwargs or {}, result)):
+            if isinstance(value, torch.Tensor) and not value.is_meta:
+                self.found.add(str(func))
+        return result
+
+
 def released(config, layers):
     """The released sizes in bfloat16, without a byte of memory; ``layers`` of the many alike."""
     if layers:
         towers = tuple(replace(tower, depth=3) for tower in config.towers)
-        config = replace(config, towers=towers, decoder=replace(config.decoder, depth=layers))
+        dit = config.dit and replace(config.dit, depth=2, ddim_steps=2)
+        decoder = replace(config.decoder, depth=layers)
+        config = replace(config, towers=towers, decoder=decoder, dit=dit)
     config = replace(config, template='openvla')
     tokenizer = PromptTokenizer(default_tokenizer(), 'openvla', config.max_prompt)
     model = cast(empty(config), torch.bfloat16)
@@ -66,7 +87,11 @@ def test_a_query_reads_no_value_and_stays_on_its_device(family, pruner, layers):
     asked = question(loaded, prompt)
     layout = loaded.model.layout(prompt)
     for mode in (Mode.DENSE, Mode.COARSE, Mode.FINE):
-        given = answer(loaded, asked.form(layout, params, mode), asked, HostMarks())
+        form = asked.form(layout, params, mode)
+        answer(loaded, form, asked, HostMarks())  # constants are made once, and kept
+        with Elsewhere() as elsewhere:
+            given = answer(loaded, form, asked, HostMarks())
+        assert not elsewhere.found
         assert all(tensor.is_meta for tensor in given.tensors().values())
         assert given.packed.dtype is torch.float32
         asked = replace(asked, carry=given.carry, then=asked.pictures)
@@ -76,6 +101,9 @@ def test_a_query_reads_no_value_and_stays_on_its_device(family, pruner, layers):
 
 @torch.inference_mode()
 def test_a_tensor_left_on_the_host_is_found():
+    with Elsewhere() as elsewhere:
+        torch.empty(2, device=META) + torch.tensor(1.0)
+    assert elsewhere.found
     loaded = released(OPENVLA_OFT_7B, layers=8)
     prompt = loaded.tokenizer.encode('lift the red cube')
     asked = replace(question(loaded, prompt), proprio=torch.zeros(8))
