@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from specprune_ros.models.config import DecoderConfig
 from specprune_ros.models.fused import FLOAT8, PLAIN, quantise
 
 CAPABILITY = (8, 9)  # Ada; Hopper is 9.0
@@ -61,8 +60,9 @@ def linear_part(layer: nn.Linear | Float8Linear, x: Tensor, start: int, stop: in
     return F.linear(x, layer.weight[start:stop], bias)
 
 
-def check_float8(device: torch.device, dtype: torch.dtype, config: DecoderConfig) -> None:
-    """Raise ``ValueError``, which names ``model.fp8``, unless a decoder can run in float8.
+def check_float8(device: torch.device, dtype: torch.dtype) -> None:
+    """Raise ``ValueError``, which names ``model.fp8``, unless float8 runs there, with the rest
+    of the model in ``dtype``.
 
     A CPU may: slowly, to look at the numbers.
     """
@@ -81,24 +81,16 @@ def check_float8(device: torch.device, dtype: torch.dtype, config: DecoderConfig
                 f'model.fp8: {name} has no float8 units (compute capability '
                 f'{found[0]}.{found[1]}; Ada, 8.9, and Hopper, 9.0, have them); leave it off'
             )
-    sides = {
-        'decoder width': config.width,
-        'decoder mlp': config.mlp,
-        'key width': config.kv_heads * config.head_dim,
-    }
-    odd = [f'{name} {side}' for name, side in sides.items() if side % MULTIPLE]
-    if odd:
-        raise ValueError(
-            f'model.fp8: float8 GEMMs need multiples of {MULTIPLE}, and this model has '
-            f'{", ".join(odd)}; leave it off'
-        )
 
 
 @torch.no_grad()
-def convert(decoder: nn.Module) -> None:
+def convert(decoder: nn.Module) -> tuple[str, ...]:
     """Put the linear layers of a :class:`~specprune_ros.models.decoder.Decoder` in float8, in
     place: each lets go of its bfloat16 weight before the next is touched.
+
+    Returns the names of those that stay in bfloat16, as their sides are no multiples of 16.
     """
+    left = []
     for layer in decoder.layers:
         for owner, name in (
             (layer.attn, 'qkv'),
@@ -106,6 +98,12 @@ def convert(decoder: nn.Module) -> None:
             (layer, 'gate_up'),
             (layer, 'down'),
         ):
-            converted = Float8Linear(getattr(owner, name))
+            linear = getattr(owner, name)
+            parts = [*linear.weight.shape, layer.attn.query_width]  # qkv is also used in parts
+            if any(side % MULTIPLE for side in parts):
+                left.append(name)
+                continue
+            converted = Float8Linear(linear)
             converted.kernels = owner.kernels
             setattr(owner, name, converted)
+    return tuple(dict.fromkeys(left))

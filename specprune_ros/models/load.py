@@ -28,6 +28,7 @@ from specprune_ros.models.tokens import PromptTokenizer
 __all__ = [
     'LoadedModel',
     'inspect_checkpoint',
+    'is_released',
     'load_policy_model',
     'random_policy_model',
     'save_policy_model',
@@ -53,6 +54,15 @@ class LoadedModel:
     notes: list[str] = field(default_factory=list)
 
 
+def is_released(path: Path | str) -> bool:
+    """Whether a folder is in a format of the models' authors, not in this package's own.
+
+    Raises ``CheckpointError`` for a folder that is neither.
+    """
+    folder = Path(path)
+    return _family(folder, _config(folder))[0] != own.FORMAT
+
+
 def inspect_checkpoint(
     path: Path | str,
     unnorm_key: str | None = None,
@@ -76,15 +86,7 @@ def inspect_checkpoint(
 
 def _inspect(report: Report, unnorm_key: str | None, overrides: dict[str, Any]) -> None:
     folder = report.path
-    if not folder.is_dir():
-        raise CheckpointError(
-            f'{folder}: not a folder; give the local folder of a downloaded checkpoint'
-        )
-    if not os.access(folder, os.R_OK | os.X_OK):
-        raise CheckpointError(f'{folder}: no permission to read; chmod u+rx it')
-    if not (folder / 'config.json').exists():
-        raise CheckpointError(f'{folder}: holds no config.json; not a checkpoint folder')
-    config = read_json(folder / 'config.json')
+    config = _config(folder)
     if (folder / OVERRIDES).exists():
         overrides = {**read_json(folder / OVERRIDES), **overrides}
         if isinstance(overrides.get('cameras'), list):
@@ -121,6 +123,18 @@ def _inspect(report: Report, unnorm_key: str | None, overrides: dict[str, Any]) 
         report.problem(f'{statistics} is absent: norm is {policy.norm}')
     model = empty(policy)
     report.close(sum(parameter.numel() for parameter in model.parameters()))
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    if not folder.is_dir():
+        raise CheckpointError(
+            f'{folder}: not a folder; give the local folder of a downloaded checkpoint'
+        )
+    if not os.access(folder, os.R_OK | os.X_OK):
+        raise CheckpointError(f'{folder}: no permission to read; chmod u+rx it')
+    if not (folder / 'config.json').exists():
+        raise CheckpointError(f'{folder}: holds no config.json; not a checkpoint folder')
+    return read_json(folder / 'config.json')
 
 
 def _family(folder: Path, config: Mapping[str, Any]) -> tuple[str, Any]:

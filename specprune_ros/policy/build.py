@@ -7,9 +7,16 @@ import os
 
 import torch
 
-from specprune_ros.models.load import LoadedModel, load_policy_model, random_policy_model
+from specprune_ros.models import fused
+from specprune_ros.models.load import (
+    LoadedModel,
+    is_released,
+    load_policy_model,
+    random_policy_model,
+)
 from specprune_ros.policy.calibration import Log, calibrate_model
 from specprune_ros.policy.engine.choose import engine_for
+from specprune_ros.policy.float8 import to_float8
 from specprune_ros.policy.policy import Policy
 from specprune_ros.pruning.params import PruningParams
 
@@ -22,7 +29,7 @@ def resolve(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
     """Device and number format for ``auto`` and explicit names. Raises ``ValueError``.
 
     ``auto`` is a GPU if there is one, with bfloat16 (float16 on one older than Ampere, which has
-    no bfloat16 units); a CPU runs float32.
+    no bfloat16 units); a CPU runs float32 (but see :func:`build_policy`).
     """
     if device == 'auto':
         device = 'cuda' if torch.cuda.is_available() else 'cpu'
@@ -50,6 +57,12 @@ def resolve(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
     return place, DTYPES[dtype]
 
 
+def has_bfloat16() -> bool:
+    """Whether this CPU has units for bfloat16: AVX-512 BF16, AMX, or those of Arm v8.6."""
+    known = torch.cpu.get_capabilities()
+    return any(known.get(name) for name in ('avx512_bf16', 'amx_bf16', 'bf16'))
+
+
 def build_policy(
     path: str = '',
     preset: str = 'tiny',
@@ -65,6 +78,7 @@ def build_policy(
     graphs: bool = False,
     calibrate: str = 'never',
     log: Log | None = None,
+    fp8: bool = False,
 ) -> Policy:
     """Load the checkpoint in ``path``, or build ``preset`` with random weights from ``seed``.
 
@@ -73,9 +87,17 @@ def build_policy(
     (``auto``: on a GPU) the tokens that cost nothing there are kept
     (:func:`~specprune_ros.policy.calibration.calibrate_model`), and ``log`` is told what was
     found. What a pruner keeps then depends on the device, so that comparisons across devices leave
-    it out. Raises ``ValueError`` or the loader's errors, which name the file and the cure.
+    it out. With ``fp8`` the decoder's linear layers run in float8
+    (:func:`~specprune_ros.policy.float8.to_float8`).
+
+    On a CPU with units for bfloat16, ``dtype`` ``auto`` takes it for a checkpoint of the models'
+    authors, who trained in it; a policy of our own was judged in float32 and keeps that.
+    Raises ``ValueError`` or the loader's errors, which name the file and the cure.
     """
     place, kind = resolve(device, dtype)
+    on_cpu = place.type == 'cpu' and dtype == 'auto'
+    if on_cpu and (fp8 or (path and is_released(path) and has_bfloat16())):
+        kind = torch.bfloat16
     if calibrate not in CALIBRATE:
         raise ValueError(f"calibrate '{calibrate}' is none of {', '.join(CALIBRATE)}")
     # Two threads that wait for each other on a core that cameras and DDS share are slower than
@@ -94,7 +116,11 @@ def build_policy(
         )
     else:
         loaded = random_policy_model(preset, seed, place, kind)
+    if place.type == 'cuda':
+        fused.use(loaded.model, fused.COMPILED)
+    if fp8:
+        to_float8(loaded)
+    # Last: after everything that changes how fast the decoder runs.
     if calibrate == 'always' or (calibrate == 'auto' and place.type == 'cuda'):
         calibrate_model(loaded, log or logging.getLogger(__name__))
-    # Last: after everything that changes how fast the decoder runs.
     return Policy(loaded, params, engine=engine_for(loaded, graphs))

@@ -1,0 +1,96 @@
+"""Which number format a policy is built in, and what float8 says of its actions."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from specprune_ros.models import fused
+from specprune_ros.models.fp8 import Float8Linear
+from specprune_ros.models.load import is_released, random_policy_model
+from specprune_ros.policy import build, float8
+from specprune_ros.policy.bench.scene import observations
+from specprune_ros.policy.build import build_policy
+from specprune_ros.policy.policy import PolicyError
+
+sys.path.insert(0, str(Path(__file__).parents[1] / 'models'))
+import synthetic
+
+OURS = Path(__file__).parents[2] / 'specprune_ros' / 'sim' / 'weights'
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def units(monkeypatch):
+    """Says whether this CPU has bfloat16 units."""
+
+    def say(name):
+        monkeypatch.setattr(torch.cpu, 'get_capabilities', lambda: {'avx2': True, name: True})
+
+    return say
+
+
+def dtype_of(**options):
+    policy = build_policy(device='cpu', threads=1, **options)
+    return policy.loaded.model.decoder.norm.weight.dtype
+
+
+@pytest.mark.parametrize('name', ['avx512_bf16', 'amx_bf16', 'bf16'])
+def test_units_for_bfloat16_are_those_of_x86_and_arm(units, name):
+    units(name)
+    assert build.has_bfloat16()
+    units('avx512_f')
+    assert not build.has_bfloat16()
+
+
+def test_only_a_released_checkpoint_takes_bfloat16_on_a_cpu(units, tmp_path):
+    released = synthetic.write_oft(tmp_path / 'released').folder
+    assert is_released(released) and not is_released(OURS)
+    units('avx512_bf16')
+    assert dtype_of(path=str(released)) is torch.bfloat16
+    assert dtype_of(path=str(released), dtype='float32') is torch.float32
+    assert dtype_of(path=str(OURS)) is torch.float32
+    assert dtype_of(preset='tiny') is torch.float32
+    units('avx512_f')
+    assert dtype_of(path=str(released)) is torch.float32
+    with pytest.raises(ValueError, match='not a folder'):
+        dtype_of(path=str(tmp_path / 'nowhere'))
+
+
+def test_float8_tells_how_far_the_actions_move():
+    policy = build_policy(preset='tiny', device='cpu', threads=1, fp8=True)
+    assert type(policy.loaded.model.decoder.layers[0].down) is Float8Linear
+    (note,) = [note for note in policy.loaded.notes if 'model.fp8' in note]
+    assert 'on 3 made-up observations' in note and 'action units' in note
+    again = random_policy_model('tiny', dtype=torch.bfloat16)
+    plain = float8._answers(again)
+    moved = float8.to_float8(again)
+    assert np.array_equal(moved, np.abs(float8._answers(again) - plain).max((0, 1)))
+    assert moved.shape == (7,) and (moved > 0).all() and moved.max() < np.abs(plain).max()
+    for name, value in zip(again.config.action.dims, moved, strict=True):
+        assert f'{name} {value:.2g}' in again.notes[-1]
+        assert f'{name} {value:.2g}' in note
+
+
+def test_float8_refuses_another_format_and_hides_nothing():
+    with pytest.raises(ValueError, match=r'model\.fp8 .* model\.dtype is float32'):
+        build_policy(preset='tiny', device='cpu', threads=1, dtype='float32', fp8=True)
+    policy = build_policy(preset='tiny', device='cpu', threads=1, fp8=True)
+    with torch.no_grad():
+        policy.loaded.model.decoder.embed_tokens.weight.fill_(float('nan'))
+    with pytest.raises(PolicyError, match='not finite'):
+        policy.act(next(observations(policy, 'lift the red cube', 0)))
+
+
+def test_a_cpu_runs_the_plain_functions():
+    policy = build_policy(preset='tiny', device='cpu', threads=1)
+    parts = [part for part in policy.loaded.model.modules() if hasattr(part, 'kernels')]
+    assert len(parts) > 16 and all(part.kernels is fused.PLAIN for part in parts)
