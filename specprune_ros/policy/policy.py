@@ -73,8 +73,7 @@ class Policy:
         self._engine = engine or Eager(loaded)
         self._device = self._engine.device
         self._swap = threading.Lock()
-        self._snapshot = (params or PruningParams(), 1)
-        self._version = 1
+        self._snapshot = self._latest = (params or PruningParams(), 1)
 
     @property
     def params(self) -> PruningParams:
@@ -89,7 +88,8 @@ class Policy:
     @property
     def pending_version(self) -> int | None:
         """The version being prepared while the one before still answers, ``None`` for none."""
-        return self._version if self._version > self._snapshot[1] else None
+        version = self._latest[1]
+        return version if version > self._snapshot[1] else None
 
     @property
     def engine_status(self) -> str:
@@ -121,16 +121,14 @@ class Policy:
         """
         self.check_params(params)
         with self._swap:
-            self._version += 1
-            version = self._version
+            self._latest = latest = (params, self._latest[1] + 1)
+        self._engine.prepare(params, None, partial(self._use, latest))
+        return latest[1]
 
-        def swap() -> None:
-            with self._swap:
-                if version > self._snapshot[1]:
-                    self._snapshot = (params, version)
-
-        self._engine.prepare(params, None, swap)
-        return version
+    def _use(self, latest: tuple[PruningParams, int]) -> None:
+        with self._swap:
+            if latest[1] > self._snapshot[1]:
+                self._snapshot = latest
 
     def reset(self, reason: str = 'asked for') -> None:
         """Forget everything before the next query."""
@@ -144,9 +142,14 @@ class Policy:
         """Let the engine prepare for ``instruction``, then run two queries on grey pictures and
         forget them; returns the second's seconds.
         """
-        prepared = threading.Event()
+        prepared, latest = threading.Event(), self._latest
+
+        def ready() -> None:
+            self._use(latest)
+            prepared.set()
+
         prompt = self.loaded.tokenizer.encode(instruction)
-        self._engine.prepare(self.params, prompt, prepared.set)
+        self._engine.prepare(latest[0], prompt, ready)
         prepared.wait()
         size = self.config.image_size
         grey = np.full((size, size, 3), 128, np.uint8)

@@ -207,7 +207,8 @@ class Graphs:
             layout = self.loaded.model.layout(job.prompt)
             carry: dict[str, Tensor] = {}
             for number, mode in enumerate(episode(job.params)):
-                then = blank.pictures if number and compares(job.params) else None
+                looks = number and mode is not Mode.DENSE and compares(job.params)
+                then = blank.pictures if looks else None
                 question = replace(blank, carry=carry, then=then)
                 given = self._capture(question.form(layout, job.params, mode), question)
                 if given is None or self._ending:

@@ -196,6 +196,21 @@ def test_of_many_changes_the_last_one_counts(loaded, made):
     assert recorder.recorded <= 3 * 3
 
 
+def test_warming_up_waits_for_parameters_that_were_just_set(loaded, made):
+    recorder = TapeRecorder()
+    policy, engine = graphed(loaded, made, recorder=recorder)
+    policy.warm_up('lift the red cube')
+    for mode in ('dense', 'coarse'):
+        version = policy.set_params(PruningParams().replace(mode=mode))
+        policy.warm_up('lift the red cube')
+        assert policy.params_version == version and policy.pending_version is None
+        before = recorder.replayed
+        for step in range(3):
+            policy.act(look(step))
+        assert recorder.replayed == before + 3
+        policy.reset()
+
+
 def test_what_only_the_controller_reads_needs_no_new_graph(loaded, made):
     recorder = TapeRecorder()
     policy, engine = graphed(loaded, made, recorder=recorder)

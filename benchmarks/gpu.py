@@ -1,0 +1,247 @@
+"""Everything that is claimed of a GPU, measured on one, beside what was asked.
+
+    python benchmarks/gpu.py --json benchmarks/results/gpu.json
+
+For every model: `specprune bench` with the stock loop, dense and pruned, eager and as CUDA graphs,
+interleaved, 200 queries each, after a sweep of the rows; a profile of replays of both graphs (how
+much of a query the device works, and at what); and, in a process of its own, the memory that all
+graphs of a node take. What was asked of the engine is printed beside what was found. On a CPU
+(`--device cpu --models tiny`) it runs what there is, to be tried out: no graphs, no profile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from record import write
+
+from specprune_ros.cli.bench import bench
+from specprune_ros.cli.bench_tables import print_tables
+from specprune_ros.cli.roofline import draw
+from specprune_ros.models.presets import BENCH_INSTRUCTION
+from specprune_ros.policy.bench.ceilings import measure
+from specprune_ros.policy.bench.scene import observations
+from specprune_ros.policy.build import build_policy
+from specprune_ros.pruning.params import PruningParams
+
+MODELS = 'openvla-oft-7b,db-oft-7b,cogact-7b'
+PROFILED = 20  # replays
+# Substrings of kernels' names that are matrix products or attention in PyTorch's libraries.
+GEMM = ('gemm', 'nvjet', 'cutlass', 'xmma', 'cublas')
+ATTENTION = ('flash', 'fmha', 'attention', 'sdpa')
+# Asked of OpenVLA-OFT-7B in bfloat16 with two cameras on an H200: figure, bound, and which side.
+ASKED = (
+    ('dense graph p50 (ms)', 'dense_ms', 14.0, 'at most'),
+    ('pruned graph p50 (ms)', 'pruned_ms', 7.5, 'at most'),
+    ('pruned over dense graph', 'over_dense', 1.8, 'at least'),
+    ('pruned graph over stock eager', 'over_stock', 8.0, 'at least'),
+    ('p99 over p50, the worse graph', 'tail', 1.15, 'at most'),
+    ('decoder GEMMs of the ceiling, dense', 'gemm_share', 0.65, 'at least'),
+    ('memory beside the weights (GiB)', 'memory_gib', 1.5, 'at most'),
+)
+
+
+def columns(args: argparse.Namespace, model: str) -> dict[str, Any]:
+    """One bench, as `specprune bench` prints it."""
+    result = bench(
+        pruners='specprune,specprune:paper',
+        model=model,
+        device=args.device,
+        dtype=args.dtype,
+        repeats=args.repeats,
+        sweep_step=args.sweep,
+        progress=True,
+    )
+    print_tables(result)
+    if args.plots:
+        draw(result.rows, args.plots / f'roofline_{model}.png')
+    told = result.sweep.told() if result.sweep else ''
+    return {'rows': result.rows, 'sweep': result.sweep_rows, 'sweep_says': told}
+
+
+def node_memory(args: argparse.Namespace, model: str) -> dict[str, Any] | None:
+    """Device memory of a node's policy with all its graphs, in a process of its own."""
+    if args.device == 'cpu':
+        return None
+    command = [sys.executable, __file__, '--memory', model, '--device', args.device]
+    done = subprocess.run(
+        [*command, '--dtype', args.dtype], capture_output=True, text=True, check=True
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def measure_memory(args: argparse.Namespace) -> None:
+    """In that process: build, warm up, ask, and print what is reserved."""
+    policy = graphed(args, args.memory)
+    scene = observations(policy, BENCH_INSTRUCTION, 0)
+    for _ in range(10):
+        policy.act(next(scene))
+    weights = sum(p.numel() * p.element_size() for p in policy.loaded.model.parameters())
+    print(
+        json.dumps(
+            {
+                'weights_gib': weights / 2**30,
+                'reserved_gib': torch.cuda.max_memory_reserved() / 2**30,
+                'engine': policy.engine_status,
+                'trouble': policy.engine_trouble,
+            }
+        )
+    )
+    policy.close()
+
+
+def graphed(args: argparse.Namespace, model: str) -> Any:
+    """A policy as the node makes it."""
+    policy = build_policy('', model, 0, args.device, args.dtype, graphs=True)
+    policy.wants_overlay = False
+    policy.warm_up(BENCH_INSTRUCTION)
+    return policy
+
+
+def profile(args: argparse.Namespace, model: str) -> list[dict[str, Any]]:
+    """What the device does during a replayed query, dense and pruned."""
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as record
+
+    policy, found = graphed(args, model), []
+    ceilings = measure(policy.loaded.preprocessor.device, policy.loaded.preprocessor.dtype)
+    for mode in ('dense', 'coarse'):
+        policy.set_params(PruningParams().replace(mode=mode))
+        policy.warm_up(BENCH_INSTRUCTION)
+        scene = observations(policy, BENCH_INSTRUCTION, 0)
+        for _ in range(5):
+            result = policy.act(next(scene))
+        asked = [next(scene) for _ in range(PROFILED)]
+        with record(activities=[ProfilerActivity.CUDA]) as profiler:
+            for observation in asked:
+                result = policy.act(observation)
+        kernels = [e for e in profiler.events() if e.device_type == torch.autograd.DeviceType.CUDA]
+        found.append(
+            {
+                'mode': mode,
+                'engine': policy.engine_status,
+                'trouble': policy.engine_trouble,
+                'ceiling_tflops': ceilings.tflops,
+                'tflop': result.flops / 1e12,
+                **shares([(e.name, e.time_range.start, e.time_range.end) for e in kernels]),
+            }
+        )
+    policy.close()
+    return found
+
+
+def shares(kernels: list[tuple[str, float, float]]) -> dict[str, Any]:
+    """Milliseconds a query by kind of kernel, and what share of the time between first and last
+    kernel of a query the device works.
+
+    ``kernels``: name, start and end in microseconds, of ``PROFILED`` queries. Pauses of over a
+    millisecond lie between queries, not in them.
+    """
+    spent: Counter[str] = Counter()
+    names: Counter[str] = Counter()
+    idle, reached = 0.0, None
+    for name, start, end in sorted(kernels, key=lambda kernel: kernel[1]):
+        spent[kind(name)] += end - start
+        names[name] += end - start
+        if reached is not None and 0 < start - reached < 1000:
+            idle += start - reached
+        reached = end if reached is None else max(reached, end)
+    busy = sum(spent.values())
+    return {
+        'ms': {key: round(value / PROFILED / 1000, 4) for key, value in spent.most_common()},
+        'busy': round(busy / (busy + idle), 4) if busy else None,
+        'slowest': [
+            {'kernel': name[:120], 'ms': round(value / PROFILED / 1000, 4)}
+            for name, value in names.most_common(12)
+        ],
+    }
+
+
+def kind(name: str) -> str:
+    """What a kernel does, by its name."""
+    low = name.lower()
+    if any(part in low for part in ATTENTION):
+        return 'attention'
+    if any(part in low for part in GEMM):
+        return 'gemm'
+    return 'copy' if 'memcpy' in low or 'memset' in low else 'other'
+
+
+def figures(found: dict[str, Any]) -> dict[str, float]:
+    """What was asked, from one model's results; absent where it was not measured."""
+    rows = {(row['pruner'], row['mode']): row for row in found['rows']}
+    dense, pruned = rows.get(('dense', 'graph')), rows.get(('specprune', 'graph'))
+    made: dict[str, float] = {}
+    if dense and pruned and not dense['trouble'] and not pruned['trouble']:
+        made = {
+            'dense_ms': dense['ms_p50'],
+            'pruned_ms': pruned['ms_p50'],
+            'over_dense': pruned['speedup'],
+            'tail': max(row['ms_p99'] / row['ms_p50'] for row in (dense, pruned)),
+        }
+        if pruned['speedup_stock'] is not None:
+            made['over_stock'] = pruned['speedup_stock']
+    for row in found['profile']:
+        if row['mode'] == 'dense' and not row['trouble'] and row['ms'].get('gemm'):
+            # Almost all operations of a query are those of its GEMMs.
+            rate = row['tflop'] / (row['ms']['gemm'] / 1000)
+            made['gemm_share'] = rate / row['ceiling_tflops']
+    memory = found['memory']
+    if memory and not memory['trouble']:
+        made['memory_gib'] = memory['reserved_gib'] - memory['weights_gib']
+    return made
+
+
+def verdicts(made: dict[str, float]) -> list[dict[str, Any]]:
+    """Each figure beside what was asked; ``met`` is ``None`` for what was not measured."""
+    result = []
+    for title, key, bound, side in ASKED:
+        value = made.get(key)
+        met = None
+        if value is not None and np.isfinite(value):
+            met = value <= bound if side == 'at most' else value >= bound
+        result.append({'figure': title, 'found': value, 'asked': f'{side} {bound:g}', 'met': met})
+    return result
+
+
+def main() -> int:
+    """Run and report."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--models', default=MODELS)
+    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--dtype', default='auto')
+    parser.add_argument('--repeats', type=int, default=200)
+    parser.add_argument('--sweep', type=int, default=32, metavar='STEP')
+    parser.add_argument('--memory', default='', help='only print the memory of this model')
+    parser.add_argument('--plots', type=Path, help='draw a roofline of each model here')
+    parser.add_argument('--json', type=Path)
+    args = parser.parse_args()
+    if args.memory:
+        measure_memory(args)
+        return 0
+    found = {}
+    for model in args.models.split(','):
+        here = columns(args, model)
+        here['profile'] = [] if args.device == 'cpu' else profile(args, model)
+        here['memory'] = node_memory(args, model)
+        here['asked'] = verdicts(figures(here))
+        found[model] = here
+        for line in here['asked']:
+            said = {True: 'met', False: 'missed', None: 'not measured'}[line['met']]
+            value = '' if line['found'] is None else f'{line["found"]:.2f}'
+            print(f'{model}: {line["figure"]:40s}{value:>8s}  asked {line["asked"]:14s}{said}')
+        # After each model: a long run that is cut off keeps what it has.
+        write(args.json, {'benchmark': 'gpu', 'models': found})
+    return 0
+
+
+if __name__ == '__main__':
+    raise SystemExit(main())

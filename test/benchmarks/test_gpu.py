@@ -1,0 +1,76 @@
+"""What the GPU's benchmark makes of kernels and rows, on made-up ones."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parents[2] / 'benchmarks'
+
+
+@pytest.fixture(scope='module')
+def gpu():
+    sys.path.insert(0, str(FOLDER))
+    try:
+        spec = importlib.util.spec_from_file_location('gpu_benchmark', FOLDER / 'gpu.py')
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(FOLDER))
+    return module
+
+
+def test_kernels_are_told_apart_and_gaps_counted(gpu, monkeypatch):
+    monkeypatch.setattr(gpu, 'PROFILED', 2)
+    query = [
+        ('nvjet_hsh_256x128_64x4', 0, 60),
+        ('flash_fwd_kernel', 60, 80),
+        ('vectorized_elementwise_kernel', 90, 100),  # ten microseconds after the one before
+        ('Memcpy DtoH', 100, 110),
+    ]
+    later = [(name, start + 5000, end + 5000) for name, start, end in query]
+    found = gpu.shares(query + later)
+    assert found['ms'] == {'gemm': 0.06, 'attention': 0.02, 'other': 0.01, 'copy': 0.01}
+    assert found['busy'] == pytest.approx(100 / 110, abs=1e-4)
+    assert found['slowest'][0] == {'kernel': 'nvjet_hsh_256x128_64x4', 'ms': 0.06}
+    assert gpu.shares([])['busy'] is None
+
+
+def results(**changes):
+    row = {'ms_p50': 12.0, 'ms_p99': 13.0, 'speedup': 1.0, 'speedup_stock': 5.0, 'trouble': ''}
+    pruned = {**row, 'ms_p50': 6.0, 'ms_p99': 6.3, 'speedup': 2.0, 'speedup_stock': 10.0}
+    return {
+        'rows': [
+            {'pruner': 'dense', 'mode': 'graph', **row},
+            {'pruner': 'specprune', 'mode': 'graph', **pruned, **changes},
+        ],
+        'profile': [
+            {
+                'mode': 'dense', 'trouble': '', 'tflop': 9.0, 'ceiling_tflops': 1000.0,
+                'ms': {'gemm': 12.0},
+            }
+        ],
+        'memory': {'trouble': '', 'weights_gib': 14.0, 'reserved_gib': 15.0},
+    }  # fmt: skip
+
+
+def test_figures_stand_beside_what_was_asked(gpu):
+    lines = {line['figure']: line for line in gpu.verdicts(gpu.figures(results()))}
+    assert all(line['met'] for line in lines.values())
+    assert lines['pruned over dense graph']['found'] == 2.0
+    assert lines['decoder GEMMs of the ceiling, dense']['found'] == pytest.approx(0.75)
+    slow = gpu.verdicts(gpu.figures(results(ms_p99=9.0, ms_p50=7.6, speedup=1.5)))
+    missed = {line['figure'] for line in slow if line['met'] is False}
+    assert missed == {
+        'pruned graph p50 (ms)', 'pruned over dense graph', 'p99 over p50, the worse graph',
+    }  # fmt: skip
+
+
+def test_a_graph_that_was_answered_eagerly_is_no_figure(gpu):
+    made = gpu.figures(results(trouble='no CUDA graph: out of memory'))
+    assert set(made) == {'gemm_share', 'memory_gib'}
+    unmeasured = [line for line in gpu.verdicts(made) if line['met'] is None]
+    assert len(unmeasured) == 5
+    on_a_cpu = gpu.figures({'rows': [], 'profile': [], 'memory': None})
+    assert all(line['met'] is None for line in gpu.verdicts(on_a_cpu))
