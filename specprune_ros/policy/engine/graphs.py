@@ -61,11 +61,11 @@ class _Captured:
 
 @dataclass(frozen=True)
 class _Rehearsal:
-    """All forms that parameters and a sentence will ask for; ``ready`` is told afterwards."""
+    """All forms that parameters and a sentence will ask for; ``ready`` are told afterwards."""
 
     params: PruningParams
     prompt: Prompt
-    ready: Callable[[], None] | None = None
+    ready: tuple[Callable[[], None], ...] = ()
 
 
 class Graphs:
@@ -133,18 +133,21 @@ class Graphs:
 
         ``prompt`` is the sentence to expect, ``None`` the last one. Where these parameters cannot
         be captured ``ready`` is called as well. A later call takes the place of one not begun,
-        whose ``ready`` is then never called.
+        whose ``ready`` is then called after its own.
         """
+        everyone = [ready]
         with self._changed:
             self._sentence = prompt = prompt or self._sentence
             asked = [job for job in self._jobs if isinstance(job, _Rehearsal) and job.ready]
             for job in asked:
                 self._jobs.remove(job)
+                everyone += job.ready
             if prompt is not None and not self._ending:
-                self._jobs.append(_Rehearsal(params, prompt, ready))
+                self._jobs.append(_Rehearsal(params, prompt, tuple(everyone)))
                 self._begin()
                 return
-        ready()
+        for told in everyone:
+            told()
 
     def close(self) -> None:
         """End the capturing thread and let go of all graphs."""
@@ -206,19 +209,23 @@ class Graphs:
             blank = self._blank(job.prompt)
             layout = self.loaded.model.layout(job.prompt)
             carry: dict[str, Tensor] = {}
+            seen: set[Form] = set()
             for number, mode in enumerate(episode(job.params)):
                 looks = number and mode is not Mode.DENSE and compares(job.params)
-                then = blank.pictures if looks else None
-                question = replace(blank, carry=carry, then=then)
-                given = self._capture(question.form(layout, job.params, mode), question)
+                question = replace(blank, carry=carry, then=blank.pictures if looks else None)
+                form = question.form(layout, job.params, mode)
+                if form in seen:
+                    continue
+                seen.add(form)
+                given = self._capture(form, question)
                 if given is None or self._ending:
                     break
                 carry = given.carry
         except Exception as error:  # the thread must outlive whatever parameters provoke
             self._fail(error)
         finally:
-            if job.ready is not None:
-                job.ready()
+            for told in job.ready:
+                told()
 
     def _blank(self, prompt: Prompt) -> Question:
         """Made-up pictures of the right sizes."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -69,11 +70,10 @@ class Question:
 
     def form(self, layout: TokenLayout, params: PruningParams, mode: Mode) -> Form:
         """The form of this question when it is asked so."""
-        same = {name: getattr(_PLAIN, name) for name in BEFORE_THE_PASS}
         carried = tuple(
             (name, tuple(value.shape), value.dtype) for name, value in sorted(self.carry.items())
         )
-        return Form(layout, replace(params, **same), mode, self.then is not None, carried)
+        return Form(layout, _of_the_pass(params), mode, self.then is not None, carried)
 
     def tensors(self) -> dict[str, Tensor]:
         """What changes from query to query of one form, by name."""
@@ -98,6 +98,12 @@ class Question:
         carry = {name: tensors[f'carry.{name}'] for name in self.carry}
         plain = {n: t for n, t in tensors.items() if not n.startswith('carry.')}
         return replace(self, carry=carry, **plain)
+
+
+@lru_cache(maxsize=64)
+def _of_the_pass(params: PruningParams) -> PruningParams:
+    """``params`` with everything that no pass reads as it is by default."""
+    return replace(params, **{name: getattr(_PLAIN, name) for name in BEFORE_THE_PASS})
 
 
 def compares(params: PruningParams) -> bool:

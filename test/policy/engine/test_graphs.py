@@ -196,6 +196,22 @@ def test_of_many_changes_the_last_one_counts(loaded, made):
     assert recorder.recorded <= 3 * 3
 
 
+def test_who_waits_for_parameters_that_were_replaced_is_told_all_the_same(loaded, made):
+    recorder = TapeRecorder()
+    policy, engine = graphed(loaded, made, recorder=recorder)
+    policy.act(look(0))
+    settled(engine)
+    recorder.held.clear()
+    told = []
+    prompt = loaded.tokenizer.encode('lift the red cube')
+    for alpha in (0.7, 0.6, 0.5):
+        params = PruningParams().replace(alpha=alpha)
+        engine.prepare(params, prompt, lambda alpha=alpha: told.append(alpha))
+    recorder.held.set()
+    settled(engine)
+    assert sorted(told) == [0.5, 0.6, 0.7]
+
+
 def test_warming_up_waits_for_parameters_that_were_just_set(loaded, made):
     recorder = TapeRecorder()
     policy, engine = graphed(loaded, made, recorder=recorder)
