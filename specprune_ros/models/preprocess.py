@@ -89,19 +89,27 @@ class Preprocessor:
         if self.config.resize == 'pad_bicubic':
             tower = self.config.towers[0]
             padded = pad_square(picture, tuple(int(255 * m) for m in tower.mean))
-            return torch.from_numpy(resize_bicubic(padded, side)).to(self.device)
+            return self._upload(resize_bicubic(padded, side))
         if self.config.pre_resize:
             picture = resize_bicubic(picture, self.config.pre_resize)
         fits = picture.shape[:2] == (side, side)
         if self.jpeg and not fits:
             picture = jpeg_round_trip(picture)
-        image = torch.from_numpy(np.ascontiguousarray(picture)).to(self.device)
+        if not fits and self.config.resize != 'lanczos3':
+            picture, fits = resize_bicubic(picture, side), True
+        image = self._upload(picture)
         if not fits:
-            if self.config.resize == 'lanczos3':
-                image = resize_lanczos3(image, side)
-            else:
-                image = torch.from_numpy(resize_bicubic(picture, side)).to(self.device)
+            image = resize_lanczos3(image, side)
         return center_crop(image) if self.config.center_crop else image
+
+    def _upload(self, picture: NDArray[np.uint8]) -> Tensor:
+        """On the device. A GPU copies from pinned memory, in the current stream and without the
+        host waiting; PyTorch keeps that memory until the copy is done.
+        """
+        image = torch.from_numpy(np.ascontiguousarray(picture))
+        if self.device.type != 'cuda':
+            return image.to(self.device)
+        return image.pin_memory().to(self.device, non_blocking=True)
 
     def normalise(self, pictures: Tensor) -> Tensor:
         """uint8 ``[N, S, S, 3]`` to ``[N, 3 * towers, S, S]``: (x / 255 - mean) / std."""

@@ -120,6 +120,12 @@ class InferenceThread(threading.Thread):
             return
         finally:
             self._built.set()
+        try:
+            self._work()
+        finally:
+            self.policy.close()
+
+    def _work(self) -> None:
         due = 0.0
         while True:
             if not self._active.is_set():

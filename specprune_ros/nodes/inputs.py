@@ -54,7 +54,8 @@ def sample(speed: Speed | None) -> SpeedSample | None:
 class Inputs:
     """Subscribes on construction; :meth:`close` unsubscribes. Runs in the executor's thread only.
 
-    ``complain`` takes a source and a reason and is expected to log without flooding.
+    ``arrived`` is told of every picture that may be asked about; ``complain`` takes a source and a
+    reason and is expected to log without flooding.
     """
 
     def __init__(
@@ -63,11 +64,13 @@ class Inputs:
         values: Mapping[str, Any],
         inbox: Inbox,
         history: FrameHistory,
+        arrived: Callable[[str, Picture], None],
         complain: Callable[[str, str], None],
     ) -> None:
         self._node = node
         self._inbox = inbox
         self._history = history
+        self._arrived = arrived
         self._complain = complain
         self._values = values
         self.rates = {camera: RateMeter() for camera in inbox.cameras}
@@ -132,6 +135,7 @@ class Inputs:
         # A stamp from the future would push the true past out.
         if kept and ahead <= self._inbox.limits.future * SECOND_NS:
             self._history.push(camera, picture)
+            self._arrived(camera, picture)
 
     def _on_instruction(self, message: String) -> None:
         try:

@@ -42,6 +42,13 @@ NODE_SETTINGS = (
         "Leave out the JPEG round trip of the authors' picture path: faster, not bit-exact.",
     ),
     Setting(
+        'model.prepare_on_arrival',
+        'auto',
+        'Resize pictures when they arrive, and not in the query. auto: on a GPU; on a CPU the '
+        'query would share its cores with pictures that nobody asks about.',
+        choices=('auto', 'on', 'off'),
+    ),
+    Setting(
         'model.threads',
         0,
         'CPU threads of the model; 0 leaves one core to the rest of the system.',

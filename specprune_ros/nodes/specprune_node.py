@@ -37,8 +37,9 @@ from specprune_ros.nodes.pictures import to_message
 from specprune_ros.nodes.quality import every, newest
 from specprune_ros.nodes.settings import NODE_SETTINGS, pruning_settings
 from specprune_ros.nodes.stamps import SECOND_NS, time_message
+from specprune_ros.policy.arrival import Arrival
 from specprune_ros.policy.device import check_alive, explain
-from specprune_ros.policy.observation import Observation
+from specprune_ros.policy.observation import Observation, Picture
 from specprune_ros.policy.overlay import draw
 from specprune_ros.policy.policy import Policy
 from specprune_ros.policy.result import Overlay, PolicyResult
@@ -61,6 +62,7 @@ class SpecPruneNode(AutoLifecycleNode):
         self._inbox: Inbox | None = None
         self._inputs: Inputs | None = None
         self._thread: InferenceThread | None = None
+        self._arrival: Arrival | None = None
         self._policy: Policy | None = None
         self._wanted = True
         self._working = False
@@ -69,6 +71,7 @@ class SpecPruneNode(AutoLifecycleNode):
         self._base_frame = ''
         self._refusal = ''
         self._loss = ''
+        self._trouble = ''
         self._complaints: dict[str, tuple[str, float]] = {}
         self._chunk_rate = RateMeter()
         self._latency = Percentiles()
@@ -134,8 +137,13 @@ class SpecPruneNode(AutoLifecycleNode):
         self._inbox.clear()
         self._policy.reset('start')
         self._sequence = 0
+        values, device = self._settings.values(), self._policy.loaded.preprocessor.device
+        wish = values['model.prepare_on_arrival']
+        if wish == 'on' or (wish == 'auto' and device.type == 'cuda'):
+            self._arrival = Arrival(self._policy.look, device)
+            self._arrival.start()
         self._inputs = Inputs(
-            self, self._settings.values(), self._inbox, self._policy.history, self._complain
+            self, values, self._inbox, self._policy.history, self._arrived, self._complain
         )
         self._working = True
         self._resume()
@@ -152,6 +160,9 @@ class SpecPruneNode(AutoLifecycleNode):
         if self._inputs is not None:
             self._inputs.close()
             self._inputs = None
+        if self._arrival is not None:
+            self._arrival.close()
+            self._arrival = None
         if self._policy is not None:
             self._policy.reset('start')
 
@@ -169,6 +180,10 @@ class SpecPruneNode(AutoLifecycleNode):
         self._last = None
         self._refusal = ''
         self._settings.frozen = False
+
+    def _arrived(self, camera: str, picture: Picture) -> None:
+        if self._arrival is not None:
+            self._arrival.offer(camera, picture)
 
     # The model, in the inference thread.
 
@@ -204,6 +219,15 @@ class SpecPruneNode(AutoLifecycleNode):
             calibrate=values['model.calibrate'],
             log=self.get_logger(),
         )
+        try:
+            self._fit(policy, values)
+        except BaseException:
+            policy.close()
+            raise
+        return policy
+
+    def _fit(self, policy: Policy, values: Mapping[str, Any]) -> None:
+        """Check the model against the inputs and get it ready. Raises ``ValueError``."""
         policy.absurd = values['absurd_action']
         policy.measure_deviation = values['measure.action_deviation']
         expected = len(policy.config.cameras)
@@ -220,7 +244,6 @@ class SpecPruneNode(AutoLifecycleNode):
         policy.check_params(self._params)
         seconds = policy.warm_up(values['instruction'] or 'warm up')
         self.get_logger().info(f'warm: a query takes {1e3 * seconds:.1f} ms')
-        return policy
 
     def _pace(self) -> tuple[float, float]:
         if self._policy is not None:
@@ -436,7 +459,12 @@ class SpecPruneNode(AutoLifecycleNode):
         values['latency p50 (ms)'] = f'{1e3 * p50:.1f}'
         values['latency p95 (ms)'] = f'{1e3 * p95:.1f}'
         if self._policy is not None:
-            values['parameters version'] = self._policy.params_version
+            version, pending = self._policy.params_version, self._policy.pending_version
+            values['parameters version'] = (
+                f'{version} ({pending} is being prepared)' if pending else version
+            )
+            values['engine'] = self._engine()
+            values['pictures prepared'] = self._prepared_where()
         if self._last is not None:
             values['mode'] = f'{self._last.mode.value} ({self._last.reason})'
             values['tokens kept (mean)'] = (
@@ -471,7 +499,23 @@ class SpecPruneNode(AutoLifecycleNode):
             return DiagnosticStatus.ERROR, f'no chunk: {self._refusal}'
         if self._last is None:
             return DiagnosticStatus.WARN, 'waiting for input'
+        trouble = self._policy.engine_trouble if self._policy is not None else ''
+        if trouble:
+            return DiagnosticStatus.WARN, f'slower than meant: {trouble}'
         return DiagnosticStatus.OK, f'{self._last.mode.value}, {self._last.pruner}'
+
+    def _engine(self) -> str:
+        status, trouble = self._policy.engine_status, self._policy.engine_trouble
+        if trouble and trouble != self._trouble:
+            self.get_logger().warning(f'engine: {trouble}')
+        self._trouble = trouble
+        return f'{status}; {trouble}' if trouble else status
+
+    def _prepared_where(self) -> str:
+        if self._arrival is None:
+            return 'in the query'
+        trouble = self._arrival.trouble
+        return f'on arrival; the last could not be: {trouble}' if trouble else 'on arrival'
 
     def _now_ns(self) -> int:
         return self.get_clock().now().nanoseconds

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import deque
 from collections.abc import Callable
 from threading import Lock
 
+import torch
 from torch import Tensor
 
 from specprune_ros.policy.observation import Picture
@@ -14,27 +16,44 @@ CAPACITY = 64
 
 
 class Frame:
-    """A past picture: as it came until it is first looked at, from then on as the policy sees it,
-    which is all that anybody compares and mostly much smaller. :meth:`look` and :meth:`keep` are
-    for the thread that runs the policy.
+    """A picture as it came until somebody looks at it, from then on as the policy sees it, which
+    is all that anybody compares and mostly much smaller.
+
+    It is prepared once, by the thread that looks first; another one waits. On a GPU each thread
+    may work in a stream of its own: who looks has its stream wait until the picture is there, and
+    the memory is not used again before that stream is done with it.
     """
 
     def __init__(self, picture: Picture) -> None:
         self.stamp_ns = picture.stamp_ns
         self.picture: Picture | None = picture
+        self._of = weakref.ref(picture)
+        self._one = Lock()
         self._seen: Tensor | None = None
+        self._there: torch.cuda.Event | None = None
+
+    def shows(self, picture: Picture) -> bool:
+        """Whether this is what ``picture``, and no other of the same time, became."""
+        return self._of() is picture
 
     def look(self, prepare: Callable[[Picture], Tensor]) -> Tensor:
-        """The picture as the policy sees it; ``prepare`` is called the first time only."""
-        if self._seen is None:
-            assert self.picture is not None
-            self.keep(prepare(self.picture))
-        assert self._seen is not None
-        return self._seen
-
-    def keep(self, seen: Tensor) -> None:
-        """Hold ``seen``, uint8 ``[S, S, 3]``, in the place of the picture it was made from."""
-        self._seen, self.picture = seen, None
+        """The picture as the policy sees it, uint8 ``[S, S, 3]``, for the current stream;
+        ``prepare`` is called the first time only (again where it raised).
+        """
+        with self._one:
+            if self._seen is None:
+                assert self.picture is not None
+                seen = prepare(self.picture)
+                if seen.is_cuda:
+                    self._there = torch.cuda.Event()
+                    self._there.record(torch.cuda.current_stream(seen.device))
+                self._seen, self.picture = seen, None
+            seen = self._seen
+        if self._there is not None:
+            here = torch.cuda.current_stream(seen.device)
+            self._there.wait(here)
+            seen.record_stream(here)
+        return seen
 
 
 class FrameHistory:
@@ -42,7 +61,8 @@ class FrameHistory:
     thread.
 
     ``span_ns`` is how far back pictures are kept (20 control steps in this package), ``CAPACITY``
-    bounds their number whatever the camera rate.
+    bounds their number whatever the camera rate. The newest picture is known even where it was
+    thinned out or everything was forgotten, so that nobody prepares it again.
     """
 
     def __init__(self, span_ns: int, apart_ns: int = 1) -> None:
@@ -50,6 +70,7 @@ class FrameHistory:
         self._apart_ns = max(apart_ns, 1)
         self._lock = Lock()
         self._rings: dict[str, deque[Frame]] = {}
+        self._newest: dict[str, Frame] = {}
 
     def push(self, camera: str, picture: Picture) -> None:
         """Store a picture, unless one taken within ``apart_ns`` before it is there.
@@ -59,11 +80,16 @@ class FrameHistory:
         """
         with self._lock:
             ring = self._rings.setdefault(camera, deque(maxlen=CAPACITY))
+            if any(frame.shows(picture) for frame in ring):
+                return
+            newest = self._newest.get(camera)
+            if newest is None or not newest.shows(picture):
+                newest = self._newest[camera] = Frame(picture)
             while ring and ring[-1].stamp_ns > picture.stamp_ns:
                 ring.pop()
             if ring and picture.stamp_ns - ring[-1].stamp_ns < self._apart_ns:
                 return
-            ring.append(Frame(picture))
+            ring.append(newest)
             oldest = picture.stamp_ns - self._span_ns
             while len(ring) > 1 and ring[1].stamp_ns <= oldest:
                 ring.popleft()
@@ -82,10 +108,13 @@ class FrameHistory:
         return older[-1] if older else past[0]
 
     def of(self, camera: str, picture: Picture) -> Frame | None:
-        """Where this very picture is kept; ``None`` where it was thinned out, let go, or seen."""
+        """Where this very picture is kept; ``None`` where it was let go."""
         with self._lock:
+            newest = self._newest.get(camera)
+            if newest is not None and newest.shows(picture):
+                return newest
             ring = self._rings.get(camera, ())
-            return next((frame for frame in reversed(ring) if frame.picture is picture), None)
+            return next((frame for frame in reversed(ring) if frame.shows(picture)), None)
 
     def clear(self) -> None:
         """Forget every picture."""

@@ -347,18 +347,19 @@ class Policy:
         return decision.mode, decision.reason
 
     def _see(self, observation: Observation) -> Tensor:
-        """The pictures as the policy sees them, uint8 ``[cameras, S, S, 3]`` on the device.
+        """The pictures as the policy sees them, uint8 ``[cameras, S, S, 3]`` on the device."""
+        return torch.stack([self.look(*shown) for shown in observation.pictures.items()])
 
-        What is prepared here the history keeps too: as a past picture it is not prepared again.
+    @torch.inference_mode()
+    def look(self, camera: str, picture: Picture) -> Tensor:
+        """One picture as the policy sees it, uint8 ``[S, S, 3]`` on the device. Any thread.
+
+        Prepared once where :attr:`history` has it: whoever asks later, for the query or for a
+        past picture, finds it ready. Raises ``PictureError``.
         """
-        seen = []
-        for camera, picture in observation.pictures.items():
-            prepared = self._prepare(camera, picture)
-            frame = self.history.of(camera, picture)
-            if frame is not None:
-                frame.keep(prepared)
-            seen.append(prepared)
-        return torch.stack(seen)
+        frame = self.history.of(camera, picture)
+        prepare = partial(self._prepare, camera)
+        return prepare(picture) if frame is None else frame.look(prepare)
 
     def _prepare(self, camera: str, picture: Picture) -> Tensor:
         return self.loaded.preprocessor.picture(picture.pixels, camera)

@@ -151,7 +151,7 @@ def test_what_is_chosen_explicitly_wins_over_the_preset(rig_with):
 
 
 def test_senseless_stamps_and_a_single_glitch_do_no_harm(rig_with):
-    rig = running(rig_with())
+    rig = running(rig_with(model__prepare_on_arrival='on'))
     stamp = rig.stamp()
     stamp.sec = -1
     rig.show(stamp=stamp)
@@ -171,7 +171,7 @@ def test_a_clock_that_goes_back_starts_a_new_episode(rig_with):
 
     from specprune_ros.nodes.quality import every
 
-    rig = rig_with(use_sim_time=True)
+    rig = rig_with(use_sim_time=True, model__prepare_on_arrival='on')
     clock = rig.node.create_publisher(Clock, '/clock', every())
     # Diagnostics come although no time passes yet.
     assert rig.wait(lambda: rig.diagnoses, 40.0)
@@ -207,7 +207,7 @@ def test_a_refused_activation_leaves_no_subscriptions(rig_with):
 def test_services_and_sentences(rig_with):
     from std_srvs.srv import SetBool, Trigger
 
-    rig = running(rig_with())
+    rig = running(rig_with(model__prepare_on_arrival='on'))
     episode = rig.stats[-1].episode
     answer = rig.call(Trigger, '/specprune_node/reset', Trigger.Request())
     assert answer.success
@@ -256,7 +256,7 @@ def test_masks_of_kept_patches_come_when_asked_for(rig_with):
 
 
 def test_lifecycle_ten_times_and_clean_exits(rig_with):
-    rig = rig_with(autostart=False)
+    rig = rig_with(autostart=False, model__prepare_on_arrival='on')
     assert rig.state() == 'unconfigured'
     for cycle in range(10):
         assert rig.transition(CONFIGURE), rig.process.text()
@@ -337,7 +337,7 @@ def test_a_parameter_of_the_wrong_type_at_start_names_itself(rig_with):
 
 
 def test_bad_pictures_make_no_chunks_and_say_why(rig_with):
-    rig = running(rig_with())
+    rig = running(rig_with(model__prepare_on_arrival='on'))
 
     def spoiled(**fields):
         def change(message):
@@ -351,6 +351,8 @@ def test_bad_pictures_make_no_chunks_and_say_why(rig_with):
     quiet(rig, spoiled(height=225), 'data has 150528 bytes')
     quiet(rig, spoiled(width=0, height=0, data=b''), '0 x 0 pixels')
     quiet(rig, spoiled(width=7680, height=4320), '7680 x 4320')
+    assert rig.told('pictures prepared') == 'on arrival'
+    assert rig.told('engine') == 'eager'
     fresh(rig)
     hour = 3600 * 10**9
     quiet(rig, lambda: (rig.move(), rig.show(stamp=rig.stamp(rig.now() - hour))), 's old')

@@ -1,8 +1,13 @@
 """The ring of past pictures: by time, bounded, and never backwards."""
 
-import numpy as np
+import time
+from threading import Thread
 
-from specprune_ros.policy.history import CAPACITY, FrameHistory
+import numpy as np
+import pytest
+import torch
+
+from specprune_ros.policy.history import CAPACITY, Frame, FrameHistory
 from specprune_ros.policy.observation import Picture
 
 SECOND = 10**9
@@ -56,3 +61,82 @@ def test_pictures_closer_than_asked_are_thinned_out():
     for step in range(100):
         history.push('agent', picture(0.01 * step))
     assert len(history) == 50
+
+
+def test_a_picture_is_known_where_it_was_thinned_out_or_forgotten_and_as_nothing_else():
+    history = FrameHistory(SECOND, apart_ns=round(0.02 * SECOND))
+    first, close = picture(1.0), picture(1.01)
+    for shown in (first, close):
+        history.push('agent', shown)
+    assert len(history) == 1
+    assert history.of('agent', first).shows(first)
+    assert history.of('agent', close).shows(close)
+    assert history.of('agent', picture(1.0)) is None
+    frame = history.of('agent', close)
+    history.clear()
+    assert history.of('agent', first) is None
+    history.push('agent', close)
+    assert history.of('agent', close) is frame
+    assert len(history) == 1
+
+
+def test_pushing_a_picture_again_does_not_let_newer_ones_go():
+    history = FrameHistory(SECOND)
+    early, late = picture(1.0), picture(1.1)
+    for shown in (early, late, early):
+        history.push('agent', shown)
+    assert len(history) == 2
+    assert history.of('agent', late).shows(late)
+
+
+def test_a_frame_is_prepared_by_whoever_looks_first_and_the_other_waits():
+    frame, calls, seen = Frame(picture(1.0)), [], []
+
+    def prepare(shown):
+        calls.append(shown)
+        time.sleep(0.05)
+        return torch.zeros(2, 2, 3, dtype=torch.uint8)
+
+    threads = [Thread(target=lambda: seen.append(frame.look(prepare))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(calls) == 1
+    assert len({id(tensor) for tensor in seen}) == 1
+    assert frame.picture is None
+
+
+def test_a_frame_that_could_not_be_prepared_is_tried_again():
+    frame = Frame(picture(1.0))
+    with pytest.raises(ZeroDivisionError):
+        frame.look(lambda shown: 1 / 0)
+    assert frame.look(lambda shown: torch.ones(1)) == 1
+
+
+def test_on_a_gpu_who_looks_waits_for_who_prepared(monkeypatch):
+    # Order of the calls only, as this build may have no CUDA: test_arrival has the GPU's own.
+    calls, here = [], 'side'
+
+    class Event:
+        def record(self, stream):
+            calls.append(f'recorded in {stream}')
+
+        def wait(self, stream):
+            calls.append(f'{stream} waits')
+
+    class Seen:
+        is_cuda, device = True, 'cuda'
+
+        def record_stream(self, stream):
+            calls.append(f'used in {stream}')
+
+    monkeypatch.setattr(torch.cuda, 'Event', Event)
+    monkeypatch.setattr(torch.cuda, 'current_stream', lambda device: here)
+    frame = Frame(picture(1.0))
+    frame.look(lambda shown: calls.append('prepared') or Seen())
+    assert calls[:2] == ['prepared', 'recorded in side']
+    calls.clear()
+    here = 'queries'
+    frame.look(lambda shown: pytest.fail('prepared twice'))
+    assert calls == ['queries waits', 'used in queries']
