@@ -22,8 +22,15 @@ NODE_SETTINGS = (
     Setting(
         'model.dtype',
         'auto',
-        'Number format of the weights; auto is bfloat16 on a GPU and float32 on a CPU.',
+        'Number format of the weights; auto is bfloat16 on a GPU; on a CPU float32, but bfloat16 '
+        "for a checkpoint of the models' authors where the CPU has units for it.",
         choices=('auto', 'float32', 'bfloat16', 'float16'),
+    ),
+    Setting(
+        'model.fp8',
+        False,
+        "The decoder's linear layers in float8, on Ada, Hopper or newer; the log says how far the "
+        'actions move by it. A CPU is slow at it.',
     ),
     Setting(
         'model.unnorm_key',

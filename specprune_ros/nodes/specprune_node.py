@@ -22,6 +22,7 @@ from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 from std_srvs.srv import SetBool, Trigger
 
+from specprune_ros.models import fused
 from specprune_ros.msg import ActionChunk, PruneStats
 from specprune_ros.nodes import kept
 from specprune_ros.nodes.heap import find_trim
@@ -218,7 +219,10 @@ class SpecPruneNode(AutoLifecycleNode):
             graphs=values['model.cuda_graphs'],
             calibrate=values['model.calibrate'],
             log=self.get_logger(),
+            fp8=values['model.fp8'],
         )
+        for note in policy.loaded.notes:
+            self.get_logger().info(note)
         try:
             self._fit(policy, values)
         except BaseException:
@@ -465,6 +469,7 @@ class SpecPruneNode(AutoLifecycleNode):
             )
             values['engine'] = self._engine()
             values['pictures prepared'] = self._prepared_where()
+            values['kernels'] = fused.status()
         if self._last is not None:
             values['mode'] = f'{self._last.mode.value} ({self._last.reason})'
             values['tokens kept (mean)'] = (

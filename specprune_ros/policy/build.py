@@ -91,7 +91,7 @@ def build_policy(
     (:func:`~specprune_ros.policy.float8.to_float8`).
 
     On a CPU with units for bfloat16, ``dtype`` ``auto`` takes it for a checkpoint of the models'
-    authors, who trained in it; a policy of our own was judged in float32 and keeps that.
+    authors, who run theirs in it; a policy of our own was judged in float32 and keeps that.
     Raises ``ValueError`` or the loader's errors, which name the file and the cure.
     """
     place, kind = resolve(device, dtype)
