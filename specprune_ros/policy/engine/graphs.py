@@ -133,7 +133,8 @@ class Graphs:
 
         ``prompt`` is the sentence to expect, ``None`` the last one. Where these parameters cannot
         be captured ``ready`` is called as well. A later call takes the place of one not begun,
-        whose ``ready`` is then called after its own.
+        whose ``ready`` is then called after its own. Where all is captured already, or nothing can
+        be, ``ready`` is called at once.
         """
         everyone = [ready]
         with self._changed:
@@ -142,7 +143,7 @@ class Graphs:
             for job in asked:
                 self._jobs.remove(job)
                 everyone += job.ready
-            if prompt is not None and not self._ending:
+            if prompt and not self._ending and not self._knows(params, prompt):
                 self._jobs.append(_Rehearsal(params, prompt, tuple(everyone)))
                 self._begin()
                 return
@@ -179,6 +180,41 @@ class Graphs:
             self._begin()
         return ''
 
+    def _knows(self, params: PruningParams, prompt: Prompt) -> bool:
+        """Whether every form of an episode is captured."""
+
+        def known(form: Form, question: Question) -> Answer | None:
+            captured = self._graphs.get(form)
+            return captured.answer if captured else None
+
+        nothing = torch.empty(0)
+        return self._walk(params, Question(pictures=nothing, prompt=prompt, ids=nothing), known)
+
+    def _walk(
+        self,
+        params: PruningParams,
+        question: Question,
+        visit: Callable[[Form, Question], Answer | None],
+    ) -> bool:
+        """Visit every form of an episode once, each with the past that the one before left, until
+        there is no answer; whether there always was one.
+        """
+        layout = self.loaded.model.layout(question.prompt)
+        carry: dict[str, Tensor] = {}
+        seen: set[Form] = set()
+        for number, mode in enumerate(episode(params)):
+            looks = number and mode is not Mode.DENSE and compares(params)
+            asked = replace(question, carry=carry, then=question.pictures if looks else None)
+            form = asked.form(layout, params, mode)
+            if form in seen:
+                continue
+            seen.add(form)
+            given = visit(form, asked)
+            if given is None:
+                return False
+            carry = given.carry
+        return True
+
     def _begin(self) -> None:
         """Wake the capturing thread, which the first job starts."""
         if self._thread is None:
@@ -204,23 +240,9 @@ class Graphs:
                 self._capture(*job)
 
     def _rehearse(self, job: _Rehearsal) -> None:
-        """An episode's queries in order, each with the past that the one before leaves."""
+        """Capture an episode's forms and tell who waits for them."""
         try:
-            blank = self._blank(job.prompt)
-            layout = self.loaded.model.layout(job.prompt)
-            carry: dict[str, Tensor] = {}
-            seen: set[Form] = set()
-            for number, mode in enumerate(episode(job.params)):
-                looks = number and mode is not Mode.DENSE and compares(job.params)
-                question = replace(blank, carry=carry, then=blank.pictures if looks else None)
-                form = question.form(layout, job.params, mode)
-                if form in seen:
-                    continue
-                seen.add(form)
-                given = self._capture(form, question)
-                if given is None or self._ending:
-                    break
-                carry = given.carry
+            self._walk(job.params, self._blank(job.prompt), self._capture)
         except Exception as error:  # the thread must outlive whatever parameters provoke
             self._fail(error)
         finally:
@@ -242,7 +264,8 @@ class Graphs:
 
     def _capture(self, form: Form, question: Question) -> Answer | None:
         """Capture a form, if that is to be done; an eager answer to ``question``, or ``None``."""
-        if form in self._refused or self._failures >= PATIENCE or reason_against(form):
+        stop = self._ending or self._failures >= PATIENCE
+        if stop or form in self._refused or reason_against(form):
             return None
         try:
             with self._recorder.preparing():

@@ -232,8 +232,8 @@ def test_what_only_the_controller_reads_needs_no_new_graph(loaded, made):
     policy, engine = graphed(loaded, made, recorder=recorder)
     policy.warm_up('lift the red cube')
     count = recorder.recorded
+    recorder.held.clear()  # nor the capturing thread
     policy.set_params(policy.params.replace(v_t_threshold=0.2, history_max=4, mode='fine'))
-    settled(engine)
     policy.act(look(0))
     assert policy.act(look(1)).mode is Mode.FINE
     assert recorder.recorded == count
