@@ -11,7 +11,7 @@ import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -22,14 +22,12 @@ from specprune_ros.models.tokens import Prompt, id_rows
 from specprune_ros.policy.engine.answer import Answer, Reply, answer, read
 from specprune_ros.policy.engine.eager import Eager
 from specprune_ros.policy.engine.marks import Marks, marks_on
-from specprune_ros.policy.engine.question import Form, Question, compares
-from specprune_ros.pruning.interface import Mode
+from specprune_ros.policy.engine.question import Form, Question
+from specprune_ros.policy.engine.rehearsal import reason_against, walk
 from specprune_ros.pruning.params import PruningParams
-from specprune_ros.pruning.registry import pruner
 
 LIMIT = 24  # graphs kept, the longest unused leaves first
 PATIENCE = 3  # captures that may fail in a row before no more are tried
-REPEATS = 4  # pruned queries until a method that remembers several queries remembers as many
 
 
 class Recorder(Protocol):
@@ -188,32 +186,8 @@ class Graphs:
             return captured.answer if captured else None
 
         nothing = torch.empty(0)
-        return self._walk(params, Question(pictures=nothing, prompt=prompt, ids=nothing), known)
-
-    def _walk(
-        self,
-        params: PruningParams,
-        question: Question,
-        visit: Callable[[Form, Question], Answer | None],
-    ) -> bool:
-        """Visit every form of an episode once, each with the past that the one before left, until
-        there is no answer; whether there always was one.
-        """
-        layout = self.loaded.model.layout(question.prompt)
-        carry: dict[str, Tensor] = {}
-        seen: set[Form] = set()
-        for number, mode in enumerate(episode(params)):
-            looks = number and mode is not Mode.DENSE and compares(params)
-            asked = replace(question, carry=carry, then=question.pictures if looks else None)
-            form = asked.form(layout, params, mode)
-            if form in seen:
-                continue
-            seen.add(form)
-            given = visit(form, asked)
-            if given is None:
-                return False
-            carry = given.carry
-        return True
+        asked = Question(pictures=nothing, prompt=prompt, ids=nothing)
+        return walk(self.loaded.model.layout(prompt), params, asked, known)
 
     def _begin(self) -> None:
         """Wake the capturing thread, which the first job starts."""
@@ -242,7 +216,8 @@ class Graphs:
     def _rehearse(self, job: _Rehearsal) -> None:
         """Capture an episode's forms and tell who waits for them."""
         try:
-            self._walk(job.params, self._blank(job.prompt), self._capture)
+            layout = self.loaded.model.layout(job.prompt)
+            walk(layout, job.params, self._blank(job.prompt), self._capture)
         except Exception as error:  # the thread must outlive whatever parameters provoke
             self._fail(error)
         finally:
@@ -323,21 +298,3 @@ class Graphs:
             if key not in self._buffers:
                 self._buffers[key] = make(like)
             return self._buffers[key]
-
-
-def reason_against(form: Form) -> str:
-    """Why a form cannot be captured at all, or an empty text."""
-    method = pruner(form.params.pruner)
-    if not getattr(method, 'pure', False):
-        return f'pruner {method.name} decides on the host; it is answered eagerly'
-    if not method.plan(form.layout, form.params, form.mode).static:
-        return 'exact budgets have no fixed size; they are answered eagerly'
-    return ''
-
-
-def episode(params: PruningParams) -> tuple[Mode, ...]:
-    """Modes that queries with these parameters can have, from a reset on."""
-    pruned = (Mode.COARSE, Mode.FINE) if params.mode == 'auto' else (Mode(params.mode),)
-    first = (Mode.DENSE,) if params.first_dense else ()
-    again = (Mode.DENSE,) if params.refresh_period or params.refresh_change < 1.0 else ()
-    return (*first, *pruned * REPEATS, *again)
