@@ -39,6 +39,11 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser.add_argument('--checkpoint', default='', help='checkpoint folder instead of --model')
     parser.add_argument('--device', default='auto', help='cpu, cuda, cuda:N or auto')
     parser.add_argument('--dtype', default='auto', help='float32, bfloat16, float16 or auto')
+    parser.add_argument(
+        '--fp8',
+        action='store_true',
+        help="the decoder's linear layers in float8 (Ada, Hopper or newer); no stock loop then",
+    )
     parser.add_argument('--threads', type=int, default=0, help='CPU threads (0: all but one)')
     parser.add_argument('--repeats', type=int, default=11, help='timed queries of each')
     parser.add_argument('--seed', type=int, default=0, help='seed of the weights and pictures')
@@ -78,6 +83,7 @@ def run(args: argparse.Namespace) -> int:
             checkpoint=args.checkpoint,
             device=args.device,
             dtype=args.dtype,
+            fp8=args.fp8,
             threads=args.threads,
             repeats=args.repeats,
             seed=args.seed,
@@ -135,6 +141,7 @@ def bench(
     checkpoint: str = '',
     device: str = 'auto',
     dtype: str = 'auto',
+    fp8: bool = False,
     threads: int = 0,
     repeats: int = 11,
     seed: int = 0,
@@ -149,6 +156,7 @@ def bench(
 
     Where it is known which tokens cost nothing on this device, measured now (``sweep_step``) or
     before, SpecPrune keeps them, unless ``changes`` say otherwise; ``free_tokens`` of a row tells.
+    With ``fp8`` the stock loop, which has no float8, is left out.
 
     Raises ``ParamError``, ``RoomError`` and the loader's errors, all of them ``ValueError``.
     """
@@ -163,14 +171,14 @@ def bench(
     if repeats < 1:
         raise ValueError(f'--repeats {repeats}: at least 1')
     first = build_policy(
-        checkpoint, model, seed, device, dtype, threads=threads, progress=progress
+        checkpoint, model, seed, device, dtype, threads=threads, progress=progress, fp8=fp8
     )
     loaded = first.loaded
     name, counts = calibration.key(loaded), []
     if sweep_step is not None:  # a bad one is refused before anything is measured
         counts = calibration.edges(calibration.bench_layout(loaded), sweep_step)
     recorder = _recorder(loaded) if graphs else None
-    entered = contestants(loaded, pruners, dict(changes or {}), stock, recorder)
+    entered = contestants(loaded, pruners, dict(changes or {}), stock and not fp8, recorder)
     entered += [] if more is None else list(more(loaded))
     found = _sweep(loaded, name, counts, progress) if counts else calibration.known(name)
     if found is not None:
@@ -226,10 +234,12 @@ def _recorder(loaded: LoadedModel) -> Recorder | None:
 
 
 def _ceilings(loaded: LoadedModel) -> Ceilings:
+    from specprune_ros.models.fp8 import number_format
     from specprune_ros.policy.bench.ceilings import measure
 
-    weight = next(loaded.model.parameters())
-    return measure(weight.device, weight.dtype)
+    weight = loaded.model.decoder.norm.weight
+    float8 = 'float8' in number_format(loaded.model.decoder)
+    return measure(weight.device, weight.dtype, float8)
 
 
 def _peak(loaded: LoadedModel) -> float | None:

@@ -52,6 +52,13 @@ class Float8Linear(nn.Module):
         return out.unflatten(0, x.shape[:-1])
 
 
+def number_format(decoder: nn.Module) -> str:
+    """Of a decoder's weights, such as ``float32``, or ``bfloat16 + float8``."""
+    float8 = any(isinstance(part, Float8Linear) for part in decoder.modules())
+    name = str(decoder.norm.weight.dtype).removeprefix('torch.')
+    return f'{name} + float8' if float8 else name
+
+
 def linear_part(layer: nn.Linear | Float8Linear, x: Tensor, start: int, stop: int) -> Tensor:
     """The output channels ``start..stop`` of a linear layer, in whichever format it is."""
     if isinstance(layer, Float8Linear):

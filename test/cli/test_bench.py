@@ -107,6 +107,16 @@ def test_the_sweep_is_measured_remembered_and_drawn(own_cache, tmp_path, capsys)
     assert 'Decoder swept' in capsys.readouterr().out
 
 
+@pytest.mark.slow
+def test_float8_is_named_counts_a_byte_a_weight_and_has_no_stock_loop(own_cache):
+    few = {'repeats': 1, 'threads': 1, 'device': 'cpu', 'pruners': 'dense', 'model': 'tiny'}
+    wide, narrow = (bench.bench(dtype='bfloat16', fp8=fp8, **few).rows for fp8 in (False, True))
+    assert [row['mode'] for row in wide] == ['eager', 'stock']
+    assert [row['mode'] for row in narrow] == ['eager']
+    assert (wide[0]['dtype'], narrow[0]['dtype']) == ('bfloat16', 'bfloat16 + float8')
+    assert narrow[0]['gbytes'] < wide[0]['gbytes'] and narrow[0]['gflops'] == wide[0]['gflops']
+
+
 def test_what_is_known_to_be_free_here_is_kept_and_said(own_cache, monkeypatch):
     known = ceilings.Ceilings(tflops=0.1, gbs=10.0)  # measured elsewhere, and slow to measure
     monkeypatch.setattr(ceilings, 'measure', lambda *_: known)

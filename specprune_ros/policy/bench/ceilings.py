@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 import torch
 
+from specprune_ros.models.fused import FLOAT8
+
 BUFFER = 256 * 2**20  # bytes; more than any cache
 SIDES = {'cpu': (768, 1536), 'cuda': (4096, 8192)}  # of square GEMMs
 BATCH = 4  # calls between two looks at the clock
@@ -40,15 +42,23 @@ class Ceilings:
 
 
 def measure(
-    device: torch.device | str, dtype: torch.dtype = torch.float32, seconds: float = 0.25
+    device: torch.device | str,
+    dtype: torch.dtype = torch.float32,
+    float8: bool = False,
+    seconds: float = 0.25,
 ) -> Ceilings:
-    """Both ceilings of a device in a number format; ``seconds`` for each of the four trials."""
+    """Both ceilings of a device in a number format; ``seconds`` for each of the four trials.
+
+    With ``float8`` the GEMM may also be one of float8, whichever is faster.
+    """
     place = torch.device(device)
     tflops = gbs = 0.0
     for side in SIDES.get(place.type, SIDES['cpu']):
         a, b = (torch.ones(side, side, device=place, dtype=dtype) for _ in range(2))
         out = torch.empty_like(a)
         took = _fastest(lambda a=a, b=b, out=out: torch.mm(a, b, out=out), place, seconds)
+        if float8:
+            took = min(took, _fastest(_float8(side, place), place, seconds))
         tflops = max(tflops, 2 * side**3 / took / 1e12)
     source = torch.ones(BUFFER // 4, device=place)
     target = torch.empty_like(source)
@@ -57,6 +67,20 @@ def measure(
     # A copy moves every byte twice. Weights are only read: where reading is faster, it counts.
     gbs = max(2 * BUFFER / copied, BUFFER / summed) / 1e9
     return Ceilings(tflops, gbs)
+
+
+def _float8(side: int, place: torch.device) -> Callable[[], object]:
+    """A square GEMM as the decoder's are in float8."""
+    a = torch.ones(side, side, device=place).to(FLOAT8)
+    scale = torch.ones(side, 1, device=place)
+    return lambda: torch._scaled_mm(
+        a,
+        a.t(),
+        scale_a=scale,
+        scale_b=scale.t(),
+        out_dtype=torch.bfloat16,
+        use_fast_accum=True,
+    )
 
 
 def _fastest(call: Callable[[], object], place: torch.device, seconds: float) -> float:

@@ -10,6 +10,7 @@ import numpy as np
 from specprune_ros.models.config import PolicyConfig
 from specprune_ros.models.decoder import LayerRows
 from specprune_ros.models.flops import Flops, count, dense_flops, scheduled_work
+from specprune_ros.models.fp8 import number_format
 from specprune_ros.models.presets import BENCH_INSTRUCTION, preset
 from specprune_ros.models.traffic import weight_traffic
 from specprune_ros.policy.bench.ceilings import Ceilings
@@ -52,7 +53,7 @@ def _row(
         'pruner': c.label,
         'mode': c.mode,
         'device': device_name(str(weight.device)),
-        'dtype': str(weight.dtype).removeprefix('torch.'),
+        'dtype': number_format(c.policy.loaded.model.decoder),
         'tokens_in': c.results[-1].tokens.total,
         'tokens_mean': round(float(np.mean(tokens)), 2),
         'flops_ratio': round(float(np.mean([r.flops_ratio for r in c.results])), 4),
