@@ -6,22 +6,21 @@ import argparse
 import array
 import os
 import tempfile
-import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
+from ear import Ear
 from geometry_msgs.msg import PoseStamped
-from rclpy.executors import SingleThreadedExecutor
 from sensor_msgs.msg import Image, JointState
 from specprune_ros.msg import ActionChunk, PruneStats
 from std_msgs.msg import String
 
 from specprune_ros.nodes.pictures import to_message
 from specprune_ros.nodes.processes import NodeProcess
-from specprune_ros.nodes.quality import every, latched, newest
+from specprune_ros.nodes.quality import latched, newest
 from specprune_ros.nodes.wiring import ros_arguments
 from specprune_ros.sim.rizon4 import JOINTS
 from specprune_ros.sim.urdf import urdf
@@ -67,16 +66,11 @@ class Run:
         rclpy.init(context=self.context)
         # Sending and receiving in nodes and threads of their own: neither delays the other.
         self.node = rclpy.create_node('cameras', context=self.context)
-        self._ear = rclpy.create_node('ear', context=self.context)
-        self._ear.create_subscription(ActionChunk, f'{TOP}/action_chunk', self._on_chunk, every())
-        self._ear.create_subscription(PruneStats, f'{TOP}/prune_stats', self.stats.append, every())
-        self._ear.create_subscription(
-            DiagnosticArray, '/diagnostics', lambda m: self.diagnoses.extend(m.status), every()
-        )
-        self._executor = SingleThreadedExecutor(context=self.context)
-        self._executor.add_node(self._ear)
-        self._thread = threading.Thread(target=self._executor.spin, daemon=True)
-        self._thread.start()
+        self._ear = Ear('ear')
+        self._ear.hear(ActionChunk, f'{TOP}/action_chunk', self._on_chunk)
+        self._ear.hear(PruneStats, f'{TOP}/prune_stats', self.stats.append)
+        self._ear.hear(DiagnosticArray, '/diagnostics', lambda m: self.diagnoses.extend(m.status))
+        self._ear.begin()
         end = time.monotonic() + 60
         while 'active:' not in self.process.log.read_text():
             self.process.check()
@@ -87,9 +81,7 @@ class Run:
 
     def __exit__(self, *error: object) -> None:
         self.process.stop()
-        self._executor.shutdown()
-        self._thread.join(5.0)
-        self._ear.destroy_node()
+        self._ear.close()
         self.node.destroy_node()
         self.context.try_shutdown()
 
@@ -100,7 +92,7 @@ class Run:
         self.diagnoses.clear()
 
     def _on_chunk(self, message: ActionChunk) -> None:
-        self.chunks.append((message, self._ear.get_clock().now().nanoseconds / 1e9))
+        self.chunks.append((message, self._ear.node.get_clock().now().nanoseconds / 1e9))
 
 
 class Cameras:

@@ -13,22 +13,19 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-import threading
 import time
 from pathlib import Path
 
 import numpy as np
-import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
+from ear import Ear
 from fault_machine import run_delay
 from geometry_msgs.msg import TwistStamped
 from harness import percentiles
-from rclpy.executors import SingleThreadedExecutor
 from record import write
 from system import EXECUTOR, POLICY, System
 
 from specprune_ros.nodes.processes import wait_until
-from specprune_ros.nodes.quality import every
 
 SECOND = 1_000_000_000
 PAUSE = 0.04  # s without commands after a stop action: no motion was under way
@@ -36,28 +33,16 @@ WITHIN = 0.005  # s that the p99 may be from the period
 TICKS = ('period p50 (ms)', 'period p99 (ms)', 'period max (ms)', 'command jitter p99 (ms)')
 
 
-class Ear:
-    """Commands and the executor's reports, heard in this process."""
+class Commands(Ear):
+    """Commands and the executor's reports."""
 
     def __init__(self, topic: str) -> None:
+        super().__init__('period')
         self.commands: list[tuple[int, bool]] = []
         self.reports: list[dict[str, str]] = []
-        self.context = rclpy.Context()
-        rclpy.init(context=self.context)
-        self.node = rclpy.create_node('period', context=self.context)
-        self.node.create_subscription(TwistStamped, topic, self._on_command, every(1000))
-        self.node.create_subscription(DiagnosticArray, '/diagnostics', self._on_report, every())
-        self._executor = SingleThreadedExecutor(context=self.context)
-        self._executor.add_node(self.node)
-        self._thread = threading.Thread(target=self._executor.spin, daemon=True)
-        self._thread.start()
-
-    def close(self) -> None:
-        """Leave the network."""
-        self._executor.shutdown()
-        self._thread.join(5.0)
-        self.node.destroy_node()
-        self.context.try_shutdown()
+        self.hear(TwistStamped, topic, self._on_command, 1000)
+        self.hear(DiagnosticArray, '/diagnostics', self._on_report)
+        self.begin()
 
     def _on_command(self, message: TwistStamped, info: dict) -> None:
         a, b = message.twist.linear, message.twist.angular
@@ -86,7 +71,7 @@ def measure(priority: int, seconds: float, warm: float) -> dict:
         system = System(
             Path(folder), {EXECUTOR: {'realtime_priority': priority}, POLICY: {'model.threads': 0}}
         )
-        ear = Ear(system.profile.command.topic)
+        ear = Commands(system.profile.command.topic)
         try:
             with system:
                 if not wait_until(lambda: len(ear.commands) > 10, 60.0):

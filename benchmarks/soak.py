@@ -13,21 +13,18 @@ from __future__ import annotations
 import argparse
 import os
 import tempfile
-import threading
 import time
 from pathlib import Path
 
 import numpy as np
-import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
+from ear import Ear
 from harness import percentiles
-from rclpy.executors import SingleThreadedExecutor
 from record import write
 from specprune_ros.msg import ActionChunk
 from system import ARM, EXECUTOR, POLICY, System
 
 from specprune_ros.nodes.processes import NodeDied, wait_until
-from specprune_ros.nodes.quality import every
 
 # What counts as steady: the second half of the run against the first, warm-up left out.
 MEMORY_GROWTH = 0.05  # share of resident memory
@@ -38,32 +35,18 @@ PLACES = 200_000  # chunks kept: a bound on this script's own memory
 PICTURE_RATE = 20.0  # Hz
 
 
-class Listener:
-    """Chunks and the executor's periods, heard in this process."""
+class Listener(Ear):
+    """Chunks and the executor's periods."""
 
     def __init__(self) -> None:
-        self.context = rclpy.Context()
-        rclpy.init(context=self.context)
-        self.node = rclpy.create_node('soak', context=self.context)
+        super().__init__('soak')
         self.latency: list[tuple[float, float]] = []
         self.heard: list[float] = []
         self.count = 0
         self.periods: list[float] = []
-        self.node.create_subscription(
-            ActionChunk, f'/{POLICY}/action_chunk', self._on_chunk, every()
-        )
-        self.node.create_subscription(DiagnosticArray, '/diagnostics', self._on_report, every())
-        self._executor = SingleThreadedExecutor(context=self.context)
-        self._executor.add_node(self.node)
-        self._thread = threading.Thread(target=self._executor.spin, daemon=True)
-        self._thread.start()
-
-    def close(self) -> None:
-        """Leave the network."""
-        self._executor.shutdown()
-        self._thread.join(5.0)
-        self.node.destroy_node()
-        self.context.try_shutdown()
+        self.hear(ActionChunk, f'/{POLICY}/action_chunk', self._on_chunk)
+        self.hear(DiagnosticArray, '/diagnostics', self._on_report)
+        self.begin()
 
     def _on_chunk(self, message: ActionChunk) -> None:
         now = self.node.get_clock().now().nanoseconds / 1e9
