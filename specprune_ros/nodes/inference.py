@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -9,7 +10,9 @@ from functools import partial
 
 from specprune_ros.nodes.inbox import Inbox, NotReady
 from specprune_ros.nodes.outbox import Job, Outbox
+from specprune_ros.nodes.pace import ChunkPace, Rhythm
 from specprune_ros.policy.device import fault_of, release
+from specprune_ros.policy.memory import SECOND_NS
 from specprune_ros.policy.observation import Observation, ObservationError
 from specprune_ros.policy.policy import Policy, PolicyError
 from specprune_ros.policy.result import PolicyResult
@@ -26,9 +29,8 @@ class InferenceThread(threading.Thread):
     takes each result with the observation and the times (ns) at which inference began and ended,
     notes what the next query must know, and returns the job that publishes it; ``refuse`` takes
     the reason why there was no chunk. Both jobs are done by an :class:`Outbox`, in the order of
-    the queries, while the next query runs. ``pace`` gives the least time between two
-    queries and how long to wait for a newer picture than the one at hand (seconds); ``lose`` takes
-    the sentence about a device that was lost, after which the thread ends.
+    the queries, while the next query runs. ``pace`` says how the user wants queries; ``lose``
+    takes the sentence about a device that was lost, after which the thread ends.
     """
 
     def __init__(
@@ -38,7 +40,7 @@ class InferenceThread(threading.Thread):
         now_ns: Callable[[], int],
         deliver: Callable[[Observation, PolicyResult, int, int], Job],
         refuse: Callable[[str], None],
-        pace: Callable[[], tuple[float, float]],
+        pace: Callable[[], Rhythm],
         lose: Callable[[str], None],
     ) -> None:
         super().__init__(name='inference', daemon=True)
@@ -48,6 +50,10 @@ class InferenceThread(threading.Thread):
         self._deliver = deliver
         self._refuse = refuse
         self._pace = pace
+        self._chunks = ChunkPace()
+        self._begun = -math.inf  # s, monotonic: the last query
+        self._busy = False
+        self._asked = ''
         self._lose = lose
         self._outbox = Outbox()
         self._built = threading.Event()
@@ -78,6 +84,11 @@ class InferenceThread(threading.Thread):
         assert self.policy is not None
         return self.policy
 
+    @property
+    def busy_for(self) -> float:
+        """Seconds that the query under way has taken; 0 where none is."""
+        return time.monotonic() - self._begun if self._busy else 0.0
+
     def activate(self) -> None:
         """Begin to query."""
         self._idle.clear()
@@ -106,8 +117,7 @@ class InferenceThread(threading.Thread):
         self._outbox.close(timeout)
         if self.is_alive():
             self.join(timeout)
-        if not self.is_alive() and self.policy is not None:
-            self.policy.close()
+        if not self.is_alive():
             self.policy = None
 
     def run(self) -> None:
@@ -126,27 +136,38 @@ class InferenceThread(threading.Thread):
             self.policy.close()
 
     def _work(self) -> None:
-        due = 0.0
         while True:
             if not self._active.is_set():
+                self._chunks.reset()
                 self._idle.set()
             self._active.wait()
             if self._ending.is_set():
                 return
-            period, newer_for = self._pace()
-            early = due - time.monotonic()
+            rhythm = self._pace()
+            early = self._early(rhythm)
             if early > 0:
                 # In slices, so that deactivation need not wait for a slow rate.
                 self._ending.wait(min(early, PATIENCE))
                 continue
-            if not self._inbox.wait(PATIENCE, newer_for):
+            if not self._inbox.wait(PATIENCE, rhythm.newer_for):
                 reason = self._inbox.unready(self._now_ns())
                 if reason and self._active.is_set():
                     self._say(reason, self._generation)
                 continue
-            due = time.monotonic() + period
-            if not self._query():
-                return
+            self._begun, self._busy = time.monotonic(), True
+            try:
+                if not self._query():
+                    return
+            finally:
+                self._busy = False
+
+    def _early(self, rhythm: Rhythm) -> float:
+        """Seconds until the next query is due."""
+        early = self._begun + rhythm.period - time.monotonic()
+        # A new sentence does not wait for the old one's motion.
+        if rhythm.by_chunk and self._inbox.instruction == self._asked:
+            early = max(early, self._chunks.early(self._now_ns() / SECOND_NS))
+        return early
 
     def _query(self) -> bool:
         """One query; returns whether another can be asked."""
@@ -157,7 +178,8 @@ class InferenceThread(threading.Thread):
             result = self.policy.act(observation)
             if self._stopped(generation):
                 return True
-            job = self._deliver(observation, result, begin, self._now_ns())
+            end = self._now_ns()
+            job = self._deliver(observation, result, begin, end)
         except (NotReady, ObservationError, PolicyError) as error:
             self._say(str(error), generation)
             return True
@@ -165,6 +187,9 @@ class InferenceThread(threading.Thread):
             failure = error.with_traceback(None)  # whose frames would hold the query's tensors
         else:
             self._hand_over(partial(self._publish, job), generation)
+            self._asked = observation.instruction
+            seconds = len(result.actions) * self.policy.step_dt
+            self._chunks.delivered(observation.stamp_ns / SECOND_NS, end / SECOND_NS, seconds)
             return True
         return self._failed(failure, generation)
 

@@ -132,6 +132,15 @@ NODE_SETTINGS = (
         live=True,
     ),
     Setting(
+        'query_when',
+        'rate',
+        'rate: query_rate times a second, each chunk replacing what is left of the one before. '
+        'chunk: once per chunk, so that the next is there as the motion ends; query_rate is then '
+        'only a limit.',
+        choices=('rate', 'chunk'),
+        live=True,
+    ),
+    Setting(
         'fresh_wait',
         0.05,
         'When a query is due, how long to wait for pictures newer than those at hand.',

@@ -33,6 +33,7 @@ from specprune_ros.nodes.lifecycle import AutoLifecycleNode, run
 from specprune_ros.nodes.messages import chunk_message, stats_message
 from specprune_ros.nodes.meters import Percentiles, RateMeter
 from specprune_ros.nodes.outbox import Job
+from specprune_ros.nodes.pace import Rhythm
 from specprune_ros.nodes.parameters import Settings
 from specprune_ros.nodes.pictures import to_message
 from specprune_ros.nodes.quality import every, newest
@@ -50,6 +51,7 @@ from specprune_ros.robot.speed import ActionSpeed
 
 DIAGNOSTICS_PERIOD = 1.0  # s
 TRIM_PERIOD = 20.0  # s
+HANGS = 10.0  # s that a query may take before its device is suspected to hang
 PREFIX = 'pruning.'
 NUMBERS = re.compile(r'[\d.]+')
 
@@ -73,6 +75,7 @@ class SpecPruneNode(AutoLifecycleNode):
         self._refusal = ''
         self._loss = ''
         self._trouble = ''
+        self._typical = 0.0  # s
         self._complaints: dict[str, tuple[str, float]] = {}
         self._chunk_rate = RateMeter()
         self._latency = Percentiles()
@@ -246,17 +249,21 @@ class SpecPruneNode(AutoLifecycleNode):
                 f'{policy.config.proprio_dim} numbers of proprioception'
             )
         policy.check_params(self._params)
-        seconds = policy.warm_up(values['instruction'] or 'warm up')
-        self.get_logger().info(f'warm: a query takes {1e3 * seconds:.1f} ms')
+        self._typical = policy.warm_up(values['instruction'] or 'warm up')
+        self.get_logger().info(f'warm: a query takes {1e3 * self._typical:.1f} ms')
 
-    def _pace(self) -> tuple[float, float]:
+    def _pace(self) -> Rhythm:
         if self._policy is not None:
             self._policy.wants_overlay = any(
                 publisher.get_subscription_count()
                 for publisher in (*self._overlays.values(), *self._masks.values())
             )
         rate = self.get_parameter('query_rate').value
-        return (1.0 / rate if rate > 0 else 0.0), self.get_parameter('fresh_wait').value
+        return Rhythm(
+            period=1.0 / rate if rate > 0 else 0.0,
+            newer_for=self.get_parameter('fresh_wait').value,
+            by_chunk=self.get_parameter('query_when').value == 'chunk',
+        )
 
     def _deliver(
         self, observation: Observation, result: PolicyResult, begin: int, end: int
@@ -502,6 +509,9 @@ class SpecPruneNode(AutoLifecycleNode):
             return DiagnosticStatus.ERROR, 'the inference thread ended; configure again'
         if self._refusal:
             return DiagnosticStatus.ERROR, f'no chunk: {self._refusal}'
+        busy = self._thread.busy_for if self._thread is not None else 0.0
+        if busy > max(HANGS, 10 * self._typical):
+            return DiagnosticStatus.ERROR, f'no chunk: a query has been under way for {busy:.0f} s'
         if self._last is None:
             return DiagnosticStatus.WARN, 'waiting for input'
         trouble = self._policy.engine_trouble if self._policy is not None else ''

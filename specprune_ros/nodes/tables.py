@@ -25,6 +25,7 @@ MOST_USED = (
     'pruning.v_r_threshold',
     'pruning.refresh_period',
     'query_rate',
+    'query_when',
     'max_age.picture',
     'speed.source',
     'model.path',

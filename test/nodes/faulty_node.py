@@ -4,7 +4,8 @@ While FOLDER has a file of the name, the decoder's next pass raises what PyTorch
 
 - ``lost``: ``torch.AcceleratorError``, as a kernel that reads where it must not does;
 - ``full``: a true ``RuntimeError`` of the allocator;
-- ``dead``: everything that asks for memory fails too, as in a process whose context is gone.
+- ``dead``: everything that asks for memory fails too, as in a process whose context is gone;
+- ``eager``: nothing fails, but the engine says that it could not capture what it was to capture.
 """
 
 import sys
@@ -31,6 +32,7 @@ def main() -> int:
     """The node, with the faults in its decoder and in ``torch.zeros``."""
     from specprune_ros.models.decoder import Decoder
     from specprune_ros.nodes import specprune_node
+    from specprune_ros.policy.engine.eager import Eager
 
     forward, zeros = Decoder.forward, torch.zeros
 
@@ -43,7 +45,10 @@ def main() -> int:
             raise torch.AcceleratorError(LOST)
         return zeros(*args, **kwargs)
 
-    Decoder.forward, torch.zeros = decode, make
+    def trouble(engine):
+        return 'no CUDA graph: the driver has none' if (FOLDER / 'eager').exists() else ''
+
+    Decoder.forward, torch.zeros, Eager.trouble = decode, make, property(trouble)
     return specprune_node.main()
 
 

@@ -10,7 +10,7 @@ pytestmark = [pytest.mark.ros, pytest.mark.timeout(120)]
 
 FAULTY = Path(__file__).with_name('faulty_node.py')
 CONFIGURE, ACTIVATE = 1, 3
-ERROR = b'\x02'
+WARN, ERROR = b'\x01', b'\x02'
 
 
 @pytest.fixture
@@ -59,6 +59,13 @@ def test_what_a_failing_device_does_and_how_it_is_recovered(rig, tmp_path):
     no_chunks(rig, 0.3)
     assert rig.state() == 'active'
     (tmp_path / 'full').unlink()
+    chunks_again(rig)
+
+    # Not captured as it was to be: chunks go on, and the diagnostics warn.
+    (tmp_path / 'eager').touch()
+    assert rig.feed(5.0, until=lambda: rig.health().startswith('slower than meant: no CUDA'))
+    assert rig.diagnoses[-1].status[0].level == WARN
+    assert rig.told('engine') == 'eager; no CUDA graph: the driver has none'
     chunks_again(rig)
 
     # Lost: out of active by the lifecycle's error path, and it stays in sight.

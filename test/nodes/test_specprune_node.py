@@ -207,6 +207,8 @@ def test_a_refused_activation_leaves_no_subscriptions(rig_with):
 def test_services_and_sentences(rig_with):
     from std_srvs.srv import SetBool, Trigger
 
+    from specprune_ros.nodes.stamps import stamp_ns
+
     rig = running(rig_with(model__prepare_on_arrival='on'))
     episode = rig.stats[-1].episode
     answer = rig.call(Trigger, '/specprune_node/reset', Trigger.Request())
@@ -215,6 +217,15 @@ def test_services_and_sentences(rig_with):
     rig.say('lift the blue cube')
     assert rig.feed(5.0, until=lambda: rig.chunks[-1].instruction == 'lift the blue cube')
     assert fresh(rig, 2).episode == episode + 2
+
+    # Once per chunk of 0.4 s, less the time that a query takes.
+    assert rig.set(query_when='chunk') == [(True, '')]
+    fresh(rig, 1)
+    have = len(rig.chunks)
+    rig.feed(2.0)
+    stamps = [stamp_ns(chunk) for chunk in rig.chunks[have:]]
+    assert len(stamps) >= 2 and np.mean(np.diff(stamps)) > 150_000_000
+    assert rig.set(query_when='rate') == [(True, '')]
 
     assert rig.call(SetBool, '/specprune_node/enable', SetBool.Request(data=False)).success
     quiet(rig, lambda: (rig.move(), rig.show()), 'disabled')
