@@ -136,6 +136,8 @@ def _first(
     if flat[0].is_cuda and torch.cuda.is_current_stream_capturing():
         return plain(*flat)
     with _ONE:
+        if torch._dynamo.config.disable:
+            _Compiling.problem = 'is switched off (TORCH_COMPILE_DISABLE)'
         if _Compiling.problem:
             return plain(*flat)
         for tensor in flat:
@@ -148,7 +150,8 @@ def _first(
         except (torch.OutOfMemoryError, torch.AcceleratorError):
             raise  # says nothing of the compiler
         except Exception as error:  # whatever a compiler, a driver or a file system can raise
-            _Compiling.problem = f'{type(error).__name__}: {str(error).strip().splitlines()[0]}'
+            lines = [type(error).__name__, *str(error).strip().splitlines()[:1]]
+            _Compiling.problem = f'failed ({": ".join(lines)})'
             warnings.warn(status(), RuntimeWarning, stacklevel=2)
             return plain(*flat)
         known[key] = run
@@ -171,8 +174,8 @@ def status() -> str:
     """What the functions between the GEMMs run as in this process, for diagnostics."""
     if _Compiling.problem:
         return (
-            'functions between the GEMMs: plain, slower on a GPU, as torch.compile failed '
-            f'({_Compiling.problem})'
+            'functions between the GEMMs: plain, slower on a GPU, as torch.compile '
+            f'{_Compiling.problem}'
         )
     if _Compiling.made:
         return f'functions between the GEMMs: {_Compiling.made} compiled kernels'

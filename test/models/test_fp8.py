@@ -190,3 +190,17 @@ def test_a_gpu_without_the_units_is_refused(monkeypatch):
     monkeypatch.setattr(torch.version, 'hip', '7.0')
     with pytest.raises(ValueError, match='ROCm'):
         fp8.check_float8(place, torch.bfloat16)
+
+
+@pytest.mark.gpu
+def test_a_gpu_gives_what_the_cpu_gives():
+    try:
+        fp8.check_float8(torch.device('cuda'), torch.bfloat16)
+    except ValueError as error:
+        pytest.skip(str(error))
+    ours = fp8.Float8Linear(linear(bias=True))
+    x = torch.randn(1, 37, 64).bfloat16()
+    expected = ours(x)
+    found = ours.cuda()(x.cuda()).cpu()
+    assert torch.allclose(found, expected, rtol=2**-7, atol=2**-7)
+    assert torch.equal(ours.part(x.cuda(), 32, 80).cpu(), found[..., 32:80])

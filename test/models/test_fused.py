@@ -84,6 +84,14 @@ def test_without_a_compiler_the_plain_functions_run_and_it_is_said_once(monkeypa
             ours(hidden, where)
 
 
+def test_it_can_be_switched_off_without_a_warning():
+    x = torch.randn(1, 3, 8)
+    off = torch._dynamo.config.patch(disable=True)
+    with off, torch.inference_mode(), warnings.catch_warnings(action='error'):
+        assert torch.equal(fused.COMPILED.swiglu(x), fused.swiglu(x))
+    assert fused.status().endswith('torch.compile is switched off (TORCH_COMPILE_DISABLE)')
+
+
 def test_a_lost_or_full_device_is_no_fault_of_the_compiler(monkeypatch):
     def full(*args, **options):
         raise torch.OutOfMemoryError('CUDA out of memory')
@@ -136,6 +144,23 @@ def test_one_compilation_serves_any_number_of_rows(dtype, once):
 
 
 @pytest.mark.slow
+def test_a_compiled_kernel_hides_nothing_that_is_not_finite():
+    x = torch.randn(6, 64).bfloat16()
+    x[1, 3], x[2, 5], x[3, 7], x[4] = float('nan'), float('inf'), -float('inf'), 0
+    with torch.inference_mode():
+        for kernels in (fused.PLAIN, fused.COMPILED):
+            q, scale = kernels.quantise(x)
+            finite = (q.float() * scale).isfinite().all(1)
+            assert finite.tolist() == [True, False, False, False, True, True]
+            assert scale.isfinite().flatten().tolist() == finite.tolist()
+            assert not kernels.swiglu(x[None, 1:2]).isfinite().all()
+            weight = torch.ones(64).bfloat16()
+            _, normed = kernels.add_rms_norm(x[None], x[None], weight, 1e-6)
+            assert normed[0].isfinite().all(1).tolist() == finite.tolist()
+    assert fused._Compiling.made == 3
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize('causal', [False, True])
 def test_a_compiled_decoder_answers_like_a_plain_one(causal, once):
     """Dense, pruned, one row asked for; from two threads; without compiling twice."""
@@ -175,3 +200,19 @@ def test_a_compiled_decoder_answers_like_a_plain_one(causal, once):
             ours(hidden, where, Recorder({1: list(range(left))}), read=where.action)
     assert fused._Compiling.made == made
     assert not counters['graph_break']
+
+
+@pytest.mark.gpu
+def test_a_cuda_graph_holds_compiled_kernels_after_one_warm_up():
+    ours, where = decoder(dtype=torch.bfloat16).cuda(), layout()
+    fused.use(ours, fused.COMPILED)
+    hidden, other = torch.randn(2, 1, where.length, 64, device='cuda').bfloat16()
+    with torch.inference_mode():
+        ours(hidden, where, keep_all(where, [2]), read=where.action)
+        assert fused._Compiling.made > 0
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            held = ours(hidden, where, read=where.action).hidden
+        hidden.copy_(other)
+        graph.replay()
+        assert torch.equal(held, ours(other, where, read=where.action).hidden)
