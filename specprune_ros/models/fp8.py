@@ -73,11 +73,6 @@ def check_float8(device: torch.device, dtype: torch.dtype) -> None:
 
     A CPU may: slowly, to look at the numbers.
     """
-    if dtype is not torch.bfloat16:
-        raise ValueError(
-            'model.fp8 takes the rest of the model in bfloat16; model.dtype is '
-            f'{str(dtype).removeprefix("torch.")}: use bfloat16 or auto'
-        )
     if device.type == 'cuda':
         name = torch.cuda.get_device_name(device)
         if torch.version.hip:
@@ -88,6 +83,11 @@ def check_float8(device: torch.device, dtype: torch.dtype) -> None:
                 f'model.fp8: {name} has no float8 units (compute capability '
                 f'{found[0]}.{found[1]}; Ada, 8.9, and Hopper, 9.0, have them); leave it off'
             )
+    if dtype is not torch.bfloat16:
+        raise ValueError(
+            'model.fp8 takes the rest of the model in bfloat16; model.dtype is '
+            f'{str(dtype).removeprefix("torch.")}: use bfloat16 or auto'
+        )
 
 
 @torch.no_grad()

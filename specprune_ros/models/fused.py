@@ -164,7 +164,10 @@ COMPILED = Kernels(*(_compiled(function) for function in PLAIN))
 
 
 def use(module: nn.Module, kernels: Kernels) -> None:
-    """Make every part of ``module`` that has ``kernels`` call these."""
+    """Make every part of ``module`` that has ``kernels`` call these. Compiling that failed before,
+    for want of a compiler or of room on a disk, is tried again.
+    """
+    _Compiling.problem = ''
     for part in module.modules():
         if isinstance(getattr(part, 'kernels', None), Kernels):
             part.kernels = kernels

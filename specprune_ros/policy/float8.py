@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
+import torch
 
 from specprune_ros.models.fp8 import check_float8, convert
 from specprune_ros.models.load import LoadedModel
@@ -28,6 +29,8 @@ def to_float8(loaded: LoadedModel) -> np.ndarray:
     check_float8(weight.device, weight.dtype)
     before = _answers(loaded)
     left = convert(loaded.model.decoder)
+    if weight.is_cuda:
+        torch.cuda.empty_cache()  # the bfloat16 weights' memory, which graphs cannot use
     moved = np.abs(_answers(loaded) - before).max((0, 1))
     named = zip(loaded.config.action.dims, moved, strict=True)
     note = (

@@ -82,6 +82,8 @@ def test_without_a_compiler_the_plain_functions_run_and_it_is_said_once(monkeypa
         assert 'torch.compile failed (OSError: no g++ and no Triton)' in fused.status()
         with warnings.catch_warnings(action='error'):
             ours(hidden, where)
+    fused.use(ours, fused.COMPILED)  # built anew, it is tried again
+    assert fused.status() == 'functions between the GEMMs: plain'
 
 
 def test_it_can_be_switched_off_without_a_warning():
