@@ -8,6 +8,7 @@ import os
 import torch
 
 from specprune_ros.models import fused
+from specprune_ros.models.fp8 import check_float8
 from specprune_ros.models.load import (
     LoadedModel,
     is_released,
@@ -98,6 +99,8 @@ def build_policy(
     on_cpu = place.type == 'cpu' and dtype == 'auto'
     if on_cpu and (fp8 or (path and is_released(path) and has_bfloat16())):
         kind = torch.bfloat16
+    if fp8:
+        check_float8(place, kind)  # before anything is loaded
     if calibrate not in CALIBRATE:
         raise ValueError(f"calibrate '{calibrate}' is none of {', '.join(CALIBRATE)}")
     # Two threads that wait for each other on a core that cameras and DDS share are slower than

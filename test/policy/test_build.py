@@ -82,7 +82,7 @@ def test_float8_tells_how_far_the_actions_move():
 
 def test_float8_refuses_another_format_and_hides_nothing():
     with pytest.raises(ValueError, match=r'model\.fp8 .* model\.dtype is float32'):
-        build_policy(preset='tiny', device='cpu', threads=1, dtype='float32', fp8=True)
+        build_policy(path='/nowhere', device='cpu', threads=1, dtype='float32', fp8=True)
     policy = build_policy(preset='tiny', device='cpu', threads=1, fp8=True)
     with torch.no_grad():
         policy.loaded.model.decoder.embed_tokens.weight.fill_(float('nan'))
