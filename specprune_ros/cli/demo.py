@@ -34,11 +34,14 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         help='sentence to obey, pruned and dense; give several (default: three tasks)',
     )
     parser.add_argument(
-        '--query-rate',
-        type=float,
-        default=1.25,
-        help='most queries a second; 1.25 plays chunks of 0.8 s whole, which the shipped policy '
-        'does best (docs/fidelity.md)',
+        '--query-when',
+        choices=('rate', 'chunk'),
+        default='chunk',
+        help='ask once per chunk (default), which the shipped policy does best '
+        '(docs/fidelity.md), or at a rate',
+    )
+    parser.add_argument(
+        '--query-rate', type=float, default=10.0, help='most queries a second (default 10)'
     )
     return parser
 
@@ -58,5 +61,6 @@ def run(args: argparse.Namespace) -> int:
             seed=args.seed,
             instructions=tuple(args.instruction or DEFAULT_INSTRUCTIONS),
             query_rate=args.query_rate,
+            query_when=args.query_when,
         )
     )

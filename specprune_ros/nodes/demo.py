@@ -58,6 +58,7 @@ class DemoOptions:
     seed: int
     instructions: tuple[str, ...]
     query_rate: float
+    query_when: str
 
 
 def bundled_recording() -> Path:
@@ -260,6 +261,7 @@ def _processes(
         'model.path': weights,
         'model.seed': options.seed,
         'query_rate': options.query_rate,
+        'query_when': options.query_when,
         'instruction': options.instructions[0],
     }
     yield NodeProcess(

@@ -118,7 +118,7 @@ def test_damaged_weights_are_named_and_nothing_starts(tmp_path, monkeypatch, cap
     monkeypatch.setattr(demo, 'bundled_weights', lambda: str(folder))
     out = tmp_path / 'out'
     options = demo.DemoOptions(
-        4.0, out, out / 'demo.json', '', False, 0, ('lift the blue cube',), 10.0
+        4.0, out, out / 'demo.json', '', False, 0, ('lift the blue cube',), 10.0, 'chunk'
     )
     assert demo.run_demo(options) == 1
     said = ''.join(capsys.readouterr().out.split())
