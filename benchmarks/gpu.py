@@ -72,15 +72,19 @@ def node_memory(args: argparse.Namespace, model: str) -> dict[str, Any] | None:
     if args.device == 'cpu':
         return None
     command = [sys.executable, __file__, '--memory', model, '--device', args.device]
-    done = subprocess.run(
-        [*command, '--dtype', args.dtype], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([*command, '--dtype', args.dtype], capture_output=True, text=True)
+    if done.returncode:
+        return {'trouble': (done.stderr.strip().splitlines() or ['failed'])[-1]}
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def measure_memory(args: argparse.Namespace) -> None:
     """In that process: build, warm up, ask, and print what is reserved."""
     policy = graphed(args, args.memory)
+    device = policy.loaded.preprocessor.device
+    # What loading and compiling took for a while is not what a node holds.
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
     scene = observations(policy, BENCH_INSTRUCTION, 0)
     for _ in range(10):
         policy.act(next(scene))
@@ -89,7 +93,7 @@ def measure_memory(args: argparse.Namespace) -> None:
         json.dumps(
             {
                 'weights_gib': weights / 2**30,
-                'reserved_gib': torch.cuda.max_memory_reserved() / 2**30,
+                'reserved_gib': torch.cuda.max_memory_reserved(device) / 2**30,
                 'engine': policy.engine_status,
                 'trouble': policy.engine_trouble,
             }
@@ -229,9 +233,9 @@ def main() -> int:
         return 0
     found = {}
     for model in args.models.split(','):
-        here = columns(args, model)
+        memory = node_memory(args, model)  # first: nothing of this process is on the device yet
+        here = {**columns(args, model), 'memory': memory}
         here['profile'] = [] if args.device == 'cpu' else profile(args, model)
-        here['memory'] = node_memory(args, model)
         here['asked'] = verdicts(figures(here))
         found[model] = here
         for line in here['asked']:

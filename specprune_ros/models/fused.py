@@ -8,6 +8,7 @@ A module calls its attribute ``kernels``; :func:`use` sets it. A compiled call t
 
 from __future__ import annotations
 
+import os
 import threading
 import warnings
 from collections.abc import Callable
@@ -23,7 +24,9 @@ FLOAT8 = torch.float8_e4m3fn
 LARGEST = torch.finfo(FLOAT8).max
 _SMALLEST_SCALE = 1e-12  # a row of zeros has no scale of its own
 
-_ONE = threading.RLock()  # what two threads miss at once is compiled once
+# Held by who compiles: what two threads miss at once is compiled once. Compiling waits for the
+# whole device, which breaks off a CUDA graph's capture in any thread: who captures holds it too.
+ALONE = threading.RLock()
 
 
 def swiglu(both: Tensor) -> Tensor:
@@ -130,12 +133,11 @@ def _first(
     """Compile by a first call, and answer it.
 
     A call in a capture of a CUDA graph that had no warm-up runs plain: compiling reads the GPU's
-    random state, loads modules and times candidates, and each of these would break it off. So it
-    would a capture in another thread, unless its ``capture_error_mode`` is ``thread_local``.
+    random state, loads modules and times candidates, and each of these would break it off.
     """
     if flat[0].is_cuda and torch.cuda.is_current_stream_capturing():
         return plain(*flat)
-    with _ONE:
+    with ALONE:
         if torch._dynamo.config.disable:
             _Compiling.problem = 'is switched off (TORCH_COMPILE_DISABLE)'
         if _Compiling.problem:
@@ -143,6 +145,8 @@ def _first(
         for tensor in flat:
             if isinstance(tensor, Tensor) and tensor.ndim > 1 and tensor.shape[0] > 1:
                 torch._dynamo.mark_dynamic(tensor, 0)
+        # One small kernel each: a process per core to compile them is started for nothing.
+        os.environ.setdefault('TORCHINDUCTOR_COMPILE_THREADS', '1')
         try:
             # Isolated: all widths of all models in a process would share one limit of recompiling.
             run = torch.compile(plain, fullgraph=True, isolate_recompiles=True)

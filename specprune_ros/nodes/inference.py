@@ -11,7 +11,7 @@ from functools import partial
 from specprune_ros.nodes.inbox import Inbox, NotReady
 from specprune_ros.nodes.outbox import Job, Outbox
 from specprune_ros.nodes.pace import ChunkPace, Rhythm
-from specprune_ros.policy.device import fault_of, release
+from specprune_ros.policy.device import DeviceError, check_alive, fault_of, release
 from specprune_ros.policy.memory import SECOND_NS
 from specprune_ros.policy.observation import Observation, ObservationError
 from specprune_ros.policy.policy import Policy, PolicyError
@@ -19,6 +19,7 @@ from specprune_ros.policy.result import PolicyResult
 
 # How long to wait for pictures before saying what is missing, in seconds.
 PATIENCE = 0.1
+_DEAD: list[Policy] = []  # on devices that were lost, until the process ends
 
 
 class InferenceThread(threading.Thread):
@@ -133,7 +134,8 @@ class InferenceThread(threading.Thread):
         try:
             self._work()
         finally:
-            self.policy.close()
+            if not any(policy is self.policy for policy in _DEAD):
+                self.policy.close()
 
     def _work(self) -> None:
         while True:
@@ -204,9 +206,17 @@ class InferenceThread(threading.Thread):
             self._say(fault.sentence, generation)
             release(device)
             return True
-        self._active.clear()
-        self._lose(fault.sentence)
-        return False
+        try:
+            check_alive(device)
+        except DeviceError:
+            # Letting go of its tensors asks the device, and would end the process unheard.
+            _DEAD.append(self.policy)
+            self._active.clear()
+            self._lose(fault.sentence)
+            return False
+        # One call was wrong, and nothing else.
+        self._say(f'{device} refused a call: {fault.said}', generation)
+        return True
 
     def _say(self, reason: str, generation: int) -> None:
         self._hand_over(partial(self._refuse, reason), generation)

@@ -35,6 +35,12 @@ def _raise(thread: int, priority: int) -> None:
         return  # it has ended meanwhile
 
 
+def release_heap() -> None:
+    """Undo :func:`settle_heap`: what was left out may have become garbage."""
+    gc.unfreeze()
+    gc.collect()
+
+
 def settle_heap() -> None:
     """Collect garbage once and leave what is alive now out of every later collection.
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -37,6 +38,7 @@ from specprune_ros.nodes.pace import Rhythm
 from specprune_ros.nodes.parameters import Settings
 from specprune_ros.nodes.pictures import to_message
 from specprune_ros.nodes.quality import every, newest
+from specprune_ros.nodes.realtime import release_heap, settle_heap
 from specprune_ros.nodes.settings import NODE_SETTINGS, pruning_settings
 from specprune_ros.nodes.stamps import SECOND_NS, time_message
 from specprune_ros.policy.arrival import Arrival
@@ -51,6 +53,7 @@ from specprune_ros.robot.speed import ActionSpeed
 
 DIAGNOSTICS_PERIOD = 1.0  # s
 TRIM_PERIOD = 20.0  # s
+SWITCH_INTERVAL = 5e-4  # s that a thread may keep Python while another wants it (usually 5e-3)
 HANGS = 10.0  # s that a query may take before its device is suspected to hang
 PREFIX = 'pruning.'
 NUMBERS = re.compile(r'[\d.]+')
@@ -183,6 +186,7 @@ class SpecPruneNode(AutoLifecycleNode):
         self._inbox = None
         self._last = None
         self._refusal = ''
+        release_heap()
         self._settings.frozen = False
 
     def _arrived(self, camera: str, picture: Picture) -> None:
@@ -250,6 +254,7 @@ class SpecPruneNode(AutoLifecycleNode):
             )
         policy.check_params(self._params)
         self._typical = policy.warm_up(values['instruction'] or 'warm up')
+        settle_heap()  # a query must not wait for a walk through PyTorch's modules
         self.get_logger().info(f'warm: a query takes {1e3 * self._typical:.1f} ms')
 
     def _pace(self) -> Rhythm:
@@ -569,6 +574,8 @@ def _build_params(chosen: Mapping[str, Any]) -> PruningParams:
 
 def main() -> int:
     """Entry point of ``ros2 run specprune_ros specprune_node``."""
+    # What waits for a device or a socket comes back to a Python that another thread holds.
+    sys.setswitchinterval(SWITCH_INTERVAL)
     return run(SpecPruneNode)
 
 

@@ -106,6 +106,8 @@ def build_policy(
     # Two threads that wait for each other on a core that cameras and DDS share are slower than
     # one.
     torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) - 1))
+    if place.type == 'cuda':
+        _settle_on(place)
     loaded: LoadedModel
     if path:
         loaded = load_policy_model(
@@ -127,3 +129,12 @@ def build_policy(
     if calibrate == 'always' or (calibrate == 'auto' and place.type == 'cuda'):
         calibrate_model(loaded, log or logging.getLogger(__name__))
     return Policy(loaded, params, engine=engine_for(loaded, graphs))
+
+
+def _settle_on(place: torch.device) -> None:
+    """What a thread that asks a GPU sets once."""
+    # Events and streams belong to the current device, which is the first one unless said.
+    torch.cuda.set_device(place)
+    # cuDNN's attention, PyTorch's first choice on Hopper, makes a plan for every number of rows
+    # and in every thread anew: half a second each time (FunASR issue 3704, on a B200).
+    torch.backends.cuda.enable_cudnn_sdp(False)

@@ -33,12 +33,14 @@ class DeviceError(RuntimeError):
 
 @dataclass(frozen=True)
 class DeviceFault:
-    """``lost``: the device, or this process's hold on it, is gone; otherwise it was out of memory
-    and may be asked again. ``sentence`` says which device, what it said, and the cure.
+    """``lost``: the device, or this process's hold on it, may be gone (:func:`check_alive` tells);
+    otherwise it was out of memory and may be asked again. ``sentence`` says which device, what it
+    said, and the cure; ``said`` is its own first line.
     """
 
     lost: bool
     sentence: str
+    said: str
 
 
 def fault_of(error: BaseException, device: torch.device | str) -> DeviceFault | None:
@@ -51,11 +53,12 @@ def fault_of(error: BaseException, device: torch.device | str) -> DeviceFault | 
         if isinstance(cause, torch.OutOfMemoryError) or (
             isinstance(cause, RuntimeError) and FULL.search(text)
         ):
-            return DeviceFault(False, _full(text, device))
+            return DeviceFault(False, _full(text, device), _first_line(text))
         if isinstance(cause, torch.AcceleratorError) or (
             isinstance(cause, RuntimeError) and LOST.search(text)
         ):
-            return DeviceFault(True, f'{device} was lost: {_first_line(text)}')
+            said = _first_line(text)
+            return DeviceFault(True, f'{device} was lost: {said}', said)
         cause = cause.__cause__ or cause.__context__
     return None
 

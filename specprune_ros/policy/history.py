@@ -21,7 +21,7 @@ class Frame:
 
     It is prepared once, by the thread that looks first; another one waits. On a GPU each thread
     may work in a stream of its own: who looks has its stream wait until the picture is there, and
-    the memory is not used again before that stream is done with it.
+    must hold the picture until that stream is done with it.
     """
 
     def __init__(self, picture: Picture) -> None:
@@ -50,9 +50,7 @@ class Frame:
                 self._seen, self.picture = seen, None
             seen = self._seen
         if self._there is not None:
-            here = torch.cuda.current_stream(seen.device)
-            self._there.wait(here)
-            seen.record_stream(here)
+            self._there.wait(torch.cuda.current_stream(seen.device))
         return seen
 
 

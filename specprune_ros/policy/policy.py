@@ -69,6 +69,7 @@ class Policy:
         self._controller = Controller()
         self._glide = Glide()
         self._took = 0.0
+        self._held: list[Tensor] = []  # pictures of the query under way, for its stream
         self._dense: tuple[TokenLayout | None, int] = (None, 1)
         self._engine = engine or Eager(loaded)
         self._device = self._engine.device
@@ -223,6 +224,7 @@ class Policy:
         )
         asked = time.perf_counter()
         reply = self._engine.ask(question.form(layout, params, mode), question)
+        self._held.clear()  # the device is done with them
         answer, told = reply.answer, reply.answer.told
 
         # What the statistics clip anyway is no reason for doubt.
@@ -348,7 +350,9 @@ class Policy:
 
     def _see(self, observation: Observation) -> Tensor:
         """The pictures as the policy sees them, uint8 ``[cameras, S, S, 3]`` on the device."""
-        return torch.stack([self.look(*shown) for shown in observation.pictures.items()])
+        seen = [self.look(*shown) for shown in observation.pictures.items()]
+        self._held += seen
+        return torch.stack(seen)
 
     @torch.inference_mode()
     def look(self, camera: str, picture: Picture) -> Tensor:
@@ -377,13 +381,12 @@ class Policy:
         found = [frame for frame in past if frame is not None]
         if len(found) < len(past):
             return None, None
-        then = torch.stack(
-            [
-                frame.look(partial(self._prepare, camera))
-                for frame, camera in zip(found, observation.pictures, strict=True)
-            ]
-        )
-        return then, (stamp - min(frame.stamp_ns for frame in found)) / SECOND_NS
+        then = [
+            frame.look(partial(self._prepare, camera))
+            for frame, camera in zip(found, observation.pictures, strict=True)
+        ]
+        self._held += then
+        return torch.stack(then), (stamp - min(frame.stamp_ns for frame in found)) / SECOND_NS
 
     def _proprio(self, observation: Observation) -> Tensor | None:
         if not self.config.proprio_dim or observation.proprio is None:

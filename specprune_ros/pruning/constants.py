@@ -19,4 +19,5 @@ def constant(values: tuple, dtype: torch.dtype, device: torch.device) -> Tensor:
 def positions(count: int, device: torch.device) -> Tensor:
     """``0 .. count - 1`` as int64, cached. Never write into it."""
     with torch.inference_mode(False):
-        return torch.arange(count, device=device)
+        # Made on the host, whose copy waits: another stream may read it before a kernel has run.
+        return torch.arange(count).to(device)

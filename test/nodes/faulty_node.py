@@ -2,9 +2,10 @@
 
 While FOLDER has a file of the name, the decoder's next pass raises what PyTorch raises:
 
-- ``lost``: ``torch.AcceleratorError``, as a kernel that reads where it must not does;
+- ``refused``: ``torch.AcceleratorError`` for this call alone;
+- ``lost``: the same, and everything that asks for memory fails too, as in a process whose context
+  is gone (a kernel that reads where it must not does that);
 - ``full``: a true ``RuntimeError`` of the allocator;
-- ``dead``: everything that asks for memory fails too, as in a process whose context is gone;
 - ``eager``: nothing fails, but the engine says that it could not capture what it was to capture.
 """
 
@@ -22,7 +23,7 @@ LOST = (
 
 def fail(folder=FOLDER):
     """Raise what the folder asks for."""
-    if (folder / 'lost').exists() or (folder / 'dead').exists():
+    if (folder / 'lost').exists() or (folder / 'refused').exists():
         raise torch.AcceleratorError(LOST)
     if (folder / 'full').exists():
         torch.empty(2**50, dtype=torch.uint8)
@@ -41,7 +42,7 @@ def main() -> int:
         return forward(*args, **kwargs)
 
     def make(*args, **kwargs):
-        if (FOLDER / 'dead').exists():
+        if (FOLDER / 'lost').exists():
             raise torch.AcceleratorError(LOST)
         return zeros(*args, **kwargs)
 

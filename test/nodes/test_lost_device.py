@@ -68,6 +68,12 @@ def test_what_a_failing_device_does_and_how_it_is_recovered(rig, tmp_path):
     assert rig.told('engine') == 'eager; no CUDA graph: the driver has none'
     chunks_again(rig)
 
+    # A call that failed on a device that still works: refused like the first.
+    break_it(rig, tmp_path, 'refused', 'cpu refused a call: CUDA error: an illegal memory access')
+    assert rig.state() == 'active'
+    (tmp_path / 'refused').unlink()
+    chunks_again(rig)
+
     # Lost: out of active by the lifecycle's error path, and it stays in sight.
     break_it(rig, tmp_path, 'lost', 'configure and activate again')
     health = rig.health()
@@ -82,21 +88,16 @@ def test_what_a_failing_device_does_and_how_it_is_recovered(rig, tmp_path):
     no_chunks(rig, 1.2)
     assert rig.health() == health
     assert rig.images['agent'].get_subscription_count() == 0
-    # While the fault lasts warming up meets it; after that a new policy begins.
-    assert not rig.transition(CONFIGURE)
-    assert rig.state() == 'unconfigured'
-    (tmp_path / 'lost').unlink()
-    assert rig.transition(CONFIGURE), rig.process.text()
-    assert rig.transition(ACTIVATE)
-    assert chunks_again(rig).sequence == 1
-
-    # A process whose hold on the device is gone for good says that it must end.
-    break_it(rig, tmp_path, 'dead', 'configure and activate again')
+    # While this process has no hold on the device configuring says that it must end.
     for _ in range(2):
         assert not rig.transition(CONFIGURE)
         assert rig.state() == 'unconfigured'
     assert rig.wait(lambda: rig.health().startswith('configure: this process cannot use cpu'), 5.0)
     assert 'restart the node' in rig.health()
+    (tmp_path / 'lost').unlink()
+    assert rig.transition(CONFIGURE), rig.process.text()
+    assert rig.transition(ACTIVATE)
+    assert chunks_again(rig).sequence == 1
     assert rig.process.stop() == 0
     assert 'Traceback' not in rig.process.text()
 

@@ -128,9 +128,6 @@ def test_on_a_gpu_who_looks_waits_for_who_prepared(monkeypatch):
     class Seen:
         is_cuda, device = True, 'cuda'
 
-        def record_stream(self, stream):
-            calls.append(f'used in {stream}')
-
     monkeypatch.setattr(torch.cuda, 'Event', Event)
     monkeypatch.setattr(torch.cuda, 'current_stream', lambda device: here)
     frame = Frame(picture(1.0))
@@ -139,4 +136,4 @@ def test_on_a_gpu_who_looks_waits_for_who_prepared(monkeypatch):
     calls.clear()
     here = 'queries'
     frame.look(lambda shown: pytest.fail('prepared twice'))
-    assert calls == ['queries waits', 'used in queries']
+    assert calls == ['queries waits']

@@ -176,6 +176,22 @@ def test_absurd_actions_never_leave(policy):
         policy.act(look(0))
 
 
+def test_pictures_are_held_until_the_device_has_looked(policy, monkeypatch):
+    """The history may let go of them meanwhile, and their memory be used for another."""
+    held = []
+    ask = policy._engine.ask
+
+    def watch(form, question):
+        held.append([tensor.shape for tensor in policy._held])
+        return ask(form, question)
+
+    monkeypatch.setattr(policy._engine, 'ask', watch)
+    policy.act(look(0))
+    policy.act(look(1))
+    assert [len(shapes) for shapes in held] == [2, 4]  # those of the past as well
+    assert policy._held == []
+
+
 def test_a_bad_observation_changes_nothing(policy):
     policy.act(look(0))
     bad = look(1)

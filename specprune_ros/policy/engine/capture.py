@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -9,6 +10,7 @@ from contextlib import contextmanager, suppress
 import torch
 from torch import Tensor
 
+from specprune_ros.models import fused
 from specprune_ros.policy.engine.held import Held
 from specprune_ros.policy.engine.marks import CudaMarks
 
@@ -30,8 +32,10 @@ class CudaRecorder:
         self._serving = torch.cuda.Stream(self.device, priority=-1)
         self._warming = torch.cuda.Stream(self.device)
         self._capturing = torch.cuda.Stream(self.device)
+        self._done = torch.cuda.Event()
         self._pool = torch.cuda.graph_pool_handle()
-        self._threads = threading.local()
+        # A capture can take nothing from what PyTorch keeps in reserve outside the pool.
+        torch.cuda.empty_cache()
 
     def record(
         self, run: Callable[[], None], warm: Callable[[], None] | None = None
@@ -53,19 +57,31 @@ class CudaRecorder:
                     warm()
                 warm()
             self._warming.synchronize()
-            self._prime()
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.stream(self._capturing):
-                # The serving thread goes on calling CUDA: only this one's calls may break it off.
+            return _Replay(self._capture(run), held)
+
+    def _capture(self, run: Callable[[], None]) -> torch.cuda.CUDAGraph:
+        """One capture. The other threads go on calling CUDA: by its mode only this one's calls can
+        break it off, but for waiting for the whole device, which a first call of a compiled kernel
+        does while it tries its variants; and collecting garbage here may destroy a graph.
+        """
+        graph = torch.cuda.CUDAGraph()
+        collecting = gc.isenabled()
+        with fused.ALONE, torch.cuda.stream(self._capturing):
+            gc.disable()
+            try:
                 graph.capture_begin(pool=self._pool, capture_error_mode='thread_local')
-                try:
-                    run()
-                except BaseException:
-                    with suppress(RuntimeError):
-                        graph.capture_end()
-                    raise
+                run()
                 graph.capture_end()
-        return _Replay(graph, held)
+            except BaseException:
+                with suppress(RuntimeError):
+                    graph.capture_end()
+                # One that was broken off may leave its pool recording for ever.
+                self._pool = torch.cuda.graph_pool_handle()
+                raise
+            finally:
+                if collecting:
+                    gc.enable()
+        return graph
 
     @contextmanager
     def serving(self) -> Iterator[None]:
@@ -76,7 +92,8 @@ class CudaRecorder:
             self._serving.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(self._serving):
                 yield
-            self._serving.synchronize()
+                self._done.record()
+            self._done.synchronize()
 
     @contextmanager
     def preparing(self) -> Iterator[None]:
@@ -94,21 +111,6 @@ class CudaRecorder:
     def staging(self, like: Tensor) -> Tensor:
         """A tensor on the host that the device copies from and to without a detour."""
         return torch.empty(like.shape, dtype=like.dtype, pin_memory=True)
-
-    def _prime(self) -> None:
-        """Give cuBLAS its workspace for the capturing stream before the first capture.
-
-        Made in a capture it would lie in the graphs' pool; and one that warm-up runs use as well
-        would be written by them while a replay works in it. It belongs to thread and stream.
-        """
-        if getattr(self._threads, 'primed', False):
-            return
-        with torch.cuda.stream(self._capturing):
-            for dtype in (torch.float32, torch.bfloat16, torch.float16):
-                side = torch.ones(16, 16, device=self.device, dtype=dtype)
-                torch.mm(side, side)
-        self._capturing.synchronize()
-        self._threads.primed = True
 
 
 class _Replay:

@@ -148,14 +148,14 @@ class Graphs:
         for told in everyone:
             told()
 
-    def close(self) -> None:
-        """End the capturing thread and let go of all graphs."""
+    def close(self, timeout: float = 5.0) -> None:
+        """End the capturing thread, after what it is at, and let go of all graphs."""
         with self._changed:
             self._ending = True
             self._jobs.clear()
             self._changed.notify_all()
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(timeout)
         self._graphs.clear()
         self._buffers.clear()
 
@@ -174,6 +174,9 @@ class Graphs:
             self._jobs.append(_Rehearsal(form.params, question.prompt))
             # Forms that no rehearsal thinks of.
             copies = {name: tensor.clone() for name, tensor in question.tensors().items()}
+            if self.device.type == 'cuda':
+                # The other thread's stream knows nothing of this one's.
+                torch.cuda.current_stream(self.device).synchronize()
             self._jobs.append((form, question.with_tensors(copies)))
             self._begin()
         return ''

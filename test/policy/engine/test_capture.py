@@ -1,5 +1,8 @@
 """The order in which a capture is made, on stand-ins; on a GPU, that its replays are right."""
 
+import gc
+import itertools
+import threading
 from contextlib import contextmanager
 from unittest import mock
 
@@ -7,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from specprune_ros.models import fused
 from specprune_ros.policy.engine import capture
 from specprune_ros.policy.engine.held import Held
 
@@ -33,6 +37,19 @@ class FakeStream:
 
     def synchronize(self):
         self.calls.append(f'{self.name} done')
+
+
+class FakeEvent:
+    """The same for an event."""
+
+    def __init__(self, calls, now):
+        self.calls, self.now = calls, now
+
+    def record(self):
+        self.calls.append(f'marked in {self.now[0]}')
+
+    def synchronize(self):
+        self.calls.append('mark reached')
 
 
 @pytest.fixture
@@ -63,9 +80,11 @@ def calls(monkeypatch):
     monkeypatch.setattr(cuda, 'current_stream', lambda: FakeStream(made, now[0]))
     monkeypatch.setattr(cuda, 'stream', stream)
     monkeypatch.setattr(cuda, 'device', device)
-    monkeypatch.setattr(cuda, 'graph_pool_handle', lambda: (0, 1))
+    pools = itertools.count()
+    monkeypatch.setattr(cuda, 'graph_pool_handle', lambda: (0, next(pools)))
     monkeypatch.setattr(cuda, 'CUDAGraph', lambda: graph)
-    monkeypatch.setattr(capture.CudaRecorder, '_prime', lambda self: made.append('primed'))
+    monkeypatch.setattr(cuda, 'Event', lambda: FakeEvent(made, now))
+    monkeypatch.setattr(cuda, 'empty_cache', lambda: made.append('emptied'))
     return made, now, graph
 
 
@@ -76,14 +95,17 @@ def test_a_capture_warms_up_elsewhere_and_replays_where_it_is_asked(calls):
         lambda: made.append(f'run in {now[0]}'), lambda: made.append(f'warm in {now[0]}')
     )
     assert made == [
+        'emptied',
         'warming waits', 'warm in warming', 'warm in warming', 'warm in warming', 'warming done',
-        'primed', 'begin in capturing', 'run in capturing', 'end in capturing',
+        'begin in capturing', 'run in capturing', 'end in capturing',
     ]  # fmt: skip
     assert graph.capture_begin.call_args.kwargs['capture_error_mode'] == 'thread_local'
     made.clear()
     with recorder.serving():
         replay()
-    assert made == ['serving waits', 'replay in serving', 'serving done']
+    assert made == [
+        'serving waits', 'replay in serving', 'marked in serving', 'mark reached',
+    ]  # fmt: skip
 
 
 def test_a_run_that_fails_ends_its_capture_and_keeps_its_own_reason(calls):
@@ -98,9 +120,26 @@ def test_a_run_that_fails_ends_its_capture_and_keeps_its_own_reason(calls):
         recorder.record(run, lambda: None)
     assert graph.capture_end.called
     assert now[0] == 'default'
-    # The next one is not kept waiting.
+    # The next one is not kept waiting, and has a pool that no broken capture holds.
     graph.capture_end.side_effect = None
+    before = graph.capture_begin.call_args.kwargs['pool']
     recorder.record(lambda: None, lambda: None)
+    assert graph.capture_begin.call_args.kwargs['pool'] != before
+    assert gc.isenabled()
+
+
+def test_nothing_compiles_and_no_garbage_is_collected_while_a_capture_runs(calls):
+    free = []
+
+    def run():
+        asking = threading.Thread(target=lambda: free.append(fused.ALONE.acquire(blocking=False)))
+        asking.start()
+        asking.join()
+        free.append(gc.isenabled())
+
+    capture.CudaRecorder('cuda:0').record(run, lambda: None)
+    assert free == [False, False]
+    assert gc.isenabled()
 
 
 @pytest.mark.gpu
