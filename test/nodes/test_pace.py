@@ -66,20 +66,20 @@ class World:
         self.pace.delivered(self.asked_of / 1000, self.now / 1000, 8 * STEP)
 
 
-@pytest.mark.parametrize('latency', [(0.02, 0.03), (0.08, 0.12), (0.2, 0.3)])
+@pytest.mark.parametrize('latency', [(0.02, 0.03), (0.2, 0.3)])
 def test_chunks_come_as_the_motion_before_them_ends(latency):
     world = World(latency)
-    world.run(20.0)
-    world.still = 0
-    world.run(40.0)
+    world.run(20.0)  # reactions are known by now
+    world.still, have = 0, len(world.at)
+    world.run(15.0)
     # Of each chunk only what was executed while it was made is left out.
     played = np.diff(world.at) / 1000
     late = latency[1] + 0.05  # and the picture's age
-    assert played[5:].mean() > 0.8 - late
-    assert max(world.skipped[5:]) < late
+    assert played[have:].mean() > 0.8 - late
+    assert max(world.skipped[have:]) < late
     # The arm hardly waits, and little of a chunk is thrown away.
-    assert world.still < 0.02 * 4000
-    assert np.mean(world.left[5:]) < (latency[1] - latency[0]) + 0.05
+    assert world.still < 0.02 * 1500
+    assert np.mean(world.left[have:]) < (latency[1] - latency[0]) + 0.05
 
 
 def test_a_first_chunk_is_played_whole_and_one_after_a_pause_too():

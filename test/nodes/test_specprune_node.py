@@ -233,33 +233,28 @@ def test_services_and_sentences(rig_with):
     fresh(rig)
 
 
-def test_overlays_come_only_when_asked_for(rig_with):
+def test_overlays_and_masks_of_kept_patches_come_when_asked_for(rig_with):
     from sensor_msgs.msg import Image
 
+    from specprune_ros.nodes import kept
     from specprune_ros.nodes.pictures import to_rgb
     from specprune_ros.nodes.quality import every
 
     rig = running(rig_with())
-    seen = []
-    rig.node.create_subscription(Image, '/specprune_node/overlay/wrist', seen.append, every())
-    assert rig.feed(10.0, until=lambda: len(seen) >= 2)
-    drawn = to_rgb(seen[-1])
-    assert drawn.shape == (224, 224, 3)
+    drawn, masks = [], []
+    overlay = rig.node.create_subscription(
+        Image, '/specprune_node/overlay/wrist', drawn.append, every()
+    )
+    assert rig.feed(10.0, until=lambda: len(drawn) >= 2)
+    picture = to_rgb(drawn[-1])
+    assert picture.shape == (224, 224, 3)
     # Dropped patches are dark, so the picture as a whole is.
-    assert drawn.mean() < 0.8 * rig.pixels[1].mean()
+    assert picture.mean() < 0.8 * rig.pixels[1].mean()
 
-
-def test_masks_of_kept_patches_come_when_asked_for(rig_with):
-    from sensor_msgs.msg import Image
-
-    from specprune_ros.nodes import kept
-    from specprune_ros.nodes.quality import every
-
-    rig = running(rig_with())
-    seen = []
-    rig.node.create_subscription(Image, '/specprune_node/kept/wrist', seen.append, every())
-    assert rig.feed(10.0, until=lambda: len(seen) >= 3)
-    mask = kept.from_message(seen[-1])
+    rig.node.destroy_subscription(overlay)
+    rig.node.create_subscription(Image, '/specprune_node/kept/wrist', masks.append, every())
+    assert rig.feed(10.0, until=lambda: len(masks) >= 3)
+    mask = kept.from_message(masks[-1])
     assert mask.shape == (16, 16)
     assert 0 < (mask >= kept.KEPT).sum() < mask.size
     assert (mask & (kept.BITS['global'] | kept.BITS['local'])).any()
