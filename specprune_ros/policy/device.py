@@ -69,8 +69,10 @@ def check_alive(device: torch.device | str) -> None:
         torch.zeros(1, device=device).add_(1).cpu()
     except Exception as error:  # of whatever type a dead context raises
         fault = fault_of(error, device)
-        if fault is None or not fault.lost:
+        if fault is None:
             raise
+        if not fault.lost:
+            return  # full, but there
         raise DeviceError(
             f'this process cannot use {device} any more ({_first_line(str(error))}): restart the '
             "node; if it then fails too, the device itself has: nvidia-smi and the kernel's log "

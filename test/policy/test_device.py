@@ -82,3 +82,11 @@ def test_a_device_that_works_after_an_error_is_not_given_up(monkeypatch):
     assert 'restart the node' in str(explain(lost, 'cpu'))
     with pytest.raises(DeviceError, match='cannot use cpu any more'):
         check_alive('cpu')
+
+
+def test_a_device_that_is_only_full_is_there(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 MiB.')
+
+    monkeypatch.setattr(torch, 'zeros', refuse)
+    check_alive('cpu')
