@@ -6,10 +6,12 @@ While FOLDER has a file of the name, the decoder's next pass raises what PyTorch
 - ``lost``: the same, and everything that asks for memory fails too, as in a process whose context
   is gone (a kernel that reads where it must not does that);
 - ``full``: a true ``RuntimeError`` of the allocator;
+- ``hangs``: nothing, it just does not return;
 - ``eager``: nothing fails, but the engine says that it could not capture what it was to capture.
 """
 
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -25,6 +27,8 @@ def fail(folder=FOLDER):
     """Raise what the folder asks for."""
     if (folder / 'lost').exists() or (folder / 'refused').exists():
         raise torch.AcceleratorError(LOST)
+    while (folder / 'hangs').exists():
+        time.sleep(0.05)
     if (folder / 'full').exists():
         torch.empty(2**50, dtype=torch.uint8)
 

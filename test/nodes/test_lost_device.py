@@ -9,7 +9,7 @@ import yaml
 pytestmark = [pytest.mark.ros, pytest.mark.timeout(120)]
 
 FAULTY = Path(__file__).with_name('faulty_node.py')
-CONFIGURE, ACTIVATE = 1, 3
+CONFIGURE, ACTIVATE, DEACTIVATE = 1, 3, 4
 WARN, ERROR = b'\x01', b'\x02'
 
 
@@ -100,6 +100,19 @@ def test_what_a_failing_device_does_and_how_it_is_recovered(rig, tmp_path):
     assert chunks_again(rig).sequence == 1
     assert rig.process.stop() == 0
     assert 'Traceback' not in rig.process.text()
+
+
+@pytest.mark.slow
+def test_a_query_that_never_ends_is_told_and_what_it_gives_after_a_stop_is_not_sent(rig, tmp_path):
+    break_it(rig, tmp_path, 'hangs', 'no chunk: a query has been under way for 1')
+    assert rig.transition(DEACTIVATE)
+    assert rig.state() == 'inactive'
+    have = len(rig.chunks)
+    (tmp_path / 'hangs').unlink()
+    rig.feed(1.0)
+    assert len(rig.chunks) == have
+    assert rig.transition(ACTIVATE)
+    assert chunks_again(rig).sequence == 1
 
 
 @pytest.mark.slow
