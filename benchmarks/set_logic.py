@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from specprune_ros.policy.engine.capture import CudaRecorder
 from specprune_ros.pruning.controller import (
     Controller,
     ControllerState,
@@ -114,20 +115,6 @@ def timed(call: Callable[[], None], repeats: int, wait: Callable[[], None]) -> d
     return {'ms_p50': round(middle, 4), 'ms_p25': round(low, 4), 'ms_p75': round(high, 4)}
 
 
-def graphed(query: Query) -> Callable[[], None]:
-    """The query captured once: what it costs where the whole pass is a CUDA graph."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            query()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        query()
-    return graph.replay
-
-
 def main() -> None:
     """Run it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -152,7 +139,9 @@ def main() -> None:
             row['host'] = timed(lambda p=params: host(p), args.repeats, lambda: None)
             row['sets'] = timed(query, args.repeats, wait)
             if gpu:
-                row['sets_in_a_graph'] = timed(graphed(query), args.repeats, wait)
+                row['sets_in_a_graph'] = timed(
+                    CudaRecorder(device).record(query), args.repeats, wait
+                )
             rows.append(row)
             print(json.dumps(row))
     if args.json:
