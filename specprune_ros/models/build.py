@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from specprune_ros.models.cogact import CogACT
 from specprune_ros.models.config import PolicyConfig
@@ -23,8 +26,23 @@ CLASSES: dict[str, type[nn.Module]] = {
 
 def empty(config: PolicyConfig) -> Network:
     """The network on the ``meta`` device: names and shapes, no memory."""
-    with torch.device('meta'):
+    with torch.device('meta'), _Unfilled():
         return CLASSES[config.family](config).eval().requires_grad_(False)
+
+
+class _Unfilled(TorchFunctionMode):
+    """Leaves out the initial values that layers draw: there is no memory to hold them, and drawing
+    them without any imports a compiler, which takes a second.
+    """
+
+    def __torch_function__(
+        self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        """Every function but those of ``torch.nn.init``."""
+        kwargs = kwargs or {}
+        if getattr(func, '__module__', None) == 'torch.nn.init':
+            return kwargs['tensor'] if 'tensor' in kwargs else args[0]
+        return func(*args, **kwargs)
 
 
 def build(

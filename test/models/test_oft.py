@@ -1,5 +1,7 @@
 """OpenVLA-OFT's sequence, readout and head; every trap of the sequence has a test."""
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -303,3 +305,13 @@ def test_operations_are_counted_from_what_ran(model, prompt, pixels):
     assert counted.decoder == 2 * layer(rows) + 5 * layer(left) + layer(left, 56)
     assert counted.listening == 5 * rows * d
     assert counted.vision == dense_flops(TINY, where).vision
+
+
+@pytest.mark.slow
+def test_building_a_model_imports_no_compiler():
+    """It takes a second, at every start of a node."""
+    code = (
+        'import sys; from specprune_ros.models.load import random_policy_model as made; '
+        "made('tiny'); sys.exit('torch._dynamo' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, '-c', code]).returncode == 0

@@ -15,6 +15,7 @@ pytestmark = [pytest.mark.ros, pytest.mark.timeout(120)]
 COMMAND = (sys.executable, '-m', 'specprune_ros.cli.main')
 
 
+@pytest.mark.slow
 def test_without_a_renderer_the_recording_is_the_cameras(tmp_path):
     """And what nobody was trained for is tried, but not pretended to."""
     words = 'juggle the blue cube'

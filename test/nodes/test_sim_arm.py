@@ -216,7 +216,7 @@ def test_it_judges_what_is_said_and_starts_the_scene_anew(arm):
     done = ear.reset.call_async(Trigger.Request())
     assert ear.spin(10.0, until=done.done) and done.result().success
     assert ear.spin(5.0, until=lambda: ear.verdict().outcome == 'waiting')
-    assert np.allclose(ear.position(), start, atol=5e-3)
+    assert ear.spin(5.0, until=lambda: np.allclose(ear.position(), start, atol=5e-3))
 
 
 def test_it_publishes_simulated_time_on_request(arm):

@@ -261,10 +261,11 @@ def test_overlays_and_masks_of_kept_patches_come_when_asked_for(rig_with):
     assert not (mask[mask < kept.KEPT]).any()
 
 
-def test_lifecycle_ten_times_and_clean_exits(rig_with):
+@pytest.mark.parametrize('times', [3, pytest.param(10, marks=pytest.mark.slow)])
+def test_lifecycle_many_times_and_clean_exits(rig_with, times):
     rig = rig_with(autostart=False, model__prepare_on_arrival='on')
     assert rig.state() == 'unconfigured'
-    for cycle in range(10):
+    for cycle in range(times):
         assert rig.transition(CONFIGURE), rig.process.text()
         assert rig.transition(ACTIVATE)
         have = len(rig.chunks)

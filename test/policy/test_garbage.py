@@ -30,7 +30,13 @@ def look(step):
     )
 
 
-@pytest.mark.parametrize('name', names())
+@pytest.mark.parametrize(
+    'name',
+    [
+        name if name == 'specprune' else pytest.param(name, marks=pytest.mark.slow)
+        for name in names()
+    ],
+)
 def test_a_query_leaves_no_tensor_to_the_collector(name):
     policy = build_policy(preset='tiny', device='cpu')
     policy.set_params(PruningParams().replace(pruner=name))
