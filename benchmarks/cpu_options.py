@@ -1,4 +1,4 @@
-"""Which of a CPU's options pay: bfloat16, channels-last pictures, torch.compile.
+"""Which of a CPU's options pay: packed weights, bfloat16, channels-last pictures, torch.compile.
 
     python benchmarks/cpu_options.py --threads 2 --json benchmarks/results/cpu_options.json
 
@@ -22,6 +22,7 @@ import torch
 from record import write
 
 from specprune_ros.models.load import LoadedModel, random_policy_model
+from specprune_ros.models.packed import pack
 from specprune_ros.models.presets import BENCH_INSTRUCTION
 from specprune_ros.policy.bench.scene import device_name, observations
 from specprune_ros.policy.observation import Observation
@@ -29,7 +30,7 @@ from specprune_ros.policy.policy import Policy
 from specprune_ros.pruning.params import PruningParams
 
 WARM = 4
-OPTIONS = ('float32', 'bfloat16', 'channels_last', 'compile')
+OPTIONS = ('float32', 'packed', 'bfloat16', 'bfloat16_packed', 'channels_last', 'compile')
 
 
 @dataclass
@@ -62,6 +63,19 @@ def bfloat16(model: str, plain: LoadedModel) -> LoadedModel:
     return made
 
 
+def packed(model: str, plain: LoadedModel) -> LoadedModel:
+    """Weights laid out once as oneDNN reads them."""
+    mine = copy.deepcopy(plain.model)
+    if not pack(mine):
+        raise SystemExit('this CPU is not one that packed weights are for')
+    return replace(plain, model=mine)
+
+
+def bfloat16_packed(model: str, plain: LoadedModel) -> LoadedModel:
+    """Both."""
+    return packed(model, bfloat16(model, plain))
+
+
 def channels_last(model: str, plain: LoadedModel) -> LoadedModel:
     """Pictures laid out with their channels innermost."""
     mine = copy.copy(plain.preprocessor)
@@ -85,7 +99,9 @@ def compiled(model: str, plain: LoadedModel) -> LoadedModel:
 
 
 MAKE: dict[str, Callable[[str, LoadedModel], LoadedModel]] = {
+    'packed': packed,
     'bfloat16': bfloat16,
+    'bfloat16_packed': bfloat16_packed,
     'channels_last': channels_last,
     'compile': compiled,
 }
@@ -165,7 +181,7 @@ def main() -> int:
     rows = race(args.model, asked, args.repeats)
     for item in rows:
         print(
-            f'{item["option"]:14s}{item["pruner"]:10s}{item["ms_p50"]:9.1f} ms  '
+            f'{item["option"]:16s}{item["pruner"]:10s}{item["ms_p50"]:9.1f} ms  '
             f'x{item["speedup"]:.2f} ({item["speedup_low"]:.2f}-{item["speedup_high"]:.2f})  '
             f'warm-up {item["warm_up_s"]:.1f} s  deviation {item["action_deviation"]:.2g}'
             + ('  pays' if item['pays'] else '')

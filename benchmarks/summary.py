@@ -144,9 +144,12 @@ def cpu_options() -> str:
     moved = [by['bfloat16', pruner]['action_deviation'] for pruner in ('dense', 'specprune')]
     return textwrap.fill(
         f'Recorded ({where(result)}, `{result["model"]}`, `{result["command"]}`), speed '
-        f'over plain float32: bfloat16 {gain("bfloat16")}; channels-last pictures '
+        f'over plain float32: weights packed for oneDNN {gain("packed")}; bfloat16 '
+        f'{gain("bfloat16")}, packed too {gain("bfloat16_packed")}; channels-last pictures '
         f'{gain("channels_last")}; torch.compile {gain("compile")}. So neither of the last two '
-        'is used on a CPU. bfloat16 pays where the CPU has units for it, and moves the actions '
+        'is used on a CPU, and weights are packed (x86; held twice, so not where memory is '
+        'short). '
+        'bfloat16 pays where the CPU has units for it, and moves the actions '
         f'(in the median query by at most {moved[0]:.2f} dense and {moved[1]:.2f} pruned with '
         "these random weights, in action units): it is taken for a checkpoint of the models' "
         'authors, who run theirs in it, and not for policies whose success was measured in '

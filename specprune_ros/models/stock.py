@@ -72,7 +72,8 @@ def _attention(
         logits = logits + mask
     attention = logits.softmax(-1, dtype=torch.float32).to(queries.dtype)
     mixed = (attention @ values).transpose(1, 2).contiguous()
-    return attn.out(mixed.view(*x.shape[:2], attn.query_width)), attention
+    mixed = mixed.view(*x.shape[:2], attn.query_width)
+    return F.linear(mixed, attn.out.weight), attention
 
 
 def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -83,4 +84,4 @@ def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def _mlp(layer: DecoderLayer, x: Tensor) -> Tensor:
     gate, up = layer.gate_up.weight.chunk(2)
-    return layer.down(F.silu(F.linear(x, gate)) * F.linear(x, up))
+    return F.linear(F.silu(F.linear(x, gate)) * F.linear(x, up), layer.down.weight)

@@ -15,6 +15,7 @@ from specprune_ros.models.load import (
     load_policy_model,
     random_policy_model,
 )
+from specprune_ros.models.packed import pack
 from specprune_ros.policy.calibration import Log, calibrate_model
 from specprune_ros.policy.engine.choose import engine_for
 from specprune_ros.policy.float8 import to_float8
@@ -125,6 +126,8 @@ def build_policy(
         fused.use(loaded.model, fused.COMPILED)
     if fp8:
         to_float8(loaded)
+    if place.type == 'cpu':
+        pack(loaded.model)
     # Last: after everything that changes how fast the decoder runs.
     if calibrate == 'always' or (calibrate == 'auto' and place.type == 'cuda'):
         calibrate_model(loaded, log or logging.getLogger(__name__))

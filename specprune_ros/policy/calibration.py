@@ -24,6 +24,7 @@ from torch import Tensor
 
 from specprune_ros.models.fused import PLAIN
 from specprune_ros.models.load import LoadedModel
+from specprune_ros.models.packed import PackedLinear
 from specprune_ros.models.presets import BENCH_INSTRUCTION
 from specprune_ros.policy.bench.ceilings import settle
 from specprune_ros.policy.bench.scene import device_name
@@ -258,6 +259,8 @@ def key(loaded: LoadedModel) -> str:
     formats = sorted({str(tensor.dtype).removeprefix('torch.') for tensor in tensors})
     if decoder.layers[0].kernels is not PLAIN:
         formats.append('compiled')
+    if any(isinstance(part, PackedLinear) for part in decoder.modules()):
+        formats.append('packed')
     weight = decoder.norm.weight
     where = device_name(str(weight.device))
     if weight.device.type == 'cuda':  # whichever of several alike
