@@ -212,7 +212,7 @@ def test_a_policy_is_calibrated_once_and_remembers(quickly, caplog):
 def test_a_policy_plans_by_what_was_measured(caplog):
     """Another machine's floor, remembered under this one's key."""
     floor = Sweep((100, 300, 512), (193, 393, 605), (5.0, 5.01, 9.0), '2026-11-21')
-    calibration.keep(calibration.key(random_policy_model('tiny')), floor)
+    calibration.keep(calibration.key(built(calibrate='never').loaded), floor)
     policy = built(calibrate='always')
     layout = bench_layout(policy.loaded)
     params = PruningParams().replace(mode='coarse')
