@@ -10,10 +10,10 @@ import torch
 from specprune_ros.cli import bench
 from specprune_ros.models import presets
 from specprune_ros.models.flops import count, dense_flops, scheduled_work
-from specprune_ros.models.load import random_policy_model
 from specprune_ros.models.presets import preset
 from specprune_ros.policy import calibration
 from specprune_ros.policy.bench import ceilings, race
+from specprune_ros.policy.build import build_policy
 from specprune_ros.policy.calibration import Sweep
 from specprune_ros.pruning.interface import Mode, TokenLayout
 from specprune_ros.pruning.params import PRUNERS, ParamError, PruningParams
@@ -120,7 +120,7 @@ def test_float8_is_named_counts_a_byte_a_weight_and_has_no_stock_loop(own_cache)
 def test_what_is_known_to_be_free_here_is_kept_and_said(own_cache, monkeypatch):
     known = ceilings.Ceilings(tflops=0.1, gbs=10.0)  # measured elsewhere, and slow to measure
     monkeypatch.setattr(ceilings, 'measure', lambda *_: known)
-    name = calibration.key(random_policy_model('tiny'))
+    name = calibration.key(build_policy(preset='tiny', device='cpu', threads=1).loaded)
     calibration.keep(name, Sweep((100, 512), (193, 605), (5.0, 5.0), '2026-11-21'))
     pruners, few = 'specprune,specprune:paper', {'repeats': 1, 'threads': 1, 'stock': False}
     dense, ours, paper = bench.bench(pruners, 'tiny', device='cpu', **few).rows

@@ -76,6 +76,7 @@ def test_points_lie_where_the_camera_sees_them():
     assert len(cloud_of(depth, (50.0, 60.0, 39.5, 19.5), mask, max_range=1.0)[0]) == 0
 
 
+@pytest.mark.slow
 def test_the_node_joins_mask_depth_and_camera_over_dds(tmp_path):
     import rclpy
     from rclpy.executors import SingleThreadedExecutor

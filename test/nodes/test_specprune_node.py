@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from specprune_ros.models.load import random_policy_model
 from specprune_ros.policy import calibration
+from specprune_ros.policy.build import build_policy
 from specprune_ros.policy.calibration import Sweep
 
 pytestmark = [pytest.mark.ros, pytest.mark.timeout(120)]
@@ -60,7 +60,9 @@ def test_pictures_in_chunks_out_parameters_live(rig_with, tmp_path, monkeypatch)
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
     torch.set_num_threads(1)
     flat = Sweep((100, 512), (193, 605), (5.0, 5.0), '2026-11-21')
-    calibration.keep(calibration.key(random_policy_model('tiny')), flat)
+    calibration.keep(
+        calibration.key(build_policy(preset='tiny', device='cpu', threads=1).loaded), flat
+    )
     rig = running(rig_with(model__calibrate='always', pruning__free_tokens=False))
     assert 'fewer tokens buy nothing' in rig.process.text()
     rig.wait(lambda: len(rig.chunks) >= len(rig.stats), 2.0)
@@ -281,7 +283,9 @@ def test_lifecycle_many_times_and_clean_exits(rig_with, times):
     assert 'Traceback' not in rig.process.text()
 
 
-@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    'number', [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_signals_end_it_without_a_traceback(rig_with, number):
     rig = running(rig_with())
     assert rig.process.stop(number) == 0
