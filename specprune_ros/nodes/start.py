@@ -6,6 +6,7 @@ A node's imports take seconds. A signal meanwhile ends the process here, without
 from __future__ import annotations
 
 import importlib
+import os
 import signal
 import sys
 from types import FrameType
@@ -15,7 +16,9 @@ def start(name: str) -> int:
     """Import ``specprune_ros.nodes.<name>`` and run its ``main``. Returns the exit status."""
 
     def leave(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(0)
+        # Nothing is there to be undone yet, and an exception may be caught, or turned into another
+        # one, by whatever is just being imported.
+        os._exit(0)
 
     signal.signal(signal.SIGINT, leave)
     signal.signal(signal.SIGTERM, leave)
