@@ -27,6 +27,7 @@ from specprune_ros.cli.bench import bench
 from specprune_ros.cli.bench_tables import print_tables
 from specprune_ros.cli.roofline import draw
 from specprune_ros.models.presets import BENCH_INSTRUCTION
+from specprune_ros.models.room import weight_bytes
 from specprune_ros.policy.bench.ceilings import measure
 from specprune_ros.policy.bench.scene import observations
 from specprune_ros.policy.build import build_policy
@@ -88,11 +89,10 @@ def measure_memory(args: argparse.Namespace) -> None:
     scene = observations(policy, BENCH_INSTRUCTION, 0)
     for _ in range(10):
         policy.act(next(scene))
-    weights = sum(p.numel() * p.element_size() for p in policy.loaded.model.parameters())
     print(
         json.dumps(
             {
-                'weights_gib': weights / 2**30,
+                'weights_gib': weight_bytes(policy.loaded.model) / 2**30,
                 'reserved_gib': torch.cuda.max_memory_reserved(device) / 2**30,
                 'engine': policy.engine_status,
                 'trouble': policy.engine_trouble,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Iterator
 
 import pytest
 
@@ -23,6 +24,17 @@ def without_gpu() -> str | None:
     import torch
 
     return None if torch.cuda.is_available() else 'no CUDA device'
+
+
+@pytest.fixture(scope='module')
+def one_thread() -> Iterator[None]:
+    """Tiny matrices run faster on one thread, above all beside other work."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from specprune_ros.policy.bench.ceilings import Ceilings
     from specprune_ros.policy.bench.race import Contestant
     from specprune_ros.policy.calibration import Sweep
-    from specprune_ros.policy.engine.graphs import Recorder
 
 SWEEP_STEP, SWEEP_ROUNDS = 32, 5
 
@@ -167,6 +166,7 @@ def bench(
     from specprune_ros.policy.bench.scene import copies_ms, observations
     from specprune_ros.policy.bench.table import table
     from specprune_ros.policy.build import build_policy
+    from specprune_ros.policy.engine.capture import recorder_on
 
     if repeats < 1:
         raise ValueError(f'--repeats {repeats}: at least 1')
@@ -177,7 +177,7 @@ def bench(
     name, counts = calibration.key(loaded), []
     if sweep_step is not None:  # a bad one is refused before anything is measured
         counts = calibration.edges(calibration.bench_layout(loaded), sweep_step)
-    recorder = _recorder(loaded) if graphs else None
+    recorder = recorder_on(loaded.preprocessor.device) if graphs else None
     entered = contestants(loaded, pruners, dict(changes or {}), stock and not fp8, recorder)
     entered += [] if more is None else list(more(loaded))
     found = _sweep(loaded, name, counts, progress) if counts else calibration.known(name)
@@ -221,16 +221,6 @@ def _uses_free_tokens(contestant: Contestant) -> bool:
 
     policy = contestant.policy
     return free_tokens(bench_layout(policy.loaded), policy.params, Mode.COARSE) is not None
-
-
-def _recorder(loaded: LoadedModel) -> Recorder | None:
-    """What captures graphs where the model is, ``None`` on a CPU."""
-    device = next(loaded.model.parameters()).device
-    if device.type != 'cuda':
-        return None
-    from specprune_ros.policy.engine.capture import CudaRecorder
-
-    return CudaRecorder(device)
 
 
 def _ceilings(loaded: LoadedModel) -> Ceilings:

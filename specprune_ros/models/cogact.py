@@ -13,6 +13,7 @@ from specprune_ros.models.config import PolicyConfig
 from specprune_ros.models.decoder import Decoder, DecoderOutput
 from specprune_ros.models.dit import DiT
 from specprune_ros.models.embedded import Embedded
+from specprune_ros.models.preprocess import check_count
 from specprune_ros.models.projector import Projector
 from specprune_ros.models.tokens import Prompt, id_rows
 from specprune_ros.models.towers import VisionBackbone
@@ -64,11 +65,7 @@ class CogACT(nn.Module):
         """``pixels`` ``[cameras, 3 * towers, S, S]`` normalised; ``proprio`` is not used; ``ids``
         the prompt's ``[1, P]`` where they lie on the device already.
         """
-        if pixels.shape[0] != len(self.config.cameras):
-            raise ValueError(
-                f'{pixels.shape[0]} pictures given, the policy takes {len(self.config.cameras)}: '
-                f'{", ".join(self.config.cameras)}'
-            )
+        check_count(pixels.shape[0], self.config.cameras)
         ids = id_rows(prompt.ids, pixels.device) if ids is None else ids
         words = self.decoder.embed_tokens(ids)
         vision = self.projector(self.vision(pixels.to(words.dtype))).flatten(0, 1)

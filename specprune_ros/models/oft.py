@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from specprune_ros.models.config import PolicyConfig
 from specprune_ros.models.decoder import Decoder, DecoderOutput
 from specprune_ros.models.embedded import Embedded
+from specprune_ros.models.preprocess import check_count
 from specprune_ros.models.projector import PositionCode, Projector
 from specprune_ros.models.tokens import Prompt, id_rows
 from specprune_ros.models.towers import VisionBackbone
@@ -142,11 +143,7 @@ class OpenVLAOFT(nn.Module):
         """
         config = self.config
         batch, cameras = pixels.shape[:2]
-        if cameras != len(config.cameras):
-            raise ValueError(
-                f'{cameras} pictures given, the policy takes {len(config.cameras)}: '
-                f'{", ".join(config.cameras)}'
-            )
+        check_count(cameras, config.cameras)
         table = self.decoder.embed_tokens
         stop = table(ids.new_full((batch, 1), config.stop_id))
         words = table(ids)

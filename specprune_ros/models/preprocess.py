@@ -72,11 +72,7 @@ class Preprocessor:
         Raises ``PictureError``.
         """
         cameras = self.config.cameras
-        if len(pictures) != len(cameras):
-            raise PictureError(
-                f'{len(pictures)} pictures given, the policy takes {len(cameras)}: '
-                f'{", ".join(cameras)}'
-            )
+        check_count(len(pictures), cameras)
         seen = torch.stack(
             [self.picture(p, name) for p, name in zip(pictures, cameras, strict=True)]
         )
@@ -116,6 +112,14 @@ class Preprocessor:
         x = pictures.permute(0, 3, 1, 2).to(torch.float32) / self.full
         x = (x[:, None] - self.mean) / self.std
         return x.flatten(1, 2).to(self.dtype)
+
+
+def check_count(pictures: int, cameras: Sequence[str]) -> None:
+    """Raise ``PictureError`` unless there is one picture for each camera."""
+    if pictures != len(cameras):
+        raise PictureError(
+            f'{pictures} pictures given, the policy takes {len(cameras)}: {", ".join(cameras)}'
+        )
 
 
 def check_picture(picture: NDArray[np.uint8], name: str = 'picture') -> None:

@@ -25,13 +25,13 @@ _DEAD: list[Policy] = []  # on devices that were lost, until the process ends
 class InferenceThread(threading.Thread):
     """Loads the policy, then turns observations into results while active.
 
-    CUDA graphs and compiled code belong to the thread that made them, so everything that touches
-    the model happens here. ``build`` makes the policy; ``now_ns`` is the node's clock; ``deliver``
-    takes each result with the observation and the times (ns) at which inference began and ended,
-    notes what the next query must know, and returns the job that publishes it; ``refuse`` takes
-    the reason why there was no chunk. Both jobs are done by an :class:`Outbox`, in the order of
-    the queries, while the next query runs. ``pace`` says how the user wants queries; ``lose``
-    takes the sentence about a device that was lost, after which the thread ends.
+    Everything that asks the model happens here; the engine captures in a thread of its own.
+    ``build`` makes the policy; ``now_ns`` is the node's clock; ``deliver`` takes each result with
+    the observation and the times (ns) at which inference began and ended, notes what the next
+    query must know, and returns the job that publishes it; ``refuse`` takes the reason why there
+    was no chunk. Both jobs are done by an :class:`Outbox`, in the order of the queries, while the
+    next query runs. ``pace`` says how the user wants queries; ``lose`` takes the sentence about a
+    device that was lost, after which the thread ends.
     """
 
     def __init__(

@@ -29,6 +29,7 @@ from specprune_ros.models.presets import BENCH_INSTRUCTION
 from specprune_ros.policy.bench.ceilings import settle
 from specprune_ros.policy.bench.scene import device_name
 from specprune_ros.policy.device import release
+from specprune_ros.policy.engine.capture import recorder_on
 from specprune_ros.pruning.interface import (
     PassOutcome,
     PruneSchedule,
@@ -143,11 +144,8 @@ def recorder(device: torch.device) -> Record:
     """What makes a run ready to be timed: on a GPU a captured graph of it, since launching its
     kernels one by one takes longer than few rows do and would hide the floor.
     """
-    if device.type != 'cuda':
-        return lambda run: run
-    from specprune_ros.policy.engine.capture import CudaRecorder
-
-    return CudaRecorder(device).record
+    found = recorder_on(device)
+    return found.record if found else lambda run: run
 
 
 @torch.inference_mode()

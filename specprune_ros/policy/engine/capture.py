@@ -113,6 +113,11 @@ class CudaRecorder:
         return torch.empty(like.shape, dtype=like.dtype, pin_memory=True)
 
 
+def recorder_on(device: torch.device) -> CudaRecorder | None:
+    """What captures on a device, ``None`` on one without graphs. Raises ``RuntimeError``."""
+    return CudaRecorder(device) if device.type == 'cuda' else None
+
+
 class _Replay:
     """A captured graph and the tensors it reads."""
 
