@@ -1,4 +1,4 @@
-"""Which of a CPU's options pay: packed weights, bfloat16, channels-last pictures, torch.compile.
+"""Which of a CPU's options pay: packed weights, bfloat16, channels-last images, torch.compile.
 
     python benchmarks/cpu_options.py --threads 2 --json benchmarks/results/cpu_options.json
 
@@ -21,12 +21,13 @@ import numpy as np
 import torch
 from record import write
 
+from specprune_ros.models.accel.packed import pack
 from specprune_ros.models.load import LoadedModel, random_policy_model
-from specprune_ros.models.packed import pack
 from specprune_ros.models.presets import BENCH_INSTRUCTION
-from specprune_ros.policy.bench.scene import device_name, observations
+from specprune_ros.policy.device import device_name
 from specprune_ros.policy.observation import Observation
 from specprune_ros.policy.policy import Policy
+from specprune_ros.policy.synthetic import observations
 from specprune_ros.pruning.params import PruningParams
 
 WARM = 4
@@ -77,11 +78,11 @@ def bfloat16_packed(model: str, plain: LoadedModel) -> LoadedModel:
 
 
 def channels_last(model: str, plain: LoadedModel) -> LoadedModel:
-    """Pictures laid out with their channels innermost."""
+    """Images laid out with their channels innermost."""
     mine = copy.copy(plain.preprocessor)
 
-    def normalise(pictures: torch.Tensor) -> torch.Tensor:
-        made = type(mine).normalise(mine, pictures)
+    def normalise(images: torch.Tensor) -> torch.Tensor:
+        made = type(mine).normalise(mine, images)
         return made.to(memory_format=torch.channels_last)
 
     mine.normalise = normalise

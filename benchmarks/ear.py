@@ -9,7 +9,7 @@ from typing import Any
 import rclpy
 from rclpy.executors import SingleThreadedExecutor
 
-from specprune_ros.nodes.quality import every
+from specprune_ros.nodes.common.qos import every
 
 
 class Ear:

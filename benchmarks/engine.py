@@ -16,13 +16,13 @@ from record import write
 from torch import nn
 from transformers import LlamaConfig, LlamaModel
 
-from specprune_ros.cli.bench import bench
-from specprune_ros.cli.bench_tables import print_tables
+from specprune_ros.bench.measure import bench
+from specprune_ros.bench.race import Contestant
+from specprune_ros.bench.report import print_tables
 from specprune_ros.models.build import Network
 from specprune_ros.models.decoder import Decoder, DecoderOutput, KVCache, LayerRows
-from specprune_ros.models.embedded import Embedded
+from specprune_ros.models.families.base import Embedded
 from specprune_ros.models.load import LoadedModel
-from specprune_ros.policy.bench.race import Contestant
 from specprune_ros.policy.engine.eager import Eager
 from specprune_ros.policy.policy import Policy
 from specprune_ros.pruning.interface import PrunePass
@@ -139,7 +139,7 @@ def main() -> int:
     rows = {'rows': result.rows, 'sweep': result.sweep_rows, 'sweep_says': told}
     write(args.json, {'benchmark': 'engine', **rows, 'peak_device_mib': result.peak_mib})
     if args.plot:
-        from specprune_ros.cli.roofline import draw
+        from specprune_ros.bench.roofline import draw
 
         draw(result.rows, args.plot)
     return 0

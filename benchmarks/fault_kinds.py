@@ -69,11 +69,11 @@ def _some_cameras(suite: Suite, rng: np.random.Generator) -> list[Lane]:
     return lanes if rng.random() < 0.5 else [lanes[rng.integers(len(lanes))]]
 
 
-# Pictures.
+# Images.
 
 
 def camera_freeze(suite: Suite, rng: np.random.Generator) -> None:
-    """No more pictures, or the last one over and over with its old stamp."""
+    """No more images, or the last one over and over with its old stamp."""
     repeat = rng.random() < 0.5
     for lane in _some_cameras(suite, rng):
         old = lane.newest_copy()
@@ -82,7 +82,7 @@ def camera_freeze(suite: Suite, rng: np.random.Generator) -> None:
 
 
 def camera_burst(suite: Suite, rng: np.random.Generator) -> None:
-    """Pictures held back, then all of them at once."""
+    """Images held back, then all of them at once."""
     held: list[tuple[Lane, Any]] = []
     lanes = _some_cameras(suite, rng)
     for lane in lanes:
@@ -97,7 +97,7 @@ def camera_burst(suite: Suite, rng: np.random.Generator) -> None:
 
 
 def camera_drop(suite: Suite, rng: np.random.Generator) -> None:
-    """A share of the pictures is lost."""
+    """A share of the images is lost."""
     share = rng.uniform(0.2, 0.9)
     for lane in _some_cameras(suite, rng):
         lane.alter = lambda message: [] if rng.random() < share else [message]
@@ -105,7 +105,7 @@ def camera_drop(suite: Suite, rng: np.random.Generator) -> None:
 
 
 def camera_reorder(suite: Suite, rng: np.random.Generator) -> None:
-    """Pictures arrive in another order."""
+    """Images arrive in another order."""
     for lane in _some_cameras(suite, rng):
         held: list[Any] = []
 
@@ -122,7 +122,7 @@ def camera_reorder(suite: Suite, rng: np.random.Generator) -> None:
 
 
 def camera_duplicate(suite: Suite, rng: np.random.Generator) -> None:
-    """Every picture arrives several times."""
+    """Every image arrives several times."""
     times = int(rng.integers(2, 6))
     for lane in _some_cameras(suite, rng):
         lane.alter = lambda message: [message] * times
@@ -188,7 +188,7 @@ GOOD = (
     ('pruning.pruner', lambda rng: str(rng.choice(['specprune', 'random', 'dense']))),
     ('pruning.refresh_period', lambda rng: int(rng.integers(0, 5))),
     ('query_rate', lambda rng: float(rng.uniform(5.0, 20.0))),
-    ('max_age.picture', lambda rng: float(rng.uniform(0.4, 0.6))),
+    ('max_age.image', lambda rng: float(rng.uniform(0.4, 0.6))),
 )
 BAD = (
     ('pruning.alpha', lambda rng: float(rng.choice([-1.0, 99.0, math.nan, math.inf]))),
@@ -208,7 +208,7 @@ RESTORED = {
     'pruning.alpha': 0.8,
     'pruning.refresh_period': 0,
     'query_rate': 10.0,
-    'max_age.picture': 0.5,
+    'max_age.image': 0.5,
 }
 
 
@@ -310,10 +310,10 @@ def driver_killed(suite: Suite, rng: np.random.Generator) -> None:
 
 
 def oversized(suite: Suite, rng: np.random.Generator) -> None:
-    """Pictures, sentences, chunks and joint states larger than anything is meant to be."""
+    """Images, instructions, chunks and joint states larger than anything is meant to be."""
     which = int(rng.integers(5))
     rig = suite.rig
-    if which == 0:  # a picture wider than is read
+    if which == 0:  # an image wider than is read
 
         def widen(message: Any) -> list[Any]:
             message.width, message.height, message.step = 5000, 16, 15000
@@ -331,7 +331,7 @@ def oversized(suite: Suite, rng: np.random.Generator) -> None:
         for lane in _some_cameras(suite, rng):
             lane.alter = announce
     elif which == 2:
-        rig.sentence.publish(String(data='lift ' * 20_000))
+        rig.instruction.publish(String(data='lift ' * 20_000))
     elif which == 3:
         _chunk(suite, horizon=2_000)
     else:
@@ -345,7 +345,7 @@ def oversized(suite: Suite, rng: np.random.Generator) -> None:
         rig.joints.alter = swell
     suite.pause(0.6)
     if which == 2:
-        rig.sentence.publish(String(data='lift the red cube'))
+        rig.instruction.publish(String(data='lift the red cube'))
     if which == 3:
         suite.must_stop_at_once('a chunk of 2000 rows')
 

@@ -24,9 +24,9 @@ from specprune_ros.msg import ActionChunk, PruneStats
 from std_msgs.msg import String
 from system import EXECUTOR, POLICY
 
-from specprune_ros.nodes.chunk_executor import chunk_of
-from specprune_ros.nodes.quality import every, latched, newest
-from specprune_ros.nodes.wiring import profile_path
+from specprune_ros.nodes.common.qos import every, latched, newest
+from specprune_ros.nodes.common.remapping import profile_path
+from specprune_ros.nodes.executor_node.node import chunk_of
 from specprune_ros.robot.profile import Profile, load
 from specprune_ros.robot.timeline import Chunk, ChunkError, ChunkRules, check
 
@@ -158,7 +158,7 @@ class Rig:
         listen(DiagnosticArray, '/diagnostics', self._on_health, every(100))
         publish = self.node.create_publisher
         self._chunks = publish(ActionChunk, CHUNKS, every())
-        self.sentence = publish(String, f'/{POLICY}/instruction', latched())
+        self.instruction = publish(String, f'/{POLICY}/instruction', latched())
         self.sim_offset_ns: int | None = 0 if sim_time else None
         self.clock_stands = False
         self._ending = threading.Event()

@@ -49,7 +49,7 @@ from fault_rig import SECOND, Axis, Rig, Sent
 from record import write
 from system import ARM, EXECUTOR, NODES, POLICY, System
 
-from specprune_ros.nodes.processes import wait_until
+from specprune_ros.apps.processes import wait_until
 from specprune_ros.robot import timeline
 from specprune_ros.robot.timeline import ChunkRules
 
@@ -112,7 +112,7 @@ class Suite:
         self.system = System(
             log,
             {
-                ARM: {'picture_rate': PICTURE_RATE, 'width': 112, 'height': 112, **own},
+                ARM: {'image_rate': PICTURE_RATE, 'width': 112, 'height': 112, **own},
                 POLICY: {'query_rate': 10.0, **own},
                 EXECUTOR: own,
             },

@@ -76,7 +76,7 @@ def floor() -> float:
     from specprune_ros.models.decoder import LayerRows
     from specprune_ros.models.flops import count, dense_flops
     from specprune_ros.models.tokens import PromptTokenizer
-    from specprune_ros.sim.recipe import Recipe, policy_config, tokenizer
+    from specprune_ros.sim.training.recipe import Recipe, policy_config, tokenizer
 
     config = policy_config(Recipe())
     model = build(config, 0, torch.device('cpu'))

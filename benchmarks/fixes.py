@@ -1,6 +1,6 @@
 """What each fix of SpecPrune changes, one at a time, on one model over one moving scene.
 
-For every variation a policy of its own answers the same sequence of pictures; a dense pass on the
+For every variation a policy of its own answers the same sequence of images; a dense pass on the
 same observation says what would have been looked at and done. Columns: vision tokens after the
 static prune and averaged over layers; recall of the prior (V_{t-1} against V_t); recall of the
 kept set against the dense pass's 30 best tokens; largest action deviation from dense, median over
@@ -22,10 +22,11 @@ import torch
 from record import write
 
 from specprune_ros.models.presets import BENCH_INSTRUCTION
-from specprune_ros.policy.bench.scene import device_name, observations
 from specprune_ros.policy.build import build_policy
+from specprune_ros.policy.device import device_name
+from specprune_ros.policy.synthetic import observations
 from specprune_ros.pruning.interface import Mode, QueryContext
-from specprune_ros.pruning.meters import action_deviation, kept_recall
+from specprune_ros.pruning.metrics import action_deviation, kept_recall
 from specprune_ros.pruning.params import PruningParams
 from specprune_ros.pruning.registry import pruner
 from specprune_ros.pruning.similarity import patch_cosine
@@ -133,16 +134,16 @@ def main() -> None:
     with torch.inference_mode():
         for _ in range(args.queries):
             observation = next(scene)
-            pixels = loaded.preprocessor([p.pixels for p in observation.pictures.values()])
-            pictures = torch.as_tensor(pixels.pictures)
+            pixels = loaded.preprocessor([p.pixels for p in observation.images.values()])
+            images = torch.as_tensor(pixels.images)
             proprio = None
             if observation.proprio is not None:
                 state = loaded.statistics.normalise_proprio(observation.proprio)
                 proprio = torch.from_numpy(np.asarray(state, np.float32))
             embedded = model.embed(pixels.tensor, prompt, proprio)
             layout = embedded.layout
-            similarity = None if before is None else patch_cosine(pictures, before, layout.grid)
-            before = pictures
+            similarity = None if before is None else patch_cosine(images, before, layout.grid)
+            before = images
             listening = dense.begin(QueryContext(layout, paper, Mode.DENSE))
             output = model.decoder(embedded.hidden, layout, listening, None, model.read(layout))
             truth = {

@@ -23,14 +23,14 @@ import numpy as np
 import torch
 from record import write
 
-from specprune_ros.cli.bench import bench
-from specprune_ros.cli.bench_tables import print_tables
-from specprune_ros.cli.roofline import draw
+from specprune_ros.bench.ceilings import measure
+from specprune_ros.bench.measure import bench
+from specprune_ros.bench.report import print_tables
+from specprune_ros.bench.roofline import draw
+from specprune_ros.models.accel.device_memory import weight_bytes
 from specprune_ros.models.presets import BENCH_INSTRUCTION
-from specprune_ros.models.room import weight_bytes
-from specprune_ros.policy.bench.ceilings import measure
-from specprune_ros.policy.bench.scene import observations
 from specprune_ros.policy.build import build_policy
+from specprune_ros.policy.synthetic import observations
 from specprune_ros.pruning.params import PruningParams
 
 MODELS = 'openvla-oft-7b,db-oft-7b,cogact-7b'

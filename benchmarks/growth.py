@@ -2,7 +2,7 @@
 
     nice -n 15 python benchmarks/growth.py --json benchmarks/results/growth_tiny.json
 
-Real queries of the real policy on changing pictures, counted at the start, after a warm-up and at
+Real queries of the real policy on changing images, counted at the start, after a warm-up and at
 the end. After the warm-up every count must stay where it is. Two passes, because watching Python's
 allocations slows a query and holds memory itself: one counts objects and resident memory, a second
 and shorter one has tracemalloc on.
@@ -20,10 +20,10 @@ from pathlib import Path
 from record import write
 
 from specprune_ros.models.presets import BENCH_INSTRUCTION
-from specprune_ros.policy.bench.scene import observations
 from specprune_ros.policy.build import build_policy
 from specprune_ros.policy.observation import Observation
 from specprune_ros.policy.policy import Policy
+from specprune_ros.policy.synthetic import observations
 
 OBJECTS = 200  # more of them after the warm-up is growth (10 000 queries would leave 10 000)
 PYTHON_KIB = 64.0

@@ -18,12 +18,12 @@ from sensor_msgs.msg import Image, JointState
 from specprune_ros.msg import ActionChunk, PruneStats
 from std_msgs.msg import String
 
-from specprune_ros.nodes.pictures import to_message
-from specprune_ros.nodes.processes import NodeProcess
-from specprune_ros.nodes.quality import latched, newest
-from specprune_ros.nodes.wiring import ros_arguments
-from specprune_ros.sim.rizon4 import JOINTS
-from specprune_ros.sim.urdf import urdf
+from specprune_ros.apps.processes import NodeProcess
+from specprune_ros.nodes.common.images import to_message
+from specprune_ros.nodes.common.qos import latched, newest
+from specprune_ros.nodes.common.remapping import ros_arguments
+from specprune_ros.sim.arm.rizon4 import JOINTS
+from specprune_ros.sim.arm.urdf import urdf
 
 PROFILE_VARIABLES = ('FASTDDS_DEFAULT_PROFILES_FILE', 'FASTRTPS_DEFAULT_PROFILES_FILE')
 TOP = '/specprune_node'
@@ -103,8 +103,8 @@ class Cameras:
         self._period = 1.0 / rate / state_ticks
         self._ticks = state_ticks
         rng = np.random.default_rng(0)
-        # A few different pictures, so that the frame comparison has something to see.
-        self._pictures = [
+        # A few different images, so that the frame comparison has something to see.
+        self._images = [
             [
                 to_message(rng.integers(0, 255, (height, width, 3), dtype=np.uint8))
                 for _ in range(4)
@@ -146,7 +146,7 @@ class Cameras:
         pose.pose.orientation.w = 1.0
         self._pose.publish(pose)
         if tick % self._ticks == 0:
-            messages = [pictures[self.sent % 4] for pictures in self._pictures]
+            messages = [images[self.sent % 4] for images in self._images]
             stamp = self._run.node.get_clock().now().to_msg()
             for message, output in zip(messages, self._outputs, strict=True):
                 message.header.stamp = stamp

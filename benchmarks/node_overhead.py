@@ -1,10 +1,10 @@
-"""What the node adds to the policy's own time: from the picture really used to the chunk received.
+"""What the node adds to the policy's own time: from the image really used to the chunk received.
 
     python benchmarks/node_overhead.py --json benchmarks/results/node_overhead.json
 
 (after `. scripts/env.sh`). Two cameras of 224 x 224 at 30 Hz and joint states at 90 Hz are
 published from this process, stamped when they are sent; the node runs in its own. For every chunk
-the time from its header stamp (the newest picture used) to its reception here, less the policy's
+the time from its header stamp (the newest image used) to its reception here, less the policy's
 own time, is the overhead.
 """
 
@@ -16,7 +16,7 @@ import time
 from harness import Cameras, Run, add_common, percentiles
 from record import write
 
-RATE = 30.0  # pictures a second
+RATE = 30.0  # images a second
 
 
 def measure(seconds: float, query_rate: float, threads: int) -> dict:

@@ -25,7 +25,7 @@ from harness import percentiles
 from record import write
 from system import EXECUTOR, POLICY, System
 
-from specprune_ros.nodes.processes import wait_until
+from specprune_ros.apps.processes import wait_until
 
 SECOND = 1_000_000_000
 PAUSE = 0.04  # s without commands after a stop action: no motion was under way

@@ -1,6 +1,6 @@
-"""How many pictures of 640 x 480 arrive of the 30 a second that each of two cameras sends.
+"""How many images of 640 x 480 arrive of the 30 a second that each of two cameras sends.
 
-    python benchmarks/picture_rate.py --json benchmarks/results/picture_rate.json
+    python benchmarks/image_rate.py --json benchmarks/results/image_rate.json
 
 (after `. scripts/env.sh`). With the shared-memory profile of this package and with stock Fast DDS,
 best effort. The node runs its policy meanwhile; the rate is the node's own, from its diagnostics.
@@ -18,7 +18,7 @@ from record import write
 
 
 def measure(seconds: float, profile: bool) -> dict:
-    """One run: pictures received a second, by camera."""
+    """One run: images received a second, by camera."""
     with Run({'query_rate': 10.0, 'model.threads': 1}) as run:
         cameras = Cameras(run, width=640, height=480, rate=30.0, state_ticks=3)
         cameras.play(4.0)
@@ -28,7 +28,7 @@ def measure(seconds: float, profile: bool) -> dict:
         for status in run.diagnoses:
             for pair in status.values:
                 for camera, seen in rates.items():
-                    if pair.key == f'picture rate {camera} (Hz)':
+                    if pair.key == f'image rate {camera} (Hz)':
                         seen.append(float(pair.value))
         return {
             'profile': 'config/fastdds.xml' if profile else 'stock',
@@ -67,7 +67,7 @@ def main() -> int:
             f'{row["profile"]:>20}: sent {row["sent_rate"]:.1f} Hz, received {means}, '
             f'{row["chunks"]} chunks'
         )
-    write(args.json, {'benchmark': 'picture_rate', 'size': [640, 480], 'rows': rows})
+    write(args.json, {'benchmark': 'image_rate', 'size': [640, 480], 'rows': rows})
     return 0
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from record import write
 
-from specprune_ros.cli.bench import bench
-from specprune_ros.cli.bench_tables import print_tables
+from specprune_ros.bench.measure import bench
+from specprune_ros.bench.report import print_tables
 
 
 def main() -> int:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from specprune_ros.nodes.machine import machine
+from specprune_ros.bench.host_info import machine
 
 
 def priority() -> dict[str, int]:

@@ -20,9 +20,9 @@ import numpy as np
 from harness import percentiles, write
 from specprune_ros.msg import ActionChunk
 
-from specprune_ros.nodes.bag import BagReader
-from specprune_ros.nodes.chunk_executor import chunk_of
-from specprune_ros.nodes.wiring import profile_path
+from specprune_ros.apps.bag import BagReader
+from specprune_ros.nodes.common.remapping import profile_path
+from specprune_ros.nodes.executor_node.node import chunk_of
 from specprune_ros.robot import timeline
 from specprune_ros.robot.geometry import Twist
 from specprune_ros.robot.profile import load
@@ -50,7 +50,7 @@ class HardQueue:
         self._begin = 0
 
     def add(self, chunk: Chunk, now: int) -> str:
-        """Replace what is queued; how it joins, as :meth:`Joined.add` says."""
+        """Replace what is queued; how it joins, as :meth:`AddResult.add` says."""
         before, moving = self._chunk, self._chunk is not None and not self._done(now)
         self._chunk, self._begin = chunk, now
         if before is not None and chunk.episode != before.episode:
@@ -68,7 +68,7 @@ class HardQueue:
         return (now - self._begin) * 1e-9 >= self._chunk.horizon * self._chunk.step_dt
 
 
-class Joined:
+class AddResult:
     """The executor's timeline under one joining rule."""
 
     def __init__(self, rule: str, frame: str) -> None:
@@ -94,7 +94,7 @@ class Joined:
 def measure(chunks: list[tuple[int, Chunk]], rule: str, limits: SafetyLimits | None) -> dict:
     """Jumps by where they happen, m/s."""
     frame = chunks[0][1].frame
-    source = HardQueue() if rule == 'hard' else Joined(rule, frame)
+    source = HardQueue() if rule == 'hard' else AddResult(rule, frame)
     guard = SafetyFilter(limits, PERIOD * 1e-9) if limits is not None else None
     jumps: dict[str, list[float]] = {'seam': [], 'fade': [], 'inside': []}
     todo, before, fade_until, seams = list(chunks), None, 0, 0

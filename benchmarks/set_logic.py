@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from specprune_ros.policy.engine.capture import CudaRecorder
+from specprune_ros.policy.engine.capture import CudaGraphCapturer
 from specprune_ros.pruning.controller import (
     Controller,
     ControllerState,
@@ -140,7 +140,7 @@ def main() -> None:
             row['sets'] = timed(query, args.repeats, wait)
             if gpu:
                 row['sets_in_a_graph'] = timed(
-                    CudaRecorder(device).record(query), args.repeats, wait
+                    CudaGraphCapturer(device).record(query), args.repeats, wait
                 )
             rows.append(row)
             print(json.dumps(row))

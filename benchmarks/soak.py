@@ -24,7 +24,7 @@ from record import write
 from specprune_ros.msg import ActionChunk
 from system import ARM, EXECUTOR, POLICY, System
 
-from specprune_ros.nodes.processes import NodeDied, wait_until
+from specprune_ros.apps.processes import NodeDied, wait_until
 
 # What counts as steady: the second half of the run against the first, warm-up left out.
 MEMORY_GROWTH = 0.05  # share of resident memory
@@ -114,7 +114,7 @@ def soak(minutes: float, rate: float, period: float) -> dict:
     begin = counted_from = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         system = System(
-            Path(folder), {POLICY: {'query_rate': rate}, ARM: {'picture_rate': PICTURE_RATE}}
+            Path(folder), {POLICY: {'query_rate': rate}, ARM: {'image_rate': PICTURE_RATE}}
         )
         try:
             with system:

@@ -24,7 +24,7 @@ def overhead() -> list[str]:
     """What the node adds to the policy's own time."""
     result = read('node_overhead')
     lines = [
-        '**The node.** Time from the picture really used to the chunk received, less the '
+        '**The node.** Time from the image really used to the chunk received, less the '
         "policy's own time, two cameras of 224 x 224 at 30 Hz "
         f'({where(result)}, `{result["command"]}`):',
         '',
@@ -33,17 +33,17 @@ def overhead() -> list[str]:
     ]
     for row in result['rows']:
         times = row['overhead_to_reception_ms']
-        rate = f'{row["query_rate"]:.0f} Hz' if row['query_rate'] else 'every picture'
+        rate = f'{row["query_rate"]:.0f} Hz' if row['query_rate'] else 'every image'
         cells = ' | '.join(f'{times[key]:.1f} ms' for key in ('p50', 'p90', 'p99', 'max'))
         lines.append(f'| {rate} | {row["chunks"]} | {cells} |')
     return lines
 
 
-def pictures() -> list[str]:
-    """Large pictures over DDS."""
-    result = read('picture_rate')
+def images() -> list[str]:
+    """Large images over DDS."""
+    result = read('image_rate')
     lines = [
-        f'**Large pictures.** 640 x 480 at 30 Hz on two cameras, best effort ({where(result)}, '
+        f'**Large images.** 640 x 480 at 30 Hz on two cameras, best effort ({where(result)}, '
         f'`{result["command"]}`):',
         '',
         '| Fast DDS | received a second |',
@@ -145,7 +145,7 @@ def cpu_options() -> str:
     return textwrap.fill(
         f'Recorded ({where(result)}, `{result["model"]}`, `{result["command"]}`), speed '
         f'over plain float32: weights packed for oneDNN {gain("packed")}; bfloat16 '
-        f'{gain("bfloat16")}, packed too {gain("bfloat16_packed")}; channels-last pictures '
+        f'{gain("bfloat16")}, packed too {gain("bfloat16_packed")}; channels-last images '
         f'{gain("channels_last")}; torch.compile {gain("compile")}. So neither of the last two '
         'is used on a CPU, and weights are packed (x86; held twice, so not where memory is '
         'short). '
@@ -167,7 +167,7 @@ def where(result: dict[str, Any]) -> str:
 
 def markdown() -> str:
     """All of it."""
-    parts = [engine(), pruners(), closed_loop(), overhead(), pictures()]
+    parts = [engine(), pruners(), closed_loop(), overhead(), images()]
     return '\n\n'.join('\n'.join(part) for part in parts) + '\n'
 
 

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from specprune_ros.nodes.processes import NodeProcess, wait_until
-from specprune_ros.nodes.wiring import (
+from specprune_ros.apps.processes import NodeProcess, wait_until
+from specprune_ros.nodes.common.remapping import (
     policy_parameters,
     policy_remappings,
     profile_path,
@@ -89,7 +89,7 @@ class System:
 
         def up() -> bool:
             process.check()
-            # The arm logs nothing when it is up; its first picture is waited for by the caller.
+            # The arm logs nothing when it is up; its first image is waited for by the caller.
             return name == ARM or 'active:' in process.log.read_text(errors='replace')
 
         if not wait_until(up, START_PATIENCE, step=0.1):

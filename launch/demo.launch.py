@@ -4,7 +4,7 @@
     ros2 topic echo /sim_arm/verdict
     ros2 topic pub -1 /specprune_node/instruction std_msgs/msg/String "data: lift the red cube"
 
-``make demo`` says three sentences without launch, records it and sums it up.
+``make demo`` says three instructions without launch, records it and sums it up.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from launch.logging import get_logger
 from launch.substitutions import LaunchConfiguration, PathJoinSubstitution, ThisLaunchFileDir
 from launch_ros.actions import Node
 
-from specprune_ros.nodes.demo import bundled_recording, bundled_weights
-from specprune_ros.nodes.wiring import ros_arguments
-from specprune_ros.sim.render_backend import prepare
+from specprune_ros.apps.demo.app import bundled_recording, bundled_weights
+from specprune_ros.nodes.common.remapping import ros_arguments
+from specprune_ros.sim.arm.render_backend import prepare
 
 ARM = 'sim_arm'
 STOP_PATIENCE = '15'  # s from SIGINT to SIGTERM
@@ -39,7 +39,7 @@ ARGUMENTS = (
         'tiny model with random weights, which moves the arm but does not do what is said.',
     ),
     DeclareLaunchArgument(
-        'instruction', default_value='lift the red cube', description='Sentence to begin with.'
+        'instruction', default_value='lift the red cube', description='Instruction to begin with.'
     ),
     DeclareLaunchArgument('seed', default_value='0', description='Seed of the scene.'),
     DeclareLaunchArgument(
@@ -122,7 +122,7 @@ def arm(context: LaunchContext) -> list[Any]:
         actions += [
             Node(
                 executable=sys.executable,
-                arguments=['-m', 'specprune_ros.nodes.play'],
+                arguments=['-m', 'specprune_ros.apps.image_playback'],
                 name='play',
                 exec_name='play',
                 parameters=[

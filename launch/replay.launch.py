@@ -31,9 +31,9 @@ from launch_ros.event_handlers import OnStateTransition
 from launch_ros.events.lifecycle import StateTransition
 from std_msgs.msg import String
 
-from specprune_ros.nodes.bag import BagReader
-from specprune_ros.nodes.replay import POLICY, choose_topics
-from specprune_ros.nodes.wiring import profile_path
+from specprune_ros.apps.bag import BagReader
+from specprune_ros.apps.replay import POLICY, choose_topics
+from specprune_ros.nodes.common.remapping import profile_path
 from specprune_ros.robot.profile import load
 
 CLOCK_RATE = 100.0  # Hz
@@ -59,7 +59,7 @@ ARGUMENTS = (
     DeclareLaunchArgument(
         'instruction',
         default_value='',
-        description='Sentence, where the recording holds none on /specprune_node/instruction.',
+        description='Instruction, where the recording holds none on /specprune_node/instruction.',
     ),
     DeclareLaunchArgument('rate', default_value='1.0', description='Speed of time, above 0.'),
     DeclareLaunchArgument(

@@ -36,7 +36,7 @@ from launch_ros.events.lifecycle import ChangeState, StateTransition
 from launch_ros.utilities import make_namespace_absolute, prefix_namespace
 from lifecycle_msgs.msg import Transition
 
-from specprune_ros.nodes.wiring import (
+from specprune_ros.nodes.common.remapping import (
     policy_parameters,
     policy_remappings,
     profile_path,
@@ -76,7 +76,7 @@ ARGUMENTS = (
     DeclareLaunchArgument(
         'instruction',
         default_value='',
-        description='Sentence to begin with. Empty: that of params_file, or wait for the topic '
+        description='Instruction to begin with. Empty: that of params_file, or wait for the topic '
         '~/instruction.',
     ),
     DeclareLaunchArgument(
@@ -96,8 +96,7 @@ ARGUMENTS = (
         'image_transport',
         default_value='profile',
         choices=('profile', 'raw', 'compressed'),
-        description="Pictures: as the profile says, or its topics' other form "
-        '(<topic>/compressed).',
+        description="Images: as the profile says, or its topics' other form (<topic>/compressed).",
     ),
     DeclareLaunchArgument(
         'executor',
@@ -148,7 +147,7 @@ def generate_launch_description() -> LaunchDescription:
 
 
 def dds_profile(context: LaunchContext) -> list[Any]:
-    """Give Fast DDS room for large pictures, unless the user has a profile already.
+    """Give Fast DDS room for large images, unless the user has a profile already.
 
     Stays set for what an including launch file starts afterwards: it is the sender, the camera
     driver, that needs it most.
@@ -216,7 +215,7 @@ def read_profile(robot: str, serial: str) -> tuple[Profile, Path]:
 
 
 def wire(profile: Profile, transport: str) -> tuple[dict[str, str], dict[str, Any]]:
-    """The policy's remappings and parameters on this arm, pictures in the form asked for."""
+    """The policy's remappings and parameters on this arm, images in the form asked for."""
     remappings, parameters = policy_remappings(profile), policy_parameters(profile)
     if transport not in ('profile', parameters['image_transport']):
         parameters['image_transport'] = transport

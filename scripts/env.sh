@@ -56,7 +56,7 @@ fi
 # The checkout's Python comes before the installed copy, so that an edit needs no build.
 _specprune_prepend PYTHONPATH "$SPECPRUNE_ROOT"
 
-# DDS: large pictures need the profile, and a demo must not talk to a neighbour's arm.
+# DDS: large images need the profile, and a demo must not talk to a neighbour's arm.
 export RMW_IMPLEMENTATION="${RMW_IMPLEMENTATION:-rmw_fastrtps_cpp}"
 export ROS_AUTOMATIC_DISCOVERY_RANGE="${ROS_AUTOMATIC_DISCOVERY_RANGE:-LOCALHOST}"
 _specprune_value=$SPECPRUNE_ROOT/config/fastdds.xml

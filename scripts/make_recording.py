@@ -2,7 +2,7 @@
 
     . scripts/env.sh && python scripts/make_recording.py
 
-The same seed gives the same motion. Pictures are JPEG, ten a second; states thirty a second.
+The same seed gives the same motion. Images are JPEG, ten a second; states thirty a second.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ import numpy as np
 from rclpy.time import Time
 from std_msgs.msg import Header, String
 
-from specprune_ros.nodes.bag import BagWriter, jpeg_of
-from specprune_ros.nodes.sim_arm import joint_state, tool_pose, tool_twist
-from specprune_ros.nodes.wiring import profile_path
+from specprune_ros.apps.bag import BagWriter, jpeg_of
+from specprune_ros.nodes.common.remapping import profile_path
+from specprune_ros.nodes.sim_arm_node import joint_state, tool_pose, tool_twist
 from specprune_ros.robot.profile import load
-from specprune_ros.sim.episode import apply
-from specprune_ros.sim.expert import Expert
-from specprune_ros.sim.tasks import CONTROL_HZ, make_episode
-from specprune_ros.sim.urdf import urdf
-from specprune_ros.sim.world import World
+from specprune_ros.sim.arm.urdf import urdf
+from specprune_ros.sim.arm.world import World
+from specprune_ros.sim.evaluation.episode import apply
+from specprune_ros.sim.tasks.expert import Expert
+from specprune_ros.sim.tasks.tasks import CONTROL_HZ, make_episode
 
 OUT = Path(__file__).parents[1] / 'specprune_ros' / 'sim' / 'recording'
 SEED = 7
 SECONDS = 6.0
-STATES = 3  # for each picture
+STATES = 3  # for each image
 BEGIN = 1_700_000_000 * 10**9  # ns, any time of this century
 DELIVERY = 2_000_000  # ns from stamp to reception
 
@@ -37,7 +37,7 @@ def main() -> None:
     shutil.rmtree(OUT, ignore_errors=True)
     profile = load(profile_path('sim_arm'))
     seen = profile.observation
-    world = World(picture_size=(224, 224))
+    world = World(image_size=(224, 224))
     episode = make_episode(SEED, 'lift')
     world.reset(episode.seed, episode.layout)
     expert = Expert(world, episode.task)
@@ -57,8 +57,8 @@ def main() -> None:
                 stamp = Time(nanoseconds=at).to_msg()
                 if part == 0:
                     for name, camera in seen.cameras.items():
-                        picture = jpeg_of(world.render(name), Header(stamp=stamp, frame_id=name))
-                        write(f'{camera.topic}/compressed', picture, at)
+                        image = jpeg_of(world.render(name), Header(stamp=stamp, frame_id=name))
+                        write(f'{camera.topic}/compressed', image, at)
                 write(seen.joint_states, joint_state(world, stamp), at)
                 write(seen.ee_pose, tool_pose(world, stamp), at)
                 write(seen.ee_twist, tool_twist(world, stamp), at)

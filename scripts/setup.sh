@@ -166,7 +166,7 @@ find_renderer() {
   fi
   : >"$stamps/renderer"
   say "$reason"
-  say "going on without: the demo takes its pictures from the recorded bag"
+  say "going on without: the demo takes its images from the recorded bag"
 }
 
 # ---------------------------------------------------------------------------- main

@@ -18,8 +18,8 @@ def test_its_tables_are_the_recorded_ones():
 
 
 def test_the_record_is_of_the_shipped_weights():
-    from specprune_ros.sim.export import SHIPPED
-    from specprune_ros.sim.trials import weights_hash
+    from specprune_ros.sim.evaluation.trials import weights_hash
+    from specprune_ros.sim.training.export import SHIPPED
 
     made = runpy.run_path(str(ROOT / 'benchmarks' / 'fidelity.py'))
     assert made['read']('main')['weights'] == weights_hash(SHIPPED)

@@ -31,7 +31,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         '--instruction',
         action='append',
-        help='sentence to obey, pruned and dense; give several (default: three tasks)',
+        help='instruction to obey, pruned and dense; give several (default: three tasks)',
     )
     parser.add_argument(
         '--query-when',
@@ -49,7 +49,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
     # ROS is imported only here, so that the other commands work without it.
-    from specprune_ros.nodes.demo import DemoOptions, run_demo
+    from specprune_ros.apps.demo.app import DemoOptions, run_demo
 
     return run_demo(
         DemoOptions(

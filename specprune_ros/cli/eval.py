@@ -74,15 +74,15 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     )
     parser.add_argument('--report-only', action='store_true', help='only what is there already')
     parser.add_argument('--json', type=Path, help='write the rows here')
-    parser.add_argument('--plot', type=Path, help='picture of success against FLOPs')
+    parser.add_argument('--plot', type=Path, help='image of success against FLOPs')
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
     """Exit status 0, 1 where something is missing or wrong, 130 when interrupted."""
     from specprune_ros.pruning.params import ParamError
-    from specprune_ros.sim.libero_library import MissingLibero
-    from specprune_ros.sim.render_backend import NoRenderer
+    from specprune_ros.sim.arm.render_backend import NoRenderer
+    from specprune_ros.sim.libero.library import MissingLibero
 
     try:
         if args.episodes < 1 or args.first < 0:
@@ -97,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
         print(f'specprune eval: {error}', file=sys.stderr)
         return 1
     if args.json:
-        from specprune_ros.nodes.machine import as_json
+        from specprune_ros.bench.host_info import as_json
 
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(as_json(report), encoding='utf-8')
@@ -106,12 +106,12 @@ def run(args: argparse.Namespace) -> int:
 
 def _simulated(args: argparse.Namespace) -> dict[str, Any]:
     """Play what is missing on the simulated arm, print the table, draw the plot."""
-    from specprune_ros.cli.eval_table import print_rows
-    from specprune_ros.sim.evaluate import REPORT_SEED, TUNING_SEED
-    from specprune_ros.sim.export import SHIPPED, check_shipped
-    from specprune_ros.sim.render_backend import choose
-    from specprune_ros.sim.results import table_rows
-    from specprune_ros.sim.trials import TrialFile, jobs, play_all, weights_hash
+    from specprune_ros.sim.arm.render_backend import choose
+    from specprune_ros.sim.evaluation.evaluate import REPORT_SEED, TUNING_SEED
+    from specprune_ros.sim.evaluation.report import print_rows
+    from specprune_ros.sim.evaluation.results import table_rows
+    from specprune_ros.sim.evaluation.trials import TrialFile, jobs, play_all, weights_hash
+    from specprune_ros.sim.training.export import SHIPPED, check_shipped
 
     checkpoint = args.checkpoint or SHIPPED
     if not args.checkpoint:
@@ -139,7 +139,7 @@ def _simulated(args: argparse.Namespace) -> dict[str, Any]:
         raise ValueError(f'{done.path}: holds no episode of these rows; leave out --report-only')
     print_rows(rows)
     if args.plot:
-        from specprune_ros.cli.eval_plot import draw
+        from specprune_ros.sim.evaluation.plot import draw
 
         draw(rows, args.plot)
         print(f'written: {args.plot}')
@@ -157,8 +157,8 @@ def _simulated(args: argparse.Namespace) -> dict[str, Any]:
 def _on_libero(args: argparse.Namespace) -> dict[str, Any]:
     """Play what is missing of a LIBERO suite and print the table over all its tasks."""
     from specprune_ros.cli.eval_libero import evaluate
-    from specprune_ros.cli.eval_table import print_rows
-    from specprune_ros.sim.results import ALL
+    from specprune_ros.sim.evaluation.report import print_rows
+    from specprune_ros.sim.evaluation.results import ALL
 
     found = evaluate(args, chosen(args.table, args.pruner, args.param))
     if not found['rows']:
@@ -173,7 +173,7 @@ def chosen(name: str, pruners: str, params: list[str]) -> list[Any]:
     """The rows asked for. Raises ``ValueError`` or ``ParamError`` naming a wrong one."""
     from specprune_ros.cli.bench import parse_changes
     from specprune_ros.pruning.params import PruningParams
-    from specprune_ros.sim.settings import DENSE, Setting, random_like, table
+    from specprune_ros.sim.evaluation.settings import DENSE, Setting, random_like, table
 
     if not pruners:
         if params:
@@ -224,8 +224,8 @@ def _circumstances() -> dict[str, Any]:
     """Where and how the numbers were made."""
     import torch
 
-    from specprune_ros.nodes.machine import machine
-    from specprune_ros.sim.export import revision
+    from specprune_ros.bench.host_info import machine
+    from specprune_ros.sim.training.export import revision
 
     return {
         'machine': machine(),

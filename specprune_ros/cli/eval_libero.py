@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from specprune_ros.policy.policy import Policy
-    from specprune_ros.sim.libero_suites import Suite
-    from specprune_ros.sim.settings import Setting
-    from specprune_ros.sim.trials import TrialFile
+    from specprune_ros.sim.evaluation.settings import Setting
+    from specprune_ros.sim.evaluation.trials import TrialFile
+    from specprune_ros.sim.libero.suites import Suite
 
 
 def evaluate(args: argparse.Namespace, settings: Sequence[Setting]) -> dict[str, Any]:
@@ -21,10 +21,10 @@ def evaluate(args: argparse.Namespace, settings: Sequence[Setting]) -> dict[str,
     the loader's errors.
     """
     from specprune_ros.policy.build import build_policy
-    from specprune_ros.sim.libero_library import check_libero
-    from specprune_ros.sim.libero_suites import check_policy, suite
-    from specprune_ros.sim.results import table_rows
-    from specprune_ros.sim.trials import TrialFile, weights_hash
+    from specprune_ros.sim.evaluation.results import table_rows
+    from specprune_ros.sim.evaluation.trials import TrialFile, weights_hash
+    from specprune_ros.sim.libero.library import check_libero
+    from specprune_ros.sim.libero.suites import check_policy, suite
 
     asked = suite(args.suite)
     if not 1 <= args.episodes <= asked.trials:
@@ -39,7 +39,7 @@ def evaluate(args: argparse.Namespace, settings: Sequence[Setting]) -> dict[str,
     )
     policy.wants_overlay = False
     check_policy(policy, asked, args.executed)
-    # There are no colours to confuse in LIBERO's sentences.
+    # There are no colours to confuse in LIBERO's instructions.
     rows = [setting for setting in settings if setting.control != 'wrong colour']
     for setting in rows:
         policy.check_params(setting.params)
@@ -65,9 +65,9 @@ def _play_task(
     from tqdm import tqdm
 
     from specprune_ros.policy.result import PolicyResult
-    from specprune_ros.sim.actor import PolicyActor
-    from specprune_ros.sim.libero import LiberoTask
-    from specprune_ros.sim.trials import summed_up
+    from specprune_ros.sim.evaluation.policy_runner import PolicyActor
+    from specprune_ros.sim.evaluation.trials import summed_up
+    from specprune_ros.sim.libero.episodes import LiberoTask
 
     family = f'{asked.name}/{task}'
     keys = {setting.label: setting.key(weights, args.executed) for setting in settings}

@@ -18,7 +18,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
-    from specprune_ros.nodes.tables import MOST_USED, as_markdown, as_yaml
+    from specprune_ros.nodes.policy_node.parameter_tables import MOST_USED, as_markdown, as_yaml
 
     if args.markdown:
         print(as_markdown(), end='')

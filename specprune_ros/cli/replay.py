@@ -18,7 +18,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         '--checkpoint', default='', help='checkpoint folder; default random weights'
     )
-    parser.add_argument('--instruction', default='', help='sentence, where the bag holds none')
+    parser.add_argument('--instruction', default='', help='instruction, where the bag holds none')
     parser.add_argument('--rate', type=float, default=1.0, help='speed of time (default 1)')
     parser.add_argument(
         '--param', action='append', default=[], metavar='NAME=VALUE', help='parameter of the node'
@@ -34,8 +34,8 @@ def run(args: argparse.Namespace) -> int:
     """Run the command."""
     import yaml
 
-    from specprune_ros.nodes.replay import ReplayOptions, run_replay
-    from specprune_ros.nodes.wiring import profile_path
+    from specprune_ros.apps.replay import ReplayOptions, run_replay
+    from specprune_ros.nodes.common.remapping import profile_path
     from specprune_ros.robot.profile import ProfileError, load
 
     if not args.rate > 0:

@@ -1,4 +1,4 @@
-"""``specprune say``: give a running policy another sentence."""
+"""``specprune say``: give a running policy another instruction."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     """Declare the command."""
-    parser = subparsers.add_parser('say', help='give a running policy another sentence')
+    parser = subparsers.add_parser('say', help='give a running policy another instruction')
     parser.add_argument('text', help='what the robot should do')
     parser.add_argument('--topic', default='/specprune_node/instruction')
     parser.add_argument('--domain', type=int, help='ROS domain (default: ROS_DOMAIN_ID)')
@@ -18,7 +18,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
-    from specprune_ros.nodes.say import say
+    from specprune_ros.apps.say import say
 
     if args.domain is not None:
         os.environ['ROS_DOMAIN_ID'] = str(args.domain)

@@ -49,10 +49,10 @@ def run(args: argparse.Namespace) -> int:
     """Run the command."""
     import torch
 
-    from specprune_ros.sim.dataset import data_hash, load_shard, shard_path
-    from specprune_ros.sim.export import export
-    from specprune_ros.sim.render_backend import NoRenderer, choose
-    from specprune_ros.sim.train import Frames, Trainer, TrainError, fit
+    from specprune_ros.sim.arm.render_backend import NoRenderer, choose
+    from specprune_ros.sim.training.dataset import data_hash, load_shard, shard_path
+    from specprune_ros.sim.training.export import export
+    from specprune_ros.sim.training.train import Frames, Trainer, TrainError, fit
 
     try:
         recipe = change(args.set)
@@ -101,7 +101,7 @@ def change(settings: list[str]) -> Any:
     """The default recipe with ``FIELD=VALUE`` changes. Raises ``ValueError`` naming a bad one."""
     from dataclasses import fields, replace
 
-    from specprune_ros.sim.recipe import Recipe
+    from specprune_ros.sim.training.recipe import Recipe
 
     recipe = Recipe()
     known = {field.name: type(getattr(recipe, field.name)) for field in fields(Recipe)}
@@ -124,7 +124,7 @@ def record_all(recipe: Any, folder: Path, processes: int) -> None:
 
     from torch import set_num_threads
 
-    from specprune_ros.sim.dataset import record, shard_path
+    from specprune_ros.sim.training.dataset import record, shard_path
 
     missing = [i for i in range(recipe.shards) if not shard_path(folder, i).exists()]
     if not missing:
@@ -151,11 +151,11 @@ def evaluate(folder: Path, episodes: int) -> list[dict[str, Any]]:
 
     from specprune_ros.policy.build import build_policy
     from specprune_ros.pruning.params import PruningParams
-    from specprune_ros.sim.actor import PolicyActor
-    from specprune_ros.sim.evaluate import TUNING_SEED, run_row
-    from specprune_ros.sim.settings import CONTROLS
-    from specprune_ros.sim.tasks import FAMILIES
-    from specprune_ros.sim.world import World
+    from specprune_ros.sim.arm.world import World
+    from specprune_ros.sim.evaluation.evaluate import TUNING_SEED, run_row
+    from specprune_ros.sim.evaluation.policy_runner import PolicyActor
+    from specprune_ros.sim.evaluation.settings import CONTROLS
+    from specprune_ros.sim.tasks.tasks import FAMILIES
 
     actor = PolicyActor(build_policy(str(folder), params=PruningParams(pruner='dense')))
     world = World()

@@ -24,10 +24,10 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         '--observation',
         type=Path,
-        help='NPZ file: pictures (uint8 [height, width, 3], in camera order), state, '
+        help='NPZ file: images (uint8 [height, width, 3], in camera order), state, '
         'task_description; default: seeded noise',
     )
-    parser.add_argument('--instruction', help='sentence; default that of the observation')
+    parser.add_argument('--instruction', help='instruction; default that of the observation')
     parser.add_argument('--unnorm-key', default='', help='which robot of the statistics')
     parser.add_argument('--device', default='auto', help='cpu, cuda, or auto')
     parser.add_argument('--dtype', default='auto', help='float32, bfloat16, float16, or auto')
@@ -65,30 +65,30 @@ def read_observation(
     """The observation of a file, or seeded noise. Raises ``ValueError`` naming what is wrong."""
     import numpy as np
 
-    from specprune_ros.policy.observation import Observation, Picture
+    from specprune_ros.policy.observation import CameraImage, Observation
 
-    pictures, state, task = [], np.zeros(config.proprio_dim), 'pick up the bowl'
+    images, state, task = [], np.zeros(config.proprio_dim), 'pick up the bowl'
     if path is None:
         rng = np.random.default_rng(0)
         size = config.image_size
-        pictures = [rng.integers(0, 256, (size, size, 3), np.uint8) for _ in config.cameras]
+        images = [rng.integers(0, 256, (size, size, 3), np.uint8) for _ in config.cameras]
     else:
         try:
             with np.load(path, allow_pickle=False) as data:
                 arrays = {name: data[name] for name in data.files}
         except (OSError, ValueError) as error:
             raise ValueError(f'--observation {path}: cannot be read ({error})') from error
-        pictures = [a for a in arrays.values() if a.dtype == np.uint8 and a.ndim == 3]
+        images = [a for a in arrays.values() if a.dtype == np.uint8 and a.ndim == 3]
         state = np.asarray(arrays.get('state', state), np.float64)
         task = str(arrays.get('task_description', task))
-        if len(pictures) < len(config.cameras):
+        if len(images) < len(config.cameras):
             raise ValueError(
-                f'--observation {path}: holds {len(pictures)} pictures, the model takes '
+                f'--observation {path}: holds {len(images)} images, the model takes '
                 f'{len(config.cameras)}: {", ".join(config.cameras)}'
             )
-    shown = dict(zip(config.cameras, pictures, strict=False))
+    shown = dict(zip(config.cameras, images, strict=False))
     return Observation(
-        pictures={name: Picture(picture, 0) for name, picture in shown.items()},
+        images={name: CameraImage(image, 0) for name, image in shown.items()},
         instruction=instruction or task,
         proprio=state if config.proprio_dim else None,
     )
@@ -98,7 +98,7 @@ def verify(policy: Policy, observation: Observation) -> dict[str, Any]:
     """Actions of a dense query, keep-all against dense, and pruned against dense."""
     from dataclasses import replace
 
-    from specprune_ros.policy.observation import Picture
+    from specprune_ros.policy.observation import CameraImage
     from specprune_ros.pruning.controller import SpeedSample
 
     if policy.loaded.statistics.clip_actions:
@@ -108,12 +108,12 @@ def verify(policy: Policy, observation: Observation) -> dict[str, Any]:
     policy.measure_deviation = True
     step = round(policy.step_dt * policy.config.chunk * 1e9)
     later = {
-        name: Picture(picture.pixels, picture.stamp_ns + step)
-        for name, picture in observation.pictures.items()
+        name: CameraImage(image.pixels, image.stamp_ns + step)
+        for name, image in observation.images.items()
     }
     # A fast hand: the controller then prunes as hard as it ever does.
     fast = SpeedSample(v_t=1.0, v_r=1.0, dz=0.0, source='verify')
-    pruned = policy.act(replace(observation, pictures=later, speed=fast))
+    pruned = policy.act(replace(observation, images=later, speed=fast))
     span = _span(first.actions)
     return {
         'ok': bool(same == 0.0),
@@ -141,13 +141,13 @@ def keep_all_difference(policy: Policy, observation: Observation) -> float:
     import numpy as np
     import torch
 
-    from specprune_ros.models.keep_all import KeepAll
+    from specprune_ros.pruning.rivals.base import KeepAll
 
     loaded = policy.loaded
     model = loaded.model
     parameter = next(model.parameters())
     with torch.inference_mode():
-        pixels = loaded.preprocessor([p.pixels for p in observation.pictures.values()])
+        pixels = loaded.preprocessor([p.pixels for p in observation.images.values()])
         proprio = None
         if observation.proprio is not None:
             scaled = loaded.statistics.normalise_proprio(observation.proprio)

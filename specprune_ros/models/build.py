@@ -10,11 +10,11 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from specprune_ros.models.cogact import CogACT
+from specprune_ros.models.accel.device_memory import check_room
 from specprune_ros.models.config import PolicyConfig
-from specprune_ros.models.db_oft import DBOFT
-from specprune_ros.models.oft import OpenVLAOFT
-from specprune_ros.models.room import check_room
+from specprune_ros.models.families.cogact import CogACT
+from specprune_ros.models.families.db_oft import DBOFT
+from specprune_ros.models.families.oft import OpenVLAOFT
 
 Network = OpenVLAOFT | DBOFT | CogACT
 CLASSES: dict[str, type[nn.Module]] = {

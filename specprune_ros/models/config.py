@@ -51,7 +51,7 @@ class VisionConfig:
 
     ``depth`` counts the blocks of the whole tower. The policies read the output of the
     second-to-last block without the final norm, so only ``depth - skip_last`` blocks are built.
-    ``mean`` and ``std`` normalise pictures scaled to 0..1. Class and register tokens carry no
+    ``mean`` and ``std`` normalise images scaled to 0..1. Class and register tokens carry no
     position of their own (where a checkpoint has one, as CLIP, the loader adds it to the token).
     """
 
@@ -208,10 +208,10 @@ class DiTConfig:
 class PolicyConfig:
     """A whole policy.
 
-    ``cameras`` names the pictures in the order the model takes them. ``control_hz`` is the number
+    ``cameras`` names the images in the order the model takes them. ``control_hz`` is the number
     of action rows played per second. ``proprio_dim`` 0 means no proprioception token.
     ``projector`` is the hidden widths between the towers' channels and the decoder, by default
-    the family's. ``center_crop`` and ``jpeg`` belong to the authors' picture path. ``template``
+    the family's. ``center_crop`` and ``jpeg`` belong to the authors' image path. ``template``
     names the prompt (``tokens.TEMPLATES``), cut off by an error above ``max_prompt`` tokens.
     ``stop_id`` is the token that ends the sequence. ``position_code`` adds, after the projector,
     a LayerNorm and a unit-size 2-D sine code; small policies trained from scratch need it,
@@ -285,7 +285,7 @@ class PolicyConfig:
 
     @property
     def image_size(self) -> int:
-        """Side of the square picture the towers take, in pixels."""
+        """Side of the square image the towers take, in pixels."""
         return self.towers[0].image_size
 
     @property

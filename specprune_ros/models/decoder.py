@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from specprune_ros.models.accel.fp8 import linear_part
+from specprune_ros.models.accel.fused import PLAIN
 from specprune_ros.models.config import DecoderConfig
-from specprune_ros.models.fp8 import linear_part
-from specprune_ros.models.fused import PLAIN
 from specprune_ros.models.rotary import RotaryTable
 from specprune_ros.pruning.interface import PrunePass, PruneSchedule, RowGroup, TokenLayout
 
@@ -111,14 +111,14 @@ class DecoderOutput:
     read: tuple[int, int] | None = None
 
     def rows(self, start: int, stop: int, layout: TokenLayout) -> Tensor:
-        """Final hidden states ``[1, stop - start, D]`` of original positions behind the pictures.
+        """Final hidden states ``[1, stop - start, D]`` of original positions behind the images.
 
-        Rows behind the pictures are never dropped, so they are found from the end. Raises
+        Rows behind the images are never dropped, so they are found from the end. Raises
         ``ValueError`` for rows that may have been dropped or were not computed.
         """
         if not layout.vision_stop <= start < stop <= layout.length:
             raise ValueError(
-                f'rows {start}..{stop} must lie behind the pictures, '
+                f'rows {start}..{stop} must lie behind the images, '
                 f'{layout.vision_stop}..{layout.length}'
             )
         if self.read is not None:
@@ -261,7 +261,7 @@ class Decoder(nn.Module):
         """Run a query.
 
         ``hidden``: ``[1, L, D]`` (``[B, L, D]`` without ``prune``, for training). ``read``:
-        half-open range of original positions behind the pictures; the last layer then computes
+        half-open range of original positions behind the images; the last layer then computes
         those rows only and only they come back. Rows keep their order, and their positions for
         RoPE. Without ``prune``, or when it keeps every row, the result is the dense one bit for
         bit.
@@ -516,7 +516,7 @@ class Decoder(nn.Module):
             )
         if read is not None and not layout.vision_stop <= read[0] < read[1] <= layout.length:
             raise ValueError(
-                f'read {read} must lie behind the pictures: {layout.vision_stop}..{layout.length}'
+                f'read {read} must lie behind the images: {layout.vision_stop}..{layout.length}'
             )
         for name, numbers, low in (
             ('listen', schedule.listen, 1),
@@ -566,7 +566,7 @@ def _span(layout: TokenLayout, group: RowGroup) -> tuple[int, int] | None:
     rows = layout.rows(group)
     if rows and rows[0] < layout.vision_stop:
         raise ValueError(
-            f'{group.value} rows must lie behind the pictures ({layout.vision_stop}), start at '
+            f'{group.value} rows must lie behind the images ({layout.vision_stop}), start at '
             f'{rows[0]}'
         )
     if not rows:

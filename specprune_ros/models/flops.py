@@ -94,7 +94,7 @@ def count(
 
 
 def tower_macs(config: VisionConfig, film: int = 0) -> int:
-    """Multiply-adds of one picture through one tower; ``film`` is the condition's width or 0."""
+    """Multiply-adds of one image through one tower; ``film`` is the condition's width or 0."""
     patches = config.grid**2
     rows = patches + config.prefix
     linear = rows * (4 * config.width**2 + 2 * config.width * config.mlp)

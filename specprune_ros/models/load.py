@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 from torch import nn
 from tqdm import tqdm
 
+from specprune_ros.models.accel.device_memory import check_room
 from specprune_ros.models.build import Network, build, cast, empty
 from specprune_ros.models.checkpoint import cogact, db_oft, oft, own
 from specprune_ros.models.checkpoint.files import CheckpointError, check_values, read_json
@@ -21,7 +22,6 @@ from specprune_ros.models.checkpoint.report import Report, human
 from specprune_ros.models.config import ConfigError, PolicyConfig
 from specprune_ros.models.preprocess import Preprocessor
 from specprune_ros.models.presets import default_tokenizer, preset
-from specprune_ros.models.room import check_room
 from specprune_ros.models.statistics import Statistics, StatisticsError, choose_key
 from specprune_ros.models.tokens import PromptTokenizer
 
@@ -44,7 +44,7 @@ FAMILY_RULES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """Everything a policy needs. ``notes`` are sentences for the user."""
+    """Everything a policy needs. ``notes`` are messages for the user."""
 
     model: Network
     config: PolicyConfig
@@ -199,7 +199,7 @@ def load_policy_model(
     unnorm_key: str | None = None,
     progress: bool = True,
     overrides: Mapping[str, Any] | None = None,
-    fast_pictures: bool = False,
+    fast_images: bool = False,
 ) -> LoadedModel:
     """Load a checkpoint folder straight to a device and dtype.
 
@@ -222,7 +222,7 @@ def load_policy_model(
     statistics = Statistics.identity()
     if report.statistics is not None:
         statistics = _scales(report, policy, unnorm_key)
-    preprocessor = Preprocessor(policy, device, dtype, fast=fast_pictures)
+    preprocessor = Preprocessor(policy, device, dtype, fast=fast_images)
     notes = list(report.notes)
     if preprocessor.note:
         notes.append(preprocessor.note)

@@ -1,4 +1,4 @@
-"""Camera pictures to network input, on the authors' path (``docs/checkpoints.md``) without
+"""Camera images to network input, on the authors' path (``docs/checkpoints.md``) without
 TensorFlow.
 
 Stages, each a function on uint8 RGB: JPEG round trip, Lanczos-3 resize, centre crop of 90 % area
@@ -24,24 +24,24 @@ CROP_AREA = 0.9
 MAX_SIDE = 4096
 
 
-class PictureError(ValueError):
-    """A picture the policy cannot take; the message says what would be right."""
+class ImageError(ValueError):
+    """An image the policy cannot take; the message says what would be right."""
 
 
 @dataclass(frozen=True)
 class Pixels:
-    """``tensor``: float ``[cameras, 3 * towers, S, S]``, normalised per tower. ``pictures``: uint8
+    """``tensor``: float ``[cameras, 3 * towers, S, S]``, normalised per tower. ``images``: uint8
     ``[cameras, S, S, 3]`` RGB as the policy sees them (after the crop), for frame differences.
     """
 
     tensor: Tensor
-    pictures: Tensor
+    images: Tensor
 
 
 class Preprocessor:
-    """Pictures of all cameras to :class:`Pixels`.
+    """Images of all cameras to :class:`Pixels`.
 
-    ``fast`` leaves out the JPEG round trip (the robot's pictures never were JPEG files); ``note``
+    ``fast`` leaves out the JPEG round trip (the robot's images never were JPEG files); ``note``
     then says so. Resizing, cropping and normalising run on ``device``.
     """
 
@@ -55,7 +55,7 @@ class Preprocessor:
         self.config, self.device, self.dtype = config, torch.device(device), dtype
         self.jpeg = config.jpeg and not fast
         skipped = config.jpeg and fast
-        self.note = 'fast pictures: the JPEG round trip is left out' if skipped else ''
+        self.note = 'fast images: the JPEG round trip is left out' if skipped else ''
         shape = (len(config.towers), 3, 1, 1)
         self.mean, self.std = (
             torch.tensor([getattr(tower, name) for tower in config.towers])
@@ -66,82 +66,80 @@ class Preprocessor:
         # A tensor, not a Python number: CUDA turns division by a number into a product.
         self.full = torch.tensor(255.0, device=self.device)
 
-    def __call__(self, pictures: Sequence[NDArray[np.uint8]]) -> Pixels:
+    def __call__(self, images: Sequence[NDArray[np.uint8]]) -> Pixels:
         """One uint8 ``[H, W, 3]`` RGB array per camera, in the configuration's order.
 
-        Raises ``PictureError``.
+        Raises ``ImageError``.
         """
         cameras = self.config.cameras
-        check_count(len(pictures), cameras)
-        seen = torch.stack(
-            [self.picture(p, name) for p, name in zip(pictures, cameras, strict=True)]
-        )
+        check_count(len(images), cameras)
+        seen = torch.stack([self.image(p, name) for p, name in zip(images, cameras, strict=True)])
         return Pixels(self.normalise(seen), seen)
 
-    def picture(self, picture: NDArray[np.uint8], name: str = 'picture') -> Tensor:
-        """One camera's picture as the policy sees it, uint8 ``[S, S, 3]`` on the device."""
-        check_picture(picture, name)
+    def image(self, image: NDArray[np.uint8], name: str = 'image') -> Tensor:
+        """One camera's image as the policy sees it, uint8 ``[S, S, 3]`` on the device."""
+        check_image(image, name)
         side = self.config.image_size
         if self.config.resize == 'pad_bicubic':
             tower = self.config.towers[0]
-            padded = pad_square(picture, tuple(int(255 * m) for m in tower.mean))
+            padded = pad_square(image, tuple(int(255 * m) for m in tower.mean))
             return self._upload(resize_bicubic(padded, side))
         if self.config.pre_resize:
-            picture = resize_bicubic(picture, self.config.pre_resize)
-        fits = picture.shape[:2] == (side, side)
+            image = resize_bicubic(image, self.config.pre_resize)
+        fits = image.shape[:2] == (side, side)
         if self.jpeg and not fits:
-            picture = jpeg_round_trip(picture)
+            image = jpeg_round_trip(image)
         if not fits and self.config.resize != 'lanczos3':
-            picture, fits = resize_bicubic(picture, side), True
-        image = self._upload(picture)
+            image, fits = resize_bicubic(image, side), True
+        image = self._upload(image)
         if not fits:
             image = resize_lanczos3(image, side)
         return center_crop(image) if self.config.center_crop else image
 
-    def _upload(self, picture: NDArray[np.uint8]) -> Tensor:
+    def _upload(self, image: NDArray[np.uint8]) -> Tensor:
         """On the device. A GPU copies from pinned memory, in the current stream and without the
         host waiting; PyTorch keeps that memory until the copy is done.
         """
-        image = torch.from_numpy(np.ascontiguousarray(picture))
+        image = torch.from_numpy(np.ascontiguousarray(image))
         if self.device.type != 'cuda':
             return image.to(self.device)
         return image.pin_memory().to(self.device, non_blocking=True)
 
-    def normalise(self, pictures: Tensor) -> Tensor:
+    def normalise(self, images: Tensor) -> Tensor:
         """uint8 ``[N, S, S, 3]`` to ``[N, 3 * towers, S, S]``: (x / 255 - mean) / std."""
-        x = pictures.permute(0, 3, 1, 2).to(torch.float32) / self.full
+        x = images.permute(0, 3, 1, 2).to(torch.float32) / self.full
         x = (x[:, None] - self.mean) / self.std
         return x.flatten(1, 2).to(self.dtype)
 
 
-def check_count(pictures: int, cameras: Sequence[str]) -> None:
-    """Raise ``PictureError`` unless there is one picture for each camera."""
-    if pictures != len(cameras):
-        raise PictureError(
-            f'{pictures} pictures given, the policy takes {len(cameras)}: {", ".join(cameras)}'
+def check_count(images: int, cameras: Sequence[str]) -> None:
+    """Raise ``ImageError`` unless there is one image for each camera."""
+    if images != len(cameras):
+        raise ImageError(
+            f'{images} images given, the policy takes {len(cameras)}: {", ".join(cameras)}'
         )
 
 
-def check_picture(picture: NDArray[np.uint8], name: str = 'picture') -> None:
-    """Raise ``PictureError`` unless it is uint8 ``[H, W, 3]`` with sides of 1 to 4096 pixels."""
+def check_image(image: NDArray[np.uint8], name: str = 'image') -> None:
+    """Raise ``ImageError`` unless it is uint8 ``[H, W, 3]`` with sides of 1 to 4096 pixels."""
     if (
-        not isinstance(picture, np.ndarray)
-        or picture.dtype != np.uint8
-        or picture.ndim != 3
-        or picture.shape[2] != 3
+        not isinstance(image, np.ndarray)
+        or image.dtype != np.uint8
+        or image.ndim != 3
+        or image.shape[2] != 3
     ):
-        kind = getattr(picture, 'dtype', type(picture).__name__)
-        raise PictureError(
+        kind = getattr(image, 'dtype', type(image).__name__)
+        raise ImageError(
             f'{name}: must be a uint8 array [height, width, 3] (RGB), is {kind} '
-            f'{list(getattr(picture, "shape", []))}'
+            f'{list(getattr(image, "shape", []))}'
         )
-    if not all(0 < side <= MAX_SIDE for side in picture.shape[:2]):
-        raise PictureError(
-            f'{name}: {picture.shape[1]} x {picture.shape[0]} pixels; sides must be 1..{MAX_SIDE}'
+    if not all(0 < side <= MAX_SIDE for side in image.shape[:2]):
+        raise ImageError(
+            f'{name}: {image.shape[1]} x {image.shape[0]} pixels; sides must be 1..{MAX_SIDE}'
         )
 
 
-def jpeg_round_trip(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def jpeg_round_trip(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """As TensorFlow does by default: quality 95, 4:2:0, fast integer DCT on the way back."""
     import simplejpeg
     from PIL import Image
@@ -149,7 +147,7 @@ def jpeg_round_trip(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
     # Pillow writes TensorFlow's very bytes; simplejpeg's encoder does not. For decoding it is the
     # other way round: Pillow has no fast DCT.
     data = io.BytesIO()
-    Image.fromarray(picture).save(data, 'JPEG', quality=95, subsampling='4:2:0')
+    Image.fromarray(image).save(data, 'JPEG', quality=95, subsampling='4:2:0')
     return simplejpeg.decode_jpeg(data.getvalue(), 'RGB', fastdct=True, fastupsample=False)
 
 
@@ -213,22 +211,22 @@ def _crop_samples(side: int, area: float, device: torch.device) -> tuple[Tensor,
     )
 
 
-def pad_square(picture: NDArray[np.uint8], colour: tuple[int, int, int]) -> NDArray[np.uint8]:
-    """The picture centred on a square of ``colour``."""
-    height, width = picture.shape[:2]
+def pad_square(image: NDArray[np.uint8], colour: tuple[int, int, int]) -> NDArray[np.uint8]:
+    """The image centred on a square of ``colour``."""
+    height, width = image.shape[:2]
     side = max(height, width)
     square = np.empty((side, side, 3), np.uint8)
     square[:] = colour
     top, left = (side - height) // 2, (side - width) // 2
-    square[top : top + height, left : left + width] = picture
+    square[top : top + height, left : left + width] = image
     return square
 
 
-def resize_bicubic(picture: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+def resize_bicubic(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
     """Pillow's bicubic, as the Hugging Face image processors use it."""
     from PIL import Image
 
-    if picture.shape[:2] == (side, side):
-        return picture
-    image = Image.fromarray(picture).resize((side, side), Image.Resampling.BICUBIC)
+    if image.shape[:2] == (side, side):
+        return image
+    image = Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC)
     return np.array(image)

@@ -107,7 +107,7 @@ COGACT_7B = PolicyConfig(
     template='cogact',
 )
 
-# The same picture grid and row layout as OFT, small enough for two CPU cores.
+# The same image grid and row layout as OFT, small enough for two CPU cores.
 TINY = PolicyConfig(
     family='openvla-oft',
     towers=(

@@ -21,7 +21,7 @@ class PromptError(ValueError):
 class Prompt:
     """A tokenised instruction.
 
-    ``ids``: the whole prompt. ``vision_at``: how many ids come before the pictures.
+    ``ids``: the whole prompt. ``vision_at``: how many ids come before the images.
     ``instruction``: half-open range of ``ids`` that are the instruction's words. ``unknown``:
     words of the instruction outside the vocabulary.
     """
@@ -34,7 +34,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Template:
-    """A prompt format: ``before`` the pictures, then ``head``, the instruction, ``tail``.
+    """A prompt format: ``before`` the images, then ``head``, the instruction, ``tail``.
 
     ``bos``: the tokenizer puts its begin token first. ``lower``: the instruction is lower-cased.
     ``append``: pieces added at the end where they are not already there.

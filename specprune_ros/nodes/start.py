@@ -11,9 +11,17 @@ import signal
 import sys
 from types import FrameType
 
+MODULES = {
+    'specprune_node': 'nodes.policy_node.node',
+    'chunk_executor': 'nodes.executor_node.node',
+    'sim_arm': 'nodes.sim_arm_node',
+    'patch_cloud': 'nodes.patch_cloud_node',
+    'play': 'apps.image_playback',
+}
+
 
 def start(name: str) -> int:
-    """Import ``specprune_ros.nodes.<name>`` and run its ``main``. Returns the exit status."""
+    """Run the node ``name`` of :data:`MODULES`. Returns the exit status."""
 
     def leave(number: int, frame: FrameType | None) -> None:
         # Nothing is there to be undone yet, and an exception may be caught, or turned into another
@@ -22,7 +30,7 @@ def start(name: str) -> int:
 
     signal.signal(signal.SIGINT, leave)
     signal.signal(signal.SIGTERM, leave)
-    return importlib.import_module(f'specprune_ros.nodes.{name}').main()
+    return importlib.import_module(f'specprune_ros.{MODULES[name]}').main()
 
 
 if __name__ == '__main__':

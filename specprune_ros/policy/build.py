@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-import logging
 import os
+from collections.abc import Callable
 
 import torch
 
-from specprune_ros.models import fused
-from specprune_ros.models.fp8 import check_float8
+from specprune_ros.models.accel import fused
+from specprune_ros.models.accel.fp8 import check_float8
+from specprune_ros.models.accel.packed import pack
 from specprune_ros.models.load import (
     LoadedModel,
     is_released,
     load_policy_model,
     random_policy_model,
 )
-from specprune_ros.models.packed import pack
-from specprune_ros.policy.calibration import Log, calibrate_model
-from specprune_ros.policy.engine.choose import engine_for
+from specprune_ros.policy.engine.capture import recorder_on
+from specprune_ros.policy.engine.cuda_graph import CudaGraphEngine
+from specprune_ros.policy.engine.eager import Eager
 from specprune_ros.policy.float8 import to_float8
 from specprune_ros.policy.policy import Policy
 from specprune_ros.pruning.params import PruningParams
 
 DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
-CALIBRATE = ('auto', 'always', 'never')
 BFLOAT16_FROM = (8, 0)  # compute capability: Ampere
 
 
@@ -74,23 +74,21 @@ def build_policy(
     unnorm_key: str = '',
     threads: int = 0,
     platform: str = '',
-    fast_pictures: bool = False,
+    fast_images: bool = False,
     params: PruningParams | None = None,
     progress: bool = False,
     graphs: bool = False,
-    calibrate: str = 'never',
-    log: Log | None = None,
+    calibrate: Callable[[LoadedModel], object] | None = None,
     fp8: bool = False,
 ) -> Policy:
     """Load the checkpoint in ``path``, or build ``preset`` with random weights from ``seed``.
 
-    ``threads`` bounds the CPU threads (0: all cores but one). ``platform`` and ``fast_pictures``
-    are the loader's. With ``graphs`` a GPU answers by CUDA graphs. With ``calibrate`` ``always``
-    (``auto``: on a GPU) the tokens that cost nothing there are kept
-    (:func:`~specprune_ros.policy.calibration.calibrate_model`), and ``log`` is told what was
-    found. What a pruner keeps then depends on the device, so that comparisons across devices leave
-    it out. With ``fp8`` the decoder's linear layers run in float8
-    (:func:`~specprune_ros.policy.float8.to_float8`).
+    ``threads`` bounds the CPU threads (0: all cores but one). ``platform`` and ``fast_images``
+    are the loader's. With ``graphs`` a GPU answers by CUDA graphs. ``calibrate`` is called
+    last with the loaded model, before an engine is made for it (``bench.calibration.calibrator``
+    finds the tokens that cost nothing on this device). What a pruner keeps then depends on the
+    device, so that comparisons across devices leave it out. With ``fp8`` the decoder's linear
+    layers run in float8 (:func:`~specprune_ros.policy.float8.to_float8`).
 
     On a CPU with units for bfloat16, ``dtype`` ``auto`` takes it for a checkpoint of the models'
     authors, who run theirs in it; a policy of our own was judged in float32 and keeps that.
@@ -102,8 +100,6 @@ def build_policy(
         kind = torch.bfloat16
     if fp8:
         check_float8(place, kind)  # before anything is loaded
-    if calibrate not in CALIBRATE:
-        raise ValueError(f"calibrate '{calibrate}' is none of {', '.join(CALIBRATE)}")
     # Two threads that wait for each other on a core that cameras and DDS share are slower than
     # one.
     torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) - 1))
@@ -118,7 +114,7 @@ def build_policy(
             unnorm_key=unnorm_key or None,
             progress=progress,
             overrides={'platform': platform} if platform else None,
-            fast_pictures=fast_pictures,
+            fast_images=fast_images,
         )
     else:
         loaded = random_policy_model(preset, seed, place, kind)
@@ -129,8 +125,8 @@ def build_policy(
     if place.type == 'cpu':
         pack(loaded.model)
     # Last: after everything that changes how fast the decoder runs.
-    if calibrate == 'always' or (calibrate == 'auto' and place.type == 'cuda'):
-        calibrate_model(loaded, log or logging.getLogger(__name__))
+    if calibrate is not None:
+        calibrate(loaded)
     return Policy(loaded, params, engine=engine_for(loaded, graphs))
 
 
@@ -141,3 +137,14 @@ def _settle_on(place: torch.device) -> None:
     # cuDNN's attention, PyTorch's first choice on Hopper, makes a plan for every number of rows
     # and in every thread anew: half a second each time (FunASR issue 3704, on a B200).
     torch.backends.cuda.enable_cudnn_sdp(False)
+
+
+def engine_for(loaded: LoadedModel, graphs: bool) -> Eager | CudaGraphEngine:
+    """CUDA graphs on a GPU, unless they are not wanted or cannot be had; else eager."""
+    engine = Eager(loaded)
+    try:
+        recorder = recorder_on(engine.device) if graphs else None
+    except RuntimeError as error:  # a driver without streams of priority or graphs
+        engine.trouble = f'no CUDA graphs: {error}'
+        return engine
+    return engine if recorder is None else CudaGraphEngine(loaded, recorder)

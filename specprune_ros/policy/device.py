@@ -10,8 +10,10 @@ relaunched").
 from __future__ import annotations
 
 import contextlib
+import platform
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -34,12 +36,12 @@ class DeviceError(RuntimeError):
 @dataclass(frozen=True)
 class DeviceFault:
     """``lost``: the device, or this process's hold on it, may be gone (:func:`check_alive` tells);
-    otherwise it was out of memory and may be asked again. ``sentence`` says which device, what it
-    said, and the cure; ``said`` is its own first line.
+    otherwise it was out of memory and may be asked again. ``message`` says which device, what
+    it said, and the cure; ``said`` is its own first line.
     """
 
     lost: bool
-    sentence: str
+    message: str
     said: str
 
 
@@ -90,8 +92,8 @@ def explain(error: Exception, device: torch.device | str) -> DeviceError | None:
             check_alive(device)
         except DeviceError as dead:
             return dead
-        return DeviceError(f'{fault.sentence}; configure again, or restart the node')
-    return DeviceError(fault.sentence)
+        return DeviceError(f'{fault.message}; configure again, or restart the node')
+    return DeviceError(fault.message)
 
 
 def release(device: torch.device | str) -> None:
@@ -119,3 +121,24 @@ def _full(text: str, device: torch.device | str) -> str:
 
 def _first_line(text: str) -> str:
     return text.partition('\n')[0].rstrip('. ')
+
+
+def settle(place: torch.device) -> None:
+    """Wait for a GPU; a CPU is always done."""
+    if place.type == 'cuda':
+        torch.cuda.synchronize(place)
+
+
+def device_name(device: str) -> str:
+    """The device and what it is, e.g. ``cpu (AMD EPYC ..., 2 threads)``."""
+    if device.startswith('cuda'):
+        return f'{device} ({torch.cuda.get_device_name(device)})'
+    name = platform.processor() or platform.machine()
+    try:
+        for line in Path('/proc/cpuinfo').read_text().splitlines():
+            if line.startswith('model name'):
+                name = line.split(':', 1)[1].strip()
+                break
+    except OSError:
+        pass
+    return f'{device} ({name}, {torch.get_num_threads()} threads)'

@@ -7,11 +7,11 @@ import itertools
 import numpy as np
 import torch
 
-from specprune_ros.models.fp8 import check_float8, convert
+from specprune_ros.models.accel.fp8 import check_float8, convert
 from specprune_ros.models.load import LoadedModel
 from specprune_ros.models.presets import BENCH_INSTRUCTION
-from specprune_ros.policy.bench.scene import observations
 from specprune_ros.policy.policy import Policy
+from specprune_ros.policy.synthetic import observations
 from specprune_ros.pruning.params import PruningParams
 
 ASKED = 3  # made-up observations, all of them dense
@@ -20,7 +20,7 @@ ASKED = 3  # made-up observations, all of them dense
 def to_float8(loaded: LoadedModel) -> np.ndarray:
     """Convert ``loaded`` in place and return its action deviation: the largest |difference| per
     dimension, in action units ``[action_dim]``, of the answers to the same observations before and
-    after. A sentence about it joins ``loaded.notes``.
+    after. A message about it joins ``loaded.notes``.
 
     Raises ``ValueError``, which names ``model.fp8``, where it cannot be, and ``PolicyError`` where
     an answer is not finite.

@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from specprune_ros.models.decoder import KVCache
-from specprune_ros.policy.history import FrameHistory
+from specprune_ros.policy.image_buffer import FrameHistory
 from specprune_ros.policy.observation import Observation
 from specprune_ros.pruning.controller import ControllerState
 
@@ -48,14 +48,14 @@ class Memory:
         """Begin a query: forget where continuity is broken. Returns why, or ``None``.
 
         Rules, in order: a reset that was asked for (start, service, activation), time going
-        backwards, a gap longer than ``gap_limit_s``, other cameras or another picture size; these
-        forget the past pictures as well. Then another instruction, or another ``method`` (the
-        pruner and what it listens to, which is what the carried scores mean): the pictures stay
+        backwards, a gap longer than ``gap_limit_s``, other cameras or another image size; these
+        forget the past images as well. Then another instruction, or another ``method`` (the
+        pruner and what it listens to, which is what the carried scores mean): the images stay
         true.
         """
         # Taken first: a request that comes in meanwhile is for the next query.
         request, self._request = self._request, None
-        reason, pictures_too = self._broken(observation, method, request)
+        reason, images_too = self._broken(observation, method, request)
         if reason is not None:
             self.carry = {}
             self.cache = None
@@ -64,17 +64,17 @@ class Memory:
             self.queries = 0
             self.since_dense = 0
             self._last = None
-        if pictures_too:
+        if images_too:
             self.history.clear()
         self._method = method
-        for camera, picture in observation.pictures.items():
-            self.history.push(camera, picture)
+        for camera, image in observation.images.items():
+            self.history.push(camera, image)
         return reason
 
     def _broken(
         self, observation: Observation, method: tuple[object, ...], request: str | None
     ) -> tuple[str | None, bool]:
-        """Why continuity is broken, and whether the past pictures are worthless too."""
+        """Why continuity is broken, and whether the past images are worthless too."""
         if request is not None:
             return request, True
         last = self._last
@@ -85,11 +85,11 @@ class Memory:
             return f'time went back by {-elapsed:.2f} s', True
         if elapsed > self.gap_limit_s:
             return f'no query for {elapsed:.2f} s', True
-        if list(observation.pictures) != list(last.pictures):
+        if list(observation.images) != list(last.images):
             return 'other cameras', True
-        for camera, picture in observation.pictures.items():
-            if picture.pixels.shape != last.pictures[camera].pixels.shape:
-                return f"camera '{camera}' changed its picture size", True
+        for camera, image in observation.images.items():
+            if image.pixels.shape != last.images[camera].pixels.shape:
+                return f"camera '{camera}' changed its image size", True
         if observation.instruction != last.instruction:
             return 'new instruction', False
         if method != self._method:

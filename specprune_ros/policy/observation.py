@@ -1,4 +1,4 @@
-"""What the policy is asked with: pictures, a sentence, the robot's state, and when."""
+"""What the policy is asked with: images, an instruction, the robot's state, and when."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from specprune_ros.policy.limits import MAX_INSTRUCTION, MAX_SIDE, MIN_SIDE
+from specprune_ros.policy.constants import MAX_INSTRUCTION, MAX_SIDE, MIN_SIDE
 from specprune_ros.pruning.controller import SpeedSample
 
 
@@ -18,8 +18,8 @@ class ObservationError(ValueError):
 
 
 @dataclass(frozen=True)
-class Picture:
-    """One camera picture: uint8 ``[height, width, 3]`` RGB and the time it was taken
+class CameraImage:
+    """One camera image: uint8 ``[height, width, 3]`` RGB and the time it was taken
     (nanoseconds).
     """
 
@@ -27,7 +27,7 @@ class Picture:
     stamp_ns: int
 
     def check(self, camera: str) -> None:
-        """Raise :class:`ObservationError` unless this is a picture a policy can look at."""
+        """Raise :class:`ObservationError` unless this is an image a policy can look at."""
         shape = self.pixels.shape
         if self.pixels.dtype != np.uint8 or len(shape) != 3 or shape[2] != 3:
             raise ObservationError(
@@ -45,13 +45,13 @@ class Picture:
 class Observation:
     """One consistent look at the world.
 
-    ``pictures`` maps camera names, in the policy's order, to pictures. ``proprio`` is float64
+    ``images`` maps camera names, in the policy's order, to images. ``proprio`` is float64
     ``[proprio_dim]`` in the units of the policy's statistics, or ``None`` for a policy without
     proprioception. ``speed`` is the end-effector speed (``None`` unknown), ``position`` the end-
     effector position in metres, float64 ``[3]`` (``None`` unknown).
     """
 
-    pictures: Mapping[str, Picture]
+    images: Mapping[str, CameraImage]
     instruction: str
     proprio: np.ndarray | None = None
     speed: SpeedSample | None = None
@@ -59,18 +59,18 @@ class Observation:
 
     @property
     def stamp_ns(self) -> int:
-        """Observation time: the newest picture's stamp, in nanoseconds."""
-        return max(picture.stamp_ns for picture in self.pictures.values())
+        """Observation time: the newest image's stamp, in nanoseconds."""
+        return max(image.stamp_ns for image in self.images.values())
 
     def check(self, cameras: int, proprio_dim: int) -> None:
         """Raise :class:`ObservationError` unless a policy with these inputs can act on this."""
-        if len(self.pictures) != cameras:
+        if len(self.images) != cameras:
             raise ObservationError(
-                f'{len(self.pictures)} camera(s) given ({", ".join(self.pictures) or "none"}), '
+                f'{len(self.images)} camera(s) given ({", ".join(self.images) or "none"}), '
                 f'the model reads {cameras}'
             )
-        for camera, picture in self.pictures.items():
-            picture.check(camera)
+        for camera, image in self.images.items():
+            image.check(camera)
         check_instruction(self.instruction)
         if proprio_dim:
             if self.proprio is None:
@@ -87,7 +87,7 @@ class Observation:
 
 
 def check_instruction(text: str) -> None:
-    """Raise :class:`ObservationError` unless ``text`` is a sentence of sensible length."""
+    """Raise :class:`ObservationError` unless ``text`` is an instruction of sensible length."""
     if not text.strip():
         raise ObservationError('the instruction is empty; say what the robot should do')
     if len(text) > MAX_INSTRUCTION:

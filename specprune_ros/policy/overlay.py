@@ -1,10 +1,10 @@
-"""Pictures of one query: what was kept, coloured by the set that kept it."""
+"""Images of one query: what was kept, coloured by the set that kept it."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from specprune_ros.policy.colours import COLOURS, OTHER
+from specprune_ros.policy.constants import COLOURS, OTHER
 from specprune_ros.policy.result import Overlay
 
 TINT = 0.16  # share of the colour on a kept patch
@@ -35,27 +35,27 @@ def patch_colours(overlay: Overlay, camera: int) -> tuple[np.ndarray, np.ndarray
 
 
 def draw(overlay: Overlay, camera: int, zoom: int = 1) -> np.ndarray:
-    """One camera's picture, uint8 ``[zoom * height, zoom * width, 3]``.
+    """One camera's image, uint8 ``[zoom * height, zoom * width, 3]``.
 
     Kept patches are tinted and rimmed in the colour of the set that kept them, dropped ones are
-    dark. A query that dropped nothing gives the picture unchanged.
+    dark. A query that dropped nothing gives the image unchanged.
     """
-    picture = overlay.pictures[camera]
+    image = overlay.images[camera]
     if zoom > 1:
-        picture = picture.repeat(zoom, axis=0).repeat(zoom, axis=1)
+        image = image.repeat(zoom, axis=0).repeat(zoom, axis=1)
     rows, columns = overlay.grid
     kept = overlay.kept.reshape(-1, rows, columns)[camera]
     if overlay.kept.all():
-        return np.array(picture)
-    height, width = picture.shape[0] // rows, picture.shape[1] // columns
+        return np.array(image)
+    height, width = image.shape[0] // rows, image.shape[1] // columns
     colours, coloured = patch_colours(overlay, camera)
     shade = np.full((height, width), TINT)
     shade[[0, -1], :] = shade[:, [0, -1]] = EDGE
     strength = np.tile(shade, (rows, columns)) * _spread(coloured & kept, height, width)
-    picture = picture[: rows * height, : columns * width].astype(np.float64)
+    image = image[: rows * height, : columns * width].astype(np.float64)
     tint = _spread(colours, height, width)
-    drawn = picture * (1 - strength[..., None]) + tint * strength[..., None]
-    grey = picture.mean(axis=2, keepdims=True) * DIM
+    drawn = image * (1 - strength[..., None]) + tint * strength[..., None]
+    grey = image.mean(axis=2, keepdims=True) * DIM
     drawn = np.where(_spread(kept, height, width)[..., None], drawn, grey)
     return np.clip(np.rint(drawn), 0, 255).astype(np.uint8)
 

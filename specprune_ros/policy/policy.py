@@ -16,23 +16,22 @@ from specprune_ros.models.decoder import KVCache
 from specprune_ros.models.flops import dense_flops
 from specprune_ros.models.load import LoadedModel
 from specprune_ros.models.tokens import Prompt, id_rows
-from specprune_ros.policy.engine.answer import Reply
+from specprune_ros.policy.action_extrapolator import Glide
+from specprune_ros.policy.engine.cuda_graph import CudaGraphEngine
 from specprune_ros.policy.engine.eager import Eager
-from specprune_ros.policy.engine.graphs import Graphs
-from specprune_ros.policy.engine.question import Question, compares
-from specprune_ros.policy.glide import Glide
-from specprune_ros.policy.history import FrameHistory
+from specprune_ros.policy.forward_step import StepInputs, StepOutputs, compares
+from specprune_ros.policy.image_buffer import FrameHistory
 from specprune_ros.policy.memory import SECOND_NS, Memory
-from specprune_ros.policy.observation import Observation, Picture
+from specprune_ros.policy.observation import CameraImage, Observation
 from specprune_ros.policy.result import Overlay, PolicyResult, StageTimes, TokenCounts
 from specprune_ros.pruning.controller import Controller, Decision, history_offset
 from specprune_ros.pruning.interface import Mode, TokenLayout
-from specprune_ros.pruning.meters import action_deviation, kept_recall
+from specprune_ros.pruning.metrics import action_deviation, kept_recall
 from specprune_ros.pruning.params import PruningParams
 from specprune_ros.pruning.registry import pruner
 from specprune_ros.pruning.similarity import changed_share, patch_cosine
 
-HISTORY_STEPS = 20  # control steps of pictures kept for V_dynamic
+HISTORY_STEPS = 20  # control steps of images kept for V_dynamic
 
 
 class PolicyError(RuntimeError):
@@ -53,12 +52,12 @@ class Policy:
         loaded: LoadedModel,
         params: PruningParams | None = None,
         absurd: float = 10.0,
-        engine: Eager | Graphs | None = None,
+        engine: Eager | CudaGraphEngine | None = None,
     ) -> None:
         self.loaded = loaded
         self.config: PolicyConfig = loaded.config
         self.step_dt = 1.0 / self.config.control_hz
-        # Two pictures a control step are as many as a look back by control steps can tell apart.
+        # Two images a control step are as many as a look back by control steps can tell apart.
         self.history = FrameHistory(
             round(HISTORY_STEPS * self.step_dt * SECOND_NS), round(0.45 * self.step_dt * SECOND_NS)
         )
@@ -69,7 +68,7 @@ class Policy:
         self._controller = Controller()
         self._glide = Glide()
         self._took = 0.0
-        self._held: list[Tensor] = []  # pictures of the query under way, for its stream
+        self._held: list[Tensor] = []  # images of the query under way, for its stream
         self._dense: tuple[TokenLayout | None, int] = (None, 1)
         self._engine = engine or Eager(loaded)
         self._device = self._engine.device
@@ -140,7 +139,7 @@ class Policy:
         self._engine.close()
 
     def warm_up(self, instruction: str = 'warm up') -> float:
-        """Let the engine prepare for ``instruction``, then run two queries on grey pictures and
+        """Let the engine prepare for ``instruction``, then run two queries on grey images and
         forget them; returns the second's seconds.
         """
         prepared, latest = threading.Event(), self._latest
@@ -155,15 +154,15 @@ class Policy:
         size = self.config.image_size
         grey = np.full((size, size, 3), 128, np.uint8)
         for stamp in (0, round(self.step_dt * SECOND_NS)):
-            times = self.act(self._blank(Picture(grey, stamp), instruction)).times
+            times = self.act(self._blank(CameraImage(grey, stamp), instruction)).times
         self.history.clear()
         self._memory = Memory(self.history)
         return times.total
 
-    def _blank(self, picture: Picture, instruction: str) -> Observation:
+    def _blank(self, image: CameraImage, instruction: str) -> Observation:
         dim = self.config.proprio_dim
         return Observation(
-            pictures={camera: picture for camera in self.config.cameras},
+            images={camera: image for camera in self.config.cameras},
             instruction=instruction,
             proprio=np.zeros(dim) if dim else None,
         )
@@ -191,7 +190,7 @@ class Policy:
         memory = self._memory
         # A slow model must not take its own slowness for a pause.
         memory.gap_limit_s = max(params.reset_gap, 3.0 * self._took)
-        reset = memory.open(observation, _meaning(params))
+        reset = memory.open(observation, _prior_key(params))
         decision = self._controller.decide(observation.speed, params, memory.controller)
         memory.controller = decision.state
         if params.scheduler == 'ridge':
@@ -209,8 +208,8 @@ class Policy:
         prompt = self.loaded.tokenizer.encode(observation.instruction)
         layout = self.loaded.model.layout(prompt)
         cache = self._cache(method.plan(layout, params, Mode.COARSE).reuse)
-        question = Question(
-            pictures=seen,
+        question = StepInputs(
+            images=seen,
             prompt=prompt,
             ids=id_rows(prompt.ids, self._device),
             then=None if mode is Mode.DENSE else then,
@@ -229,7 +228,7 @@ class Policy:
 
         # What the statistics clip anyway is no reason for doubt.
         clips = self.loaded.statistics.clip_actions
-        self._believe(np.clip(reply.actions, -1.0, 1.0) if clips else reply.actions)
+        self._check_actions(np.clip(reply.actions, -1.0, 1.0) if clips else reply.actions)
         actions = self.loaded.statistics.unnormalise_actions(reply.actions)
         self._glide.issued(actions, observation.stamp_ns, from_model=True)
         prior = mode is not Mode.DENSE and bool(memory.carry)
@@ -242,7 +241,9 @@ class Policy:
         times = StageTimes(asked - start + preprocess, vision, decoder, head, self._took)
         deviation, kept = None, None
         if self.measure_deviation:
-            deviation, kept = self._against_dense(question, layout, params, actions, answer.left)
+            deviation, kept = self._compare_with_dense(
+                question, layout, params, actions, answer.left
+            )
         memory.close(observation, answer.carry, cache, mode is Mode.DENSE)
         return PolicyResult(
             actions=actions,
@@ -295,7 +296,7 @@ class Policy:
         )
         if actions is None:
             return None
-        self._believe(self.loaded.statistics.normalise_actions(actions))
+        self._check_actions(self.loaded.statistics.normalise_actions(actions))
         self._glide.issued(actions, observation.stamp_ns, from_model=False)
         memory = self._memory
         memory.close(observation, memory.carry, memory.cache, dense=False)
@@ -349,41 +350,41 @@ class Policy:
         return decision.mode, decision.reason
 
     def _see(self, observation: Observation) -> Tensor:
-        """The pictures as the policy sees them, uint8 ``[cameras, S, S, 3]`` on the device."""
-        seen = [self.look(*shown) for shown in observation.pictures.items()]
+        """The images as the policy sees them, uint8 ``[cameras, S, S, 3]`` on the device."""
+        seen = [self.look(*shown) for shown in observation.images.items()]
         self._held += seen
         return torch.stack(seen)
 
     @torch.inference_mode()
-    def look(self, camera: str, picture: Picture) -> Tensor:
-        """One picture as the policy sees it, uint8 ``[S, S, 3]`` on the device. Any thread.
+    def look(self, camera: str, image: CameraImage) -> Tensor:
+        """One image as the policy sees it, uint8 ``[S, S, 3]`` on the device. Any thread.
 
         Prepared once where :attr:`history` has it: whoever asks later, for the query or for a
-        past picture, finds it ready. Raises ``PictureError``.
+        past image, finds it ready. Raises ``ImageError``.
         """
-        frame = self.history.of(camera, picture)
+        frame = self.history.of(camera, image)
         prepare = partial(self._prepare, camera)
-        return prepare(picture) if frame is None else frame.look(prepare)
+        return prepare(image) if frame is None else frame.look(prepare)
 
-    def _prepare(self, camera: str, picture: Picture) -> Tensor:
-        return self.loaded.preprocessor.picture(picture.pixels, camera)
+    def _prepare(self, camera: str, image: CameraImage) -> Tensor:
+        return self.loaded.preprocessor.image(image.pixels, camera)
 
     def _past(self, observation: Observation, steps: int) -> tuple[Tensor | None, float | None]:
-        """The pictures of ``steps`` control steps ago as :meth:`_see` gives them, and their age in
+        """The images of ``steps`` control steps ago as :meth:`_see` gives them, and their age in
         seconds.
         """
         stamp = observation.stamp_ns
         wanted = stamp - round(steps * self.step_dt * SECOND_NS)
         past = [
-            self.history.at(camera, wanted, picture.stamp_ns)
-            for camera, picture in observation.pictures.items()
+            self.history.at(camera, wanted, image.stamp_ns)
+            for camera, image in observation.images.items()
         ]
         found = [frame for frame in past if frame is not None]
         if len(found) < len(past):
             return None, None
         then = [
             frame.look(partial(self._prepare, camera))
-            for frame, camera in zip(found, observation.pictures, strict=True)
+            for frame, camera in zip(found, observation.images, strict=True)
         ]
         self._held += then
         return torch.stack(then), (stamp - min(frame.stamp_ns for frame in found)) / SECOND_NS
@@ -399,7 +400,7 @@ class Policy:
             return None
         return self._memory.cache or KVCache(self.config.decoder.depth)
 
-    def _believe(self, normalised: np.ndarray) -> None:
+    def _check_actions(self, normalised: np.ndarray) -> None:
         """Raise :class:`PolicyError` unless the actions are finite and within reason."""
         if not np.isfinite(normalised).all():
             raise PolicyError('the model gave actions that are not finite; nothing was sent')
@@ -410,9 +411,9 @@ class Policy:
                 f'{self.absurd:g} is not believed (absurd_action)'
             )
 
-    def _against_dense(
+    def _compare_with_dense(
         self,
-        question: Question,
+        question: StepInputs,
         layout: TokenLayout,
         params: PruningParams,
         actions: np.ndarray,
@@ -434,8 +435,8 @@ class Policy:
         count = min(params.k_global * layout.cameras, len(everything))
         return deviation, kept_recall(everything if left is None else left, scores, count)
 
-    def _overlay(self, pictures: Tensor, layout: TokenLayout, reply: Reply) -> Overlay | None:
-        """What a picture of the query needs, where one is wanted."""
+    def _overlay(self, images: Tensor, layout: TokenLayout, reply: StepOutputs) -> Overlay | None:
+        """What an image of the query needs, where one is wanted."""
         if not self.wants_overlay:
             return None
         kept = np.ones(layout.vision_tokens, bool)
@@ -445,7 +446,7 @@ class Policy:
             kept[ids[ids >= 0]] = True
         # Copies: an engine may use their places again.
         sets = {name: members.cpu().numpy().copy() for name, members in reply.answer.sets.items()}
-        return Overlay(pictures.cpu().numpy(), layout.grid, sets, kept)
+        return Overlay(images.cpu().numpy(), layout.grid, sets, kept)
 
     def _dense_flops(self, layout: TokenLayout) -> int:
         """Operations of the dense query."""
@@ -466,7 +467,7 @@ class Policy:
         return tuple(notes)
 
 
-def _meaning(params: PruningParams) -> tuple[object, ...]:
+def _prior_key(params: PruningParams) -> tuple[object, ...]:
     """What the scores carried from query to query mean: who listened where, to which rows."""
     return (
         params.pruner,

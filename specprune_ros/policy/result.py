@@ -43,12 +43,12 @@ class TokenCounts:
 
 @dataclass(frozen=True)
 class Overlay:
-    """What a picture of the query needs: the policy's pictures and the patches kept, by set.
+    """What an image of the query needs: the policy's images and the patches kept, by set.
 
-    ``pictures``: uint8 ``[cameras, height, width, 3]``; ``sets`` and ``kept``: bool ``[V]``.
+    ``images``: uint8 ``[cameras, height, width, 3]``; ``sets`` and ``kept``: bool ``[V]``.
     """
 
-    pictures: np.ndarray
+    images: np.ndarray
     grid: tuple[int, int]
     sets: Mapping[str, np.ndarray]
     kept: np.ndarray
@@ -59,7 +59,7 @@ class PolicyResult:
     """The actions of one query, float64 ``[chunk, action_dim]`` in action units, and its account.
 
     ``reset`` says why memory was forgotten before this query (``None``: it was not).
-    ``history_steps`` and ``history_age`` (seconds) tell which past picture was compared with,
+    ``history_steps`` and ``history_age`` (seconds) tell which past image was compared with,
     ``None`` without one. ``action_deviation`` is the largest absolute difference from a dense pass
     per action dimension, where that was asked for.
     ``kept_recall`` is the share of what that dense pass attended to most that was kept.

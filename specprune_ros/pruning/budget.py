@@ -103,10 +103,10 @@ def free_count(count: int, layout: TokenLayout, params: PruningParams) -> int:
     """The most vision tokens that cost no more than ``count`` where the query runs; ``count``
     where that was not measured, or is not wanted.
     """
-    if layout.staircase is None or not params.free_tokens or params.exact:
+    if layout.latency_curve is None or not params.free_tokens or params.exact:
         return count
     others = layout.length - layout.vision_tokens
-    return min(layout.staircase.free(count + others) - others, layout.vision_tokens)
+    return min(layout.latency_curve.free(count + others) - others, layout.vision_tokens)
 
 
 def after_drop(current: int, layout: TokenLayout, params: PruningParams) -> int:

@@ -112,7 +112,7 @@ def _slow(speed: SpeedSample, params: PruningParams) -> tuple[bool, str]:
 
 
 def history_offset(displacement: float | None, params: PruningParams) -> int:
-    """Control steps back to the reference picture, T = floor(b + k v) + c, clamped (P1, P2).
+    """Control steps back to the reference image, T = floor(b + k v) + c, clamped (P1, P2).
 
     ``displacement``: metres travelled since the previous query; one v is ``history_unit`` metres.
     Unknown or not finite: the largest T, since a longer look back sees more change.

@@ -11,6 +11,8 @@ Layers are counted from 1, as in the paper. Boundary ``l`` is the point after la
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -21,14 +23,13 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from specprune_ros.pruning.params import PruningParams
-    from specprune_ros.pruning.staircase import Staircase
 
 
 class RowGroup(StrEnum):
     """Query rows whose attention over the vision columns a pruner can ask for."""
 
     TEXT = 'text'  # the words of the instruction, without the prompt template
-    PROMPT = 'prompt'  # every text row after the pictures
+    PROMPT = 'prompt'  # every text row after the images
     ACTION = 'action'  # the rows the actions are read from
     LAST = 'last'  # the last row of the sequence
     ALL = 'all'  # every row
@@ -50,7 +51,7 @@ class TokenLayout:
     ``vision_start`` is the first vision row; cameras follow each other, each ``rows x columns``
     patches in row-major order. ``text`` and ``prompt`` are positions in ascending order and may be
     empty. ``action`` is a half-open range. ``depth`` is the number of decoder layers.
-    ``staircase`` is what rows cost where the query runs, ``None`` where nobody measured it.
+    ``latency_curve`` is what rows cost where the query runs, ``None`` where nobody measured it.
     """
 
     cameras: int
@@ -62,7 +63,7 @@ class TokenLayout:
     length: int
     depth: int
     causal: bool = False
-    staircase: Staircase | None = None
+    latency_curve: LatencyCurve | None = None
 
     @property
     def patches(self) -> int:
@@ -135,7 +136,7 @@ class QueryContext:
 
     ``similarity``: float32 ``[V]``, cosine of every patch with the same patch in the reference
     frame (1 where unchanged), or ``None`` without a reference. ``carry``: what this pruner's
-    previous pass returned, empty after a reset. ``pictures``: uint8 ``[cameras, height, width,
+    previous pass returned, empty after a reset. ``images``: uint8 ``[cameras, height, width,
     3]`` as the policy saw them. ``vision``: ``[V, D]`` projected vision tokens. ``text``: ``[P,
     D]`` input embeddings of the prompt rows, in the order of ``layout.prompt``. ``probe(layer,
     group)`` gives the head-mean attention ``[rows, V]`` that ``layer`` would compute on the
@@ -148,7 +149,7 @@ class QueryContext:
     mode: Mode
     similarity: Tensor | None = None
     carry: Mapping[str, Tensor] = field(default_factory=dict)
-    pictures: Tensor | None = None
+    images: Tensor | None = None
     vision: Tensor | None = None
     text: Tensor | None = None
     probe: Callable[[int, RowGroup], Tensor] | None = None
@@ -164,7 +165,7 @@ class PassOutcome:
     ``carry`` goes into the next query's context. ``sets`` names, per set, the patches (bool
     ``[V]``) that the set asked for. ``kept`` lists ``(boundary, patch ids left after it)``; merged
     tokens have id -1. ``scores`` holds float32 ``[V]`` scores worth showing. ``notes`` are
-    sentences for the user, such as a fall-back that was taken. ``attended`` computes (bool
+    messages for the user, such as a fall-back that was taken. ``attended`` computes (bool
     ``[V]``) which tokens this pass's own deep layers ranked highest, as many as the prior may
     name.
     """
@@ -212,9 +213,9 @@ class PrunePass(Protocol):
 class Pruner(Protocol):
     """A pruning method. Holds no state of its own between queries: memory lives in the policy.
 
-    One that compares pictures has a class attribute ``uses_similarity = True``; for the others the
+    One that compares images has a class attribute ``uses_similarity = True``; for the others the
     comparison is not made. One whose pass depends on nothing but layout, parameters, mode and the
-    context's tensors (``similarity``, ``carry``, ``pictures``, ``vision``, ``text``, ``probe``)
+    context's tensors (``similarity``, ``carry``, ``images``, ``vision``, ``text``, ``probe``)
     has ``pure = True``: a CUDA graph may hold it.
     """
 
@@ -232,3 +233,46 @@ def no_vision_lost(selection: Selection, current: int) -> bool:
     return selection.merge is None and torch.equal(
         selection.keep.cpu(), torch.arange(current, dtype=torch.int64)
     )
+
+
+# What costs this share more still counts as costing nothing: the noise of a median of replays is
+# about half a per cent, and inside a tile attention and norms go on growing a little with the
+# rows. It is also the most that the decoder can lose by keeping free tokens.
+FREE = 0.02
+
+
+@dataclass(frozen=True)
+class LatencyCurve:
+    """``rows`` of a whole sequence, ascending, and the time ``ms`` of the decoder over each.
+
+    Raises ``ValueError`` unless there is one positive, finite time for each of at least one number
+    of rows.
+    """
+
+    rows: tuple[int, ...]
+    ms: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        rows, ms = self.rows, self.ms
+        if not rows or len(rows) != len(ms):
+            raise ValueError(f'{len(ms)} times for {len(rows)} numbers of rows')
+        if rows[0] < 1 or any(b <= a for a, b in zip(rows, rows[1:], strict=False)):
+            raise ValueError(f'rows must be positive and ascend, are {list(rows)}')
+        if not all(math.isfinite(time) and time > 0 for time in ms):
+            raise ValueError(f'times must be positive, are {list(ms)}')
+
+    def free(self, rows: int) -> int:
+        """The most rows measured to cost no more than ``rows`` do; never fewer than ``rows``.
+
+        A count costs what the cheapest of those not below it costs (a slower one in between is
+        noise or a bad kernel, and there is a way around it), so the curve never falls. Between two
+        measured counts the lower one's cost is all that is certain: more is free only where it
+        costs no more than that. Below the least and above the most measured nothing is claimed.
+        The answer never falls when ``rows`` rises.
+        """
+        place = bisect_right(self.rows, rows) - 1
+        if place < 0:
+            return rows
+        limit = (1 + FREE) * min(self.ms[place:])
+        last = max(i for i in range(place, len(self.ms)) if self.ms[i] <= limit)
+        return max(rows, self.rows[last])

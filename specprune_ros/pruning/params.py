@@ -172,7 +172,7 @@ class PruningParams:
     k_dynamic: int = _p(
         20,
         'int',
-        'Tokens per camera taken where the picture changed most, before alpha.',
+        'Tokens per camera taken where the image changed most, before alpha.',
         'P2: K_D = 20',
         unit='tokens of 256',
         low=0,
@@ -219,7 +219,7 @@ class PruningParams:
     tau: tuple[float, ...] = _p(
         (0.986, 0.98),
         'float[]',
-        'A patch changed if its cosine with the reference picture is below this; per camera.',
+        'A patch changed if its cosine with the reference image is below this; per camera.',
         'C2: 0.986 third person, 0.98 wrist',
         low=-1.0,
         high=1.0,
@@ -332,7 +332,7 @@ class PruningParams:
         high=3600.0,
     )
 
-    # The reference picture: T = floor(intercept + slope v) + offset.
+    # The reference image: T = floor(intercept + slope v) + offset.
     history_slope: float = _p(
         -1.0, 'float', 'k of T = floor(b + k v) + c.', 'P2: -1; P1: -8/9', low=-100.0, high=0.0
     )

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from specprune_ros.pruning.baselines import Dense, Random
-from specprune_ros.pruning.divprune import DivPrune
-from specprune_ros.pruning.efficientvla import EfficientVLA
 from specprune_ros.pruning.interface import Pruner
 from specprune_ros.pruning.params import ParamError
-from specprune_ros.pruning.rank_prune import ADP, FastV
-from specprune_ros.pruning.sp_vla import SPVLA
-from specprune_ros.pruning.sparsevlm import SparseVLM
+from specprune_ros.pruning.rivals.base import Dense, Random
+from specprune_ros.pruning.rivals.divprune import DivPrune
+from specprune_ros.pruning.rivals.efficientvla import EfficientVLA
+from specprune_ros.pruning.rivals.rank_prune import ADP, FastV
+from specprune_ros.pruning.rivals.sp_vla import SPVLA
+from specprune_ros.pruning.rivals.sparsevlm import SparseVLM
+from specprune_ros.pruning.rivals.team_vla import TeamVLA
+from specprune_ros.pruning.rivals.vla_cache import VLACache
+from specprune_ros.pruning.rivals.vla_pruner import VLAPruner
 from specprune_ros.pruning.specprune import SpecPrune
-from specprune_ros.pruning.team_vla import TeamVLA
-from specprune_ros.pruning.vla_cache import VLACache
-from specprune_ros.pruning.vla_pruner import VLAPruner
 
 _PRUNERS: dict[str, Pruner] = {
     p.name: p

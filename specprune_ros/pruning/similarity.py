@@ -1,4 +1,4 @@
-"""How much each patch of the picture changed since the reference picture."""
+"""How much each patch of the image changed since the reference image."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from torch import Tensor
 
 
 def patch_cosine(now: Tensor, then: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Cosine between every patch and the same patch of an earlier picture, from raw pixels.
+    """Cosine between every patch and the same patch of an earlier image, from raw pixels.
 
     ``now`` and ``then``: uint8 ``[cameras, height, width, 3]`` as the policy saw them; ``grid``
     rows and columns of patches, which must divide height and width. Returns float32 ``[V]``,
-    camera by camera, row-major, on the pictures' device. Two black patches are alike (1), a black
+    camera by camera, row-major, on the images' device. Two black patches are alike (1), a black
     and another one are not (0). Raw pixels as in the authors' code; P2 section 4.2 names only
     "cosine".
 
@@ -19,7 +19,7 @@ def patch_cosine(now: Tensor, then: Tensor, grid: tuple[int, int]) -> Tensor:
     """
     if now.shape != then.shape or now.ndim != 4:
         raise ValueError(
-            f'pictures must share one shape [cameras, height, width, channels], '
+            f'images must share one shape [cameras, height, width, channels], '
             f'got {tuple(now.shape)} and {tuple(then.shape)}'
         )
     cameras, height, width, channels = now.shape
@@ -27,10 +27,8 @@ def patch_cosine(now: Tensor, then: Tensor, grid: tuple[int, int]) -> Tensor:
     if height % rows or width % columns:
         raise ValueError(f'a {rows} x {columns} grid does not divide {height} x {width} pixels')
 
-    def patches(pictures: Tensor) -> Tensor:
-        tiles = pictures.reshape(
-            cameras, rows, height // rows, columns, width // columns, channels
-        )
+    def patches(images: Tensor) -> Tensor:
+        tiles = images.reshape(cameras, rows, height // rows, columns, width // columns, channels)
         return tiles.permute(0, 1, 3, 2, 4, 5).reshape(cameras * rows * columns, -1).float()
 
     a, b = patches(now), patches(then)

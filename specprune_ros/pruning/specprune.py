@@ -2,7 +2,7 @@
 
 Static prune after the last local layer: V_retain = V_global u V_dynamic u V_local. V_global is
 what the text of the previous query looked at in a middle and the last layer; V_dynamic is where
-the picture changed; V_local is what the text looks at in the first layers of this query. After
+the image changed; V_local is what the text looks at in the first layers of this query. After
 that a running score, updated from rank and confidence at a few layers, drops the lowest tokens at
 others.
 
@@ -19,7 +19,8 @@ from functools import lru_cache, partial
 import torch
 from torch import Tensor
 
-from specprune_ros.pruning import scores, sets
+from specprune_ros.pruning import scores
+from specprune_ros.pruning import scores as sets
 from specprune_ros.pruning.budget import (
     Budgets,
     after_drop,
@@ -29,7 +30,6 @@ from specprune_ros.pruning.budget import (
     per_camera,
     scale_layers,
 )
-from specprune_ros.pruning.constants import constant
 from specprune_ros.pruning.interface import (
     Mode,
     PassOutcome,
@@ -40,6 +40,7 @@ from specprune_ros.pruning.interface import (
     TokenLayout,
 )
 from specprune_ros.pruning.params import ParamError, PruningParams
+from specprune_ros.pruning.scores import constant
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,7 @@ def free_tokens(layout: TokenLayout, params: PruningParams, mode: Mode) -> dict[
         params.pruner == 'random' and params.random_like == 'specprune'
     )
     asked = params.free_tokens and not params.exact and mode in (Mode.COARSE, Mode.FINE)
-    if layout.staircase is None or not (follows and asked):
+    if layout.latency_curve is None or not (follows and asked):
         return None
     plan = make_plan(layout, params, mode)
     return {layer: plan.counts[layer] - count for layer, count in plan.planned.items()}
@@ -361,7 +362,7 @@ class SpecPrunePass:
             ).view(-1)
             union = union | self.outcome.sets['dynamic']
         elif params.k_dynamic and not first:
-            self.outcome.notes.append('no reference picture: V_dynamic is empty')
+            self.outcome.notes.append('no reference image: V_dynamic is empty')
         if params.cameras_kept:
             union = union | self._whole_cameras(device)
         fused = sets.shares(sources).sum(0)

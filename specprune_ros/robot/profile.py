@@ -52,7 +52,7 @@ class ProfileError(ValueError):
 
 @dataclass(frozen=True)
 class Camera:
-    """A camera of the policy: topic, and whether that has ``raw`` or ``compressed`` pictures."""
+    """A camera of the policy: topic, and whether that has ``raw`` or ``compressed`` images."""
 
     topic: str
     type: str = 'raw'

@@ -2,7 +2,7 @@
 
 The axis counts *executed* seconds: it runs while setpoints are taken and stands still while the
 arm is stopped. A chunk is laid down where the axis stood at its observation stamp, so that
-exactly the steps the arm has made since that picture are left out. From a standstill nothing has
+exactly the steps the arm has made since that image are left out. From a standstill nothing has
 been executed, hence nothing is skipped, however long the query (or the model's warm-up) took; a
 wall-clock estimate of the delay would throw motion away there (known from LeRobot's real-time
 chunking).
@@ -236,7 +236,7 @@ class Setpoint:
 
 
 @dataclass(frozen=True)
-class Joined:
+class AddResult:
     """How a chunk was taken in.
 
     ``skipped`` and ``overlap`` are steps of the chunk: executed since its observation, and shared
@@ -249,7 +249,7 @@ class Joined:
 
 
 @dataclass
-class _Laid:
+class ScheduledChunk:
     """A chunk at its place on the executed axis (seconds)."""
 
     chunk: Chunk
@@ -327,7 +327,7 @@ class ChunkTimeline:
 
     def reset(self) -> None:
         """Forget everything, the executed axis and the newest stamp included."""
-        self._laid: deque[_Laid] = deque(maxlen=_QUEUE)
+        self._laid: deque[ScheduledChunk] = deque(maxlen=_QUEUE)
         self._axis = 0.0
         self._clock_ns: int | None = None  # newest time seen at all
         self._last_ns: int | None = None  # last sample of a motion under way
@@ -369,7 +369,7 @@ class ChunkTimeline:
         now_ns: int,
         pose: Pose | None = None,
         joints: Sequence[float] | None = None,
-    ) -> Joined:
+    ) -> AddResult:
         """Take a chunk in.
 
         ``pose`` or ``joints``, where the arm is now, begin the path of absolute chunks.
@@ -421,7 +421,7 @@ class ChunkTimeline:
             self._last_ns = None
         self._laid.append(laid)
         self._newest = chunk
-        return Joined(skipped, overlap, new_start)
+        return AddResult(skipped, overlap, new_start)
 
     def sample(self, now_ns: int) -> Setpoint:
         """Setpoint for the control period that begins now; runs the executed axis on.
@@ -499,7 +499,7 @@ class ChunkTimeline:
 
     def _lay(
         self, chunk: Chunk, origin: float, pose: Pose | None, joints: Sequence[float] | None
-    ) -> _Laid:
+    ) -> ScheduledChunk:
         if chunk.kind == KIND_EE_DELTA:
             rates, knots = _delta_rates(chunk, chunk.frame == self._tool_frame), None
         elif chunk.kind == KIND_EE_POSE:
@@ -515,7 +515,7 @@ class ChunkTimeline:
                 start = rows[0] if joints is None else np.asarray(joints, dtype=np.float64)
                 knots = np.vstack([start, rows])
                 rates = np.diff(knots, axis=0) / chunk.step_dt
-        return _Laid(chunk, origin, self._axis, 0.0, rates, knots, chunk.opening)
+        return ScheduledChunk(chunk, origin, self._axis, 0.0, rates, knots, chunk.opening)
 
     def _in_order(self, chunk: Chunk) -> np.ndarray:
         names = [d for i, d in enumerate(chunk.dims) if i != chunk.gripper_dim]

@@ -46,7 +46,7 @@ class State(StrEnum):
 class WatchdogLimits:
     """Ages in seconds after which the arm stops.
 
-    ``observation_age``: since the picture behind the motion under way was taken. ``chunk_age``:
+    ``observation_age``: since the image behind the motion under way was taken. ``chunk_age``:
     since the last chunk arrived. ``state_age``: since the newest of each measured state the
     command needs. ``dry_queue``: since the last row was executed; braking happens in this time.
     ``clock_stall``: how long the clock may stand still (simulated time) while real time goes on.

@@ -8,8 +8,8 @@ import torch
 
 from specprune_ros.models.load import random_policy_model
 from specprune_ros.models.presets import BENCH_INSTRUCTION
-from specprune_ros.policy.bench.scene import observations
 from specprune_ros.policy.build import build_policy
+from specprune_ros.policy.synthetic import observations
 
 sys.path.insert(0, str(Path(__file__).parents[2] / 'benchmarks'))
 

@@ -1,4 +1,4 @@
-"""``specprune explain``: a picture and its numbers from a recorded observation."""
+"""``specprune explain``: an image and its numbers from a recorded observation."""
 
 import argparse
 import json
@@ -27,15 +27,15 @@ def records(tmp_path_factory):
     folder = tmp_path_factory.mktemp('records')
     random = np.random.default_rng(0)
     for name, moved in (('before', 0), ('now', 30)):
-        pictures = {}
+        images = {}
         for camera in ('scene', 'wrist'):
             pixels = np.full((224, 224, 3), 90, np.uint8)
             pixels += random.integers(0, 3, pixels.shape, dtype=np.uint8)
             pixels[60:100, 40 + moved : 90 + moved] = (220, 40, 40)
-            pictures[camera] = pixels
+            images[camera] = pixels
         np.savez(
             folder / f'{name}.npz',
-            **pictures,
+            **images,
             state=np.zeros(8),
             task_description='pick up the red block',
         )
@@ -48,8 +48,8 @@ def call(*words):
     return explain.run(parser.parse_args(['explain', *map(str, words)]))
 
 
-def test_picture_and_numbers(records, tmp_path, capsys):
-    out, numbers = tmp_path / 'deep' / 'picture.png', tmp_path / 'numbers.json'
+def test_image_and_numbers(records, tmp_path, capsys):
+    out, numbers = tmp_path / 'deep' / 'image.png', tmp_path / 'numbers.json'
     status = call(
         records / 'now.npz',
         '--previous',
@@ -60,8 +60,8 @@ def test_picture_and_numbers(records, tmp_path, capsys):
         numbers,
     )
     assert status == 0
-    picture = np.asarray(Image.open(out).convert('RGB'))
-    assert picture.shape[1] > 1200 and len(np.unique(picture.reshape(-1, 3), axis=0)) > 500
+    image = np.asarray(Image.open(out).convert('RGB'))
+    assert image.shape[1] > 1200 and len(np.unique(image.reshape(-1, 3), axis=0)) > 500
     told = json.loads(numbers.read_text())
     assert told['tokens_in'] == 512
     assert told['layer_tokens'][-1] == list(told['tokens_after'].values())[-1] < 512
@@ -90,7 +90,7 @@ def test_rivals_can_be_drawn(records, tmp_path, name):
 @pytest.mark.skipif(not LIBERO.exists(), reason=f'no {LIBERO.name} beside the checkout')
 def test_a_real_observation(tmp_path):
     record = explain.read_record(LIBERO)
-    assert list(record.pictures) == ['full_image', 'wrist_image']
+    assert list(record.images) == ['full_image', 'wrist_image']
     assert record.proprio.shape == (8,) and 'bowl' in record.instruction
     assert call(LIBERO, '--out', tmp_path / 'p.png', '--mode', 'fine') == 0
 
@@ -98,9 +98,9 @@ def test_a_real_observation(tmp_path):
 @pytest.mark.parametrize(
     ('arrays', 'why'),
     [
-        ({'state': np.zeros(8), 'instruction': 'go'}, 'holds no picture'),
-        ({'a': np.zeros((32, 32, 3), np.uint8)}, 'holds no sentence'),
-        ({'a': np.zeros((32, 32, 3), np.uint8), 'instruction': 'go'}, '1 picture'),
+        ({'state': np.zeros(8), 'instruction': 'go'}, 'holds no image'),
+        ({'a': np.zeros((32, 32, 3), np.uint8)}, 'holds no instruction'),
+        ({'a': np.zeros((32, 32, 3), np.uint8), 'instruction': 'go'}, '1 image'),
         (
             {
                 'a': np.zeros((32, 32, 3), np.uint8),

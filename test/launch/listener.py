@@ -45,7 +45,7 @@ def include(name, **arguments):
 
 
 def cameras_and_arm():
-    """The arm without pictures, and its cameras from the recording: runs without OpenGL."""
+    """The arm without images, and its cameras from the recording: runs without OpenGL."""
     import sys
 
     from launch_ros.actions import Node
@@ -59,7 +59,7 @@ def cameras_and_arm():
         ),
         Node(
             executable=sys.executable,
-            arguments=['-m', 'specprune_ros.nodes.play'],
+            arguments=['-m', 'specprune_ros.apps.image_playback'],
             name='play',
             exec_name='play',
             parameters=[{'recording': str(RECORDING)}],
@@ -98,7 +98,7 @@ class Listener:
 
     def hear(self, kind, topic):
         """A list that fills with (time of arrival, message)."""
-        from specprune_ros.nodes.quality import every
+        from specprune_ros.nodes.common.qos import every
 
         heard = []
         self.node.create_subscription(

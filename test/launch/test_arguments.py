@@ -89,7 +89,7 @@ def test_a_node_that_cannot_start_ends_the_launch_with_an_error(domain, tmp_path
     assert 'process has finished cleanly' in said
 
 
-def test_pictures_come_in_the_form_asked_for():
+def test_images_come_in_the_form_asked_for():
     module = load_file('specprune')
     profile, _ = module.read_profile('sim_arm', '')
     raw, parameters = module.wire(profile, 'profile')
@@ -139,9 +139,9 @@ def test_the_dds_profile_is_set_where_the_user_has_none(monkeypatch):
 
 
 def test_a_recording_is_played_without_its_own_outputs(tmp_path):
-    from specprune_ros.nodes.bag import BagReader
-    from specprune_ros.nodes.replay import choose_topics
-    from specprune_ros.nodes.wiring import profile_path
+    from specprune_ros.apps.bag import BagReader
+    from specprune_ros.apps.replay import choose_topics
+    from specprune_ros.nodes.common.remapping import profile_path
     from specprune_ros.robot.profile import load
 
     module = load_file('replay')

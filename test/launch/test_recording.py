@@ -44,10 +44,10 @@ def test_a_recording_becomes_chunks_on_recorded_time(domain):
     from specprune_ros.msg import ActionChunk
     from std_msgs.msg import String
 
-    from specprune_ros.nodes.bag import BagReader
-    from specprune_ros.nodes.quality import every, latched
-    from specprune_ros.nodes.replay import choose_topics
-    from specprune_ros.nodes.wiring import profile_path
+    from specprune_ros.apps.bag import BagReader
+    from specprune_ros.apps.replay import choose_topics
+    from specprune_ros.nodes.common.qos import every, latched
+    from specprune_ros.nodes.common.remapping import profile_path
     from specprune_ros.robot.profile import load
 
     with BagReader(RECORDING) as bag, listening(domain) as listener:
@@ -65,8 +65,8 @@ def test_a_recording_becomes_chunks_on_recorded_time(domain):
         commands = listener.hear(TwistStamped, '/chunk_executor/dry_run/command')
 
         # Discovery first, or the first messages are lost; they are the latched ones.
-        pictures = [topic for topic, kind in topics.items() if kind is CompressedImage]
-        assert listener.wait(lambda: all(out[t].get_subscription_count() for t in pictures), exits)
+        images = [topic for topic, kind in topics.items() if kind is CompressedImage]
+        assert listener.wait(lambda: all(out[t].get_subscription_count() for t in images), exits)
 
         begin = time.monotonic()
         for message in recorded:

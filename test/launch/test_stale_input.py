@@ -32,7 +32,7 @@ def test_a_silent_driver_stops_the_commands(domain):
     from lifecycle_msgs.msg import Transition
     from lifecycle_msgs.srv import ChangeState
 
-    from specprune_ros.nodes.wiring import profile_path
+    from specprune_ros.nodes.common.remapping import profile_path
     from specprune_ros.robot.profile import load
 
     def moving(entry):

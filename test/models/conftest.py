@@ -1,11 +1,6 @@
-"""Lets the tests of this folder import its helpers, and keeps their tiny models on one thread."""
-
-import sys
-from pathlib import Path
+"""Keeps the tiny models of these tests on one thread."""
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 
 @pytest.fixture(autouse=True, scope='module')

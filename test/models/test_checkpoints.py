@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import synthetic
 import torch
-from models_toys import Recorder, relative
 from safetensors.torch import load_file, save_file
+from toy_models import Recorder, relative
 
 from specprune_ros.models.build import build, empty
 from specprune_ros.models.checkpoint import layout
@@ -41,7 +41,7 @@ def load(folder, **options):
     return load_policy_model(folder, progress=False, **options)
 
 
-def pictures(count, seed=0):
+def images(count, seed=0):
     rng = np.random.default_rng(seed)
     return [rng.integers(0, 256, (224, 224, 3), dtype=np.uint8) for _ in range(count)]
 
@@ -85,7 +85,7 @@ OFT_TRAPS = [
 @pytest.fixture(scope='module')
 def oft_result(folders):
     loaded = load(folders['oft'].folder)
-    frames, proprio = pictures(2), torch.linspace(-1, 1, 8)
+    frames, proprio = images(2), torch.linspace(-1, 1, 8)
     actions, _, _ = run(loaded, frames, proprio)
     seen = [center_crop(torch.from_numpy(f)).numpy() for f in frames]
     ids = list(loaded.tokenizer.encode('pick up the red cube').ids)
@@ -109,7 +109,7 @@ def test_oft_does_not_fall_into(oft_result, trap):
 
 
 def test_film_backbone_is_merged_and_modulated(folders):
-    """OFT+ on ALOHA: three pictures, 14 joints, chunk 25, unmerged LoRA in the file."""
+    """OFT+ on ALOHA: three images, 14 joints, chunk 25, unmerged LoRA in the file."""
     loaded = load(folders['film'].folder)
     config = loaded.config
     assert (config.film, config.chunk, config.norm, len(config.cameras)) == (
@@ -122,7 +122,7 @@ def test_film_backbone_is_merged_and_modulated(folders):
     loaded = replace(
         loaded, preprocessor=type(loaded.preprocessor)(replace(config, pre_resize=0, jpeg=False))
     )
-    frames, proprio = pictures(3), torch.linspace(-1, 1, 14)
+    frames, proprio = images(3), torch.linspace(-1, 1, 14)
     actions, _, where = run(loaded, frames, proprio)
     seen = [center_crop(torch.from_numpy(f)).numpy() for f in frames]
     ids = list(loaded.tokenizer.encode('pick up the red cube').ids)
@@ -145,17 +145,17 @@ def test_db_oft_gives_the_actions_of_its_weights(tmp_path, proprio):
     written = synthetic.write_db_oft(tmp_path / 'db', proprio=proprio)
     loaded = load(written.folder)
     state = torch.linspace(-1, 1, proprio) if proprio else None
-    actions, out, where = run(loaded, pictures(1), state)
+    actions, out, where = run(loaded, images(1), state)
     prompt = loaded.tokenizer.encode('pick up the red cube')
     before, after = list(prompt.ids[: prompt.vision_at]), list(prompt.ids[prompt.vision_at :])
 
     def expected(trap=None):
-        return synthetic.db_oft_actions(written, before, after, pictures(1), state, 4, trap)
+        return synthetic.db_oft_actions(written, before, after, images(1), state, 4, trap)
 
     assert relative(actions, expected()) < BOUND
     for trap in ('shifted readout', 'bidirectional', 'last block'):
         assert relative(actions, expected(trap)) > 100 * BOUND
-    # Queries are the last rows; the pictures stand after the system prompt.
+    # Queries are the last rows; the images stand after the system prompt.
     assert where.action == (where.length - 28, where.length)
     assert where.vision_start == len(before) and where.causal
     assert out.work[-1].queries == 28
@@ -164,7 +164,7 @@ def test_db_oft_gives_the_actions_of_its_weights(tmp_path, proprio):
 def test_cogact_gives_the_actions_of_its_weights(folders):
     loaded = load(folders['cogact'].folder)
     assert loaded.config.decoder.rms_norm_eps == 1e-5
-    frames = pictures(1)
+    frames = images(1)
     actions, out, where = run(loaded, frames, seed=4)
     start = torch.randn(16, 7, generator=torch.Generator().manual_seed(4))
     seen = center_crop(torch.from_numpy(frames[0])).numpy()
@@ -190,7 +190,7 @@ def test_cogact_gives_the_actions_of_its_weights(folders):
 def test_pruning_works_on_every_family(folders, family):
     loaded = load(folders[family].folder)
     config = loaded.config
-    frames = pictures(len(config.cameras))
+    frames = images(len(config.cameras))
     proprio = torch.zeros(config.proprio_dim) if config.proprio_dim else None
     dense, _, where = run(loaded, frames, proprio, seed=1)
     everything = list(range(where.vision_tokens))
@@ -206,10 +206,8 @@ def test_pruning_works_on_every_family(folders, family):
 
 def test_bfloat16_stays_near_float32(folders):
     """Stated bound for whole tiny policies: 6 % of the largest action."""
-    exact, _, _ = run(load(folders['oft'].folder), pictures(2), torch.zeros(8))
-    rough, _, _ = run(
-        load(folders['oft'].folder, dtype=torch.bfloat16), pictures(2), torch.zeros(8)
-    )
+    exact, _, _ = run(load(folders['oft'].folder), images(2), torch.zeros(8))
+    rough, _, _ = run(load(folders['oft'].folder, dtype=torch.bfloat16), images(2), torch.zeros(8))
     assert rough.dtype == torch.bfloat16
     assert relative(rough.float(), exact) < 0.06
 
@@ -390,7 +388,7 @@ def test_any_family_can_be_saved_in_our_own_format(folders, tmp_path):
             tmp_path / family, first.model, first.tokenizer.tokenizer, first.statistics
         )
         again = load(folder)
-        frames = pictures(len(first.config.cameras))
+        frames = images(len(first.config.cameras))
         proprio = torch.zeros(first.config.proprio_dim) if first.config.proprio_dim else None
         a, b = (run(m, frames, proprio, seed=3)[0] for m in (first, again))
         assert torch.equal(a, b)
@@ -403,7 +401,7 @@ def test_any_family_can_be_saved_in_our_own_format(folders, tmp_path):
 def test_random_models_say_so():
     loaded = random_policy_model('tiny', seed=1)
     assert 'random weights' in loaded.notes[0]
-    actions, _, _ = run(loaded, pictures(2), torch.zeros(8))
+    actions, _, _ = run(loaded, images(2), torch.zeros(8))
     assert torch.isfinite(actions).all()
 
 

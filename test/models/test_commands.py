@@ -100,7 +100,7 @@ def test_verify_says_what_is_wrong(small, capsys, tmp_path):
     assert specprune('verify', tmp_path / 'nowhere', '--device', 'cpu') == 2
     assert 'not a folder' in capsys.readouterr().out
     np.savez(tmp_path / 'one.npz', full_image=np.zeros((224, 224, 3), np.uint8))
-    for name, message in (('one.npz', 'holds 1 pictures'), ('none.npz', 'cannot be read')):
+    for name, message in (('one.npz', 'holds 1 images'), ('none.npz', 'cannot be read')):
         status = specprune('verify', small, '--observation', tmp_path / name, '--device', 'cpu')
         assert status == 2 and message in capsys.readouterr().out
     torch.set_num_threads(threads)

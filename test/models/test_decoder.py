@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from models_toys import EVERY, Recorder, keep_all, layout, map_llama, relative
+from toy_models import EVERY, Recorder, keep_all, layout, map_llama, relative
 from transformers import LlamaConfig, LlamaModel, Qwen2Config, Qwen2Model
 
 from specprune_ros.models.config import DecoderConfig
@@ -381,7 +381,7 @@ def test_bfloat16_stays_near_float32():
         ({'prune': Recorder({1: [0]}, reuse=True)}, 'filled by a previous'),
         ({'prune': Recorder({1: [0]}, reuse=True), 'cache': KVCache(4)}, 'filled by a previous'),
         ({'prune': Recorder({4: [0]}), 'read': (26, 28)}, 'after the last layer'),
-        ({'read': (3, 28)}, 'behind the pictures'),
+        ({'read': (3, 28)}, 'behind the images'),
         ({'layout': layout(depth=5)}, 'layout says depth 5'),
         ({'layout': layout(tail=8)}, 'hidden must be'),
     ],

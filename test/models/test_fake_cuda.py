@@ -8,15 +8,15 @@ import sys
 
 import pytest
 import torch
-from models_toys import EVERY, keep_all, layout
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.overrides import TorchFunctionMode
+from toy_models import EVERY, keep_all, layout
 
-from specprune_ros.models import fp8
+from specprune_ros.models.accel import fp8
 from specprune_ros.models.config import DecoderConfig
 from specprune_ros.models.decoder import Decoder, KVCache
 from specprune_ros.models.presets import TINY
-from specprune_ros.models.towers import VisionBackbone
+from specprune_ros.models.vision import VisionBackbone
 from specprune_ros.pruning.interface import Mode, QueryContext
 from specprune_ros.pruning.params import PruningParams
 from specprune_ros.pruning.registry import pruner

@@ -2,16 +2,16 @@
 
 import pytest
 import torch
-from models_toys import EVERY, Recorder, keep_all, layout
 from torch import nn
+from toy_models import EVERY, Recorder, keep_all, layout
 
-from specprune_ros.models import fp8, fused
+from specprune_ros.bench.weight_bytes_read import weight_traffic
+from specprune_ros.models.accel import fp8, fused
+from specprune_ros.models.accel.device_memory import weight_bytes
 from specprune_ros.models.build import build, empty
 from specprune_ros.models.config import DecoderConfig
 from specprune_ros.models.decoder import Decoder
 from specprune_ros.models.presets import OPENVLA_OFT_7B, TINY
-from specprune_ros.models.room import weight_bytes
-from specprune_ros.models.traffic import weight_traffic
 
 STEP = 2.0**-4  # largest relative rounding error: three bits behind the leading one
 LEAST = 2.0**-10  # and below the smallest normal number, of the scale

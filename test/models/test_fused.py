@@ -5,14 +5,14 @@ import warnings
 
 import pytest
 import torch
-from models_toys import EVERY, Recorder, keep_all, layout, relative
 from torch._dynamo.utils import counters
+from toy_models import EVERY, Recorder, keep_all, layout, relative
 
-from specprune_ros.models import fused
+from specprune_ros.models.accel import fused
 from specprune_ros.models.config import DecoderConfig
 from specprune_ros.models.decoder import Decoder
 from specprune_ros.models.presets import TINY
-from specprune_ros.models.towers import VisionBackbone
+from specprune_ros.models.vision import VisionBackbone
 
 
 @pytest.fixture(autouse=True)

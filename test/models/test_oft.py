@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from models_toys import Recorder, relative
+from toy_models import Recorder, relative
 
 from specprune_ros.models.build import build, empty
 from specprune_ros.models.config import ConfigError, PolicyConfig
@@ -33,8 +33,8 @@ def prompt():
 @pytest.fixture(scope='module')
 def pixels():
     rng = np.random.default_rng(0)
-    pictures = [rng.integers(0, 256, (224, 224, 3), dtype=np.uint8) for _ in range(2)]
-    return Preprocessor(TINY)(pictures).tensor
+    images = [rng.integers(0, 256, (224, 224, 3), dtype=np.uint8) for _ in range(2)]
+    return Preprocessor(TINY)(images).tensor
 
 
 def fake_prompt(count):
@@ -51,7 +51,7 @@ def fake_prompt(count):
     ],
 )
 def test_layout_arithmetic(cameras, proprio, chunk, dim, p, length, placeholders, read):
-    """The four rows of the published cases (LIBERO twice, one picture, ALOHA)."""
+    """The four rows of the published cases (LIBERO twice, one image, ALOHA)."""
     config = replace(
         TINY,
         cameras=tuple(f'c{i}' for i in range(cameras)),
@@ -94,7 +94,7 @@ def test_rows_are_where_the_layout_says(model, prompt, pixels):
     assert where.length == first + 57
 
 
-def test_pictures_share_the_towers_and_keep_their_order(model, prompt, pixels):
+def test_images_share_the_towers_and_keep_their_order(model, prompt, pixels):
     both = model.embed(pixels, prompt, torch.zeros(8)).vision
     swapped = model.embed(pixels.flip(0), prompt, torch.zeros(8)).vision
     assert relative(swapped[:256], both[256:]) < 1e-5
@@ -187,7 +187,7 @@ def test_gradients_reach_every_parameter(pixels, prompt, code):
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
-        ({'pixels': 1}, '1 pictures given, the policy takes 2: third_person, wrist'),
+        ({'pixels': 1}, '1 images given, the policy takes 2: third_person, wrist'),
         ({'proprio': None}, r'proprio must be \[1, 8\], is None'),
         ({'proprio': torch.zeros(7)}, r'proprio must be \[1, 8\], is \[1, 7\]'),
     ],

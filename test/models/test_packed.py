@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from specprune_ros.models import packed
+from specprune_ros.models.accel import packed
 from specprune_ros.models.load import random_policy_model
 
 pytestmark = pytest.mark.skipif(

@@ -1,4 +1,4 @@
-"""The picture path, stage by stage, against slow transcriptions of what TensorFlow computes."""
+"""The image path, stage by stage, against slow transcriptions of what TensorFlow computes."""
 
 import io
 import math
@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from specprune_ros.models.preprocess import (
-    PictureError,
+    ImageError,
     Preprocessor,
     center_crop,
     jpeg_round_trip,
@@ -24,28 +24,28 @@ LIBERO = replace(preset('tiny'), jpeg=True)
 
 
 def scene(height, width, seed=0):
-    """A smooth picture with edges, like a rendered table."""
+    """A smooth image with edges, like a rendered table."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:height, :width]
-    picture = np.stack([120 + 60 * np.sin(x / 31 + c) * np.cos(y / 23) for c in range(3)], -1)
+    image = np.stack([120 + 60 * np.sin(x / 31 + c) * np.cos(y / 23) for c in range(3)], -1)
     for _ in range(12):
         top, left = rng.integers(0, height - 8), rng.integers(0, width - 8)
         size = rng.integers(6, 60)
-        picture[top : top + size, left : left + size] = rng.integers(0, 256, 3)
-    return np.clip(picture + rng.normal(0, 3, picture.shape), 0, 255).astype(np.uint8)
+        image[top : top + size, left : left + size] = rng.integers(0, 256, 3)
+    return np.clip(image + rng.normal(0, 3, image.shape), 0, 255).astype(np.uint8)
 
 
 def test_jpeg_is_encoded_as_pillow_does_and_decoded_with_the_fast_dct():
     import simplejpeg
 
-    picture = scene(256, 256)
+    image = scene(256, 256)
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, 'JPEG', quality=95, subsampling='4:2:0')
+    Image.fromarray(image).save(buffer, 'JPEG', quality=95, subsampling='4:2:0')
     expected = simplejpeg.decode_jpeg(buffer.getvalue(), 'RGB', fastdct=True, fastupsample=False)
-    assert np.array_equal(jpeg_round_trip(picture), expected)
+    assert np.array_equal(jpeg_round_trip(image), expected)
     accurate = np.array(Image.open(buffer))
     share = (accurate == expected).mean()
-    assert 0.1 < share < 0.9  # the accurate DCT is a different picture: the trap
+    assert 0.1 < share < 0.9  # the accurate DCT is a different image: the trap
 
 
 def test_lanczos_weights_are_those_of_the_definition():
@@ -70,30 +70,30 @@ def test_lanczos_weights_are_those_of_the_definition():
 
 @pytest.mark.parametrize('shape', [(256, 256), (480, 640), (120, 90)])
 def test_lanczos_resize_rounds_half_to_even(shape):
-    picture = scene(*shape)
+    image = scene(*shape)
     rows = lanczos3_matrix(shape[0], 224).double()
     columns = lanczos3_matrix(shape[1], 224).double()
-    exact = torch.einsum('ih,hwc,jw->ijc', rows, torch.from_numpy(picture).double(), columns)
+    exact = torch.einsum('ih,hwc,jw->ijc', rows, torch.from_numpy(image).double(), columns)
     expected = exact.round().clamp(0, 255).to(torch.uint8).numpy()
-    ours = resize_lanczos3(torch.from_numpy(picture), 224).numpy()
+    ours = resize_lanczos3(torch.from_numpy(image), 224).numpy()
     different = ours != expected
     assert different.mean() < 2e-4  # 99.998 % equal, at most 1
     assert np.abs(ours.astype(int) - expected).max() <= 1
-    pillow = np.array(Image.fromarray(picture).resize((224, 224), Image.Resampling.LANCZOS))
-    assert (pillow != ours).mean() > 0.02  # Pillow's is another picture
+    pillow = np.array(Image.fromarray(image).resize((224, 224), Image.Resampling.LANCZOS))
+    assert (pillow != ours).mean() > 0.02  # Pillow's is another image
 
 
 def test_crop_samples_at_the_published_coordinates():
     """Row i of the crop is at 5.7218 + 0.948683 i; values by floor(255.5 v)."""
-    picture = scene(224, 224)
-    ours = center_crop(torch.from_numpy(picture)).numpy()
+    image = scene(224, 224)
+    ours = center_crop(torch.from_numpy(image)).numpy()
     side = math.sqrt(0.9)
     offset = (1 - side) / 2
     assert offset * 223 == pytest.approx(5.7218, abs=1e-4)
     where = offset * 223 + np.arange(224) * side
     low, high = np.floor(where).astype(int), np.ceil(where).astype(int)
     part = where - low
-    v = picture / 255.0
+    v = image / 255.0
     rows = v[low] + (v[high] - v[low]) * part[:, None, None]
     value = rows[:, low] + (rows[:, high] - rows[:, low]) * part[None, :, None]
     expected = np.minimum(np.floor(255.5 * value), 255).astype(np.uint8)
@@ -101,14 +101,14 @@ def test_crop_samples_at_the_published_coordinates():
     assert different.mean() < 1e-3 and np.abs(ours.astype(int) - expected).max() <= 1
     rounded = np.round(255 * value).astype(np.uint8)
     assert (ours != rounded).mean() > 0.1  # round(255 v) is off by one in many pixels: the trap
-    naive = Image.fromarray(picture[6:218, 6:218]).resize((224, 224), Image.Resampling.BILINEAR)
+    naive = Image.fromarray(image[6:218, 6:218]).resize((224, 224), Image.Resampling.BILINEAR)
     assert (np.array(naive) != ours).mean() > 0.1
 
 
-def test_a_constant_picture_stays_constant():
+def test_a_constant_image_stays_constant():
     for level in (0, 1, 127, 254, 255):
         flat = np.full((256, 256, 3), level, np.uint8)
-        seen = Preprocessor(LIBERO).picture(flat).numpy()
+        seen = Preprocessor(LIBERO).image(flat).numpy()
         assert (seen == level).all()
 
 
@@ -129,52 +129,52 @@ def test_statistics_are_rounded_to_bfloat16_and_towers_keep_their_order():
     assert cogact[0, 0, 5, 5].item() == pytest.approx(unrounded, abs=1e-6)
 
 
-def test_fast_pictures_leave_out_the_jpeg_and_say_so():
-    picture = scene(256, 256)
+def test_fast_images_leave_out_the_jpeg_and_say_so():
+    image = scene(256, 256)
     exact, fast = Preprocessor(LIBERO), Preprocessor(LIBERO, fast=True)
     assert exact.note == '' and 'JPEG round trip is left out' in fast.note
-    expected = center_crop(resize_lanczos3(torch.from_numpy(picture), 224))
-    assert torch.equal(fast.picture(picture), expected)
-    assert not torch.equal(exact.picture(picture), expected)
-    through = center_crop(resize_lanczos3(torch.from_numpy(jpeg_round_trip(picture)), 224))
-    assert torch.equal(exact.picture(picture), through)
+    expected = center_crop(resize_lanczos3(torch.from_numpy(image), 224))
+    assert torch.equal(fast.image(image), expected)
+    assert not torch.equal(exact.image(image), expected)
+    through = center_crop(resize_lanczos3(torch.from_numpy(jpeg_round_trip(image)), 224))
+    assert torch.equal(exact.image(image), through)
 
 
-def test_pictures_of_the_right_size_are_only_cropped():
+def test_images_of_the_right_size_are_only_cropped():
     """One JPEG round trip at most: a 224 x 224 frame went through it already."""
-    picture = scene(224, 224)
-    expected = center_crop(torch.from_numpy(picture))
-    assert torch.equal(Preprocessor(LIBERO).picture(picture), expected)
+    image = scene(224, 224)
+    expected = center_crop(torch.from_numpy(image))
+    assert torch.equal(Preprocessor(LIBERO).image(image), expected)
 
 
-def test_pictures_seen_are_those_after_the_crop():
-    pictures = [scene(480, 640, 1), scene(224, 224, 2)]
+def test_images_seen_are_those_after_the_crop():
+    images = [scene(480, 640, 1), scene(224, 224, 2)]
     pre = Preprocessor(LIBERO)
-    pixels = pre(pictures)
-    assert pixels.pictures.shape == (2, 224, 224, 3) and pixels.pictures.dtype == torch.uint8
-    assert torch.equal(pre.normalise(pixels.pictures), pixels.tensor)
-    half = Preprocessor(LIBERO, dtype=torch.bfloat16)(pictures)
+    pixels = pre(images)
+    assert pixels.images.shape == (2, 224, 224, 3) and pixels.images.dtype == torch.uint8
+    assert torch.equal(pre.normalise(pixels.images), pixels.tensor)
+    half = Preprocessor(LIBERO, dtype=torch.bfloat16)(images)
     assert torch.equal(half.tensor, pixels.tensor.bfloat16())
 
 
 def test_db_oft_pads_to_a_square_with_the_mean_colour():
-    picture = scene(100, 200)
-    square = pad_square(picture, (122, 116, 104))
+    image = scene(100, 200)
+    square = pad_square(image, (122, 116, 104))
     assert square.shape == (200, 200, 3)
-    assert np.array_equal(square[50:150], picture)
+    assert np.array_equal(square[50:150], image)
     assert (square[:50] == [122, 116, 104]).all()
     config = preset('db-oft-7b')
-    pixels = Preprocessor(config)([picture])
+    pixels = Preprocessor(config)([image])
     assert pixels.tensor.shape == (1, 3, 336, 336)
     expected = np.array(Image.fromarray(square).resize((336, 336), Image.Resampling.BICUBIC))
-    assert np.array_equal(pixels.pictures[0].numpy(), expected)
+    assert np.array_equal(pixels.images[0].numpy(), expected)
     mean, std = torch.tensor(CLIP_L_336.mean), torch.tensor(CLIP_L_336.std)
     normal = (torch.from_numpy(expected) / 255 - mean) / std
     assert torch.allclose(pixels.tensor[0], normal.permute(2, 0, 1), atol=1e-6)
 
 
 @pytest.mark.parametrize(
-    ('picture', 'message'),
+    ('image', 'message'),
     [
         (
             np.zeros((4, 4), np.uint8),
@@ -187,11 +187,11 @@ def test_db_oft_pads_to_a_square_with_the_mean_colour():
         (None, 'is NoneType'),
     ],
 )
-def test_pictures_that_cannot_be_used(picture, message):
-    with pytest.raises(PictureError, match=f'wrist: .*{message}'):
-        Preprocessor(LIBERO)([np.zeros((9, 9, 3), np.uint8), picture])
+def test_images_that_cannot_be_used(image, message):
+    with pytest.raises(ImageError, match=f'wrist: .*{message}'):
+        Preprocessor(LIBERO)([np.zeros((9, 9, 3), np.uint8), image])
 
 
-def test_the_number_of_pictures_is_checked():
-    with pytest.raises(PictureError, match='1 pictures given, the policy takes 2: third_person'):
+def test_the_number_of_images_is_checked():
+    with pytest.raises(ImageError, match='1 images given, the policy takes 2: third_person'):
         Preprocessor(LIBERO)([np.zeros((9, 9, 3), np.uint8)])

@@ -49,7 +49,7 @@ def test_cogact_ends_with_the_space_piece_and_stop(llama):
 
 
 @real
-def test_dexbotic_splits_around_the_pictures(llama):
+def test_dexbotic_splits_around_the_images(llama):
     prompt = PromptTokenizer(llama, 'dexbotic').encode('Close the Drawer')
     text = llama.decode(list(prompt.ids), skip_special_tokens=False)
     assert text.startswith('A chat between a curious user')

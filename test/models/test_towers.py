@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from models_toys import relative
+from toy_models import relative
 from transformers import (
     CLIPVisionConfig,
     CLIPVisionModel,
@@ -13,7 +13,7 @@ from transformers import (
 )
 
 from specprune_ros.models.config import ConfigError, VisionConfig
-from specprune_ros.models.towers import VisionBackbone, VisionTower
+from specprune_ros.models.vision import VisionBackbone, VisionTower
 
 BOUND = 1e-5
 SIZES = {

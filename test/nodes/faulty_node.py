@@ -36,7 +36,7 @@ def fail(folder=FOLDER):
 def main() -> int:
     """The node, with the faults in its decoder and in ``torch.zeros``."""
     from specprune_ros.models.decoder import Decoder
-    from specprune_ros.nodes import specprune_node
+    from specprune_ros.nodes.policy_node import node as specprune_node
     from specprune_ros.policy.engine.eager import Eager
 
     forward, zeros = Decoder.forward, torch.zeros

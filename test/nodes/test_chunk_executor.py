@@ -63,8 +63,8 @@ class Bench:
         from specprune_ros.msg import ActionChunk
         from std_msgs.msg import Float64, String
 
-        from specprune_ros.nodes.chunk_executor import ChunkExecutor
-        from specprune_ros.nodes.quality import every, latched
+        from specprune_ros.nodes.common.qos import every, latched
+        from specprune_ros.nodes.executor_node.node import ChunkExecutor
 
         # In this process it would outrank the tests themselves.
         arguments = ['--ros-args', '-p', f'profile:={profile}', '-p', 'realtime_priority:=0']
@@ -278,13 +278,13 @@ def test_stale_observations_stop_the_arm(bench):
     b = bench(watchdog__observation_age=0.5)
     b.moving()
     begin = time.monotonic()
-    b.observed_ago = 0.6  # the policy answers from an old picture
+    b.observed_ago = 0.6  # the policy answers from an old image
     b.run(1.0)
     assert_one_stop(b, begin, 0.5)
     assert 'stale_observation' in b.health() or 'no chunk yet' in b.health()
 
 
-def test_a_picture_stamped_an_hour_ago_never_moves_the_arm(bench):
+def test_a_image_stamped_an_hour_ago_never_moves_the_arm(bench):
     b = bench()
     b.observed_ago = 3600.0
     b.run(1.5)
@@ -410,7 +410,7 @@ def test_every_thread_of_the_executor_asks_for_real_time_and_it_says_what_it_got
     # In a process of its own: what a thread is given, those it makes later inherit.
     code = (
         'import os, threading\n'
-        'from specprune_ros.nodes.realtime import ask_for_priority\n'
+        'from specprune_ros.nodes.executor_node.realtime import ask_for_priority\n'
         'wait = threading.Event()\n'
         'other = threading.Thread(target=wait.wait)\n'
         'other.start()\n'
@@ -483,8 +483,8 @@ def test_tool_motion_becomes_joint_motion_with_times_and_velocities(bench):
     from trajectory_msgs.msg import JointTrajectory
 
     from specprune_ros.robot.speed import MAX_JOINTS, JointSpeed
-    from specprune_ros.sim import rizon4
-    from specprune_ros.sim.urdf import urdf
+    from specprune_ros.sim.arm import rizon4
+    from specprune_ros.sim.arm.urdf import urdf
 
     names = [joint.name for joint in rizon4.JOINTS]
     limits = {
@@ -530,8 +530,8 @@ def test_tool_motion_becomes_joint_motion_with_times_and_velocities(bench):
 def test_joint_limits_are_the_tighter_of_profile_and_description(bench):
     from trajectory_msgs.msg import JointTrajectory
 
-    from specprune_ros.sim import rizon4
-    from specprune_ros.sim.urdf import urdf
+    from specprune_ros.sim.arm import rizon4
+    from specprune_ros.sim.arm.urdf import urdf
 
     names = [joint.name for joint in rizon4.JOINTS]
     wide = {'lower': -9.0, 'upper': 9.0, 'velocity': 9.0, 'acceleration': 20.0}
@@ -652,7 +652,7 @@ def test_as_a_process_at_100_hz_and_sigint_stops_the_arm(ros, tmp_path):
     log = tmp_path / 'log.txt'
     with log.open('w') as out:
         process = subprocess.Popen(
-            [sys.executable, '-m', 'specprune_ros.nodes.chunk_executor', '--ros-args',
+            [sys.executable, '-m', 'specprune_ros.nodes.executor_node.node', '--ros-args',
              '-p', 'profile:=sim_arm', '-r', '__node:=chunk_executor'],
             stdout=out, stderr=subprocess.STDOUT, cwd=ROOT,
         )  # fmt: skip

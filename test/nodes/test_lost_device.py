@@ -18,7 +18,7 @@ def rig(rig_with, tmp_path):
     """A node that has made chunks, with what listens to its transitions."""
     from lifecycle_msgs.msg import TransitionEvent
 
-    from specprune_ros.nodes.quality import every
+    from specprune_ros.nodes.common.qos import every
 
     rig = rig_with(program=(FAULTY, tmp_path))
     rig.events = []
@@ -119,8 +119,8 @@ def test_a_query_that_never_ends_is_told_and_what_it_gives_after_a_stop_is_not_s
 def test_the_arm_stops_at_once_when_the_device_is_lost(rig, tmp_path):
     from geometry_msgs.msg import TwistStamped
 
-    from specprune_ros.nodes.quality import every
-    from specprune_ros.nodes.wiring import profile_path, ros_arguments
+    from specprune_ros.nodes.common.qos import every
+    from specprune_ros.nodes.common.remapping import profile_path, ros_arguments
 
     tree = yaml.safe_load(profile_path('sim_arm').read_text())
     tree['limits']['workspace'] = {'min': [-1.0, -1.0, -1.0], 'max': [1.0, 1.0, 1.0]}

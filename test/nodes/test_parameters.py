@@ -11,7 +11,7 @@ pytestmark = pytest.mark.ros
 
 @pytest.fixture(scope='module')
 def tables():
-    from specprune_ros.nodes import tables
+    from specprune_ros.nodes.policy_node import parameter_tables as tables
 
     return tables
 

@@ -7,15 +7,14 @@ import time
 
 import numpy as np
 import pytest
-
-from .conftest import Process, new_domain
+from ros_processes import Process, new_domain
 
 pytestmark = [pytest.mark.ros, pytest.mark.timeout(90)]
 
 
 def test_masks_survive_a_message_and_colours_are_those_of_the_overlay():
-    from specprune_ros.nodes import kept
-    from specprune_ros.policy.colours import COLOURS, OTHER
+    from specprune_ros.nodes.common import patch_mask as kept
+    from specprune_ros.policy.constants import COLOURS, OTHER
 
     grid = np.zeros((2, 3), bool)
     keep, one, two, three = grid.copy(), grid.copy(), grid.copy(), grid.copy()
@@ -44,19 +43,19 @@ def test_masks_survive_a_message_and_colours_are_those_of_the_overlay():
     ],
 )
 def test_masks_that_cannot_be_read_say_why(fields, reason):
-    from specprune_ros.nodes import kept
-    from specprune_ros.nodes.pictures import PictureError
+    from specprune_ros.nodes.common import patch_mask as kept
+    from specprune_ros.nodes.common.images import ImageError
 
     message = kept.to_message(np.zeros((2, 2), np.uint8))
     for name, value in fields.items():
         setattr(message, name, value)
-    with pytest.raises(PictureError, match=reason):
+    with pytest.raises(ImageError, match=reason):
         kept.from_message(message)
 
 
 def test_points_lie_where_the_camera_sees_them():
-    from specprune_ros.nodes.kept import KEPT
-    from specprune_ros.nodes.patch_cloud import cloud_of
+    from specprune_ros.nodes.common.patch_mask import KEPT
+    from specprune_ros.nodes.patch_cloud_node import cloud_of
 
     depth = np.full((40, 80), 2.0, np.float32)
     depth[0, 0] = np.nan
@@ -69,7 +68,7 @@ def test_points_lie_where_the_camera_sees_them():
     assert points[-1] == pytest.approx([(19 - 39.5) * 2 / 50, -0.5 * 2 / 60, 2.0])
     everything, _ = cloud_of(depth, (50.0, 60.0, 39.5, 19.5), mask, dropped=True)
     assert len(everything) == 40 * 80 - 1
-    # A policy that sees the middle half of the picture: the first patch begins a quarter in.
+    # A policy that sees the middle half of the image: the first patch begins a quarter in.
     cropped, _ = cloud_of(depth, (50.0, 60.0, 39.5, 19.5), mask, seen_share=0.5)
     assert len(cropped) == 10 * 10
     assert cropped[0] == pytest.approx([(20 - 39.5) * 2 / 50, (10 - 19.5) * 2 / 60, 2.0])
@@ -82,8 +81,8 @@ def test_the_node_joins_mask_depth_and_camera_over_dds(tmp_path):
     from rclpy.executors import SingleThreadedExecutor
     from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 
-    from specprune_ros.nodes import kept
-    from specprune_ros.nodes.quality import every
+    from specprune_ros.nodes.common import patch_mask as kept
+    from specprune_ros.nodes.common.qos import every
 
     domain = new_domain()
     process = Process('patch_cloud', [], domain, tmp_path / 'cloud.log')
@@ -130,14 +129,14 @@ def test_the_node_joins_mask_depth_and_camera_over_dds(tmp_path):
         assert values[:, 2] == pytest.approx(1.5)
         # Patch (8, 8) is just right of and below the centre.
         assert (values[:, :2] >= 0.0).all() and (values[:, :2] < 0.15).all()
-        from specprune_ros.policy.colours import COLOURS
+        from specprune_ros.policy.constants import COLOURS
 
         packed = int(values[0, 3:].view(np.uint32)[0])
         assert (packed >> 16, packed >> 8 & 255, packed & 255) == COLOURS['dynamic']
         show(1500, 20.0, lambda: 'encoding is' in process.text(), encoding='rgb8')
-        assert "the depth picture's encoding is 'rgb8'" in process.text()
+        assert "the depth image's encoding is 'rgb8'" in process.text()
         clouds.clear()
-        assert show(700, 20.0, lambda: clouds), 'it did not survive a bad picture'
+        assert show(700, 20.0, lambda: clouds), 'it did not survive a bad image'
         assert process.stop() == 0
         assert 'Traceback' not in process.text()
     finally:

@@ -5,8 +5,7 @@ import time
 
 import numpy as np
 import pytest
-
-from .conftest import Process, new_domain
+from ros_processes import Process, new_domain
 
 pytestmark = [pytest.mark.ros, pytest.mark.timeout(90)]
 
@@ -24,7 +23,7 @@ class Ear:
         from std_msgs.msg import Float64, String
         from std_srvs.srv import Trigger
 
-        from specprune_ros.nodes.quality import every, latched, newest
+        from specprune_ros.nodes.common.qos import every, latched, newest
 
         self.context = rclpy.Context()
         rclpy.init(context=self.context, domain_id=domain)
@@ -85,7 +84,7 @@ class Ear:
         self.words.publish(String(data=text))
 
     def verdict(self):
-        from specprune_ros.nodes.verdicts import from_message
+        from specprune_ros.nodes.common.task_results import from_message
 
         return from_message(self.heard['verdict'][-1])
 
@@ -111,7 +110,7 @@ def arm(tmp_path):
     made = []
 
     def make(clock=None, **parameters):
-        from specprune_ros.nodes.wiring import ros_arguments
+        from specprune_ros.nodes.common.remapping import ros_arguments
 
         domain = new_domain()
         process = Process('sim_arm', ros_arguments({}, parameters), domain, tmp_path / 'arm.log')
@@ -135,9 +134,9 @@ def test_it_publishes_what_a_robot_with_cameras_does_and_obeys(arm):
     assert ear.spin(10.0, until=lambda: all(ear.heard[n] for n in ear.heard if n != 'clock'))
     assert not ear.heard['clock']
     for camera in ('agent', 'wrist'):
-        picture = ear.heard[f'{camera}/image_raw'][-1]
-        assert (picture.width, picture.height, picture.encoding) == (224, 224, 'rgb8')
-        assert np.frombuffer(picture.data, np.uint8).std() > 10
+        image = ear.heard[f'{camera}/image_raw'][-1]
+        assert (image.width, image.height, image.encoding) == (224, 224, 'rgb8')
+        assert np.frombuffer(image.data, np.uint8).std() > 10
     joints = ear.heard['joint_states'][-1]
     assert list(joints.name[:7]) == [f'joint{i}' for i in range(1, 8)]
     # The description is a robot whose tool is where the pose says.
@@ -181,10 +180,10 @@ def test_it_publishes_what_a_robot_with_cameras_does_and_obeys(arm):
 
 
 def test_it_judges_what_is_said_and_starts_the_scene_anew(arm):
-    """The true state decides, over DDS; the scene holds what the sentences name, every time."""
+    """The true state decides, over DDS; the scene holds what the instructions name, every time."""
     from std_srvs.srv import Trigger
 
-    from specprune_ros.sim.tasks import layout_for
+    from specprune_ros.sim.tasks.tasks import layout_for
 
     said = ['move above the purple cube', 'put the red cube on the orange plate']
     ear = arm(scene_for=said, seed=3, render=False)
@@ -252,7 +251,7 @@ def test_without_a_renderer_it_says_which_packages_bring_one(tmp_path, monkeypat
                 break
             time.sleep(0.1)
         if 'cannot configure' not in process.text():
-            pytest.skip('OSMesa is installed here, so pictures can be drawn')
+            pytest.skip('OSMesa is installed here, so images can be drawn')
         assert 'apt-get install' in process.text()
         assert process.alive()
     finally:

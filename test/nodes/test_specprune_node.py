@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from specprune_ros.policy import calibration
+from specprune_ros.bench import calibration
+from specprune_ros.bench.calibration import Sweep
 from specprune_ros.policy.build import build_policy
-from specprune_ros.policy.calibration import Sweep
 
 pytestmark = [pytest.mark.ros, pytest.mark.timeout(120)]
 
@@ -37,7 +37,7 @@ def told(rig, key):
 
 def quiet(rig, feed, reason):
     """With this input no chunk comes, and log and diagnostics say why."""
-    from specprune_ros.nodes.stamps import stamp_ns
+    from specprune_ros.nodes.common.time import stamp_ns
 
     rig.spin(0.5)  # what came before this input may still be used
     have, begin = len(rig.chunks), rig.now()
@@ -55,7 +55,7 @@ def quiet(rig, feed, reason):
     assert rig.process.alive()
 
 
-def test_pictures_in_chunks_out_parameters_live(rig_with, tmp_path, monkeypatch):
+def test_images_in_chunks_out_parameters_live(rig_with, tmp_path, monkeypatch):
     # Known of this machine: whatever rows there are, they cost the same.
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
     torch.set_num_threads(1)
@@ -160,7 +160,7 @@ def test_senseless_stamps_and_a_single_glitch_do_no_harm(rig_with):
     rig.move(stamp=stamp)
     episode = fresh(rig).episode
     assert rig.process.alive()
-    # One picture from the future: what comes after it is compared with true pictures again.
+    # One image from the future: what comes after it is compared with true images again.
     rig.show(stamp=rig.stamp(rig.now() + 60 * 10**9))
     rig.feed(1.5)
     stats = fresh(rig)
@@ -171,7 +171,7 @@ def test_senseless_stamps_and_a_single_glitch_do_no_harm(rig_with):
 def test_a_clock_that_goes_back_starts_a_new_episode(rig_with):
     from rosgraph_msgs.msg import Clock
 
-    from specprune_ros.nodes.quality import every
+    from specprune_ros.nodes.common.qos import every
 
     rig = rig_with(use_sim_time=True, model__prepare_on_arrival='on')
     clock = rig.node.create_publisher(Clock, '/clock', every())
@@ -206,10 +206,10 @@ def test_a_refused_activation_leaves_no_subscriptions(rig_with):
     assert rig.wait(lambda: rig.images['agent'].get_subscription_count() == 0, 5.0)
 
 
-def test_services_and_sentences(rig_with):
+def test_services_and_instructions(rig_with):
     from std_srvs.srv import SetBool, Trigger
 
-    from specprune_ros.nodes.stamps import stamp_ns
+    from specprune_ros.nodes.common.time import stamp_ns
 
     rig = running(rig_with(model__prepare_on_arrival='on'))
     episode = rig.stats[-1].episode
@@ -238,9 +238,9 @@ def test_services_and_sentences(rig_with):
 def test_overlays_and_masks_of_kept_patches_come_when_asked_for(rig_with):
     from sensor_msgs.msg import Image
 
-    from specprune_ros.nodes import kept
-    from specprune_ros.nodes.pictures import to_rgb
-    from specprune_ros.nodes.quality import every
+    from specprune_ros.nodes.common import patch_mask as kept
+    from specprune_ros.nodes.common.images import to_rgb
+    from specprune_ros.nodes.common.qos import every
 
     rig = running(rig_with())
     drawn, masks = [], []
@@ -248,10 +248,10 @@ def test_overlays_and_masks_of_kept_patches_come_when_asked_for(rig_with):
         Image, '/specprune_node/overlay/wrist', drawn.append, every()
     )
     assert rig.feed(10.0, until=lambda: len(drawn) >= 2)
-    picture = to_rgb(drawn[-1])
-    assert picture.shape == (224, 224, 3)
-    # Dropped patches are dark, so the picture as a whole is.
-    assert picture.mean() < 0.8 * rig.pixels[1].mean()
+    image = to_rgb(drawn[-1])
+    assert image.shape == (224, 224, 3)
+    # Dropped patches are dark, so the image as a whole is.
+    assert image.mean() < 0.8 * rig.pixels[1].mean()
 
     rig.node.destroy_subscription(overlay)
     rig.node.create_subscription(Image, '/specprune_node/kept/wrist', masks.append, every())
@@ -347,7 +347,7 @@ def test_a_parameter_of_the_wrong_type_at_start_names_itself(rig_with):
     assert rig.process.stop() == 2
 
 
-def test_bad_pictures_make_no_chunks_and_say_why(rig_with):
+def test_bad_images_make_no_chunks_and_say_why(rig_with):
     rig = running(rig_with(model__prepare_on_arrival='on'))
 
     def spoiled(**fields):
@@ -362,7 +362,7 @@ def test_bad_pictures_make_no_chunks_and_say_why(rig_with):
     quiet(rig, spoiled(height=225), 'data has 150528 bytes')
     quiet(rig, spoiled(width=0, height=0, data=b''), '0 x 0 pixels')
     quiet(rig, spoiled(width=7680, height=4320), '7680 x 4320')
-    assert rig.told('pictures prepared') == 'on arrival'
+    assert rig.told('images prepared') == 'on arrival'
     assert rig.told('engine') == 'eager'
     fresh(rig)
     hour = 3600 * 10**9
@@ -378,7 +378,7 @@ def test_bad_pictures_make_no_chunks_and_say_why(rig_with):
     fresh(rig)
 
 
-def test_bad_state_and_sentences_make_no_chunks_and_say_why(rig_with):
+def test_bad_state_and_instructions_make_no_chunks_and_say_why(rig_with):
     rig = running(rig_with())
     names = ['joint1', 'finger_joint1', 'finger_joint2']
     quiet(rig, lambda: (rig.move(positions=[math.nan] * 9), rig.show()), 'proprioception')
@@ -427,7 +427,7 @@ def test_a_pose_in_the_base_frame_or_in_any_where_none_is_set_makes_chunks(rig_w
 def test_speed_from_joint_states_steers_and_bad_joints_mean_care(rig_with):
     from std_msgs.msg import String
 
-    from specprune_ros.sim.urdf import urdf
+    from specprune_ros.sim.arm.urdf import urdf
 
     rig = rig_with(speed__source='joint_states')
     rig.description.publish(String(data='<robot'))

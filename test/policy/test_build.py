@@ -1,22 +1,19 @@
 """Which number format a policy is built in, and what float8 says of its actions."""
 
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import synthetic
 import torch
 
-from specprune_ros.models import fused
-from specprune_ros.models.fp8 import Float8Linear
+from specprune_ros.models.accel import fused
+from specprune_ros.models.accel.fp8 import Float8Linear
 from specprune_ros.models.load import is_released, random_policy_model
 from specprune_ros.policy import build, float8
-from specprune_ros.policy.bench.scene import observations
 from specprune_ros.policy.build import build_policy
 from specprune_ros.policy.policy import PolicyError
-
-sys.path.insert(0, str(Path(__file__).parents[1] / 'models'))
-import synthetic
+from specprune_ros.policy.synthetic import observations
 
 OURS = Path(__file__).parents[2] / 'specprune_ros' / 'sim' / 'weights'
 

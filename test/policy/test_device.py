@@ -33,8 +33,8 @@ def behind(error):
 def test_what_means_that_the_device_is_lost(error):
     fault = fault_of(error, 'cuda:1')
     assert fault.lost
-    assert fault.sentence.startswith('cuda:1 was lost: ')
-    assert '\n' not in fault.sentence
+    assert fault.message.startswith('cuda:1 was lost: ')
+    assert '\n' not in fault.message
 
 
 @pytest.mark.parametrize(
@@ -54,14 +54,14 @@ def test_what_means_that_the_device_is_lost(error):
 def test_what_means_that_memory_ran_out(error, account):
     fault = fault_of(error, 'cuda')
     assert not fault.lost
-    assert fault.sentence.startswith(f'cuda is out of memory{account}')
-    assert 'bfloat16' in fault.sentence
+    assert fault.message.startswith(f'cuda is out of memory{account}')
+    assert 'bfloat16' in fault.message
 
 
 def test_an_allocation_that_truly_fails():
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**50, dtype=torch.uint8)
-    assert '(1048576.00 GiB more wanted)' in fault_of(caught.value, 'cpu').sentence
+    assert '(1048576.00 GiB more wanted)' in fault_of(caught.value, 'cpu').message
     assert 'out of memory' in str(explain(caught.value, 'cpu'))
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from specprune_ros.policy.build import build_policy
-from specprune_ros.policy.observation import Observation, Picture
+from specprune_ros.policy.observation import CameraImage, Observation
 from specprune_ros.pruning.controller import SpeedSample
 from specprune_ros.pruning.params import PruningParams
 from specprune_ros.pruning.registry import names
@@ -19,14 +19,14 @@ FAST = SpeedSample(v_t=1.0, v_r=0.0, dz=0.0, source='test', age_s=0.0)
 
 def look(step):
     rng = np.random.default_rng(step)
-    pictures = {
-        camera: Picture(
+    images = {
+        camera: CameraImage(
             rng.integers(0, 255, (224, 224, 3), dtype=np.uint8), 10**12 + 50_000_000 * step
         )
         for camera in ('agent', 'wrist')
     }
     return Observation(
-        pictures, 'lift the red cube', np.zeros(8), FAST, np.array([0.001 * step**2, 0.0, 0.2])
+        images, 'lift the red cube', np.zeros(8), FAST, np.array([0.001 * step**2, 0.0, 0.2])
     )
 
 

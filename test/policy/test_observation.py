@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from specprune_ros.policy.observation import Observation, ObservationError, Picture
+from specprune_ros.policy.observation import CameraImage, Observation, ObservationError
 
 
 def look(pixels=None, instruction='lift the red cube', proprio=None, cameras=('agent', 'wrist')):
     pixels = np.zeros((224, 224, 3), np.uint8) if pixels is None else pixels
-    return Observation({c: Picture(pixels, 7) for c in cameras}, instruction, proprio)
+    return Observation({c: CameraImage(pixels, 7) for c in cameras}, instruction, proprio)
 
 
 def test_a_sound_observation_passes():

@@ -1,4 +1,4 @@
-"""Overlay pictures show what was kept, and by whom."""
+"""Overlay images show what was kept, and by whom."""
 
 import numpy as np
 
@@ -7,13 +7,13 @@ from specprune_ros.policy.result import Overlay
 
 
 def overlay():
-    pictures = np.full((2, 32, 32, 3), 200, np.uint8)
+    images = np.full((2, 32, 32, 3), 200, np.uint8)
     sets = {name: np.zeros(32, bool) for name in ('global', 'local')}
     sets['global'][[0, 16]] = True
     sets['local'][[0, 1]] = True
     kept = np.zeros(32, bool)
     kept[[0, 1, 2, 16]] = True
-    return Overlay(pictures, (4, 4), sets, kept)
+    return Overlay(images, (4, 4), sets, kept)
 
 
 def test_a_patch_in_two_sets_has_their_mean_colour_and_the_unasked_one_is_fill():
@@ -25,7 +25,7 @@ def test_a_patch_in_two_sets_has_their_mean_colour_and_the_unasked_one_is_fill()
     assert coloured.sum() == 3
 
 
-def test_dropped_patches_are_dark_and_kept_ones_keep_the_picture():
+def test_dropped_patches_are_dark_and_kept_ones_keep_the_image():
     drawn = draw(overlay(), 0)
     assert drawn.shape == (32, 32, 3)
     assert drawn[20, 20].max() < 80
@@ -38,7 +38,7 @@ def test_each_camera_takes_its_own_patches():
     assert drawn[4, 12].max() < 80
 
 
-def test_a_dense_query_shows_the_picture_itself_and_zoom_enlarges():
-    whole = Overlay(overlay().pictures, (4, 4), {}, np.ones(32, bool))
+def test_a_dense_query_shows_the_image_itself_and_zoom_enlarges():
+    whole = Overlay(overlay().images, (4, 4), {}, np.ones(32, bool))
     assert (draw(whole, 0, zoom=2) == 200).all()
     assert draw(whole, 0, zoom=2).shape == (64, 64, 3)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from specprune_ros.policy.build import build_policy, resolve
-from specprune_ros.policy.observation import Observation, ObservationError, Picture
+from specprune_ros.policy.observation import CameraImage, Observation, ObservationError
 from specprune_ros.policy.policy import PolicyError
 from specprune_ros.pruning.controller import SpeedSample
 from specprune_ros.pruning.interface import Mode
@@ -24,13 +24,13 @@ def policy():
 
 def look(step, instruction='lift the red cube', size=224, speed=FAST, seed=0):
     rng = np.random.default_rng(seed)
-    pictures = {}
+    images = {}
     for camera in ('agent', 'wrist'):
         pixels = rng.integers(0, 255, (size, size, 3), dtype=np.uint8)
         pixels[:40, : 8 * (step % 20 + 1)] = 255  # something moves
-        pictures[camera] = Picture(pixels, 10**12 + step * STEP)
+        images[camera] = CameraImage(pixels, 10**12 + step * STEP)
     return Observation(
-        pictures, instruction, np.zeros(8), speed, np.array([0.5 + 0.001 * step**2, 0.0, 0.2])
+        images, instruction, np.zeros(8), speed, np.array([0.5 + 0.001 * step**2, 0.0, 0.2])
     )
 
 
@@ -90,7 +90,7 @@ def test_keep_all_is_the_dense_policy_bit_for_bit(policy):
         (dict(instruction='lift the blue cube'), 'new instruction'),
         (dict(step=-100), 'time went back by 5.05 s'),
         (dict(step=2000), 'no query for 99.95 s'),
-        (dict(size=256), "camera 'agent' changed its picture size"),
+        (dict(size=256), "camera 'agent' changed its image size"),
     ],
 )
 def test_memory_is_forgotten_by_the_rules(policy, change, reason):
@@ -109,7 +109,7 @@ def test_a_reset_asked_for_happens_once(policy):
     assert policy.act(look(2)).reset is None
 
 
-def test_a_new_sentence_keeps_the_pictures(policy):
+def test_a_new_instruction_keeps_the_images(policy):
     policy.act(look(0))
     policy.act(look(1, instruction='lift the blue cube'))
     result = policy.act(look(2, instruction='lift the blue cube'))
@@ -139,7 +139,7 @@ def test_refresh_period_makes_every_nth_query_dense(policy):
     assert [m is Mode.DENSE for m in modes] == [True, False, False] * 2 + [True]
 
 
-def test_a_picture_that_changes_a_lot_asks_for_a_dense_query(policy):
+def test_a_image_that_changes_a_lot_asks_for_a_dense_query(policy):
     policy.set_params(PruningParams().replace(refresh_change=0.5))
     policy.act(look(0))
     assert policy.act(look(1)).mode is Mode.COARSE
@@ -176,7 +176,7 @@ def test_absurd_actions_never_leave(policy):
         policy.act(look(0))
 
 
-def test_pictures_are_held_until_the_device_has_looked(policy, monkeypatch):
+def test_images_are_held_until_the_device_has_looked(policy, monkeypatch):
     """The history may let go of them meanwhile, and their memory be used for another."""
     held = []
     ask = policy._engine.ask
@@ -195,7 +195,7 @@ def test_pictures_are_held_until_the_device_has_looked(policy, monkeypatch):
 def test_a_bad_observation_changes_nothing(policy):
     policy.act(look(0))
     bad = look(1)
-    bad.pictures['wrist'].pixels.resize((0, 0, 3), refcheck=False)
+    bad.images['wrist'].pixels.resize((0, 0, 3), refcheck=False)
     with pytest.raises(ObservationError):
         policy.act(bad)
     assert policy.act(look(2)).reset is None

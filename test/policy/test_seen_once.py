@@ -1,11 +1,11 @@
-"""A picture is prepared once, however often it is compared with, and kept as it was seen."""
+"""An image is prepared once, however often it is compared with, and kept as it was seen."""
 
 import numpy as np
 import pytest
 
 from specprune_ros.models.preprocess import Preprocessor
 from specprune_ros.policy.build import build_policy
-from specprune_ros.policy.observation import Observation, Picture
+from specprune_ros.policy.observation import CameraImage, Observation
 from specprune_ros.pruning.controller import SpeedSample
 
 STEP = 50_000_000  # ns
@@ -22,42 +22,42 @@ def policy():
 def prepared(monkeypatch):
     """The arrays that were prepared, in order (held, so that no two share an identity)."""
     arrays = []
-    real = Preprocessor.picture
+    real = Preprocessor.image
 
-    def watch(self, picture, name='picture'):
-        arrays.append(picture)
-        return real(self, picture, name)
+    def watch(self, image, name='image'):
+        arrays.append(image)
+        return real(self, image, name)
 
-    monkeypatch.setattr(Preprocessor, 'picture', watch)
+    monkeypatch.setattr(Preprocessor, 'image', watch)
     return arrays
 
 
 def look(step, width=224, height=224):
     """What two cameras show at a control step."""
     rng = np.random.default_rng(step % 5)
-    pictures = {}
+    images = {}
     for camera in CAMERAS:
         pixels = rng.integers(0, 255, (height, width, 3), dtype=np.uint8)
-        pictures[camera] = Picture(pixels, 10**12 + step * STEP)
+        images[camera] = CameraImage(pixels, 10**12 + step * STEP)
     return Observation(
-        pictures, 'lift the red cube', np.zeros(8), FAST, np.array([0.001 * step**2, 0.0, 0.2])
+        images, 'lift the red cube', np.zeros(8), FAST, np.array([0.001 * step**2, 0.0, 0.2])
     )
 
 
 def drive(policy, steps, every, width=224, height=224):
-    """Every picture reaches the history; each ``every``-th set is asked with."""
+    """Every image reaches the history; each ``every``-th set is asked with."""
     results = []
     for step in range(steps):
         seen = look(step, width, height)
-        for camera, picture in seen.pictures.items():
-            policy.history.push(camera, picture)
+        for camera, image in seen.images.items():
+            policy.history.push(camera, image)
         if step % every == 0:
             results.append(policy.act(seen))
     return results
 
 
 @pytest.mark.parametrize('every', [1, 2, 3])
-def test_no_picture_is_prepared_twice(policy, prepared, every):
+def test_no_image_is_prepared_twice(policy, prepared, every):
     results = drive(policy, 18, every)
     assert sum(result.history_age is not None for result in results) == len(results) - 1
     assert len({id(array) for array in prepared}) == len(prepared)
@@ -73,8 +73,8 @@ def test_the_history_keeps_what_the_policy_saw_and_not_what_came(policy):
     for camera in CAMERAS:
         frame = policy.history.at(camera, newest, newest + 1)
         assert frame.stamp_ns == newest
-        assert frame.picture is None
-        assert frame.look(lambda picture: pytest.fail('prepared twice')).shape == (224, 224, 3)
+        assert frame.image is None
+        assert frame.look(lambda image: pytest.fail('prepared twice')).shape == (224, 224, 3)
 
 
 def test_what_was_kept_gives_the_actions_that_preparing_anew_gives(policy, prepared):
@@ -87,9 +87,9 @@ def test_what_was_kept_gives_the_actions_that_preparing_anew_gives(policy, prepa
     anew = []
     for step in range(10):
         seen = look(step, 320, 240)
-        for camera, picture in seen.pictures.items():
-            # A copy: the picture asked with is not the one the history holds.
-            policy.history.push(camera, Picture(picture.pixels.copy(), picture.stamp_ns))
+        for camera, image in seen.images.items():
+            # A copy: the image asked with is not the one the history holds.
+            policy.history.push(camera, CameraImage(image.pixels.copy(), image.stamp_ns))
         if step % 2 == 0:
             anew.append(policy.act(seen))
     assert len(prepared) - 2 >= count
@@ -99,11 +99,11 @@ def test_what_was_kept_gives_the_actions_that_preparing_anew_gives(policy, prepa
         assert one.history_age == other.history_age
 
 
-def test_a_picture_thinned_out_of_the_history_is_prepared_for_its_query_alone(policy, prepared):
+def test_a_image_thinned_out_of_the_history_is_prepared_for_its_query_alone(policy, prepared):
     policy.act(look(0))
     close = look(0)
-    for camera, picture in close.pictures.items():
-        close.pictures[camera] = Picture(picture.pixels, picture.stamp_ns + 1)
+    for camera, image in close.images.items():
+        close.images[camera] = CameraImage(image.pixels, image.stamp_ns + 1)
     policy.act(close)
     assert len(prepared) == 4
     assert len(policy.history) == 2

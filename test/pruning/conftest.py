@@ -1,12 +1,7 @@
-"""Lets the tests of this folder import its ``reference`` and ``small_models``."""
-
-import sys
-from pathlib import Path
+"""Keeps the tiny models of these tests on one thread."""
 
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,8 @@ import pytest
 import torch
 from small_models import OFT, small_layout
 
-from specprune_ros.pruning import scores, sets
+from specprune_ros.pruning import scores
+from specprune_ros.pruning import scores as sets
 from specprune_ros.pruning.budget import after_drop, budgets, least, scale_layer, scale_layers
 from specprune_ros.pruning.interface import Mode, QueryContext, RowGroup
 from specprune_ros.pruning.params import ParamError, PruningParams
@@ -258,9 +259,9 @@ def test_patch_cosine():
     close(changed_share(torch.tensor([1.0, 0.0, 0.6, 0.0]), 0.9), 0.75)
 
 
-def test_patch_cosine_of_a_picture_with_itself_is_exactly_one():
-    picture = torch.randint(0, 256, (2, 224, 224, 3), dtype=torch.uint8)
-    assert (patch_cosine(picture, picture, (16, 16)) == 1).all()
+def test_patch_cosine_of_a_image_with_itself_is_exactly_one():
+    image = torch.randint(0, 256, (2, 224, 224, 3), dtype=torch.uint8)
+    assert (patch_cosine(image, image, (16, 16)) == 1).all()
 
 
 @pytest.mark.parametrize(
@@ -268,9 +269,9 @@ def test_patch_cosine_of_a_picture_with_itself_is_exactly_one():
     [((1, 4, 4, 3), (3, 2), 'does not divide'), ((1, 4, 8, 3), (2, 2), 'one shape')],
 )
 def test_patch_cosine_says_what_does_not_fit(shape, grid, why):
-    picture = torch.zeros(1, 4, 4, 3, dtype=torch.uint8)
+    image = torch.zeros(1, 4, 4, 3, dtype=torch.uint8)
     with pytest.raises(ValueError, match=why):
-        patch_cosine(picture, torch.zeros(shape, dtype=torch.uint8), grid)
+        patch_cosine(image, torch.zeros(shape, dtype=torch.uint8), grid)
 
 
 def test_the_plan_refuses_what_the_layout_cannot_hold():

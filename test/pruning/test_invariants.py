@@ -2,51 +2,16 @@
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from pruning_strategies import changes, check_rows, layouts, parameters, quick
 from small_models import KVCache, query, similarity, small_decoder, small_input, small_layout
 
 from specprune_ros.pruning.budget import after_drop, budgets, scale_layers
 from specprune_ros.pruning.interface import Mode, PruneSchedule, Selection, no_vision_lost
-from specprune_ros.pruning.params import PRESETS, PRUNERS, PruningParams
+from specprune_ros.pruning.params import PRUNERS, PruningParams
 
 RIVALS = [name for name in PRUNERS if name not in ('dense', 'specprune')]
-quick = settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow], database=None
-)
-
-shares = st.floats(0.05, 1.0)
-layouts = st.builds(
-    small_layout,
-    cameras=st.integers(1, 3),
-    grid=st.sampled_from([4, 8]),
-    depth=st.sampled_from([5, 8]),
-    causal=st.booleans(),
-    words=st.integers(0, 4),
-)
-changes = st.fixed_dictionaries(
-    {
-        'preset': st.sampled_from(PRESETS),
-        'alpha': shares,
-        'k_global': st.integers(0, 60),
-        'k_local': st.integers(0, 60),
-        'k_dynamic': st.integers(0, 60),
-        'camera_factor': st.lists(st.floats(0.2, 1.0), min_size=1, max_size=3),
-        'bucket': st.sampled_from([1, 16, 64]),
-        'drop_ratio': st.floats(0.0, 0.5),
-        'drop_of': st.sampled_from(['vision', 'sequence']),
-        'keep_min': st.integers(1, 200),
-        'tau': st.lists(st.floats(0.9, 1.0), min_size=1, max_size=2),
-        'prior_fill': st.sampled_from(['zero', 'memory']),
-        'prefilter': st.booleans(),
-        'tie_break': st.sampled_from(['attention', 'index']),
-    }
-)
-
-
-def parameters(change, exact):
-    exact = exact or change['preset'] == 'authors'
-    return PruningParams.from_mapping({**change, 'exact': exact})
 
 
 def run(layout, params, seed, mode=Mode.COARSE, queries=2, **more):
@@ -73,36 +38,11 @@ def run(layout, params, seed, mode=Mode.COARSE, queries=2, **more):
     return outcome, output, running
 
 
-def pictures(layout, seed=0):
+def images(layout, seed=0):
     generator = torch.Generator().manual_seed(seed)
     rows, columns = layout.grid
     shape = (layout.cameras, rows * 4, columns * 4, 3)
     return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
-
-
-def check_rows(layout, outcome, output, running):
-    """Only vision rows go, the rest keep order and position; sizes are the announced ones."""
-    vision = range(layout.vision_start, layout.vision_stop)
-    positions = output.positions.tolist()
-    others = [row for row in range(layout.length) if row not in vision]
-    assert [row for row in positions if row not in vision] == others
-    ids = output.vision_ids
-    whole = ids[ids >= 0]
-    assert torch.equal(whole, whole.unique(sorted=True))
-    if len(whole) == len(ids):
-        assert [row for row in positions if row in vision] == (
-            whole + layout.vision_start
-        ).tolist()
-    assert [boundary for boundary, _ in outcome.kept] == sorted(running.schedule.prune)
-    for boundary, kept in outcome.kept:
-        announced = running.schedule.prune[boundary]
-        assert announced is None or announced == len(kept)
-        assert 0 < len(kept) <= layout.vision_tokens
-    for earlier, later in zip(outcome.kept, outcome.kept[1:], strict=False):
-        merged = (earlier[1] < 0).any() or (later[1] < 0).any()
-        assert merged or set(later[1].tolist()) <= set(earlier[1].tolist())
-    if outcome.kept:
-        assert torch.equal(outcome.kept[-1][1], ids)
 
 
 @quick
@@ -157,9 +97,7 @@ def test_fine_keeps_at_least_as_many_as_coarse(layout, change, seed):
 @given(layout=layouts, seed=st.integers(0, 10**6))
 def test_rivals_drop_vision_rows_only_and_meet_their_sizes(name, layout, seed):
     params = PruningParams.from_mapping({'pruner': name})
-    outcome, output, running = run(
-        layout, params, seed, queries=5, pictures=pictures(layout, seed)
-    )
+    outcome, output, running = run(layout, params, seed, queries=5, images=images(layout, seed))
     assert running.schedule.prune, 'the fifth query prunes'
     if name == 'vla_cache':  # rows stay, through the cache
         assert all(left is None for left in running.schedule.prune.values())
@@ -231,7 +169,7 @@ def test_pruners_hold_no_state_between_queries():
     layout = small_layout(2, 8, depth=8, words=3)
     for name in PRUNERS:
         params = PruningParams.from_mapping({'pruner': name})
-        more = {'pictures': pictures(layout)}
+        more = {'images': images(layout)}
         first = run(layout, params, 5, queries=4, **more)[1]
         run(layout, params, 6, queries=3, **more)
         again = run(layout, params, 5, queries=4, **more)[1]
@@ -265,7 +203,7 @@ def test_a_token_once_dropped_can_return_to_v_global():
         params = PruningParams.from_mapping({'prior_fill': fill, 'bucket': 1, 'alpha': 0.2})
         carry = query(decoder, small_input(0, layout), layout, params, Mode.DENSE)[0].carry
         for number in range(3):
-            # The pictures change, so what matters changes too.
+            # The images change, so what matters changes too.
             hidden = small_input(number, layout)
             outcome = query(decoder, hidden, layout, params, Mode.COARSE, carry)[0]
             carry = outcome.carry

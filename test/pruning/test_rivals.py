@@ -6,20 +6,22 @@ import pytest
 import torch
 from small_models import small_layout
 
-from specprune_ros.pruning.baselines import at_boundary, keep_count
-from specprune_ros.pruning.diversity import cosine_distances, max_min
-from specprune_ros.pruning.edges import canny, edge_share
-from specprune_ros.pruning.efficientvla import layer_importance, mixed_choice, skipped_layers
 from specprune_ros.pruning.interface import Mode, QueryContext, RowGroup
 from specprune_ros.pruning.params import ParamError, PruningParams
-from specprune_ros.pruning.rank_prune import ADP, gate
 from specprune_ros.pruning.registry import pruner
-from specprune_ros.pruning.ridge import RidgeScheduler
-from specprune_ros.pruning.sp_vla import threshold
-from specprune_ros.pruning.sparsevlm import SparseVLM, cluster, raters
-from specprune_ros.pruning.team_vla import bipartite_merge, expanded, matched
-from specprune_ros.pruning.vla_cache import proportions
-from specprune_ros.pruning.vla_pruner import smoothed
+from specprune_ros.pruning.rivals.base import at_boundary, keep_count
+from specprune_ros.pruning.rivals.divprune import cosine_distances, max_min
+from specprune_ros.pruning.rivals.efficientvla import (
+    layer_importance,
+    mixed_choice,
+    skipped_layers,
+)
+from specprune_ros.pruning.rivals.rank_prune import ADP, gate
+from specprune_ros.pruning.rivals.sp_vla import RidgeScheduler, canny, edge_share, threshold
+from specprune_ros.pruning.rivals.sparsevlm import SparseVLM, cluster, raters
+from specprune_ros.pruning.rivals.team_vla import bipartite_merge, expanded, matched
+from specprune_ros.pruning.rivals.vla_cache import proportions
+from specprune_ros.pruning.rivals.vla_pruner import smoothed
 
 TINY = small_layout(1, 2, depth=32, words=1, actions=2)  # four patches
 PAIR = small_layout(2, 2, depth=32, words=1, actions=2)  # two cameras of four patches
@@ -197,7 +199,7 @@ def test_vla_cache_is_dense_without_a_past():
     assert not running.schedule.prune and 'no previous query' in running.outcome.notes[0]
     carry = {'attention': torch.ones(4), 'proportion': torch.ones(32)}
     running = begin('vla_cache', carry=carry)
-    assert not running.schedule.prune and 'no previous picture' in running.outcome.notes[0]
+    assert not running.schedule.prune and 'no previous image' in running.outcome.notes[0]
 
 
 def test_efficientvla_layer_importance():
@@ -261,11 +263,11 @@ def test_canny_keeps_weak_edges_only_beside_strong_ones():
 
 
 def test_sp_vla_keeps_contours_and_meaning():
-    picture = torch.zeros(1, 32, 32, 3, dtype=torch.uint8)
-    picture[0, 4:12, 20:28] = 255  # a square inside the upper right patch
-    share = edge_share(picture, (2, 2), 100.0, 200.0)
+    image = torch.zeros(1, 32, 32, 3, dtype=torch.uint8)
+    image[0, 4:12, 20:28] = 255  # a square inside the upper right patch
+    share = edge_share(image, (2, 2), 100.0, 200.0)
     assert share[1] > 0.08 and share[[0, 2, 3]].sum() == 0
-    running = begin('sp_vla', changes={'sp_vla_edges': 0.05}, pictures=picture, speed_xyz=1.0)
+    running = begin('sp_vla', changes={'sp_vla_edges': 0.05}, images=image, speed_xyz=1.0)
     assert running.schedule.prune == {2: None}
     # 0.4 of the best, 0.5: tokens at 0.2 and above are semantic: 0 and 3. Token 1 is spatial.
     running.observe(2, RowGroup.TEXT, torch.tensor([[0.5, 0.1, 0.19, 0.2]]))

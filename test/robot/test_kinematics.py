@@ -5,8 +5,8 @@ from specprune_ros.robot import geometry
 from specprune_ros.robot.geometry import Twist
 from specprune_ros.robot.kinematics import joint_velocities
 from specprune_ros.robot.speed import JointSpeed
-from specprune_ros.sim import rizon4
-from specprune_ros.sim.urdf import urdf
+from specprune_ros.sim.arm import rizon4
+from specprune_ros.sim.arm.urdf import urdf
 
 NAMES = [joint.name for joint in rizon4.JOINTS]
 

@@ -13,8 +13,8 @@ from specprune_ros.robot.speed import (
     TwistSpeed,
     UrdfError,
 )
-from specprune_ros.sim import rizon4
-from specprune_ros.sim.urdf import urdf
+from specprune_ros.sim.arm import rizon4
+from specprune_ros.sim.arm.urdf import urdf
 
 NAMES = [joint.name for joint in rizon4.JOINTS]
 HOME = list(rizon4.HOME)
@@ -260,7 +260,7 @@ def test_action_speed_is_delta_over_step_time():
 def test_speed_agrees_with_the_simulators_own():
     """Issue "On the arm": relative error under 1 % above 2 cm/s against MuJoCo's TCP velocity."""
     pytest.importorskip('mujoco')
-    from specprune_ros.sim.world import World
+    from specprune_ros.sim.arm.world import World
 
     world = World()
     try:

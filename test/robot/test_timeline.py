@@ -195,7 +195,7 @@ def test_steps_executed_since_the_observation_are_left_out():
     assert joined.skipped == pytest.approx(2.0, abs=0.11)
     assert joined.overlap == pytest.approx(2.0, abs=0.2)
     arm.run(2.0)
-    # Four steps before the picture, eight after it: none twice, none lost.
+    # Four steps before the image, eight after it: none twice, none lost.
     assert arm.pose.position[0] == pytest.approx(0.12, abs=0.002)
 
 

@@ -193,7 +193,7 @@ def test_stamps_from_the_future_count_as_no_input():
     assert 'in the future; the clocks disagree' in bench.verdicts[-1][1].detail
 
 
-def test_a_picture_stamped_an_hour_ago_never_moves_the_arm():
+def test_a_image_stamped_an_hour_ago_never_moves_the_arm():
     dog = Watchdog(LIMITS)
     now = 7200 * SECOND
     for i in range(100):

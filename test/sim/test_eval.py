@@ -15,13 +15,20 @@ from specprune_ros.models.load import save_policy_model
 from specprune_ros.models.statistics import Statistics
 from specprune_ros.models.tokens import Prompt
 from specprune_ros.pruning.params import PruningParams
-from specprune_ros.sim.episode import EXECUTED
-from specprune_ros.sim.proportions import compare, wilson
-from specprune_ros.sim.recipe import Recipe, policy_config, tokenizer
-from specprune_ros.sim.results import table_rows
-from specprune_ros.sim.settings import DENSE, TABLES, Setting, random_like, specprune, table
-from specprune_ros.sim.train import ROBOT, summary
-from specprune_ros.sim.trials import Player, Trial, TrialFile, jobs, weights_hash
+from specprune_ros.sim.evaluation.episode import EXECUTED
+from specprune_ros.sim.evaluation.proportions import compare, wilson
+from specprune_ros.sim.evaluation.results import table_rows
+from specprune_ros.sim.evaluation.settings import (
+    DENSE,
+    TABLES,
+    Setting,
+    random_like,
+    specprune,
+    table,
+)
+from specprune_ros.sim.evaluation.trials import Player, Trial, TrialFile, jobs, weights_hash
+from specprune_ros.sim.training.recipe import Recipe, policy_config, tokenizer
+from specprune_ros.sim.training.train import ROBOT, summary
 
 SMALL = Recipe(width=32, depth=8, heads=2, mlp=32, tower_width=24, tower_depth=2, tower_mlp=24)
 PRUNED = specprune('specprune')

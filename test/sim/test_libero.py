@@ -20,12 +20,13 @@ from specprune_ros.models.presets import default_tokenizer
 from specprune_ros.models.statistics import Statistics
 from specprune_ros.policy.build import build_policy
 from specprune_ros.policy.policy import Policy
-from specprune_ros.sim import libero, libero_library
-from specprune_ros.sim.actor import PolicyActor
-from specprune_ros.sim.libero import LiberoTask, axis_angle, command, episodes
-from specprune_ros.sim.libero_library import MissingLibero, check_libero
-from specprune_ros.sim.libero_suites import SUITES, WrongPolicy, check_policy, suite
-from specprune_ros.sim.render_backend import NoRenderer
+from specprune_ros.sim.arm.render_backend import NoRenderer
+from specprune_ros.sim.evaluation.policy_runner import PolicyActor
+from specprune_ros.sim.libero.episodes import LiberoTask, axis_angle, command, episodes
+from specprune_ros.sim.libero.episodes import episodes as libero
+from specprune_ros.sim.libero.episodes import library as libero_library
+from specprune_ros.sim.libero.library import MissingLibero, check_libero
+from specprune_ros.sim.libero.suites import SUITES, WrongPolicy, check_policy, suite
 
 DATA = Path(__file__).parents[2].parent / 'shared' / 'data'
 SPATIAL = SUITES['spatial']
@@ -106,12 +107,12 @@ class OffScreenRenderEnv:
     def close(self):
         self.log.append(('close',))
     def _seen(self):
-        picture = np.full((*self.size, 3), 60, np.uint8)
-        picture[:40, :80] = (250, 0, 0)
+        image = np.full((*self.size, 3), 60, np.uint8)
+        image[:40, :80] = (250, 0, 0)
         half = np.pi / 2 + getattr(self, 'angle', 0.0) / 2
         return {
-            'agentview_image': picture,
-            'robot0_eye_in_hand_image': picture // 2,
+            'agentview_image': image,
+            'robot0_eye_in_hand_image': image // 2,
             'robot0_eef_pos': getattr(self, 'position', np.zeros(3)),
             'robot0_eef_quat': np.array([0.0, np.sin(half), 0.0, np.cos(half)]),
             'robot0_gripper_qpos': np.array([0.04, -0.04]),
@@ -243,11 +244,11 @@ def test_one_episode_is_the_authors_protocol(package):
     assert played.success and played.queries == 2 and simulator.log[-1] == ('close',)
 
     first, second = asked
-    assert first.instruction == 'Pick up bowl 1' and list(first.pictures) == [
+    assert first.instruction == 'Pick up bowl 1' and list(first.images) == [
         *actor.policy.config.cameras
     ]
-    for camera, bright in zip(first.pictures, (250, 125), strict=True):
-        pixels = first.pictures[camera].pixels
+    for camera, bright in zip(first.images, (250, 125), strict=True):
+        pixels = first.images[camera].pixels
         assert pixels.shape == (256, 256, 3)
         assert (pixels[-40:, -80:, 0] == bright).all() and pixels[:, :, 0].sum() == (
             bright * 3200 + (60 if bright == 250 else 30) * (65536 - 3200)
@@ -272,7 +273,7 @@ def test_step_limit_controls_and_open_loop(package):
         assert (played.outcome, played.steps, played.queries) == ('time_out', 9, 3)
         assert made()[0].log[-1][1][6] == -1.0
         assert asked[0].instruction == 'turn on the stove'
-        assert not any(p.pixels.any() for p in asked[0].pictures.values())
+        assert not any(p.pixels.any() for p in asked[0].images.values())
         with pytest.raises(WrongPolicy, match='executed: 9, want 1 to 8'):
             task.play(actor, 0, executed=9)
         with pytest.raises(ValueError, match='trial: 50, libero_spatial task 0 has 0 to 49'):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from specprune_ros.sim import render_backend
+from specprune_ros.sim.arm import render_backend
 
 ROOT = Path(__file__).parents[2]
 
@@ -29,7 +29,7 @@ def run(code, **environment):
 
 def test_a_fresh_process_finds_one_and_leaves_quietly():
     done = run(
-        'import os; from specprune_ros.sim.world import World; w = World(picture_size=(64, 64));'
+        'import os; from specprune_ros.sim.arm.world import World; w = World(image_size=(64, 64));'
         'print(w.render("agent").std() > 5, os.environ["MUJOCO_GL"])'
     )
     assert done.returncode == 0, done.stderr
@@ -40,8 +40,9 @@ def test_a_fresh_process_finds_one_and_leaves_quietly():
 def test_physics_runs_where_nothing_can_render():
     """``MUJOCO_GL=glfw`` needs a display, which a test machine has not: the real failure path."""
     done = run(
-        'from specprune_ros.sim.world import World; from specprune_ros.sim.render_backend import'
-        ' NoRenderer\nw = World(); w.advance(0.1); print(round(w.time, 3))\n'
+        'from specprune_ros.sim.arm.world import World\n'
+        'from specprune_ros.sim.arm.render_backend import NoRenderer\n'
+        'w = World(); w.advance(0.1); print(round(w.time, 3))\n'
         'try:\n    w.render("agent")\nexcept NoRenderer as error:\n    print(error)',
         MUJOCO_GL='glfw',
         DISPLAY='',

@@ -4,11 +4,11 @@ import pytest
 
 from specprune_ros.policy.build import build_policy
 from specprune_ros.pruning.params import PruningParams
-from specprune_ros.sim.actor import PolicyActor
-from specprune_ros.sim.evaluate import REPORT_SEED, run_row
-from specprune_ros.sim.export import SHIPPED, check_shipped
-from specprune_ros.sim.recipe import Recipe, policy_config
-from specprune_ros.sim.world import World
+from specprune_ros.sim.arm.world import World
+from specprune_ros.sim.evaluation.evaluate import REPORT_SEED, run_row
+from specprune_ros.sim.evaluation.policy_runner import PolicyActor
+from specprune_ros.sim.training.export import SHIPPED, check_shipped
+from specprune_ros.sim.training.recipe import Recipe, policy_config
 
 pytestmark = pytest.mark.skipif(
     not (SHIPPED / 'config.json').exists(), reason='no trained weights in this checkout'

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
-from specprune_ros.sim.episode import apply, look, play, play_expert
-from specprune_ros.sim.expert import Expert
-from specprune_ros.sim.layout import Layout, NoRoom, Thing, random_layout
-from specprune_ros.sim.tasks import (
+from specprune_ros.sim.arm.layout import Layout, NoRoom, Thing, random_layout
+from specprune_ros.sim.arm.world import World
+from specprune_ros.sim.evaluation.episode import apply, look, play, play_expert
+from specprune_ros.sim.tasks.expert import Expert
+from specprune_ros.sim.tasks.tasks import (
     FAMILIES,
     Judge,
     Task,
@@ -16,13 +17,12 @@ from specprune_ros.sim.tasks import (
     make_episode,
     wrong_colour,
 )
-from specprune_ros.sim.vocabulary import compounds, sentences, vocabulary
-from specprune_ros.sim.world import World
+from specprune_ros.sim.tasks.vocabulary import compounds, instructions, vocabulary
 
 
 @pytest.fixture(scope='module')
 def world():
-    made = World(picture_size=(64, 64))
+    made = World(image_size=(64, 64))
     yield made
     made.close()
 
@@ -129,7 +129,7 @@ def test_a_collision_ends_the_episode(world):
     assert judge.outcome == 'collision' and world.collision
 
 
-def test_ask_reads_free_sentences(world):
+def test_ask_reads_free_instructions(world):
     world.reset(0, Layout(cubes=(Thing('red', 0.5, -0.1),), plates=(Thing('blue', 0.6, 0.0),)))
     assert ask(world, 'Raise the red cube ') == Task('lift', 'raise the red cube', 0)
     assert ask(world, 'put the red cube on the blue plate').plate == 0
@@ -137,7 +137,7 @@ def test_ask_reads_free_sentences(world):
         ask(world, 'lift the green cube')
 
 
-def test_a_scene_for_sentences_holds_what_they_name(world):
+def test_a_scene_for_instructions_holds_what_they_name(world):
     asked = ['lift the green cube', 'put the red cube on the purple plate', 'hop']
     for seed in range(5):
         layout = layout_for(asked, seed)
@@ -150,19 +150,19 @@ def test_a_scene_for_sentences_holds_what_they_name(world):
         layout_for([f'put the red cube on the {c} plate' for c in ('red', 'blue', 'green')])
 
 
-def test_every_sentence_is_covered_by_the_vocabulary():
+def test_every_instruction_is_covered_by_the_vocabulary():
     words = set(vocabulary())
-    assert all(word in words for sentence in sentences() for word in sentence.split())
+    assert all(word in words for instruction in instructions() for word in instruction.split())
     assert len(compounds()) == 12
-    assert len(list(sentences())) == 3 * 6 + 3 * 6 + 3 * 36
+    assert len(list(instructions())) == 3 * 6 + 3 * 6 + 3 * 36
 
 
 def test_look_has_what_a_policy_needs(world):
     world.reset(1)
     seen = look(world, 'lift the red cube')
-    assert set(seen.pictures) == {'agent', 'wrist'} and seen.proprio.shape == (8,)
+    assert set(seen.images) == {'agent', 'wrist'} and seen.proprio.shape == (8,)
     assert np.allclose(seen.proprio[3:6], (0, np.pi / 2, 0), atol=0.2)  # tool down, no jump near
-    assert all(not p.any() for p in look(world, 'x', blind=True).pictures.values())
+    assert all(not p.any() for p in look(world, 'x', blind=True).images.values())
 
 
 def test_bad_input_names_the_field(world):

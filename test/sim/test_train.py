@@ -9,17 +9,17 @@ import pytest
 import torch
 
 from specprune_ros.cli.train import change
-from specprune_ros.models.oft import OpenVLAOFT
+from specprune_ros.models.families.oft import OpenVLAOFT
 from specprune_ros.policy.build import build_policy
 from specprune_ros.pruning.params import PruningParams
-from specprune_ros.sim import dataset
-from specprune_ros.sim.actor import PolicyActor
-from specprune_ros.sim.evaluate import run_row
-from specprune_ros.sim.export import check_shipped, export
-from specprune_ros.sim.recipe import Recipe, policy_config, tokenizer
-from specprune_ros.sim.train import Frames, Trainer, TrainError, fit
-from specprune_ros.sim.vocabulary import sentences
-from specprune_ros.sim.world import World
+from specprune_ros.sim.arm.world import World
+from specprune_ros.sim.evaluation.evaluate import run_row
+from specprune_ros.sim.evaluation.policy_runner import PolicyActor
+from specprune_ros.sim.tasks.vocabulary import instructions
+from specprune_ros.sim.training import dataset
+from specprune_ros.sim.training.export import check_shipped, export
+from specprune_ros.sim.training.recipe import Recipe, policy_config, tokenizer
+from specprune_ros.sim.training.train import Frames, Trainer, TrainError, fit
 
 SMALL = Recipe(
     width=32, depth=8, heads=2, mlp=32, tower_width=24, tower_depth=2, tower_mlp=24,
@@ -72,9 +72,9 @@ def test_recording_is_fixed_by_the_shard_number(folder, shards, tmp_path):
 
 def test_frames_hold_what_the_policy_sees(shards, frames):
     shard = shards[0]
-    picture = shard.pictures(0, 2, 128)
-    assert picture.shape == (2, 128, 128, 3) and picture.std() > 10
-    assert set(map(str, shard.words)) <= set(sentences())
+    image = shard.images(0, 2, 128)
+    assert image.shape == (2, 128, 128, 3) and image.std() > 10
+    assert set(map(str, shard.words)) <= set(instructions())
     assert np.isfinite(shard.actions).all() and np.abs(shard.actions[..., :3]).max() < 0.021
     assert shard.valid[:, 0].all()  # the expert's own next action is always right
     assert 0.5 < shard.valid.mean() < 1.0 and 0.2 < shard.far.mean() < 0.9

@@ -1,13 +1,13 @@
-"""The arm's world: commands, state, pictures, and that its URDF tells the same story."""
+"""The arm's world: commands, state, images, and that its URDF tells the same story."""
 
 import numpy as np
 import pinocchio as pin
 import pytest
 
-from specprune_ros.sim.layout import Layout, Thing
-from specprune_ros.sim.render_backend import NoRenderer
-from specprune_ros.sim.urdf import TCP_FRAME, urdf
-from specprune_ros.sim.world import START_POSITION, World
+from specprune_ros.sim.arm.layout import Layout, Thing
+from specprune_ros.sim.arm.render_backend import NoRenderer
+from specprune_ros.sim.arm.urdf import TCP_FRAME, urdf
+from specprune_ros.sim.arm.world import START_POSITION, World
 
 NOMINAL = Layout(cubes=(Thing('red', 0.5, -0.2, 0.3), Thing('blue', 0.65, 0.0)))
 
@@ -112,7 +112,7 @@ def test_urdf_velocity_is_the_derivative_of_position(world, arm):
     assert np.allclose((world.tcp_pose()[0] - before) / 0.008, linear, atol=5e-4)
 
 
-def test_same_seed_and_commands_give_the_same_states_and_pictures(world):
+def test_same_seed_and_commands_give_the_same_states_and_images(world):
     def play():
         world.reset(seed=11)
         world.command_twist((0.05, 0.1, -0.2), (0, 0, 1))
@@ -135,15 +135,15 @@ def test_no_time_is_lost_over_many_calls(world):
 
 
 @pytest.mark.parametrize('camera', ['agent', 'wrist'])
-def test_pictures_show_the_scene(world, camera):
+def test_images_show_the_scene(world, camera):
     world.reset(layout=NOMINAL)
-    picture = world.render(camera)
-    assert picture.shape == (224, 224, 3) and picture.dtype == np.uint8
-    red = (picture[..., 0] > 110) & (picture[..., 1:].max(-1) < 60)
+    image = world.render(camera)
+    assert image.shape == (224, 224, 3) and image.dtype == np.uint8
+    red = (image[..., 0] > 110) & (image[..., 1:].max(-1) < 60)
     assert red.sum() > 40  # the red cube is in view
     world.reset(layout=Layout(cubes=(Thing('blue', 0.5, -0.2),)))
-    picture = world.render(camera)
-    assert ((picture[..., 0] > 110) & (picture[..., 1:].max(-1) < 60)).sum() == 0
+    image = world.render(camera)
+    assert ((image[..., 0] > 110) & (image[..., 1:].max(-1) < 60)).sum() == 0
 
 
 def test_pressing_on_the_table_is_a_collision(world):
@@ -179,7 +179,7 @@ def test_limits_hold_under_absurd_commands(world):
         (lambda w: w.command_gripper(1.5), 'opening'),
         (lambda w: w.advance(-1), 'seconds'),
         (lambda w: w.render('nose'), 'camera'),
-        (lambda w: World(picture_size=(4, 4)), 'picture_size'),
+        (lambda w: World(image_size=(4, 4)), 'image_size'),
         (lambda w: World(cameras=('agent', 'nose')), 'cameras'),
     ],
 )
@@ -198,7 +198,7 @@ def test_a_refused_command_changes_nothing(world):
 
 
 def test_no_renderer_is_said_only_when_rendering(monkeypatch):
-    from specprune_ros.sim import world as module
+    from specprune_ros.sim.arm import world as module
 
     monkeypatch.setattr(module, '_NO_RENDERER', NoRenderer('nothing here'))
     blind = World()
@@ -211,6 +211,6 @@ def test_no_renderer_is_said_only_when_rendering(monkeypatch):
 def test_projection_falls_on_the_cube(world, camera):
     world.reset(layout=Layout(cubes=(Thing('blue', 0.5, -0.2, 0.4),)))
     right, down = world.project(camera, world.thing_pose('cube0')[0])
-    picture = world.render(camera)
-    pixel = picture[int(down * 224), int(right * 224)].astype(int)
+    image = world.render(camera)
+    pixel = image[int(down * 224), int(right * 224)].astype(int)
     assert pixel[2] > 1.5 * pixel[0] and pixel[2] > 1.5 * pixel[1]

@@ -58,7 +58,7 @@ def inspect(report: Report, config: Mapping[str, Any], overrides: Mapping[str, A
         report.fact(name, overrides.get(name, value), 'config.json')
     cameras = overrides.get('cameras', DB_OFT_7B.cameras)
     report.fact(
-        'cameras', cameras, 'given' if 'cameras' in overrides else 'one picture: no file says it'
+        'cameras', cameras, 'given' if 'cameras' in overrides else 'one image: no file says it'
     )
     policy = PolicyConfig(
         **{

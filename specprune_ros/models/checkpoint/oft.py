@@ -161,7 +161,7 @@ def _towers(
             'this order'
         )
     means, stds, source = normalisation(report.path)
-    report.fact('picture statistics', means, source)
+    report.fact('image statistics', means, source)
     if film is not None:
         shapes = {f'vision_backbone.{n}': info.shape for n, info in film.tensors.items()}
     towers = []

@@ -1,4 +1,4 @@
-"""What no OpenVLA-OFT file says: pictures, chunk length, scales and control of each robot.
+"""What no OpenVLA-OFT file says: images, chunk length, scales and control of each robot.
 
 The authors choose these from the command line; sources are the constants of their code.
 """

@@ -6,18 +6,20 @@ import gc
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from specprune_ros.models import fused
-from specprune_ros.policy.engine.held import Held
-from specprune_ros.policy.engine.marks import CudaMarks
+from specprune_ros.models.accel import fused
+from specprune_ros.policy.forward_step import CudaMarks
 
 _ONE = threading.Lock()  # captures of a process take turns
 
 
-class CudaRecorder:
+class CudaGraphCapturer:
     """Captures runs as graphs that share one pool of memory.
 
     Graphs of one recorder must be replayed one after the other, and what they leave must be
@@ -52,7 +54,7 @@ class CudaRecorder:
             self._warming.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(self._warming):
                 warm()  # fills caches, compiles, chooses kernels
-                held = Held()
+                held = ExternalTensorTracker()
                 with held:
                     warm()
                 warm()
@@ -66,7 +68,7 @@ class CudaRecorder:
         """
         graph = torch.cuda.CUDAGraph()
         collecting = gc.isenabled()
-        with fused.ALONE, torch.cuda.stream(self._capturing):
+        with fused.COMPILE_LOCK, torch.cuda.stream(self._capturing):
             gc.disable()
             try:
                 graph.capture_begin(pool=self._pool, capture_error_mode='thread_local')
@@ -105,7 +107,7 @@ class CudaRecorder:
             self._warming.synchronize()
 
     def marks(self) -> CudaMarks:
-        """Marks that every replay sets anew."""
+        """StageTimer that every replay sets anew."""
         return CudaMarks(external=True)
 
     def staging(self, like: Tensor) -> Tensor:
@@ -113,16 +115,50 @@ class CudaRecorder:
         return torch.empty(like.shape, dtype=like.dtype, pin_memory=True)
 
 
-def recorder_on(device: torch.device) -> CudaRecorder | None:
+def recorder_on(device: torch.device) -> CudaGraphCapturer | None:
     """What captures on a device, ``None`` on one without graphs. Raises ``RuntimeError``."""
-    return CudaRecorder(device) if device.type == 'cuda' else None
+    return CudaGraphCapturer(device) if device.type == 'cuda' else None
 
 
 class _Replay:
     """A captured graph and the tensors it reads."""
 
-    def __init__(self, graph: torch.cuda.CUDAGraph, held: Held) -> None:
+    def __init__(self, graph: torch.cuda.CUDAGraph, held: ExternalTensorTracker) -> None:
         self._graph, self._held = graph, held
 
     def __call__(self) -> None:
         self._graph.replay()
+
+
+class ExternalTensorTracker(TorchDispatchMode):
+    """Collects them while a run happens under it: weights, and constants that caches keep.
+
+    A graph knows addresses only. A constant that a cache lets go of would leave it reading what
+    lies there afterwards, without a word; whoever keeps this object keeps them. The caches must be
+    full: what a run makes first counts as its own.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tensors: dict[int, Tensor] = {}
+        self._made: set[int] = set()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        """Note what goes in from outside and what comes out."""
+        kwargs = kwargs or {}
+        for value in tree_leaves((args, kwargs)):
+            if isinstance(value, Tensor):
+                place = _storage(value)
+                if place not in self._made:
+                    self.tensors.setdefault(place, value)
+        result = func(*args, **kwargs)
+        for value in tree_leaves(result):
+            if isinstance(value, Tensor) and _storage(value) not in self.tensors:
+                self._made.add(_storage(value))
+        return result
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata

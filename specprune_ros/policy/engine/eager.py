@@ -6,9 +6,16 @@ from collections.abc import Callable
 
 from specprune_ros.models.load import LoadedModel
 from specprune_ros.models.tokens import Prompt
-from specprune_ros.policy.engine.answer import Decode, Reply, answer, plain_decode, read
-from specprune_ros.policy.engine.marks import marks_on
-from specprune_ros.policy.engine.question import Form, Question
+from specprune_ros.policy.forward_step import (
+    Decode,
+    GraphKey,
+    StepInputs,
+    StepOutputs,
+    answer,
+    marks_on,
+    plain_decode,
+    read,
+)
 from specprune_ros.pruning.params import PruningParams
 
 
@@ -22,7 +29,7 @@ class Eager:
         self.loaded, self.decode = loaded, decode
         self.device = next(loaded.model.parameters()).device
 
-    def ask(self, form: Form, question: Question) -> Reply:
+    def ask(self, form: GraphKey, question: StepInputs) -> StepOutputs:
         """Run one query and wait for its numbers."""
         marks = marks_on(self.device)
         given = answer(self.loaded, form, question.on(self.device), marks, self.decode)

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from specprune_ros.models import fused
+from specprune_ros.models.accel import fused
 from specprune_ros.policy.engine import capture
-from specprune_ros.policy.engine.held import Held
+from specprune_ros.policy.engine.capture import ExternalTensorTracker
 
 
 def test_what_a_run_reads_from_outside_is_held_and_nothing_it_made():
     weight, constant, given = torch.ones(3, 3), torch.ones(3), torch.ones(2, 3)
-    with Held() as held:
+    with ExternalTensorTracker() as held:
         made = given @ weight[:, 1:]
         made = made + constant[:2]
         made.mul_(2).view(-1)[0].add_(1)
@@ -90,7 +90,7 @@ def calls(monkeypatch):
 
 def test_a_capture_warms_up_elsewhere_and_replays_where_it_is_asked(calls):
     made, now, graph = calls
-    recorder = capture.CudaRecorder('cuda:0')
+    recorder = capture.CudaGraphCapturer('cuda:0')
     replay = recorder.record(
         lambda: made.append(f'run in {now[0]}'), lambda: made.append(f'warm in {now[0]}')
     )
@@ -111,7 +111,7 @@ def test_a_capture_warms_up_elsewhere_and_replays_where_it_is_asked(calls):
 def test_a_run_that_fails_ends_its_capture_and_keeps_its_own_reason(calls):
     made, now, graph = calls
     graph.capture_end.side_effect = RuntimeError('capture was invalidated')
-    recorder = capture.CudaRecorder('cuda:0')
+    recorder = capture.CudaGraphCapturer('cuda:0')
 
     def run():
         raise RuntimeError('operation not permitted when stream is capturing')
@@ -132,19 +132,21 @@ def test_nothing_compiles_and_no_garbage_is_collected_while_a_capture_runs(calls
     free = []
 
     def run():
-        asking = threading.Thread(target=lambda: free.append(fused.ALONE.acquire(blocking=False)))
+        asking = threading.Thread(
+            target=lambda: free.append(fused.COMPILE_LOCK.acquire(blocking=False))
+        )
         asking.start()
         asking.join()
         free.append(gc.isenabled())
 
-    capture.CudaRecorder('cuda:0').record(run, lambda: None)
+    capture.CudaGraphCapturer('cuda:0').record(run, lambda: None)
     assert free == [False, False]
     assert gc.isenabled()
 
 
 @pytest.mark.gpu
 def test_a_captured_run_follows_its_buffers():
-    recorder = capture.CudaRecorder('cuda')
+    recorder = capture.CudaGraphCapturer('cuda')
     weight = torch.randn(64, 64, device='cuda')
     given, left = torch.randn(8, 64, device='cuda'), torch.zeros(8, 64, device='cuda')
     replay = recorder.record(lambda: left.copy_((given @ weight).relu()))
@@ -161,13 +163,15 @@ def test_replays_on_a_gpu_answer_like_eager_queries(name):
     from test_graphs import look
 
     from specprune_ros.models.load import random_policy_model
-    from specprune_ros.policy.engine.graphs import Graphs
+    from specprune_ros.policy.engine.cuda_graph import CudaGraphEngine
     from specprune_ros.policy.policy import Policy
     from specprune_ros.pruning.params import PruningParams
 
     loaded = random_policy_model('tiny', device='cuda', dtype=torch.float32)
     params = PruningParams().replace(pruner=name)
-    policy = Policy(loaded, params, engine=Graphs(loaded, capture.CudaRecorder('cuda')))
+    policy = Policy(
+        loaded, params, engine=CudaGraphEngine(loaded, capture.CudaGraphCapturer('cuda'))
+    )
     plain = Policy(loaded, params)
     policy.warm_up('lift the red cube')
     try:
@@ -186,11 +190,11 @@ def test_a_replay_reads_nothing_but_its_numbers_at_the_end():
     from test_graphs import look
 
     from specprune_ros.models.load import random_policy_model
-    from specprune_ros.policy.engine.graphs import Graphs
+    from specprune_ros.policy.engine.cuda_graph import CudaGraphEngine
     from specprune_ros.policy.policy import Policy
 
     loaded = random_policy_model('tiny', device='cuda', dtype=torch.bfloat16)
-    engine = Graphs(loaded, capture.CudaRecorder('cuda'))
+    engine = CudaGraphEngine(loaded, capture.CudaGraphCapturer('cuda'))
     policy = Policy(loaded, engine=engine)
     policy.warm_up('lift the red cube')
     asked = []

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from tape import TapeRecorder
 
+from specprune_ros.bench.ceilings import Ceilings
+from specprune_ros.bench.race import contestants, race
+from specprune_ros.bench.table import table
 from specprune_ros.models.load import random_policy_model
 from specprune_ros.models.presets import BENCH_INSTRUCTION
-from specprune_ros.policy.bench.ceilings import Ceilings
-from specprune_ros.policy.bench.race import contestants, race
-from specprune_ros.policy.bench.scene import observations
-from specprune_ros.policy.bench.table import table
+from specprune_ros.policy.synthetic import observations
 
 
 def test_graphs_race_beside_the_eager_ones_and_are_measured_against_the_dense_graph():

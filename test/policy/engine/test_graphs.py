@@ -10,9 +10,9 @@ import torch
 from tape import TapeRecorder
 
 from specprune_ros.models.load import random_policy_model
-from specprune_ros.policy.engine.graphs import Graphs
-from specprune_ros.policy.engine.question import BEFORE_THE_PASS
-from specprune_ros.policy.observation import Observation, Picture
+from specprune_ros.policy.engine.cuda_graph import CudaGraphEngine
+from specprune_ros.policy.forward_step import BEFORE_THE_PASS
+from specprune_ros.policy.observation import CameraImage, Observation
 from specprune_ros.policy.policy import Policy
 from specprune_ros.pruning.controller import SpeedSample
 from specprune_ros.pruning.interface import Mode
@@ -47,19 +47,21 @@ def made():
 
 
 def graphed(loaded, made, params=None, recorder=None, **options):
-    engine = Graphs(loaded, recorder or TapeRecorder(), **options)
+    engine = CudaGraphEngine(loaded, recorder or TapeRecorder(), **options)
     made.append(engine)
     return Policy(loaded, params, engine=engine), engine
 
 
 def look(step, instruction='lift the red cube', speed=FAST):
     rng = np.random.default_rng(step)
-    pictures = {
-        camera: Picture(rng.integers(0, 255, (224, 224, 3), dtype=np.uint8), 10**12 + step * STEP)
+    images = {
+        camera: CameraImage(
+            rng.integers(0, 255, (224, 224, 3), dtype=np.uint8), 10**12 + step * STEP
+        )
         for camera in ('agent', 'wrist')
     }
     position = np.array([0.5 + 0.001 * step**2, 0.0, 0.2])
-    return Observation(pictures, instruction, rng.normal(size=8), speed, position)
+    return Observation(images, instruction, rng.normal(size=8), speed, position)
 
 
 def settled(engine, timeout=60.0):
@@ -95,12 +97,12 @@ def test_replays_answer_like_eager_queries(loaded, made, name):
     before = recorder.replayed
     for observation in asked:
         same(policy.act(observation), plain.act(observation))
-    # The sentence's layout was rehearsed, so all of them were replays.
+    # The instruction's layout was rehearsed, so all of them were replays.
     assert recorder.replayed - before == len(asked)
     assert engine.trouble == ''
 
 
-def test_a_sentence_of_another_length_is_answered_at_once_and_captured_meanwhile(loaded, made):
+def test_a_instruction_of_another_length_is_answered_at_once_and_captured_meanwhile(loaded, made):
     recorder = TapeRecorder()
     policy, engine = graphed(loaded, made, recorder=recorder)
     plain = Policy(loaded)
@@ -357,7 +359,7 @@ def test_actions_that_are_not_finite_do_not_leave_a_replay_either(loaded, made):
 
 
 def test_closing_ends_the_thread(loaded):
-    engine = Graphs(loaded, TapeRecorder())
+    engine = CudaGraphEngine(loaded, TapeRecorder())
     policy = Policy(loaded, engine=engine)
     policy.act(look(0))
     policy.close()

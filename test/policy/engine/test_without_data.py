@@ -13,9 +13,7 @@ from specprune_ros.models.preprocess import Preprocessor
 from specprune_ros.models.presets import COGACT_7B, DB_OFT_7B, OPENVLA_OFT_7B, default_tokenizer
 from specprune_ros.models.statistics import Statistics
 from specprune_ros.models.tokens import PromptTokenizer
-from specprune_ros.policy.engine.answer import answer
-from specprune_ros.policy.engine.marks import HostMarks
-from specprune_ros.policy.engine.question import Question
+from specprune_ros.policy.forward_step import HostMarks, StepInputs, answer
 from specprune_ros.pruning.interface import Mode
 from specprune_ros.pruning.params import PruningParams
 
@@ -60,8 +58,8 @@ def question(loaded, prompt):
     side = config.image_size
     shape = (len(config.cameras), side, side, 3)
     moves = torch.empty(config.chunk, config.action_dim, device=META)
-    return Question(
-        pictures=torch.empty(shape, dtype=torch.uint8, device=META),
+    return StepInputs(
+        images=torch.empty(shape, dtype=torch.uint8, device=META),
         prompt=prompt,
         ids=torch.empty(1, len(prompt.ids), dtype=torch.int64, device=META),
         proprio=torch.empty(config.proprio_dim, device=META) if config.proprio_dim else None,
@@ -94,7 +92,7 @@ def test_a_query_reads_no_value_and_stays_on_its_device(family, pruner, layers):
         assert not elsewhere.found
         assert all(tensor.is_meta for tensor in given.tensors().values())
         assert given.packed.dtype is torch.float32
-        asked = replace(asked, carry=given.carry, then=asked.pictures)
+        asked = replace(asked, carry=given.carry, then=asked.images)
     pruned = given.told.mean < layout.vision_tokens
     assert pruned == (pruner != 'dense')
 

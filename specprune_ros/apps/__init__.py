@@ -1,0 +1,1 @@
+"""Tools that start or watch nodes: demo, replay, recordings."""

@@ -1,0 +1,153 @@
+"""Reading and writing rosbag2 recordings with ``rosbags``, with this package's messages
+registered.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from PIL import Image as PillowImage
+from rclpy.serialization import deserialize_message, serialize_message
+from rosbags.highlevel import AnyReader, AnyReaderError
+from rosbags.rosbag2 import StoragePlugin, Writer
+from rosbags.typesys import Stores, get_types_from_msg, get_typestore
+from rosbags.typesys.store import Typestore
+from sensor_msgs.msg import CompressedImage, Image
+
+from specprune_ros.nodes.common.images import to_rgb
+from specprune_ros.nodes.common.remapping import share
+
+JPEG_QUALITY = 85
+
+
+class BagError(ValueError):
+    """A recording that cannot be read; the message names the file and the reason."""
+
+
+def type_name(kind: type) -> str:
+    """The name of a message class, such as ``sensor_msgs/msg/Image``."""
+    package = kind.__module__.split('.')[0]
+    return f'{package}/msg/{kind.__name__}'
+
+
+def typestore() -> Typestore:
+    """Message definitions of ROS 2 and of this package."""
+    store = get_typestore(Stores.ROS2_JAZZY)
+    for path in sorted((share() / 'msg').glob('*.msg')):
+        name = f'specprune_ros/msg/{path.stem}'
+        store.register(get_types_from_msg(path.read_text(), name))
+    return store
+
+
+class BagWriter:
+    """Writes rclpy messages to an MCAP recording. Use as a context manager."""
+
+    def __init__(self, path: Path) -> None:
+        self._store = typestore()
+        self._writer = Writer(path, version=9, storage_plugin=StoragePlugin.MCAP)
+        self._connections: dict[str, Any] = {}
+
+    def __enter__(self) -> BagWriter:
+        self._writer.open()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._writer.close()
+
+    def write(self, topic: str, message: Any, stamp_ns: int) -> None:
+        """Append a message received at ``stamp_ns``."""
+        if topic not in self._connections:
+            self._connections[topic] = self._writer.add_connection(
+                topic, type_name(type(message)), typestore=self._store
+            )
+        self._writer.write(self._connections[topic], stamp_ns, serialize_message(message))
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """One message of a recording."""
+
+    topic: str
+    stamp_ns: int
+    message: Any
+
+
+class BagReader:
+    """Reads messages of known classes from an MCAP or sqlite3 recording. Use as a context manager.
+
+    Raises :class:`BagError` for a path that is no recording.
+    """
+
+    def __init__(self, path: Path) -> None:
+        if not path.exists():
+            raise BagError(f'{path}: no such file or folder')
+        # A recording is a folder with metadata.yaml; its data file alone names the same recording.
+        folder = path if path.is_dir() else path.parent
+        try:
+            self._reader = AnyReader([folder], default_typestore=typestore())
+            self._reader.open()
+        except (AnyReaderError, OSError, ValueError, KeyError) as error:
+            raise BagError(
+                f'{folder}: not a rosbag2 recording (a folder with metadata.yaml and MCAP or '
+                f'sqlite3 data): {error}'
+            ) from error
+        self.path = folder
+
+    def __enter__(self) -> BagReader:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._reader.close()
+
+    @property
+    def duration(self) -> float:
+        """Seconds from the first to the last message."""
+        return self._reader.duration / 1e9
+
+    def topics(self) -> dict[str, str]:
+        """Type name by topic."""
+        return {connection.topic: connection.msgtype for connection in self._reader.connections}
+
+    def messages(self, classes: dict[str, type]) -> Iterator[Recorded]:
+        """Messages of the topics in ``classes`` (topic to message class), in time order."""
+        chosen = [c for c in self._reader.connections if c.topic in classes]
+        for connection, stamp, data in self._reader.messages(connections=chosen):
+            try:
+                message = deserialize_message(bytes(data), classes[connection.topic])
+            except Exception as error:  # the middleware's own errors have no common type
+                raise BagError(
+                    f'{self.path}: a message on {connection.topic} at {stamp} ns does not decode '
+                    f'as {connection.msgtype}: {error}'
+                ) from error
+            yield Recorded(connection.topic, stamp, message)
+
+
+def jpeg(message: Image) -> CompressedImage:
+    """The same image as a JPEG, for recordings that stay small."""
+    return jpeg_of(to_rgb(message), message.header)
+
+
+def jpeg_of(pixels: np.ndarray, header: Any) -> CompressedImage:
+    """A JPEG message from uint8 ``[height, width, 3]``."""
+    buffer = io.BytesIO()
+    PillowImage.fromarray(pixels).save(buffer, format='JPEG', quality=JPEG_QUALITY)
+    message = CompressedImage(format='jpeg')
+    message.header = header
+    message.data = buffer.getvalue()
+    return message

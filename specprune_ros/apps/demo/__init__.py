@@ -1,0 +1,1 @@
+"""The demo: simulated arm, policy and executor over DDS, watched and recorded."""

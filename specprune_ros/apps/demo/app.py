@@ -1,0 +1,303 @@
+"""The demo: simulated arm, policy and executor as processes over DDS, watched and recorded."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import rclpy
+from geometry_msgs.msg import PoseStamped, TwistStamped
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.signals import SignalHandlerOptions
+from rich.console import Console
+from rich.live import Live
+from sensor_msgs.msg import Image, JointState
+from std_msgs.msg import String
+
+from specprune_ros.apps.bag import BagWriter, jpeg
+from specprune_ros.apps.demo import report as demo_report
+from specprune_ros.apps.demo.demo_sequence import Director
+from specprune_ros.apps.monitor import Monitor
+from specprune_ros.apps.processes import NodeDied, NodeProcess, end_on_signals, stop_all
+from specprune_ros.msg import ActionChunk, PruneStats
+from specprune_ros.nodes.common.qos import every, latched, newest
+from specprune_ros.nodes.common.remapping import (
+    policy_parameters,
+    policy_remappings,
+    profile_path,
+    ros_arguments,
+)
+from specprune_ros.nodes.common.time import stamp_ns
+from specprune_ros.robot.profile import Profile, load
+from specprune_ros.sim.arm.render_backend import prepare
+
+POLICY, ARM, EXECUTOR = 'specprune_node', 'sim_arm', 'chunk_executor'
+LEAST = 3.0  # s; fewer chunks than one in this time is no success
+RECORD_RATE = 10.0  # images a second in the recording
+STATUS_RATE = 4.0  # Hz
+REPORT_PERIOD = 10.0  # s between lines where the output is no terminal
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """What ``specprune demo`` was asked for; see its help.
+
+    ``checkpoint`` is a folder; empty takes the weights that come with the package, or random ones
+    with ``random`` and where none came.
+    """
+
+    seconds: float
+    out: Path
+    json: Path
+    checkpoint: str
+    random: bool
+    seed: int
+    instructions: tuple[str, ...]
+    query_rate: float
+    query_when: str
+
+
+def bundled_recording() -> Path:
+    """The small recording shipped with the package."""
+    return Path(__file__).parents[1] / 'sim' / 'recording'
+
+
+def bundled_weights() -> str:
+    """Folder of the policy trained for the simulated arm; empty where none was shipped."""
+    folder = Path(__file__).parents[1] / 'sim' / 'weights'
+    return str(folder) if folder.is_dir() and any(folder.iterdir()) else ''
+
+
+def weights_folder(options: DemoOptions) -> str:
+    """Folder of the checkpoint to run, empty for random weights.
+
+    Raises ``RuntimeError`` naming the file where the shipped weights are not whole.
+    """
+    if options.checkpoint or options.random or not bundled_weights():
+        return options.checkpoint
+    from specprune_ros.sim.training.export import check_shipped
+
+    folder = bundled_weights()
+    check_shipped(Path(folder))
+    return folder
+
+
+class Recorder:
+    """Subscribes to what a replay needs and writes a bag, images as JPEG at a lower rate."""
+
+    def __init__(self, node: Monitor, profile: Profile, path: Path) -> None:
+        self._bag = BagWriter(path)
+        self._bag.__enter__()
+        self._node = node
+        self._due: dict[str, int] = {}
+        seen = profile.observation
+        for number, camera in enumerate(seen.cameras.values()):
+            # The first camera shows the scene.
+            store = self._image(camera.topic, node.see if number == 0 else None)
+            node.create_subscription(Image, camera.topic, store, newest())
+        for kind, topic in (
+            (JointState, seen.joint_states),
+            (PoseStamped, seen.ee_pose),
+            (TwistStamped, profile.command.topic),
+            (ActionChunk, f'/{POLICY}/action_chunk'),
+            (PruneStats, f'/{POLICY}/prune_stats'),
+        ):
+            node.create_subscription(kind, topic, self._message(topic), every())
+        for topic in (seen.robot_description, f'/{POLICY}/instruction'):
+            node.create_subscription(String, topic, self._message(topic), latched())
+
+    def say(self, instruction: str) -> None:
+        """Record an instruction that goes to the policy as a parameter and not over the topic."""
+        self._bag.write(f'/{POLICY}/instruction', String(data=instruction), self._now())
+
+    def close(self) -> None:
+        """Finish the recording."""
+        self._bag.__exit__(None, None, None)
+
+    def _now(self) -> int:
+        return self._node.get_clock().now().nanoseconds
+
+    def _image(self, topic: str, see: Callable[[Image], None] | None) -> Any:
+        def store(message: Image) -> None:
+            if see is not None:
+                see(message)
+            stamp = stamp_ns(message)
+            if stamp < self._due.get(topic, 0):
+                return
+            # By stamp, so that the cameras of one moment are kept or left together.
+            self._due[topic] = stamp + round(0.9e9 / RECORD_RATE)
+            self._bag.write(f'{topic}/compressed', jpeg(message), self._now())
+
+        return store
+
+    def _message(self, topic: str) -> Any:
+        return lambda message: self._bag.write(topic, message, self._now())
+
+
+def run_demo(options: DemoOptions) -> int:
+    """Run the demo. Returns the exit status: 0 if chunks came and every node lived."""
+    console = Console()
+    try:
+        weights = weights_folder(options)
+    except RuntimeError as error:
+        console.print(f'[red]The weights cannot be used: {error}[/]', highlight=False)
+        return 1
+    options.out.mkdir(parents=True, exist_ok=True)
+    profile = load(profile_path('sim_arm'))
+    missing = prepare()
+    if missing:
+        console.print(
+            f'[yellow]{missing}[/]\nThe cameras are played from the recording that comes with the '
+            'package instead; the arm is simulated without images, so no instruction can succeed.'
+        )
+    rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
+    monitor = Monitor(POLICY, tuple(profile.observation.cameras), arm=ARM)
+    executor = SingleThreadedExecutor()
+    executor.add_node(monitor)
+    recorder: Recorder | None = None
+    director: Director | None = None
+    processes: list[NodeProcess] = []
+    end_on_signals()
+    ok = False
+    statuses: dict[str, int] = {}
+    try:
+        recorder = Recorder(monitor, profile, _fresh_folder(options.out / 'bag'))
+        recorder.say(options.instructions[0])
+        for process in _processes(options, weights, profile, renders=not missing):
+            processes.append(process)
+        console.print('starting ' + ', '.join(p.name for p in processes))
+        console.print('say something else meanwhile:')
+        console.print(f'  {demo_report.invitation()}', highlight=False, soft_wrap=True)
+        with Live(console=console, auto_refresh=False, transient=True) as live:
+            display = _Display(options, monitor, console, live)
+            director = Director(
+                monitor,
+                executor,
+                processes,
+                (f'/{POLICY}', f'/{ARM}', f'/{EXECUTOR}'),
+                display.show,
+                lambda text: console.print(text, highlight=False, markup=False),
+            )
+            display.attempts = director.attempts
+            director.run(options.instructions, options.seconds)
+        ok = monitor.tally.chunks >= options.seconds / LEAST
+    except NodeDied as error:
+        console.print(f'[red]{error}[/]', highlight=False)
+    except KeyboardInterrupt:
+        console.print('stopping')
+        ok = monitor.tally.chunks > 0
+    finally:
+        # The executor first: it stops the arm while arm and policy still listen.
+        statuses = stop_all(list(reversed(processes)))
+        if recorder is not None:
+            recorder.close()
+        executor.remove_node(monitor)
+        monitor.destroy_node()
+        rclpy.try_shutdown()
+    bad = {name: status for name, status in statuses.items() if status != 0}
+    for name, status in bad.items():
+        console.print(f'[red]{name} ended with status {status}[/] (see {options.out}/log)')
+    memory = director.memory if director else {}
+    demo_report.report(
+        {
+            'weights': weights or f'random, seed {options.seed}',
+            'cameras': 'played from the bundled recording' if missing else 'rendered',
+            'seconds': options.seconds,
+            'exit_status': statuses,
+            'memory': {name: demo_report.memory_growth(v) for name, v in memory.items()},
+        },
+        monitor,
+        director.attempts if director else [],
+        director.not_reached if director else [],
+        options.out,
+        options.json,
+        console,
+    )
+    if not weights:
+        console.print(demo_report.RANDOM_WEIGHTS)
+    if not ok:
+        console.print(f'[red]only {monitor.tally.chunks} chunk(s) in {options.seconds:.0f} s[/]')
+    return 0 if ok and not bad else 1
+
+
+class _Display:
+    """A live table on a terminal, a line now and then elsewhere."""
+
+    def __init__(
+        self, options: DemoOptions, monitor: Monitor, console: Console, live: Live
+    ) -> None:
+        self._seconds, self._monitor = options.seconds, monitor
+        self._console, self._live = console, live
+        self._drawn, self._reported = 0.0, time.monotonic()
+        self.attempts: list[Any] = []
+
+    def show(self, elapsed: float) -> None:
+        """Called often; draws when it is time to."""
+        now = time.monotonic()
+        if self._console.is_terminal:
+            if now - self._drawn >= 1.0 / STATUS_RATE:
+                self._drawn = now
+                self._live.update(
+                    demo_report.status(self._monitor, self.attempts, elapsed, self._seconds),
+                    refresh=True,
+                )
+        elif now - self._reported >= REPORT_PERIOD:
+            self._reported = now
+            self._console.print(demo_report.line(self._monitor, elapsed), highlight=False)
+
+
+def _processes(
+    options: DemoOptions, weights: str, profile: Profile, renders: bool
+) -> Iterator[NodeProcess]:
+    """Start the arm, the policy, the executor, and where nothing renders the recording."""
+    log = options.out / 'log'
+    arm = {'seed': options.seed, 'render': renders, 'scene_for': list(options.instructions)}
+    policy = {
+        **policy_parameters(profile),
+        'model.path': weights,
+        'model.seed': options.seed,
+        'query_rate': options.query_rate,
+        'query_when': options.query_when,
+        'instruction': options.instructions[0],
+    }
+    yield NodeProcess(
+        'sim_arm',
+        ros_arguments({'~/instruction': f'/{POLICY}/instruction'}, arm),
+        log / 'sim_arm.log',
+    )
+    if not renders:
+        yield NodeProcess(
+            'play',
+            ros_arguments({}, {'recording': str(bundled_recording())}),
+            log / 'play.log',
+        )
+    yield NodeProcess(
+        'specprune_node',
+        ros_arguments(policy_remappings(profile), policy),
+        log / 'specprune_node.log',
+    )
+    yield NodeProcess(
+        'chunk_executor',
+        ros_arguments(
+            {'~/action_chunk': f'/{POLICY}/action_chunk'},
+            {'profile': str(profile_path('sim_arm'))},
+        ),
+        log / 'chunk_executor.log',
+    )
+
+
+def _fresh_folder(path: Path) -> Path:
+    """A path that does not exist yet: an earlier recording, finished or not, is replaced.
+
+    Raises :class:`NodeDied` where something else is there.
+    """
+    if path.exists():
+        strange = [f.name for f in path.iterdir() if f.suffix not in ('.mcap', '.yaml')]
+        if strange:
+            raise NodeDied(f'{path} holds {", ".join(strange)}, no recording; move it away')
+        shutil.rmtree(path)
+    return path

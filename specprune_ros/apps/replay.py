@@ -1,0 +1,292 @@
+"""Plays a recording through a live policy node, with ``/clock``, and measures what comes out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import rclpy
+from geometry_msgs.msg import AccelStamped, PoseStamped, TwistStamped
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.signals import SignalHandlerOptions
+from rclpy.time import Time
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+from rosgraph_msgs.msg import Clock
+from sensor_msgs.msg import CompressedImage, Image, JointState
+from std_msgs.msg import String
+
+from specprune_ros.apps.bag import BagError, BagReader, Recorded
+from specprune_ros.apps.monitor import Monitor
+from specprune_ros.apps.processes import NodeDied, NodeProcess, end_on_signals, stop_all
+from specprune_ros.bench.host_info import as_json, machine
+from specprune_ros.nodes.common.qos import every, latched
+from specprune_ros.nodes.common.remapping import (
+    policy_parameters,
+    policy_remappings,
+    ros_arguments,
+)
+from specprune_ros.nodes.common.time import stamp_ns
+from specprune_ros.robot.profile import Profile
+
+POLICY = 'specprune_node'
+SUFFIX = '/compressed'
+START_PATIENCE = 120.0  # s for the model to load
+CLOCK_STEP = 0.01  # s of recorded time between two /clock messages
+DRAIN = 1.0  # s to wait for the last chunk
+
+
+@dataclass(frozen=True)
+class ReplayOptions:
+    """What ``specprune replay`` was asked for; see its help."""
+
+    bag: Path
+    profile: Profile
+    parameters: Mapping[str, Any]
+    rate: float
+    json: Path | None
+    log: Path
+
+
+def choose_topics(bag: BagReader, profile: Profile) -> tuple[dict[str, type], dict[str, Any]]:
+    """Topics to play with their classes, and the policy's parameters that follow.
+
+    Raises :class:`BagError` naming what the recording lacks.
+    """
+    seen, there = profile.observation, bag.topics()
+    # A profile may name either form of an image topic, and so may the recording.
+    cameras = [camera.topic.removesuffix(SUFFIX) for camera in seen.cameras.values()]
+    raw = [topic for topic in cameras if there.get(topic) == 'sensor_msgs/msg/Image']
+    packed = [
+        topic + SUFFIX
+        for topic in cameras
+        if there.get(topic + SUFFIX) == 'sensor_msgs/msg/CompressedImage'
+    ]
+    if len(raw) == len(cameras):
+        chosen: dict[str, type] = dict.fromkeys(raw, Image)
+        transport = 'raw'
+    elif len(packed) == len(cameras):
+        chosen = dict.fromkeys(packed, CompressedImage)
+        transport = 'compressed'
+    else:
+        raise BagError(
+            f'{bag.path}: needs images on {", ".join(cameras)} (sensor_msgs/msg/Image, or '
+            f'CompressedImage on the same names with {SUFFIX}); it has {", ".join(sorted(there))}'
+        )
+    twist = AccelStamped if seen.ee_twist_type == 'accel_stamped' else TwistStamped
+    for topic, kind in (
+        (seen.joint_states, JointState),
+        (seen.ee_pose, PoseStamped),
+        (seen.ee_twist, twist),
+        (seen.robot_description, String),
+        (f'/{POLICY}/instruction', String),
+    ):
+        if topic and topic in there:
+            chosen[topic] = kind
+    return chosen, {'image_transport': transport}
+
+
+class Player(Monitor):
+    """Publishes recorded messages in their own rhythm and listens to the policy."""
+
+    def __init__(self, topics: Mapping[str, type], cameras: tuple[str, ...]) -> None:
+        super().__init__(POLICY, cameras, name='replay')
+        # The same name as a live source: the policy cannot tell the difference.
+        self._out = {
+            topic: self.create_publisher(kind, topic, latched() if kind is String else every())
+            for topic, kind in topics.items()
+        }
+        self._time = self.create_publisher(Clock, '/clock', every())
+        self._images = [
+            topic for topic, kind in topics.items() if kind in (Image, CompressedImage)
+        ]
+        self._sent: dict[int, float] = {}
+
+    def heard_by_policy(self) -> bool:
+        """Whether the policy subscribes to every camera."""
+        return all(self._out[topic].get_subscription_count() for topic in self._images)
+
+    def tick(self, nanoseconds: int) -> None:
+        """Set the time."""
+        self._time.publish(Clock(clock=Time(nanoseconds=nanoseconds).to_msg()))
+
+    def send(self, recorded: Recorded) -> None:
+        """Publish one message, and remember when its image went out."""
+        if recorded.topic in self._images:
+            self._sent[stamp_ns(recorded.message)] = time.monotonic()
+            if len(self._sent) > 1000:
+                self._sent.pop(next(iter(self._sent)))
+        self._out[recorded.topic].publish(recorded.message)
+
+    def _on_chunk(self, message: Any) -> None:
+        super()._on_chunk(message)
+        # Recorded time only moves in steps: the true latency is taken on this machine's clock.
+        sent = self._sent.get(stamp_ns(message))
+        latency = time.monotonic() - sent if sent is not None else float('nan')
+        self.tally.replace_latency(message.sequence, latency)
+
+
+def run_replay(options: ReplayOptions) -> int:
+    """Replay a recording. Returns the exit status: 0 if chunks came."""
+    console = Console()
+    try:
+        bag = BagReader(options.bag)
+    except BagError as error:
+        console.print(f'[red]{error}[/]')
+        return 2
+    with bag:
+        try:
+            topics, parameters = choose_topics(bag, options.profile)
+            first, messages = _first(bag, topics)
+        except BagError as error:
+            console.print(f'[red]{error}[/]')
+            return 2
+        return _play(options, bag, topics, parameters, first, messages, console)
+
+
+def _first(bag: BagReader, topics: Mapping[str, type]) -> tuple[Recorded, Iterator[Recorded]]:
+    messages = bag.messages(dict(topics))
+    first = next(messages, None)
+    if first is None:
+        raise BagError(f'{bag.path}: holds no message on {", ".join(topics)}')
+    return first, chain([first], messages)
+
+
+def _play(
+    options: ReplayOptions,
+    bag: BagReader,
+    topics: Mapping[str, type],
+    parameters: Mapping[str, Any],
+    first: Recorded,
+    messages: Iterator[Recorded],
+    console: Console,
+) -> int:
+    rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
+    end_on_signals()
+    player = Player(topics, tuple(options.profile.observation.cameras))
+    executor = SingleThreadedExecutor()
+    executor.add_node(player)
+    remappings = policy_remappings(options.profile)
+    packed = parameters['image_transport'] == 'compressed'
+    remappings = {
+        private: topic.removesuffix(SUFFIX) + SUFFIX * packed
+        if private.startswith('~/image/')
+        else topic
+        for private, topic in remappings.items()
+    }
+    process = NodeProcess(
+        POLICY,
+        ros_arguments(
+            remappings,
+            {
+                **policy_parameters(options.profile),
+                **parameters,
+                **options.parameters,
+                'use_sim_time': True,
+            },
+        ),
+        options.log / 'specprune_node.log',
+    )
+    status = 1
+    try:
+        _wait_for_policy(player, executor, process, first.stamp_ns)
+        _stream(options, bag, player, executor, process, first.stamp_ns, messages, console)
+    except (NodeDied, BagError) as error:
+        console.print(f'[red]{error}[/]')
+    except KeyboardInterrupt:
+        console.print('stopped')
+    finally:
+        ended = stop_all([process])[POLICY]
+        executor.remove_node(player)
+        player.destroy_node()
+        rclpy.try_shutdown()
+    if ended != 0:
+        console.print(f'[red]{POLICY} ended with status {ended}[/]:\n{process.tail()}')
+    elif player.tally.chunks:
+        status = 0
+    _report(options, bag, player, console)
+    if not player.tally.chunks:
+        console.print(f'[red]no chunk came: {player.diagnosis or "no diagnostics"}[/]')
+        console.print(process.tail())
+    return status
+
+
+def _wait_for_policy(
+    player: Player, executor: SingleThreadedExecutor, process: NodeProcess, start_ns: int
+) -> None:
+    end = time.monotonic() + START_PATIENCE
+    while not player.heard_by_policy():
+        process.check()
+        player.tick(start_ns)
+        executor.spin_once(timeout_sec=0.05)
+        if time.monotonic() > end:
+            raise NodeDied(
+                f'the policy was not ready after {START_PATIENCE:.0f} s:\n{process.tail()}'
+            )
+
+
+def _stream(
+    options: ReplayOptions,
+    bag: BagReader,
+    player: Player,
+    executor: SingleThreadedExecutor,
+    process: NodeProcess,
+    start_ns: int,
+    messages: Iterator[Recorded],
+    console: Console,
+) -> None:
+    begin = time.monotonic()
+    clock_ns = start_ns
+
+    def pass_time(until_ns: int) -> None:
+        """Spin and advance the clock until recorded time reaches ``until_ns``."""
+        nonlocal clock_ns
+        while clock_ns < until_ns:
+            clock_ns = min(until_ns, clock_ns + round(CLOCK_STEP * 1e9))
+            due = begin + (clock_ns - start_ns) / 1e9 / options.rate
+            while (left := due - time.monotonic()) > 0:
+                executor.spin_once(timeout_sec=left)
+            executor.spin_once(timeout_sec=0)
+            player.tick(clock_ns)
+
+    with Progress(console=console, transient=True) as progress:
+        bar = progress.add_task('replaying', total=bag.duration)
+        for recorded in messages:
+            pass_time(recorded.stamp_ns)
+            player.send(recorded)
+            process.check()
+            progress.update(bar, completed=(recorded.stamp_ns - start_ns) / 1e9)
+    pass_time(clock_ns + round(DRAIN * 1e9 * options.rate))
+
+
+def _report(options: ReplayOptions, bag: BagReader, player: Player, console: Console) -> None:
+    numbers = player.tally.numbers()
+    numbers['bag'] = str(options.bag)
+    numbers['bag_seconds'] = bag.duration
+    numbers['rate'] = options.rate
+    numbers['weights'] = options.parameters.get('model.path') or 'random'
+    numbers['machine'] = machine()
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(as_json(numbers))
+    table = Table(title=f'Replay of {options.bag}', show_header=False, title_justify='left')
+    table.add_row('recorded', f'{bag.duration:.1f} s')
+    table.add_row('chunks', str(numbers['chunks']))
+    for name, label in (('latency_ms', 'image sent to chunk received'), ('query_ms', 'policy')):
+        times = numbers[name]
+        if times:
+            table.add_row(label, f'p50 {times["p50"]:.1f} ms, p99 {times["p99"]:.1f} ms')
+    if numbers['chunks']:
+        table.add_row(
+            'vision tokens',
+            f'{numbers["tokens_mean"]:.0f} of {numbers["tokens_in"]} (mean over layers)',
+        )
+        table.add_row('FLOPs', f'{numbers["flops_ratio"]:.0%} of dense')
+        table.add_row('modes', ', '.join(f'{k} {v}' for k, v in numbers['modes'].items()))
+        table.add_row('episodes', str(numbers['episodes']))
+    console.print(table)

@@ -1,0 +1,1 @@
+"""Speed: policies timed against each other and against what the device can do."""

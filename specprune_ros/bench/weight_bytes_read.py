@@ -1,0 +1,48 @@
+"""Bytes of weights one query has to read: the least memory traffic it can have.
+
+Activations and attention maps are left out, so what is counted is a lower bound; at the 7B size
+they are a few per cent of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from specprune_ros.models.accel.device_memory import weight_bytes
+from specprune_ros.models.build import Network
+from specprune_ros.models.decoder import LayerRows
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes per stage, as :class:`~specprune_ros.policy.result.StageTimes` cuts a query."""
+
+    vision: int
+    decoder: int
+    head: int
+
+    @property
+    def total(self) -> int:
+        """Bytes of the whole query."""
+        return self.vision + self.decoder + self.head
+
+
+def weight_traffic(model: Network, work: Sequence[LayerRows]) -> Traffic:
+    """Weights of the towers and projectors, of the decoder layers that ran, and of the head.
+
+    A diffusion head reads its weights once per step. Embedding tables are looked up, not read.
+    """
+    before = (getattr(model, name, None) for name in ('vision', 'projector', 'proprio'))
+    dit = model.config.dit
+    return Traffic(
+        vision=sum(weight_bytes(part) for part in before if isinstance(part, nn.Module)),
+        decoder=sum(
+            weight_bytes(layer)
+            for layer, rows in zip(model.decoder.layers, work, strict=True)
+            if rows.inputs
+        ),
+        head=weight_bytes(model.action_head) * (1 if dit is None else dit.ddim_steps),
+    )

@@ -1,0 +1,1 @@
+"""What makes a forward pass faster: fused kernels, float8, packed weights, memory checks."""

@@ -1,0 +1,92 @@
+"""CogACT: two fused towers, causal Llama, one cognition row, diffusion transformer head.
+
+Sequence (``docs/checkpoints.md``): BOS, vision, prompt (its last id is the stop token). Only the
+last row, after the final norm, conditions the head.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from specprune_ros.models.config import PolicyConfig
+from specprune_ros.models.decoder import Decoder, DecoderOutput
+from specprune_ros.models.families.base import Embedded
+from specprune_ros.models.families.dit import DiT
+from specprune_ros.models.preprocess import check_count
+from specprune_ros.models.tokens import Prompt, id_rows
+from specprune_ros.models.vision import Projector, VisionBackbone
+from specprune_ros.pruning.interface import LatencyCurve, TokenLayout
+
+
+class CogACT(nn.Module):
+    """The policy network. ``embed``, then ``decoder``, then ``head`` (kept in float32)."""
+
+    latency_curve: LatencyCurve | None = None  # what rows cost where it runs, once measured
+
+    def __init__(self, config: PolicyConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.decoder.width
+        self.vision = VisionBackbone(config.towers)
+        self.projector = Projector(config.vision_width, config.projector, width)
+        self.decoder = Decoder(config.decoder)
+        self.action_head = DiT(config.dit, width, config.action_dim, config.chunk)
+
+    def layout(self, prompt: Prompt) -> TokenLayout:
+        """Where every row of a query with this prompt sits."""
+        v, p = self.config.vision_tokens, len(prompt.ids)
+        return TokenLayout(
+            cameras=len(self.config.cameras),
+            grid=self.config.grid,
+            vision_start=1,
+            text=tuple(v + i for i in range(*prompt.instruction)),
+            prompt=tuple(range(v + 1, v + p)),
+            action=(v + p - 1, v + p),
+            length=v + p,
+            depth=self.config.decoder.depth,
+            causal=True,
+            latency_curve=self.latency_curve,
+        )
+
+    def read(self, layout: TokenLayout) -> tuple[int, int]:
+        """The rows the head needs: the argument ``read`` of the decoder."""
+        return layout.action
+
+    def embed(
+        self,
+        pixels: Tensor,
+        prompt: Prompt,
+        proprio: Tensor | None = None,
+        ids: Tensor | None = None,
+    ) -> Embedded:
+        """``pixels`` ``[cameras, 3 * towers, S, S]`` normalised; ``proprio`` is not used; ``ids``
+        the prompt's ``[1, P]`` where they lie on the device already.
+        """
+        check_count(pixels.shape[0], self.config.cameras)
+        ids = id_rows(prompt.ids, pixels.device) if ids is None else ids
+        words = self.decoder.embed_tokens(ids)
+        vision = self.projector(self.vision(pixels.to(words.dtype))).flatten(0, 1)
+        hidden = torch.cat((words[:, :1], vision[None], words[:, 1:]), 1)
+        return Embedded(hidden, self.layout(prompt), vision=vision, text=words[0, 1:])
+
+    def noise(self, seed: int | None = None) -> Tensor:
+        """What the head starts from, float32 ``[K, D]``.
+
+        ``seed`` fixes it (compare pruned with dense under the same one); ``None`` draws it afresh,
+        as the authors do.
+        """
+        device = self.action_head.uncondition.device
+        generator = None
+        if seed is not None:
+            generator = torch.Generator(device=device).manual_seed(seed)
+        shape = (self.config.chunk, self.config.action_dim)
+        return torch.randn(shape, generator=generator, device=device)
+
+    def head(
+        self, output: DecoderOutput, layout: TokenLayout, noise: Tensor | None = None
+    ) -> Tensor:
+        """Normalised actions ``[K, D]``, float32, from ``noise`` (``None``: drawn afresh)."""
+        condition = output.rows(*layout.action, layout)[0, -1].float()
+        start = self.noise() if noise is None else noise
+        return self.action_head.sample(condition, start)

@@ -1,0 +1,1 @@
+"""What every node needs: lifecycle, parameters, QoS, images, time."""

@@ -1,0 +1,99 @@
+"""Between ROS images and numpy, without cv_bridge (which ties numpy to one major version)."""
+
+from __future__ import annotations
+
+import array
+import io
+
+import numpy as np
+from PIL import Image as PillowImage
+from PIL import UnidentifiedImageError
+from sensor_msgs.msg import CompressedImage, Image
+
+from specprune_ros.policy.constants import MAX_SIDE, MIN_SIDE
+
+# Channels per pixel, and which of them are red, green, blue.
+ENCODINGS = {
+    'rgb8': (3, (0, 1, 2)),
+    'bgr8': (3, (2, 1, 0)),
+    'rgba8': (4, (0, 1, 2)),
+    'bgra8': (4, (2, 1, 0)),
+    'mono8': (1, (0, 0, 0)),
+}
+
+
+class ImageError(ValueError):
+    """An image message that cannot be read; says which field and what would do."""
+
+
+def to_rgb(message: Image) -> np.ndarray:
+    """Decode a raw image to uint8 ``[height, width, 3]`` RGB, honouring the row stride.
+
+    Raises :class:`ImageError` for an unknown encoding, an impossible size, or data that do not
+    fill the rows announced.
+    """
+    if message.encoding not in ENCODINGS:
+        raise ImageError(
+            f"encoding '{message.encoding}' is not read; use one of {', '.join(ENCODINGS)}"
+        )
+    channels, order = ENCODINGS[message.encoding]
+    height, width, step = message.height, message.width, message.step
+    check_size(width, height)
+    if step < width * channels:
+        raise ImageError(
+            f'step is {step} bytes, but {width} {message.encoding} pixels need {width * channels}'
+        )
+    if len(message.data) != step * height:
+        raise ImageError(
+            f'data has {len(message.data)} bytes, but step {step} x height {height} '
+            f'is {step * height}'
+        )
+    rows = np.frombuffer(message.data, np.uint8).reshape(height, step)[:, : width * channels]
+    pixels = rows.reshape(height, width, channels)
+    if order == (0, 1, 2) and channels == 3:
+        return np.array(pixels)
+    return np.ascontiguousarray(pixels[:, :, list(order)])
+
+
+def compressed_to_rgb(message: CompressedImage) -> np.ndarray:
+    """Decode a JPEG or PNG image to uint8 ``[height, width, 3]`` RGB. Raises
+    :class:`ImageError`.
+    """
+    try:
+        # The header is read first, so that an image too large is refused before it is unpacked.
+        with PillowImage.open(io.BytesIO(bytes(message.data)), formats=('JPEG', 'PNG')) as image:
+            check_size(*image.size)
+            return np.array(image.convert('RGB'))
+    except ImageError:
+        raise
+    except (
+        UnidentifiedImageError,
+        PillowImage.DecompressionBombError,
+        OSError,
+        ValueError,
+        SyntaxError,
+    ) as error:
+        raise ImageError(
+            f"compressed image (format '{message.format}') is no readable JPEG or PNG: {error}"
+        ) from error
+
+
+def check_size(width: int, height: int) -> None:
+    """Raise :class:`ImageError` for an image that is empty or larger than is read."""
+    if not (MIN_SIDE <= width <= MAX_SIDE and MIN_SIDE <= height <= MAX_SIDE):
+        raise ImageError(
+            f'{width} x {height} pixels; each side must be between {MIN_SIDE} and {MAX_SIDE}'
+        )
+
+
+def to_message(pixels: np.ndarray) -> Image:
+    """A raw rgb8 image message from uint8 ``[height, width, 3]``; the header is left to the
+    caller.
+    """
+    height, width = pixels.shape[:2]
+    message = Image(height=height, width=width, encoding='rgb8', step=3 * width)
+    # rclpy copies an array.array whole, but checks any other sequence element by element.
+    data = array.array('B')
+    data.frombytes(np.ascontiguousarray(pixels).tobytes())
+    message.data = data
+    return message

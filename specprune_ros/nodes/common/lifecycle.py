@@ -1,0 +1,194 @@
+"""A lifecycle node that can bring itself up, and the main loop every node here runs in."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Callable
+from types import FrameType
+
+import rclpy
+from rclpy.exceptions import ParameterException
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.lifecycle import LifecycleNode, State, TransitionCallbackReturn
+from rclpy.logging import get_logger
+from rclpy.parameter import Parameter
+from rclpy.signals import SignalHandlerOptions
+
+from specprune_ros.nodes.common.parameters import declare_read_only
+
+# How often the loop looks whether a signal asked it to end, in seconds.
+SIGNAL_POLL = 0.1
+BAD_ARGUMENTS = 2  # exit status
+# Set for nodes that must not outlive the process that started them: its process id.
+PARENT = 'SPECPRUNE_PARENT'
+
+
+class AutoLifecycleNode(LifecycleNode):
+    """A lifecycle node whose parameter ``autostart`` (default true) configures and activates it.
+
+    Subclasses fill :meth:`setup`, :meth:`start`, :meth:`stop` and :meth:`teardown`. An exception
+    in the first two becomes a log entry that says what to change and a failed transition, never a
+    dead node.
+    """
+
+    def __init__(self, name: str, parameter_overrides: list[Parameter] | None = None) -> None:
+        super().__init__(name, parameter_overrides=parameter_overrides or [])
+        declare_read_only(
+            self,
+            'autostart',
+            True,
+            'Configure and activate at start; false leaves both to a lifecycle manager.',
+        )
+        self.last_error = ''
+        self._failing = False
+        self.asked_to_end: Callable[[], bool] = lambda: False
+
+    def setup(self) -> None:
+        """Build what a configured node has. Raise to refuse."""
+
+    def start(self) -> None:
+        """Begin to work. Raise to refuse."""
+
+    def stop(self) -> None:
+        """Stop working and forget what was remembered."""
+
+    def teardown(self) -> None:
+        """Undo :meth:`setup`; must also work half-way through."""
+
+    def autostart(self) -> None:
+        """Configure and activate if the parameter says so."""
+        if not self.get_parameter('autostart').value:
+            return
+        configured = self.trigger_configure() == TransitionCallbackReturn.SUCCESS
+        if configured and not self.asked_to_end():
+            self.trigger_activate()
+
+    def fail(self, reason: str) -> None:
+        """Leave ``active`` or ``inactive`` for ``unconfigured``: what the node works with is
+        gone. For the executor's thread, between callbacks.
+
+        A lifecycle node has no transition of its own for that: its error path begins in another
+        transition whose callback fails. So deactivating (or cleaning up) is begun and answers with
+        an error, and whoever listens sees error processing on the way.
+        """
+        self.last_error = reason
+        self.get_logger().error(reason)
+        # rclpy has no public way to ask a node for its own state.
+        state = self._state_machine.current_state[1]
+        leave = {'active': self.trigger_deactivate, 'inactive': self.trigger_cleanup}.get(state)
+        if leave is None:
+            return
+        self._failing = True
+        try:
+            leave()
+        finally:
+            self._failing = False
+
+    def on_configure(self, state: State) -> TransitionCallbackReturn:
+        """Lifecycle callback: unconfigured to inactive."""
+        if not self._attempt('configure', self.setup):
+            self.teardown()
+            return TransitionCallbackReturn.FAILURE
+        return super().on_configure(state)
+
+    def on_activate(self, state: State) -> TransitionCallbackReturn:
+        """Lifecycle callback: inactive to active."""
+        result = super().on_activate(state)
+        if not self._attempt('activate', self.start):
+            self.stop()
+            super().on_deactivate(state)
+            return TransitionCallbackReturn.FAILURE
+        return result
+
+    def on_deactivate(self, state: State) -> TransitionCallbackReturn:
+        """Lifecycle callback: active to inactive."""
+        self.stop()
+        return self._answer(super().on_deactivate(state))
+
+    def on_cleanup(self, state: State) -> TransitionCallbackReturn:
+        """Lifecycle callback: inactive to unconfigured."""
+        self.teardown()
+        return self._answer(super().on_cleanup(state))
+
+    def on_shutdown(self, state: State) -> TransitionCallbackReturn:
+        """Lifecycle callback: any state to finalized."""
+        self.stop()
+        self.teardown()
+        return super().on_shutdown(state)
+
+    def on_error(self, state: State) -> TransitionCallbackReturn:
+        """Lifecycle callback: after an error, back to unconfigured, to be tried again."""
+        self.stop()
+        self.teardown()
+        return TransitionCallbackReturn.SUCCESS
+
+    def _answer(self, result: TransitionCallbackReturn) -> TransitionCallbackReturn:
+        return TransitionCallbackReturn.ERROR if self._failing else result
+
+    def _attempt(self, what: str, action: Callable[[], None]) -> bool:
+        try:
+            action()
+        except Exception as error:  # whatever a model, a file or a URDF raises: survive it
+            self.last_error = f'{what}: {error}'
+            self.get_logger().error(f'cannot {what}: {error}')
+            return False
+        self.last_error = ''
+        return True
+
+
+def run(make_node: Callable[[], AutoLifecycleNode]) -> int:
+    """Run one node until SIGINT or SIGTERM. Returns the process's exit status.
+
+    The signals are handled here and not by rclpy, so that the context is still alive when the node
+    stops its arm.
+    """
+    rclpy.init(args=sys.argv, signal_handler_options=SignalHandlerOptions.NO)
+    asked: list[int] = []
+    parent = os.environ.get(PARENT)
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        asked.append(number)
+
+    signal.signal(signal.SIGINT, ask)
+    signal.signal(signal.SIGTERM, ask)
+    executor = SingleThreadedExecutor()
+    try:
+        node = make_node()
+    except ParameterException as error:
+        # A value given at start that has the wrong type or lies out of range.
+        get_logger('specprune_ros').fatal(f'{error}')
+        rclpy.try_shutdown()
+        return BAD_ARGUMENTS
+    # A parent that was killed cannot stop its nodes: they notice by themselves.
+    node.asked_to_end = lambda: bool(asked) or (parent is not None and parent != str(os.getppid()))
+    executor.add_node(node)
+    try:
+        node.autostart()
+        while not node.asked_to_end() and rclpy.ok():
+            executor.spin_once(timeout_sec=SIGNAL_POLL)
+    except (KeyboardInterrupt, ExternalShutdownException):
+        pass
+    finally:
+        # A second signal while stopping must not tear the stop action apart.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        node.stop()
+        node.teardown()
+        executor.remove_node(node)
+        executor.shutdown()
+        node.destroy_node()
+        rclpy.try_shutdown()
+    return 0
+
+
+def find_trim() -> Callable[[], None]:
+    """``malloc_trim`` of glibc, or nothing to call where the C library has none."""
+    try:
+        trim = ctypes.CDLL(None).malloc_trim
+    except (OSError, AttributeError):
+        return lambda: None
+    trim.argtypes = [ctypes.c_size_t]
+    return lambda: trim(0)

@@ -1,0 +1,37 @@
+"""Verdicts as messages, so that ``ros2 topic echo`` can be read by people and machines."""
+
+from __future__ import annotations
+
+from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
+
+from specprune_ros.sim.tasks.task_result import OPEN, SUCCESS, Verdict
+
+NAME = 'sim_arm: verdict'
+
+
+def to_message(verdict: Verdict) -> DiagnosticStatus:
+    """Outcome as message and level (a failure is a warning), the rest as values."""
+    good = verdict.outcome in (SUCCESS, *OPEN)
+    return DiagnosticStatus(
+        name=NAME,
+        level=DiagnosticStatus.OK if good else DiagnosticStatus.WARN,
+        message=verdict.outcome,
+        values=[
+            KeyValue(key='instruction', value=verdict.instruction),
+            KeyValue(key='seconds', value=f'{verdict.seconds:.2f}'),
+            KeyValue(key='detail', value=verdict.detail),
+            KeyValue(key='number', value=str(verdict.number)),
+        ],
+    )
+
+
+def from_message(message: DiagnosticStatus) -> Verdict:
+    """Back again."""
+    values = {pair.key: pair.value for pair in message.values}
+    return Verdict(
+        values.get('instruction', ''),
+        message.message,
+        float(values.get('seconds', 0.0)),
+        values.get('detail', ''),
+        int(values.get('number', 0)),
+    )

@@ -1,0 +1,1 @@
+"""``chunk_executor``: action chunks in, safe arm commands out."""

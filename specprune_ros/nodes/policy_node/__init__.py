@@ -1,0 +1,1 @@
+"""``specprune_node``: observations in, action chunks and statistics out."""

@@ -1,0 +1,241 @@
+"""The one thread that owns the model, from loading it to its last query."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+
+from specprune_ros.nodes.policy_node.observation_buffer import NotReady, ObservationBuffer
+from specprune_ros.nodes.policy_node.publisher import Job, Publisher
+from specprune_ros.nodes.policy_node.query_schedule import QuerySchedule, QueryScheduler
+from specprune_ros.policy.device import check_alive, fault_of, release
+from specprune_ros.policy.memory import SECOND_NS
+from specprune_ros.policy.observation import Observation, ObservationError
+from specprune_ros.policy.policy import Policy, PolicyError
+from specprune_ros.policy.result import PolicyResult
+
+# How long to wait for images before saying what is missing, in seconds.
+PATIENCE = 0.1
+_DEAD: list[Policy] = []  # on devices that were lost, until the process ends
+
+
+class InferenceThread(threading.Thread):
+    """Loads the policy, then turns observations into results while active.
+
+    Everything that asks the model happens here; the engine captures in a thread of its own.
+    ``build`` makes the policy; ``now_ns`` is the node's clock; ``deliver`` takes each result with
+    the observation and the times (ns) at which inference began and ended, notes what the next
+    query must know, and returns the job that publishes it; ``refuse`` takes the reason why there
+    was no chunk. Both jobs are done by a :class:`Publisher`, in the order of the queries, while
+    the next query runs. ``pace`` says how the user wants queries; ``lose`` takes the message
+    about a device that was lost, after which the thread ends.
+    """
+
+    def __init__(
+        self,
+        build: Callable[[], Policy],
+        observation_buffer: ObservationBuffer,
+        now_ns: Callable[[], int],
+        deliver: Callable[[Observation, PolicyResult, int, int], Job],
+        refuse: Callable[[str], None],
+        pace: Callable[[], QuerySchedule],
+        lose: Callable[[str], None],
+    ) -> None:
+        super().__init__(name='inference', daemon=True)
+        self._build = build
+        self._observation_buffer = observation_buffer
+        self._now_ns = now_ns
+        self._deliver = deliver
+        self._refuse = refuse
+        self._pace = pace
+        self._chunks = QueryScheduler()
+        self._begun = -math.inf  # s, monotonic: the last query
+        self._busy = False
+        self._asked = ''
+        self._lose = lose
+        self._publisher = Publisher()
+        self._built = threading.Event()
+        self._active = threading.Event()
+        self._idle = threading.Event()
+        self._ending = threading.Event()
+        self._error: Exception | None = None
+        self._generation = 0
+        self.policy: Policy | None = None
+
+    def load(self, timeout: float, interrupted: Callable[[], bool] = lambda: False) -> Policy:
+        """Start the thread and wait for the policy, unless ``interrupted`` becomes true.
+
+        Raises what building it raised, ``TimeoutError`` or ``InterruptedError``.
+        """
+        self.start()
+        self._publisher.start()
+        end = time.monotonic() + timeout
+        while not self._built.wait(PATIENCE) and time.monotonic() < end:
+            if interrupted():
+                raise InterruptedError('asked to end while loading')
+        if not self._built.is_set():
+            raise TimeoutError(
+                f'the model was not ready after {timeout:.0f} s (model.load_timeout)'
+            )
+        if self._error is not None:
+            raise self._error
+        assert self.policy is not None
+        return self.policy
+
+    @property
+    def busy_for(self) -> float:
+        """Seconds that the query under way has taken; 0 where none is."""
+        return time.monotonic() - self._begun if self._busy else 0.0
+
+    def activate(self) -> None:
+        """Begin to query."""
+        self._idle.clear()
+        self._active.set()
+
+    def deactivate(self, timeout: float = 5.0) -> bool:
+        """Stop querying and publishing; returns whether what was under way ended in time."""
+        self._active.clear()
+        self._generation += 1
+        end = time.monotonic() + timeout
+        while self.is_alive() and not self._idle.wait(min(timeout, PATIENCE)):
+            if time.monotonic() > end:
+                return False
+        return self._publisher.settle(max(end - time.monotonic(), 0.0))
+
+    @property
+    def behind(self) -> bool:
+        """Whether another result waits to be published."""
+        return self._publisher.behind
+
+    def close(self, timeout: float = 5.0) -> None:
+        """End the thread and let go of the model."""
+        self._ending.set()
+        self._active.set()
+        self._observation_buffer.close()
+        self._publisher.close(timeout)
+        if self.is_alive():
+            self.join(timeout)
+        if not self.is_alive():
+            self.policy = None
+
+    def run(self) -> None:
+        """Thread body."""
+        try:
+            self.policy = self._build()
+        except Exception as error:
+            # Whatever a model file provokes is for the thread that waits in load() to report.
+            self._error = error
+            return
+        finally:
+            self._built.set()
+        try:
+            self._work()
+        finally:
+            if not any(policy is self.policy for policy in _DEAD):
+                self.policy.close()
+
+    def _work(self) -> None:
+        while True:
+            if not self._active.is_set():
+                self._chunks.reset()
+                self._idle.set()
+            self._active.wait()
+            if self._ending.is_set():
+                return
+            rhythm = self._pace()
+            early = self._early(rhythm)
+            if early > 0:
+                # In slices, so that deactivation need not wait for a slow rate.
+                self._ending.wait(min(early, PATIENCE))
+                continue
+            if not self._observation_buffer.wait(PATIENCE, rhythm.newer_for):
+                reason = self._observation_buffer.unready(self._now_ns())
+                if reason and self._active.is_set():
+                    self._say(reason, self._generation)
+                continue
+            self._begun, self._busy = time.monotonic(), True
+            try:
+                if not self._query():
+                    return
+            finally:
+                self._busy = False
+
+    def _early(self, rhythm: QuerySchedule) -> float:
+        """Seconds until the next query is due."""
+        early = self._begun + rhythm.period - time.monotonic()
+        # A new instruction does not wait for the old one's motion.
+        if rhythm.by_chunk and self._observation_buffer.instruction == self._asked:
+            early = max(early, self._chunks.early(self._now_ns() / SECOND_NS))
+        return early
+
+    def _query(self) -> bool:
+        """One query; returns whether another can be asked."""
+        assert self.policy is not None
+        begin, generation = self._now_ns(), self._generation
+        try:
+            observation = self._observation_buffer.take(begin)
+            result = self.policy.act(observation)
+            if self._stopped(generation):
+                return True
+            end = self._now_ns()
+            job = self._deliver(observation, result, begin, end)
+        except (NotReady, ObservationError, PolicyError) as error:
+            self._say(str(error), generation)
+            return True
+        except Exception as error:  # whatever fails must stop the arm, and say so
+            failure = error.with_traceback(None)  # whose frames would hold the query's tensors
+        else:
+            self._hand_over(partial(self._publish, job), generation)
+            self._asked = observation.instruction
+            seconds = len(result.actions) * self.policy.step_dt
+            self._chunks.delivered(observation.stamp_ns / SECOND_NS, end / SECOND_NS, seconds)
+            return True
+        return self._failed(failure, generation)
+
+    def _failed(self, error: Exception, generation: int) -> bool:
+        """Say what a query failed of; returns whether another can be asked."""
+        device = self.policy.loaded.preprocessor.device
+        fault = fault_of(error, device)
+        if fault is None:
+            self._say(f'the policy failed: {type(error).__name__}: {error}', generation)
+            return True
+        if not fault.lost:
+            self._say(fault.message, generation)
+            release(device)
+            return True
+        try:
+            check_alive(device)
+        except Exception:  # of whatever kind: it cannot add 1 to 0
+            # Letting go of its tensors asks the device, and would end the process unheard.
+            _DEAD.append(self.policy)
+            self._active.clear()
+            self._lose(fault.message)
+            return False
+        # One call was wrong, and nothing else.
+        self._say(f'{device} refused a call: {fault.said}', generation)
+        return True
+
+    def _say(self, reason: str, generation: int) -> None:
+        self._hand_over(partial(self._refuse, reason), generation)
+
+    def _hand_over(self, job: Job, generation: int) -> None:
+        """To the publisher, unless a stop comes before it is done."""
+
+        def unless_stopped() -> None:
+            if not self._stopped(generation):
+                job()
+
+        self._publisher.put(unless_stopped, partial(self._stopped, generation))
+
+    def _stopped(self, generation: int) -> bool:
+        """Whether a stop came since: what was asked before one is not answered after it."""
+        return generation != self._generation or self._ending.is_set()
+
+    def _publish(self, job: Job) -> None:
+        try:
+            job()
+        except Exception as error:  # a message that cannot be made must not end the thread
+            self._refuse(f'the result cannot be published: {type(error).__name__}: {error}')

@@ -1,0 +1,276 @@
+"""The subscriptions of ``specprune_node``: decode each message, store it, say what is wrong with
+it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+from geometry_msgs.msg import AccelStamped, PoseStamped, TwistStamped
+from rclpy.lifecycle import LifecycleNode
+from sensor_msgs.msg import CompressedImage, Image, JointState
+from std_msgs.msg import String
+
+from specprune_ros.nodes.common.images import ImageError, compressed_to_rgb, to_rgb
+from specprune_ros.nodes.common.qos import latched, newest
+from specprune_ros.nodes.common.rates import RateMeter
+from specprune_ros.nodes.common.time import SECOND_NS, stamp_ns
+from specprune_ros.nodes.policy_node.observation_buffer import ObservationBuffer, Timed
+from specprune_ros.policy.image_buffer import FrameHistory
+from specprune_ros.policy.observation import CameraImage, ObservationError
+from specprune_ros.pruning.controller import SpeedSample
+from specprune_ros.robot.geometry import rotation_vector
+from specprune_ros.robot.speed import (
+    JointSpeed,
+    JointStateError,
+    Speed,
+    SpeedError,
+    TwistSpeed,
+    UrdfError,
+    check_joint_count,
+)
+
+# The same complaint is logged at most this often, in seconds.
+COMPLAIN_PERIOD = 5.0
+
+
+def sample(speed: Speed | None) -> SpeedSample | None:
+    """The controller's view of a measured speed."""
+    if speed is None:
+        return None
+    return SpeedSample(
+        v_t=speed.translation,
+        v_r=speed.rotation,
+        dz=speed.vertical,
+        source=speed.source,
+        age_s=0.0,
+    )
+
+
+class Inputs:
+    """Subscribes on construction; :meth:`close` unsubscribes. Runs in the executor's thread only.
+
+    ``arrived`` is told of every image that may be asked about; ``complain`` takes a source and a
+    reason and is expected to log without flooding.
+    """
+
+    def __init__(
+        self,
+        node: LifecycleNode,
+        values: Mapping[str, Any],
+        observation_buffer: ObservationBuffer,
+        history: FrameHistory,
+        arrived: Callable[[str, CameraImage], None],
+        complain: Callable[[str, str], None],
+    ) -> None:
+        self._node = node
+        self._observation_buffer = observation_buffer
+        self._history = history
+        self._arrived = arrived
+        self._complain = complain
+        self._values = values
+        self.rates = {camera: RateMeter() for camera in observation_buffer.cameras}
+        self.speed_frame = ''
+        self._gripper: Timed | str = 'nothing received yet'
+        self._joint_speed: JointSpeed | None = None
+        self._twist_speed = TwistSpeed()
+        self._subscriptions: list[Any] = []
+        try:
+            self._subscribe()
+        except UrdfError:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Unsubscribe from everything."""
+        for subscription in self._subscriptions:
+            self._node.destroy_subscription(subscription)
+        self._subscriptions.clear()
+
+    def _subscribe(self) -> None:
+        values = self._values
+        compressed = values['image_transport'] == 'compressed'
+        quality = newest(reliable=values['image_reliability'] == 'reliable')
+        for camera in self._observation_buffer.cameras:
+            self._listen(
+                CompressedImage if compressed else Image,
+                f'~/image/{camera}',
+                partial(self._on_image, camera, compressed_to_rgb if compressed else to_rgb),
+                quality,
+            )
+        self._listen(String, '~/instruction', self._on_instruction, latched())
+        self._listen(JointState, '~/joint_states', self._on_joints, newest())
+        self._listen(PoseStamped, '~/ee_pose', self._on_pose, newest())
+        if values['speed.source'] == 'twist':
+            self._listen(TwistStamped, '~/ee_twist', self._on_twist, newest())
+            # Flexiv's v1 drivers publish the velocity in an AccelStamped.
+            self._listen(AccelStamped, '~/ee_twist_accel', self._on_accel, newest())
+        if values['speed.source'] == 'joint_states':
+            if values['robot_description']:
+                self._use_description(values['robot_description'])
+            else:
+                self._listen(String, '~/robot_description', self._on_description, latched())
+
+    def _listen(
+        self, kind: type, topic: str, callback: Callable[[Any], None], quality: Any
+    ) -> None:
+        self._subscriptions.append(self._node.create_subscription(kind, topic, callback, quality))
+
+    def _on_image(
+        self, camera: str, decode: Callable[[Any], np.ndarray], message: Image | CompressedImage
+    ) -> None:
+        self.rates[camera].tick(time.monotonic())
+        try:
+            image = CameraImage(decode(message), stamp_ns(message))
+        except ImageError as error:
+            self._observation_buffer.fault(camera, str(error))
+            self._complain(f"camera '{camera}'", str(error))
+            return
+        kept = self._observation_buffer.put_image(camera, image)
+        ahead = image.stamp_ns - self._node.get_clock().now().nanoseconds
+        # A stamp from the future would push the true past out.
+        if kept and ahead <= self._observation_buffer.limits.future * SECOND_NS:
+            self._history.push(camera, image)
+            self._arrived(camera, image)
+
+    def _on_instruction(self, message: String) -> None:
+        try:
+            self._observation_buffer.put_instruction(message.data)
+        except ObservationError as error:
+            self._complain('instruction', str(error))
+        else:
+            self._node.get_logger().info(f"instruction: '{message.data}'")
+
+    def _on_joints(self, message: JointState) -> None:
+        stamp = stamp_ns(message)
+        try:
+            check_joint_count(message.name)
+        except JointStateError as error:
+            self._refuse_joints(str(error), stamp)
+            return
+        layout = self._values['proprio.layout']
+        if layout == 'joints':
+            self._store_joints(message, self._values['proprio.joints'], stamp)
+        elif layout == 'pose_gripper':
+            found = _pick(message, self._values['proprio.gripper_joints'])
+            self._gripper = found if isinstance(found, str) else Timed(found, stamp)
+        if self._joint_speed is None:
+            return
+        try:
+            speed = self._joint_speed.update(
+                message.name, message.position, message.velocity or None, stamp
+            )
+        except JointStateError as error:
+            self._observation_buffer.put_speed(None, stamp)
+            self._complain('joint_states', str(error))
+            return
+        if speed is not None:
+            self.speed_frame = speed.frame
+        self._observation_buffer.put_speed(sample(speed), stamp)
+
+    def _refuse_joints(self, reason: str, stamp: int) -> None:
+        """Nothing of a joint state can be used: what was read from earlier ones is lost."""
+        layout = self._values['proprio.layout']
+        if layout == 'pose_gripper':
+            self._gripper = reason
+        if layout != 'none':
+            self._observation_buffer.lose_state(f'joint_states: {reason}')
+        if self._joint_speed is not None:
+            self._observation_buffer.put_speed(None, stamp)
+        self._complain('joint_states', reason)
+
+    def _store_joints(self, message: JointState, names: list[str], stamp: int) -> None:
+        found = _pick(message, names)
+        if isinstance(found, str):
+            self._observation_buffer.lose_state(found)
+            self._complain('joint_states', found)
+        else:
+            self._observation_buffer.put_state(found, stamp)
+
+    def _on_pose(self, message: PoseStamped) -> None:
+        frame, base = message.header.frame_id, self._values['base_frame']
+        if base and frame and frame != base:
+            self._refuse_pose(f"is in frame '{frame}', but the profile's base_frame is '{base}'")
+            return
+        pose = message.pose
+        position = np.array([pose.position.x, pose.position.y, pose.position.z])
+        turn = np.array(
+            [pose.orientation.x, pose.orientation.y, pose.orientation.z, pose.orientation.w]
+        )
+        stamp = stamp_ns(message)
+        if not np.isfinite(position).all() or not np.isfinite(turn).all() or not turn.any():
+            self._refuse_pose('the pose is not finite, or its quaternion is zero')
+            return
+        self._observation_buffer.put_position(position, stamp)
+        if self._values['proprio.layout'] != 'pose_gripper':
+            return
+        if isinstance(self._gripper, str):
+            self._observation_buffer.lose_state(f'joint_states: {self._gripper}')
+            return
+        axis_angle = np.asarray(rotation_vector(tuple(turn / np.linalg.norm(turn))))
+        # As old as its older half: a pose must not keep a gripper alive that nobody measures.
+        self._observation_buffer.put_state(
+            np.concatenate((position, axis_angle, self._gripper.value)),
+            min(stamp, self._gripper.stamp_ns),
+        )
+
+    def _refuse_pose(self, reason: str) -> None:
+        if self._values['proprio.layout'] == 'pose_gripper':
+            self._observation_buffer.lose_state(f'ee_pose: {reason}')
+        self._complain('ee_pose', reason)
+
+    def _on_twist(self, message: TwistStamped) -> None:
+        self._store_twist(message.twist, message)
+
+    def _on_accel(self, message: AccelStamped) -> None:
+        self._store_twist(message.accel, message)
+
+    def _store_twist(self, motion: Any, message: TwistStamped | AccelStamped) -> None:
+        linear, angular = motion.linear, motion.angular
+        stamp = stamp_ns(message)
+        try:
+            speed = self._twist_speed.update(
+                (linear.x, linear.y, linear.z),
+                (angular.x, angular.y, angular.z),
+                stamp,
+                message.header.frame_id,
+            )
+        except SpeedError as error:
+            self._observation_buffer.put_speed(None, stamp)
+            self._complain('ee_twist', str(error))
+            return
+        self.speed_frame = speed.frame
+        self._observation_buffer.put_speed(sample(speed), stamp)
+
+    def _on_description(self, message: String) -> None:
+        try:
+            self._use_description(message.data)
+        except UrdfError as error:
+            self._joint_speed = None
+            self._observation_buffer.put_speed(None, 0)
+            self._complain('robot_description', str(error))
+
+    def _use_description(self, urdf: str) -> None:
+        self._joint_speed = JointSpeed(
+            urdf,
+            self._values['speed.tip_frame'],
+            prefix=self._values['speed.joint_prefix'],
+        )
+
+
+def _pick(message: JointState, names: list[str]) -> np.ndarray | str:
+    """Positions of the named joints, or an instruction saying what is wrong."""
+    if len(message.name) != len(message.position):
+        return f'{len(message.name)} names but {len(message.position)} positions'
+    by_name = dict(zip(message.name, message.position, strict=True))
+    missing = [name for name in names if name not in by_name]
+    if missing:
+        return f'no joint named {", ".join(missing)}; the message has {", ".join(message.name)}'
+    found = np.array([by_name[name] for name in names], np.float64)
+    if not np.isfinite(found).all():
+        return f'positions of {", ".join(names)} are not finite'
+    return found

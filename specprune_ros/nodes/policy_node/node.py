@@ -1,0 +1,587 @@
+"""``specprune_node``: images, state and an instruction in; action chunks and their account out.
+
+Callbacks store, one thread infers, and another publishes what it finds the moment it is known.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+from builtin_interfaces.msg import Time as TimeMessage
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from rclpy.clock import Clock, ClockType
+from rclpy.time import Time
+from sensor_msgs.msg import Image
+from std_msgs.msg import Header
+from std_srvs.srv import SetBool, Trigger
+
+from specprune_ros.bench.calibration import calibrator
+from specprune_ros.models.accel import fused
+from specprune_ros.msg import ActionChunk, PruneStats
+from specprune_ros.nodes.common import patch_mask as kept
+from specprune_ros.nodes.common.images import to_message
+from specprune_ros.nodes.common.lifecycle import AutoLifecycleNode, find_trim, run
+from specprune_ros.nodes.common.parameters import Settings
+from specprune_ros.nodes.common.qos import every, newest
+from specprune_ros.nodes.common.rates import Percentiles, RateMeter
+from specprune_ros.nodes.common.time import SECOND_NS, time_message
+from specprune_ros.nodes.executor_node.realtime import freeze_gc, release_heap
+from specprune_ros.nodes.policy_node.inference import InferenceThread
+from specprune_ros.nodes.policy_node.inputs import COMPLAIN_PERIOD, Inputs, sample
+from specprune_ros.nodes.policy_node.messages import chunk_message, stats_message
+from specprune_ros.nodes.policy_node.observation_buffer import Limits, ObservationBuffer
+from specprune_ros.nodes.policy_node.parameters import NODE_SETTINGS, pruning_settings
+from specprune_ros.nodes.policy_node.publisher import Job
+from specprune_ros.nodes.policy_node.query_schedule import QuerySchedule
+from specprune_ros.policy.device import check_alive, explain
+from specprune_ros.policy.image_prefetcher import ImagePrefetcher
+from specprune_ros.policy.observation import CameraImage, Observation
+from specprune_ros.policy.overlay import draw
+from specprune_ros.policy.policy import Policy
+from specprune_ros.policy.result import Overlay, PolicyResult
+from specprune_ros.pruning.params import PruningParams
+from specprune_ros.pruning.specprune import free_tokens
+from specprune_ros.robot.speed import ActionSpeed
+
+DIAGNOSTICS_PERIOD = 1.0  # s
+TRIM_PERIOD = 20.0  # s
+SWITCH_INTERVAL = 5e-4  # s that a thread may keep Python while another wants it (usually 5e-3)
+HANGS = 10.0  # s that a query may take before its device is suspected to hang
+PREFIX = 'pruning.'
+NUMBERS = re.compile(r'[\d.]+')
+
+
+class SpecPruneNode(AutoLifecycleNode):
+    """See the module's text and the tables in the README."""
+
+    def __init__(self) -> None:
+        super().__init__('specprune_node')
+        self._params = PruningParams()
+        self._observation_buffer: ObservationBuffer | None = None
+        self._inputs: Inputs | None = None
+        self._thread: InferenceThread | None = None
+        self._arrival: ImagePrefetcher | None = None
+        self._policy: Policy | None = None
+        self._wanted = True
+        self._working = False
+        self._sequence = 0
+        self._speed_source = 'none'
+        self._base_frame = ''
+        self._refusal = ''
+        self._loss = ''
+        self._trouble = ''
+        self._typical = 0.0  # s
+        self._complaints: dict[str, tuple[str, float]] = {}
+        self._chunk_rate = RateMeter()
+        self._latency = Percentiles()
+        self._last: PolicyResult | None = None
+        self._asked = ''
+        self._showing = False
+        self._chosen: dict[str, Any] = {}
+        self._settings = Settings(
+            self, (*NODE_SETTINGS, *pruning_settings()), self._check, self._apply
+        )
+        # What was chosen besides the preset's own values: kept when the node is configured anew.
+        self._chosen = _pruning(self._settings.given())
+        self._chunks = self.create_publisher(ActionChunk, '~/action_chunk', every())
+        self._stats = self.create_publisher(PruneStats, '~/prune_stats', every())
+        self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', every())
+        self._overlays: dict[str, Any] = {}
+        self._masks: dict[str, Any] = {}
+        self.create_service(Trigger, '~/reset', self._on_reset)
+        self.create_service(SetBool, '~/enable', self._on_enable)
+        # Transitions belong to the executor's thread; the inference thread only knocks.
+        self._device_lost_guard = self.create_guard_condition(self._on_loss)
+        # On real time: diagnostics matter most while /clock stands still.
+        steady = Clock(clock_type=ClockType.STEADY_TIME)
+        self.create_timer(TRIM_PERIOD, find_trim(), clock=steady)
+        self.create_timer(DIAGNOSTICS_PERIOD, self._report, clock=steady)
+
+    # Lifecycle.
+
+    def setup(self) -> None:
+        """Check every parameter, build the model, subscribe to nothing yet."""
+        self._settings.check_now()
+        values = self._settings.values()
+        self._params = _build_params(self._chosen)
+        self._speed_source, self._base_frame = values['speed.source'], values['base_frame']
+        self._observation_buffer = ObservationBuffer(
+            values['cameras'], values['proprio.layout'] != 'none', _limits(values)
+        )
+        if values['instruction']:
+            self._observation_buffer.put_instruction(values['instruction'])
+        self._thread = InferenceThread(
+            lambda: self._build(values),
+            self._observation_buffer,
+            self._now_ns,
+            self._deliver,
+            self._refuse,
+            self._pace,
+            self._lose,
+        )
+        self._loss = ''
+        self.get_logger().info(
+            f'loading {values["model.path"] or values["model.preset"] + " (random weights)"}'
+        )
+        self._policy = self._thread.load(values['model.load_timeout'], self.asked_to_end)
+        for camera in values['cameras']:
+            self._overlays[camera] = self.create_publisher(
+                Image, f'~/overlay/{camera}', newest(reliable=True)
+            )
+            self._masks[camera] = self.create_publisher(Image, f'~/kept/{camera}', every())
+        self._settings.frozen = True
+        self._show(self._params)
+
+    def start(self) -> None:
+        """Subscribe and let the inference thread work."""
+        assert self._observation_buffer and self._policy and self._thread
+        self._observation_buffer.clear()
+        self._policy.reset('start')
+        self._sequence = 0
+        values, device = self._settings.values(), self._policy.loaded.preprocessor.device
+        wish = values['model.prepare_on_arrival']
+        if wish == 'on' or (wish == 'auto' and device.type == 'cuda'):
+            self._arrival = ImagePrefetcher(self._policy.look, device)
+            self._arrival.start()
+        self._inputs = Inputs(
+            self,
+            values,
+            self._observation_buffer,
+            self._policy.history,
+            self._arrived,
+            self._complain,
+        )
+        self._working = True
+        self._resume()
+        self.get_logger().info(
+            f'active: {len(self._observation_buffer.cameras)} camera(s), '
+            f'{self._policy.layout().vision_tokens} vision tokens, {self._params.pruner}'
+        )
+
+    def stop(self) -> None:
+        """Unsubscribe, wait for the query under way, forget history and prior."""
+        self._working = False
+        if self._thread is not None:
+            self._thread.deactivate()
+        if self._inputs is not None:
+            self._inputs.close()
+            self._inputs = None
+        if self._arrival is not None:
+            self._arrival.close()
+            self._arrival = None
+        if self._policy is not None:
+            self._policy.reset('start')
+
+    def teardown(self) -> None:
+        """End the thread and let go of the model."""
+        if self._thread is not None:
+            self._thread.close()
+            self._thread = None
+        for publisher in (*self._overlays.values(), *self._masks.values()):
+            self.destroy_publisher(publisher)
+        self._overlays.clear()
+        self._masks.clear()
+        self._policy = None
+        self._observation_buffer = None
+        self._last = None
+        self._refusal = ''
+        release_heap()
+        self._settings.frozen = False
+
+    def _arrived(self, camera: str, image: CameraImage) -> None:
+        if self._arrival is not None:
+            self._arrival.offer(camera, image)
+
+    # The model, in the inference thread.
+
+    def _build(self, values: Mapping[str, Any]) -> Policy:
+        from specprune_ros.policy.build import resolve
+
+        device: Any = values['model.device']
+        try:
+            device, _ = resolve(values['model.device'], values['model.dtype'])
+            check_alive(device)
+            return self._make_policy(values)
+        except Exception as error:
+            meaning = explain(error, device)
+            if meaning is None:
+                raise
+            raise meaning from error
+
+    def _make_policy(self, values: Mapping[str, Any]) -> Policy:
+        from specprune_ros.policy.build import build_policy
+
+        policy = build_policy(
+            path=values['model.path'],
+            preset=values['model.preset'],
+            seed=values['model.seed'],
+            device=values['model.device'],
+            dtype=values['model.dtype'],
+            unnorm_key=values['model.unnorm_key'],
+            threads=values['model.threads'],
+            platform=values['model.platform'],
+            fast_images=values['model.fast_images'],
+            params=self._params,
+            graphs=values['model.cuda_graphs'],
+            calibrate=calibrator(values['model.calibrate'], self.get_logger()),
+            fp8=values['model.fp8'],
+        )
+        for note in policy.loaded.notes:
+            self.get_logger().info(note)
+        try:
+            self._fit(policy, values)
+        except BaseException:
+            policy.close()
+            raise
+        return policy
+
+    def _fit(self, policy: Policy, values: Mapping[str, Any]) -> None:
+        """Check the model against the inputs and get it ready. Raises ``ValueError``."""
+        policy.absurd = values['absurd_action']
+        policy.measure_deviation = values['measure.action_deviation']
+        expected = len(policy.config.cameras)
+        if len(values['cameras']) != expected:
+            raise ValueError(
+                f'cameras names {len(values["cameras"])} ({", ".join(values["cameras"])}), but '
+                f'the model reads {expected}: {", ".join(policy.config.cameras)}'
+            )
+        if bool(policy.config.proprio_dim) != (values['proprio.layout'] != 'none'):
+            raise ValueError(
+                f"proprio.layout is '{values['proprio.layout']}', but the model reads "
+                f'{policy.config.proprio_dim} numbers of proprioception'
+            )
+        policy.check_params(self._params)
+        self._typical = policy.warm_up(values['instruction'] or 'warm up')
+        freeze_gc()  # a query must not wait for a walk through PyTorch's modules
+        self.get_logger().info(f'warm: a query takes {1e3 * self._typical:.1f} ms')
+
+    def _pace(self) -> QuerySchedule:
+        if self._policy is not None:
+            self._policy.wants_overlay = any(
+                publisher.get_subscription_count()
+                for publisher in (*self._overlays.values(), *self._masks.values())
+            )
+        rate = self.get_parameter('query_rate').value
+        return QuerySchedule(
+            period=1.0 / rate if rate > 0 else 0.0,
+            newer_for=self.get_parameter('fresh_wait').value,
+            by_chunk=self.get_parameter('query_when').value == 'chunk',
+        )
+
+    def _deliver(
+        self, observation: Observation, result: PolicyResult, begin: int, end: int
+    ) -> Job:
+        """Note what the next query must know; the job publishes."""
+        assert self._policy
+        self._sequence += 1
+        header = Header(
+            stamp=time_message(observation.stamp_ns),
+            frame_id=self._base_frame,
+        )
+        frame = self._inputs.speed_frame if self._inputs else ''
+        self._follow_actions(result, end)
+        self._latency.add((end - observation.stamp_ns) / SECOND_NS)
+        # Its images are drawn by the job and not held until the next.
+        self._last, self._asked = replace(result, overlay=None), observation.instruction
+        chunk = partial(
+            chunk_message,
+            result,
+            self._policy.config.action,
+            self._policy.step_dt,
+            observation.instruction,
+            header,
+            self._sequence,
+            begin,
+            end,
+        )
+        account = partial(stats_message, result, header, self._sequence, frame)
+        return partial(self._publish, chunk, account, header, result)
+
+    def _publish(
+        self,
+        chunk: Callable[[], ActionChunk],
+        account: Callable[[], PruneStats],
+        header: Header,
+        result: PolicyResult,
+    ) -> None:
+        self._chunks.publish(chunk())
+        self._stats.publish(account())
+        self._chunk_rate.tick(time.monotonic())
+        if self._refusal:
+            self.get_logger().info('chunks again')
+            self._refusal = ''
+        if result.reset:
+            self.get_logger().info(f'episode {result.episode}: {result.reset}')
+        for note in result.notes:
+            self._complain('policy', note)
+        self._publish_overlays(header, result)
+
+    def _follow_actions(self, result: PolicyResult, now_ns: int) -> None:
+        """The paper's speed source: the last chunk's own motion judges the next query."""
+        inputs, config = self._inputs, self._policy.config
+        if inputs is None or self._speed_source != 'action' or config.action.kind != 'ee_delta':
+            return
+        deltas = result.actions * np.asarray(config.action.scale)
+        speed = ActionSpeed(self._base_frame, self._policy.step_dt).update(deltas, now_ns)
+        inputs.speed_frame = speed.frame
+        self._observation_buffer.put_speed(sample(speed), now_ns)
+
+    def _publish_overlays(self, header: Header, result: PolicyResult) -> None:
+        """What was kept, drawn and as masks, for those who look; a waiting chunk comes first."""
+        overlay, thread = result.overlay, self._thread
+        if overlay is None:
+            return
+        for index, camera in enumerate(self._overlays):
+            for publisher, make in (
+                (self._masks[camera], kept.of_overlay),
+                (self._overlays[camera], drawn),
+            ):
+                if thread is None or thread.behind:
+                    return
+                if publisher.get_subscription_count():
+                    message = make(overlay, index)
+                    message.header.stamp = header.stamp
+                    message.header.frame_id = camera
+                    publisher.publish(message)
+
+    def _refuse(self, reason: str) -> None:
+        """No chunk was made, and why: once in the log, always in the diagnostics."""
+        if NUMBERS.sub('#', reason) != NUMBERS.sub('#', self._refusal):
+            self.get_logger().warning(f'no chunk: {reason}')
+        self._refusal = reason
+
+    def _lose(self, reason: str) -> None:
+        """The device is gone: no more chunks, and the executor's thread is told why."""
+        self._refusal = reason
+        self._loss = reason
+        self._device_lost_guard.trigger()
+
+    def _on_loss(self) -> None:
+        reason, self._loss = self._loss, ''
+        if not reason:
+            return  # configured anew meanwhile
+        self.fail(
+            f'{reason}; no chunks are made: configure and activate again, and restart the node '
+            'where that is refused'
+        )
+        self._report()
+
+    # Parameters.
+
+    def _check(self, values: Mapping[str, Any], request: Mapping[str, Any]) -> None:
+        for name in ('cameras', 'proprio.joints', 'proprio.gripper_joints'):
+            if len(set(values[name])) != len(values[name]) or not all(values[name]):
+                raise ValueError(f'{name} must hold different, non-empty names')
+        if not values['cameras']:
+            raise ValueError('cameras must name at least one camera')
+        params = _build_params(self._after(request))
+        if self._policy is not None:
+            self._policy.check_params(params)
+
+    def _apply(self, values: Mapping[str, Any], request: Mapping[str, Any]) -> None:
+        changes = _pruning(request)
+        if changes and not self._showing:
+            self._chosen = self._after(request)
+            self._use(_build_params(self._chosen), changes)
+        if self._policy is not None:
+            self._policy.absurd = values['absurd_action']
+            self._policy.measure_deviation = values['measure.action_deviation']
+        if self._observation_buffer is not None:
+            self._observation_buffer.limits = _limits(values)
+
+    def _after(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Pruning values chosen so far, with the request's: a preset lets go of all others."""
+        changes = {} if self._showing else _pruning(request)
+        return changes if 'preset' in changes else {**self._chosen, **changes}
+
+    def _use(self, params: PruningParams, changes: Mapping[str, Any]) -> None:
+        self._params = params
+        if self._policy is not None:
+            version = self._policy.set_params(params)
+            self.get_logger().info(
+                f'parameters version {version}: '
+                + ', '.join(f'{name} = {value}' for name, value in changes.items())
+            )
+        if 'preset' in changes:
+            self._show(params)
+
+    def _show(self, params: PruningParams) -> None:
+        """Make the ROS parameters say what is in force (a preset sets many at once)."""
+        self._showing = True
+        try:
+            self._settings.write(
+                {PREFIX + name: value for name, value in params.as_dict().items()}
+            )
+        finally:
+            self._showing = False
+
+    # Services and diagnostics.
+
+    def _on_reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        if self._policy is None:
+            response.success, response.message = False, 'not configured'
+        else:
+            self._policy.reset('asked for')
+            response.success, response.message = True, 'the next query starts a new episode'
+        return response
+
+    def _on_enable(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
+        changed, self._wanted = request.data != self._wanted, request.data
+        response.success = True
+        response.message = 'enabled' if request.data else 'disabled: no chunks'
+        if changed:
+            self.get_logger().info(response.message)
+            self._resume()
+        return response
+
+    def _resume(self) -> None:
+        if self._thread is None or not self._working:
+            return
+        if self._wanted:
+            self._policy.reset('start' if self._sequence == 0 else 'enabled')
+            self._thread.activate()
+        else:
+            self._thread.deactivate()
+
+    def _complain(self, source: str, reason: str) -> None:
+        """Log a warning, the same one not more often than every few seconds."""
+        now = time.monotonic()
+        last, at = self._complaints.get(source, ('', -math.inf))
+        if reason != last or not 0 <= now - at < COMPLAIN_PERIOD:
+            self.get_logger().warning(f'{source}: {reason}')
+            self._complaints[source] = (reason, now)
+
+    def _report(self) -> None:
+        now_ns, now = self._now_ns(), time.monotonic()
+        status = DiagnosticStatus(
+            name=f'{self.get_fully_qualified_name().lstrip("/")}: inference',
+            hardware_id=self._last.device if self._last else '',
+        )
+        status.level, status.message = self._health()
+        values: dict[str, object] = {'last error': self.last_error or self._refusal or 'none'}
+        if self._observation_buffer is not None and self._inputs is not None:
+            for camera, age in self._observation_buffer.image_ages(now_ns).items():
+                values[f'image age {camera} (s)'] = f'{age:.3f}'
+                values[f'image rate {camera} (Hz)'] = f'{self._inputs.rates[camera].rate(now):.1f}'
+            values['state age (s)'] = f'{self._observation_buffer.state_age(now_ns):.3f}'
+            values['late images dropped'] = self._observation_buffer.late
+            values['instruction'] = self._observation_buffer.instruction or 'none'
+        p50, p95 = self._latency.at(50, 95)
+        values['chunk rate (Hz)'] = f'{self._chunk_rate.rate(now):.1f}'
+        values['latency p50 (ms)'] = f'{1e3 * p50:.1f}'
+        values['latency p95 (ms)'] = f'{1e3 * p95:.1f}'
+        if self._policy is not None:
+            version, pending = self._policy.params_version, self._policy.pending_version
+            values['parameters version'] = (
+                f'{version} ({pending} is being prepared)' if pending else version
+            )
+            values['engine'] = self._engine()
+            values['images prepared'] = self._prepared_where()
+            values['kernels'] = fused.status()
+        if self._last is not None:
+            values['mode'] = f'{self._last.mode.value} ({self._last.reason})'
+            values['tokens kept (mean)'] = (
+                f'{self._last.tokens.mean:.0f} of {self._last.tokens.total}'
+            )
+            free = self._free_tokens(self._last)
+            if free:
+                values['kept more, free on this device'] = free
+        status.values = [KeyValue(key=key, value=str(value)) for key, value in values.items()]
+        message = DiagnosticArray(status=[status])
+        message.header.stamp = self._stamp_now()
+        self._diagnostics.publish(message)
+
+    def _free_tokens(self, last: PolicyResult) -> str:
+        """Tokens beyond the plan after each prune of the last query; empty where none can be."""
+        if self._policy is None:
+            return ''
+        layout = self._policy.layout(self._asked)
+        more = free_tokens(layout, self._policy.params, last.mode) or {}
+        return ', '.join(f'{count} after layer {layer}' for layer, count in more.items())
+
+    def _health(self) -> tuple[bytes, str]:
+        if self.last_error:
+            return DiagnosticStatus.ERROR, self.last_error
+        if not self._working:
+            return DiagnosticStatus.WARN, 'not active'
+        if not self._wanted:
+            return DiagnosticStatus.WARN, 'disabled'
+        if self._thread is not None and not self._thread.is_alive():
+            return DiagnosticStatus.ERROR, 'the inference thread ended; configure again'
+        if self._refusal:
+            return DiagnosticStatus.ERROR, f'no chunk: {self._refusal}'
+        busy = self._thread.busy_for if self._thread is not None else 0.0
+        if busy > max(HANGS, 10 * self._typical):
+            return DiagnosticStatus.ERROR, f'no chunk: a query has been under way for {busy:.0f} s'
+        if self._last is None:
+            return DiagnosticStatus.WARN, 'waiting for input'
+        trouble = self._policy.engine_trouble if self._policy is not None else ''
+        if trouble:
+            return DiagnosticStatus.WARN, f'slower than meant: {trouble}'
+        return DiagnosticStatus.OK, f'{self._last.mode.value}, {self._last.pruner}'
+
+    def _engine(self) -> str:
+        status, trouble = self._policy.engine_status, self._policy.engine_trouble
+        if trouble and trouble != self._trouble:
+            self.get_logger().warning(f'engine: {trouble}')
+        self._trouble = trouble
+        return f'{status}; {trouble}' if trouble else status
+
+    def _prepared_where(self) -> str:
+        if self._arrival is None:
+            return 'in the query'
+        trouble = self._arrival.trouble
+        return f'on arrival; the last could not be: {trouble}' if trouble else 'on arrival'
+
+    def _now_ns(self) -> int:
+        return self.get_clock().now().nanoseconds
+
+    def _stamp_now(self) -> TimeMessage:
+        return Time(nanoseconds=self._now_ns()).to_msg()
+
+
+def drawn(overlay: Overlay, camera: int) -> Image:
+    """The overlay of one camera as a message."""
+    return to_message(draw(overlay, camera))
+
+
+def _limits(values: Mapping[str, Any]) -> Limits:
+    return Limits(
+        image_age=values['max_age.image'],
+        state_age=values['max_age.state'],
+        sync=values['max_skew'],
+    )
+
+
+def _pruning(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values under ``pruning.`` by their short names."""
+    return {
+        name.removeprefix(PREFIX): value
+        for name, value in values.items()
+        if name.startswith(PREFIX)
+    }
+
+
+def _build_params(chosen: Mapping[str, Any]) -> PruningParams:
+    """The preset's parameters, and what was chosen besides. Raises ``ParamError``."""
+    others = {name: value for name, value in chosen.items() if name != 'preset'}
+    return PruningParams.preset_of(chosen.get('preset', 'default')).replace(**others)
+
+
+def main() -> int:
+    """Entry point of ``ros2 run specprune_ros specprune_node``."""
+    # What waits for a device or a socket comes back to a Python that another thread holds.
+    sys.setswitchinterval(SWITCH_INTERVAL)
+    return run(SpecPruneNode)
+
+
+if __name__ == '__main__':
+    raise SystemExit(main())

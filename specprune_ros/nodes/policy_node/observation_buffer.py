@@ -1,0 +1,285 @@
+"""The newest of every input, by time stamp, and when they add up to an observation worth acting
+on.
+
+Callbacks put, one inference thread takes. Nothing here knows ROS: stamps are nanoseconds of the
+node's clock, so the same rules hold live, in simulation and on a replayed bag.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from threading import Condition
+
+import numpy as np
+
+from specprune_ros.policy.memory import SECOND_NS
+from specprune_ros.policy.observation import (
+    CameraImage,
+    Observation,
+    ObservationError,
+    check_instruction,
+)
+from specprune_ros.pruning.controller import SpeedSample
+
+
+class NotReady(Exception):
+    """No chunk may be made now; the message names the input and what is wrong with it."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When an input counts as usable. All in seconds.
+
+    ``image_age`` and ``state_age`` bound how old an input may be, ``future`` how far a stamp may
+    lie ahead of the node's clock, ``sync`` how far the cameras' stamps may lie apart, ``reorder``
+    how far back a late message may be stamped before it means that the clock itself went back.
+    """
+
+    image_age: float = 0.5
+    state_age: float = 0.5
+    future: float = 0.25
+    sync: float = 0.05
+    reorder: float = 0.5
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A state vector (float64) and its stamp in nanoseconds."""
+
+    value: np.ndarray
+    stamp_ns: int
+
+
+class ObservationBuffer:
+    """Newest input per source; see the module's text. All methods are thread-safe."""
+
+    def __init__(self, cameras: Sequence[str], needs_state: bool, limits: Limits) -> None:
+        self.cameras = tuple(cameras)
+        self.limits = limits
+        self._needs_state = needs_state
+        self._changed = Condition()
+        self._images: dict[str, CameraImage] = {}
+        self._faults: dict[str, str] = {}
+        self._state: Timed | None = None
+        self._position: Timed | None = None
+        self._speed: SpeedSample | None = None
+        self._speed_stamp = 0
+        self._instruction = ''
+        self._instruction_fault = 'none was given yet'
+        self._used_ns = -1
+        self._closed = False
+        self.late = 0
+
+    def put_image(self, camera: str, image: CameraImage) -> bool:
+        """Store an image. Returns False for one that came late and was dropped."""
+        with self._changed:
+            self._faults.pop(camera, None)
+            newest = self._images.get(camera)
+            if newest is not None and image.stamp_ns <= newest.stamp_ns:
+                back = newest.stamp_ns - image.stamp_ns
+                if back < self.limits.reorder * SECOND_NS:
+                    self.late += 1
+                    return False
+                # The clock went back: what the other inputs showed belongs to another time.
+                self._forget_time()
+            self._images[camera] = image
+            # Half a set wakes nobody: the other half comes sooner.
+            if self._fresh():
+                self._changed.notify_all()
+            return True
+
+    def fault(self, source: str, reason: str) -> None:
+        """Note that the newest message of ``source`` could not be used, and why."""
+        with self._changed:
+            self._faults[source] = reason
+            self._images.pop(source, None)
+
+    def put_state(self, value: np.ndarray, stamp_ns: int) -> None:
+        """Store proprioception, float64 ``[proprio_dim]``."""
+        with self._changed:
+            self._faults.pop('proprioception', None)
+            self._state = Timed(value, stamp_ns)
+
+    def lose_state(self, reason: str) -> None:
+        """Proprioception can no longer be trusted, and why."""
+        with self._changed:
+            self._faults['proprioception'] = reason
+            self._state = None
+
+    def put_position(self, value: np.ndarray, stamp_ns: int) -> None:
+        """Store the end-effector position, float64 ``[3]``, metres."""
+        with self._changed:
+            self._position = Timed(value, stamp_ns)
+
+    def put_speed(self, speed: SpeedSample | None, stamp_ns: int) -> None:
+        """Store the end-effector speed (``None``: not known any more)."""
+        with self._changed:
+            self._speed = speed
+            self._speed_stamp = stamp_ns
+
+    def put_instruction(self, text: str) -> None:
+        """Store an instruction. Raises :class:`ObservationError`; then the policy has none to
+        obey.
+        """
+        with self._changed:
+            self._instruction, self._instruction_fault = '', ''
+            try:
+                check_instruction(text)
+            except ObservationError as error:
+                self._instruction_fault = str(error)
+                raise
+            self._instruction = text
+            self._changed.notify_all()
+
+    @property
+    def instruction(self) -> str:
+        """The instruction in force, empty without one."""
+        return self._instruction
+
+    def clear(self) -> None:
+        """Forget images and state (not the instruction)."""
+        with self._changed:
+            self._forget_time()
+            self._faults.clear()
+
+    def close(self) -> None:
+        """Wake and end every wait."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def wait(self, timeout: float, newer_for: float = 0.0) -> bool:
+        """Wait for a set of images not used before. False on time-out or after :meth:`close`.
+
+        A set that lies here already may be almost a camera period old: wait up to ``newer_for``
+        seconds for a newer one before settling for it.
+        """
+        with self._changed:
+            if self._fresh() and newer_for > 0:
+                seen = self._newest()
+                self._changed.wait_for(
+                    lambda: self._closed or (self._fresh() and self._oldest() > seen), newer_for
+                )
+            self._changed.wait_for(lambda: self._closed or self._fresh(), timeout)
+            return not self._closed and self._fresh()
+
+    def take(self, now_ns: int) -> Observation:
+        """The newest observation. Raises :class:`NotReady` where an input is missing, stale or
+        wrong.
+        """
+        with self._changed:
+            self._used_ns = self._newest()
+            reason = self._unready(now_ns)
+            if reason:
+                raise NotReady(reason)
+            position = self._position
+            if position is not None and self._too_old(position.stamp_ns, now_ns):
+                position = None
+            return Observation(
+                images={camera: self._images[camera] for camera in self.cameras},
+                instruction=self._instruction,
+                proprio=self._state.value if self._needs_state and self._state else None,
+                speed=self._aged_speed(now_ns),
+                position=position.value if position else None,
+            )
+
+    def unready(self, now_ns: int) -> str | None:
+        """Why no observation can be taken now, or ``None``."""
+        with self._changed:
+            return self._unready(now_ns)
+
+    def image_ages(self, now_ns: int) -> dict[str, float]:
+        """Age of the newest image per camera, seconds; infinite without one."""
+        with self._changed:
+            return {
+                camera: (now_ns - self._images[camera].stamp_ns) / SECOND_NS
+                if camera in self._images
+                else float('inf')
+                for camera in self.cameras
+            }
+
+    def state_age(self, now_ns: int) -> float:
+        """Age of the proprioception, seconds; infinite without any."""
+        with self._changed:
+            return (now_ns - self._state.stamp_ns) / SECOND_NS if self._state else float('inf')
+
+    def _forget_time(self) -> None:
+        self._images.clear()
+        self._state = None
+        self._position = None
+        self._speed = None
+        self._used_ns = -1
+
+    def _fresh(self) -> bool:
+        """Whether every camera has an image of one moment that no query has seen."""
+        if len(self._images) < len(self.cameras):
+            return False
+        return self._oldest() > self._used_ns and self._skew() <= self.limits.sync
+
+    def _oldest(self) -> int:
+        return min(image.stamp_ns for image in self._images.values())
+
+    def _newest(self) -> int:
+        return max((image.stamp_ns for image in self._images.values()), default=-1)
+
+    def _skew(self) -> float:
+        return (self._newest() - self._oldest()) / SECOND_NS
+
+    def _unready(self, now_ns: int) -> str | None:
+        if not self._instruction:
+            return f'instruction: {self._instruction_fault}'
+        for camera in self.cameras:
+            if camera in self._faults:
+                return f"camera '{camera}': {self._faults[camera]}"
+            image = self._images.get(camera)
+            if image is None:
+                return f"camera '{camera}': no image yet"
+            age = (now_ns - image.stamp_ns) / SECOND_NS
+            if age > self.limits.image_age:
+                return (
+                    f"camera '{camera}': the newest image is {age:.2f} s old, "
+                    f'the limit is {self.limits.image_age:.2f} s'
+                )
+            if age < -self.limits.future:
+                return (
+                    f"camera '{camera}': images are stamped {-age:.2f} s ahead of this node's "
+                    'clock; synchronise the clocks or set use_sim_time alike'
+                )
+        skew = self._skew()
+        if skew > self.limits.sync:
+            return (
+                f'cameras {", ".join(self.cameras)}: newest images lie {skew:.2f} s apart, '
+                f'the limit is {self.limits.sync:.2f} s'
+            )
+        if self._needs_state:
+            if 'proprioception' in self._faults:
+                return f'proprioception: {self._faults["proprioception"]}'
+            if self._state is None:
+                return 'proprioception: nothing received yet'
+            age = (now_ns - self._state.stamp_ns) / SECOND_NS
+            if age > self.limits.state_age:
+                return (
+                    f'proprioception: {age:.2f} s old, the limit is {self.limits.state_age:.2f} s'
+                )
+            if age < -self.limits.future:
+                return f"proprioception: stamped {-age:.2f} s ahead of this node's clock"
+        return None
+
+    def _too_old(self, stamp_ns: int, now_ns: int) -> bool:
+        age = (now_ns - stamp_ns) / SECOND_NS
+        return not -self.limits.future <= age <= self.limits.state_age
+
+    def _aged_speed(self, now_ns: int) -> SpeedSample | None:
+        speed = self._speed
+        age = (now_ns - self._speed_stamp) / SECOND_NS
+        # A speed from the future is no speed; one too old the controller judges itself.
+        if speed is None or age < -self.limits.future:
+            return None
+        return SpeedSample(
+            v_t=speed.v_t,
+            v_r=speed.v_r,
+            dz=speed.dz,
+            source=speed.source,
+            age_s=age,
+        )

@@ -1,0 +1,101 @@
+"""The node's parameters as YAML for ``config/specprune.yaml`` and as Markdown for documents."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable
+from typing import Any
+
+from specprune_ros.nodes.common.parameters import Setting
+from specprune_ros.nodes.policy_node.parameters import NODE_SETTINGS, pruning_settings
+
+WIDTH = 96
+# What most people tune, in the order of the README.
+MOST_USED = (
+    'pruning.preset',
+    'pruning.pruner',
+    'pruning.mode',
+    'pruning.alpha',
+    'pruning.k_global',
+    'pruning.k_local',
+    'pruning.k_dynamic',
+    'pruning.drop_ratio',
+    'pruning.fine_factor',
+    'pruning.v_t_threshold',
+    'pruning.v_r_threshold',
+    'pruning.refresh_period',
+    'query_rate',
+    'query_when',
+    'max_age.image',
+    'speed.source',
+    'model.path',
+    'cameras',
+    'image_transport',
+)
+# Pruning parameters that no preset sets.
+FREE = ('pruning.preset', 'pruning.pruner', 'pruning.mode')
+YAML_HEAD = """\
+# Every parameter of specprune_node with its default, for a node of any name. Made by
+# `specprune params --yaml`; a test keeps it so. What the preset sets is commented out, so that
+# another preset is not overruled: uncomment what you choose yourself. Pass a copy
+# with --params-file, or set one live: ros2 param set /specprune_node pruning.alpha 0.6
+/**:
+  ros__parameters:
+"""
+
+
+def all_settings() -> tuple[Setting, ...]:
+    """Every parameter, the node's own first."""
+    return (*NODE_SETTINGS, *pruning_settings())
+
+
+def as_yaml() -> str:
+    """``config/specprune.yaml``."""
+    lines = [YAML_HEAD]
+    for setting in all_settings():
+        limits = _limits(setting)
+        if limits:
+            limits = f'One of {limits}.' if setting.choices else f'Allowed: {limits}.'
+        said = f'{setting.description} {limits}'.strip()
+        lines += [f'    # {line}\n' for line in textwrap.wrap(said, WIDTH - 6)]
+        # Nor has an empty list a type in a parameter file.
+        preset = setting.name.startswith('pruning.') and setting.name not in FREE
+        hidden = '# ' if setting.default == [] or preset else ''
+        lines.append(f'    {hidden}{setting.name}: {_scalar(setting.default)}\n')
+    return ''.join(lines)
+
+
+def as_markdown(names: Iterable[str] | None = None) -> str:
+    """A table of all parameters, or of the named ones in that order."""
+    by_name = {setting.name: setting for setting in all_settings()}
+    rows = ['| parameter | default | allowed | live | meaning |', '|---|---|---|---|---|']
+    for name in names if names is not None else by_name:
+        setting = by_name[name]
+        rows.append(
+            f'| `{name}` | `{_scalar(setting.default)}` | {_limits(setting) or " "} | '
+            f'{"yes" if setting.live else "no"} | {setting.description} |'
+        )
+    return '\n'.join(rows) + '\n'
+
+
+def _limits(setting: Setting) -> str:
+    unit = f' {setting.unit}' if setting.unit else ''
+    if setting.choices:
+        return ', '.join(setting.choices)
+    if setting.low is None or isinstance(setting.default, bool):
+        return unit.strip()
+    return f'{setting.low:.10g} to {setting.high:.10g}{unit}'
+
+
+def _scalar(value: Any) -> str:
+    if isinstance(value, bool):
+        return 'true' if value else 'false'
+    if isinstance(value, float):
+        # Exact, so that a file that repeats the defaults changes nothing; YAML wants a point.
+        mantissa, e, exponent = repr(value).partition('e')
+        return f'{mantissa if "." in mantissa else mantissa + ".0"}{e}{exponent}'
+    if isinstance(value, str):
+        return f"'{value}'"
+    if isinstance(value, list):
+        return '[' + ', '.join(_scalar(item) for item in value) + ']'
+    return str(value)

@@ -1,0 +1,307 @@
+"""``sim_arm``: the MuJoCo arm as a robot with cameras: images, joints, tool pose and twist out,
+Cartesian commands in. It also knows what no robot knows: whether the arm did what was said.
+"""
+
+from __future__ import annotations
+
+import array
+from typing import Any
+
+from diagnostic_msgs.msg import DiagnosticStatus
+from geometry_msgs.msg import PoseStamped, TwistStamped
+from rclpy.time import Time
+from rosgraph_msgs.msg import Clock
+from sensor_msgs.msg import Image, JointState
+from std_msgs.msg import Float64, String
+from std_srvs.srv import Trigger
+
+from specprune_ros.nodes.common.images import to_message
+from specprune_ros.nodes.common.lifecycle import AutoLifecycleNode, run
+from specprune_ros.nodes.common.parameters import Setting, Settings
+from specprune_ros.nodes.common.qos import every, latched, newest
+from specprune_ros.nodes.common.task_results import to_message as verdict_message
+from specprune_ros.sim.arm.urdf import urdf
+from specprune_ros.sim.arm.world import World
+from specprune_ros.sim.tasks.task_evaluator import Referee
+from specprune_ros.sim.tasks.task_result import UNKNOWN, Verdict
+from specprune_ros.sim.tasks.tasks import layout_for
+
+FRAME = 'base_link'
+LONGEST_STEP = 0.1  # s; a machine that stalled longer than this loses simulated time, not the arm
+
+SETTINGS = (
+    Setting('seed', 0, 'Seed of the scene.', low=0, high=2**31 - 1),
+    Setting(
+        'scene_for',
+        [],
+        'Instructions whose cubes and plates the scene must hold; empty: whatever the seed gives.',
+        kind='str[]',
+    ),
+    Setting(
+        'instruction',
+        '',
+        'Instruction the policy begins with; it is judged from the first motion command on.',
+    ),
+    Setting('width', 224, 'CameraImage width.', unit='pixels', low=16, high=1024),
+    Setting('height', 224, 'CameraImage height.', unit='pixels', low=16, high=1024),
+    Setting('image_rate', 30.0, 'Images a second on each camera.', unit='Hz', low=0.5, high=120.0),
+    Setting('state_ticks', 3, 'Joint states, poses and twists for each image.', low=1, high=50),
+    Setting('publish_clock', False, 'Publish simulated time on /clock and stamp with it.'),
+    Setting(
+        'command_timeout',
+        0.2,
+        'Without a motion command for this long the arm holds still.',
+        unit='s',
+        low=0.01,
+        high=10.0,
+        live=True,
+    ),
+    Setting('render', True, 'Publish images; needs EGL or OSMesa.'),
+)
+
+
+class SimArm(AutoLifecycleNode):
+    """The simulated arm as a driver would present a real one."""
+
+    def __init__(self) -> None:
+        super().__init__('sim_arm')
+        self._settings = Settings(self, SETTINGS)
+        self._world: World | None = None
+        self._referee: Referee | None = None
+        self._first_words = ''
+        self._timer: Any = None
+        self._listening: list[Any] = []
+        self._cameras: dict[str, Any] = {}
+        self._ticks = 0
+        self._stepped_ns = 0
+        self._commanded_ns: int | None = None
+        self._joints = self.create_publisher(JointState, '~/joint_states', newest(reliable=True))
+        self._pose = self.create_publisher(PoseStamped, '~/tcp_pose', newest(reliable=True))
+        self._twist = self.create_publisher(TwistStamped, '~/tcp_twist', newest(reliable=True))
+        self._description = self.create_publisher(String, '~/robot_description', latched())
+        self._verdicts = self.create_publisher(DiagnosticStatus, '~/verdict', latched())
+        self._sim_clock: Any = None
+        self.create_service(Trigger, '~/reset', self._on_reset)
+
+    def setup(self) -> None:
+        """Build the world and draw it once, so that a missing renderer shows now."""
+        self._settings.check_now()
+        values = self._settings.values()
+        self._world = World(seed=values['seed'], image_size=(values['height'], values['width']))
+        self._referee = Referee(self._world)
+        self._start_scene()
+        if values['render']:
+            for camera in self._world.cameras:
+                self._world.render(camera)
+                self._cameras[camera] = self.create_publisher(
+                    Image, f'~/{camera}/image_raw', newest(reliable=True)
+                )
+        if values['publish_clock']:
+            self._sim_clock = self.create_publisher(Clock, '/clock', every())
+        self._settings.frozen = True
+
+    def start(self) -> None:
+        """Publish the description, listen for commands, run."""
+        values = self._settings.values()
+        self._description.publish(String(data=urdf()))
+        self._listening = [
+            self.create_subscription(TwistStamped, '~/cmd_twist', self._on_twist, every()),
+            self.create_subscription(PoseStamped, '~/cmd_pose', self._on_pose, every()),
+            self.create_subscription(Float64, '~/gripper', self._on_gripper, every()),
+            self.create_subscription(String, '~/instruction', self._on_instruction, latched()),
+        ]
+        self._first_words = values['instruction']
+        self._ticks = 0
+        self._commanded_ns = None
+        self._stepped_ns = self._now_ns()
+        self._state_ticks = values['state_ticks']
+        self._timer = self.create_timer(
+            1.0 / (values['image_rate'] * self._state_ticks), self._tick
+        )
+
+    def stop(self) -> None:
+        """Hold still and fall silent."""
+        if self._timer is not None:
+            self.destroy_timer(self._timer)
+            self._timer = None
+        for subscription in self._listening:
+            self.destroy_subscription(subscription)
+        self._listening = []
+        if self._world is not None:
+            self._world.hold()
+
+    def teardown(self) -> None:
+        """Free the renderer."""
+        for publisher in self._cameras.values():
+            self.destroy_publisher(publisher)
+        self._cameras.clear()
+        if self._sim_clock is not None:
+            self.destroy_publisher(self._sim_clock)
+            self._sim_clock = None
+        if self._world is not None:
+            self._world.close()
+            self._world = self._referee = None
+        self._settings.frozen = False
+
+    def _start_scene(self) -> None:
+        """The scene the parameters ask for. Raises ``ValueError`` where it cannot hold all that
+        the instructions name.
+        """
+        values = self._settings.values()
+        layout = None
+        if values['scene_for']:
+            layout = layout_for(values['scene_for'], values['seed'])
+        self._world.reset(values['seed'], layout)
+        self._commanded_ns = None
+        self._tell(self._referee.clear())
+
+    def _tick(self) -> None:
+        world = self._world
+        now = self._now_ns()
+        if now < self._stepped_ns:
+            self.get_logger().warning('the clock went back: holding')
+            world.hold()
+            self._commanded_ns = None
+        # Real time: the arm moves as long as the wall clock says, however late this call is.
+        world.advance(min(max(now - self._stepped_ns, 0) / 1e9, LONGEST_STEP))
+        self._stepped_ns = now
+        verdict = self._referee.step()
+        if verdict is not None:
+            self._tell(verdict)
+        timeout = self.get_parameter('command_timeout').value
+        if self._commanded_ns is not None and (now - self._commanded_ns) / 1e9 > timeout:
+            world.hold()
+            self._commanded_ns = None
+            self.get_logger().info(f'no command for {timeout} s: holding')
+        stamp = self._stamp()
+        if self._sim_clock:
+            self._sim_clock.publish(Clock(clock=stamp))
+        self._publish_state(stamp)
+        if self._ticks % self._state_ticks == 0:
+            self._publish_images(stamp)
+        self._ticks += 1
+
+    def _publish_state(self, stamp: Any) -> None:
+        self._joints.publish(joint_state(self._world, stamp))
+        self._pose.publish(tool_pose(self._world, stamp))
+        self._twist.publish(tool_twist(self._world, stamp))
+
+    def _publish_images(self, stamp: Any) -> None:
+        # All drawn first and then sent together: the cameras of one moment arrive as one.
+        drawn = {camera: to_message(self._world.render(camera)) for camera in self._cameras}
+        for camera, message in drawn.items():
+            message.header.stamp = stamp
+            message.header.frame_id = camera
+            self._cameras[camera].publish(message)
+
+    def _on_twist(self, message: TwistStamped) -> None:
+        linear, angular = message.twist.linear, message.twist.angular
+        self._obey(
+            'cmd_twist',
+            lambda: self._world.command_twist(
+                (linear.x, linear.y, linear.z), (angular.x, angular.y, angular.z)
+            ),
+        )
+
+    def _on_pose(self, message: PoseStamped) -> None:
+        point, turn = message.pose.position, message.pose.orientation
+        self._obey(
+            'cmd_pose',
+            lambda: self._world.command_pose(
+                (point.x, point.y, point.z), (turn.x, turn.y, turn.z, turn.w)
+            ),
+        )
+
+    def _obey(self, topic: str, command: Any) -> None:
+        try:
+            command()
+        except ValueError as error:
+            self._world.hold()
+            self.get_logger().warning(f'{topic}: {error}; holding', throttle_duration_sec=2.0)
+            return
+        self._commanded_ns = self._now_ns()
+        if self._first_words:
+            words, self._first_words = self._first_words, ''
+            self._tell(self._referee.hear(words))
+
+    def _on_instruction(self, message: String) -> None:
+        self._first_words = ''
+        self._tell(self._referee.hear(message.data))
+
+    def _tell(self, verdict: Verdict) -> None:
+        """Publish how the instruction in force stands, and log it once it is known."""
+        self._verdicts.publish(verdict_message(verdict))
+        if verdict.outcome == UNKNOWN:
+            self.get_logger().warning(f'not judged: {verdict.detail}')
+        elif verdict.final:
+            self.get_logger().info(
+                f"'{verdict.instruction}': {verdict.outcome.replace('_', ' ')} after "
+                f'{verdict.seconds:.1f} s' + (f' ({verdict.detail})' if verdict.detail else '')
+            )
+
+    def _on_gripper(self, message: Float64) -> None:
+        try:
+            self._world.command_gripper(message.data)
+        except ValueError as error:
+            self.get_logger().warning(f'gripper: {error}', throttle_duration_sec=2.0)
+
+    def _on_reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        if self._world is None:
+            response.success, response.message = False, 'not configured'
+            return response
+        self._start_scene()
+        if self._timer is not None:
+            # Whoever waits for the answer has seen the new scene when it comes.
+            stamp = self._stamp()
+            self._publish_state(stamp)
+            self._publish_images(stamp)
+        response.success, response.message = True, 'the scene starts anew'
+        return response
+
+    def _stamp(self) -> Any:
+        simulated = self._sim_clock is not None
+        now = round(self._world.time * 1e9) if simulated else self._now_ns()
+        return Time(nanoseconds=now).to_msg()
+
+    def _now_ns(self) -> int:
+        return self.get_clock().now().nanoseconds
+
+
+def joint_state(world: World, stamp: Any) -> JointState:
+    """Joint names, positions (rad, fingers m) and velocities."""
+    message = JointState(name=list(world.joint_names))
+    message.position = array.array('d', world.joint_positions)
+    message.velocity = array.array('d', world.joint_velocities)
+    message.header.stamp = stamp
+    return message
+
+
+def tool_pose(world: World, stamp: Any) -> PoseStamped:
+    """Pose of the tool centre point in the base frame."""
+    message = PoseStamped()
+    message.header.stamp, message.header.frame_id = stamp, FRAME
+    position, turn = world.tcp_pose()
+    point, quaternion = message.pose.position, message.pose.orientation
+    point.x, point.y, point.z = map(float, position)
+    quaternion.x, quaternion.y, quaternion.z, quaternion.w = map(float, turn)
+    return message
+
+
+def tool_twist(world: World, stamp: Any) -> TwistStamped:
+    """Velocity of the tool centre point along the base axes."""
+    message = TwistStamped()
+    message.header.stamp, message.header.frame_id = stamp, FRAME
+    linear, angular = world.tcp_twist()
+    motion = message.twist
+    motion.linear.x, motion.linear.y, motion.linear.z = map(float, linear)
+    motion.angular.x, motion.angular.y, motion.angular.z = map(float, angular)
+    return message
+
+
+def main() -> int:
+    """Entry point of ``ros2 run specprune_ros sim_arm``."""
+    return run(SimArm)
+
+
+if __name__ == '__main__':
+    raise SystemExit(main())

@@ -1,0 +1,72 @@
+"""Queries answered without the model: SP-VLA's scheduler, kept in step with what was executed."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from specprune_ros.pruning.params import PruningParams
+from specprune_ros.pruning.rivals.sp_vla import RidgeScheduler
+
+
+class Glide:
+    """Knows which rows of the last chunk were executed since, and extrapolates them where it may.
+
+    A row counts as executed once its step time has passed since the chunk's observation
+    (arXiv 2506.12723 section 3.2 keeps a buffer of executed actions).
+    """
+
+    def __init__(self) -> None:
+        self._settings: tuple[float, ...] = ()
+        self._scheduler = RidgeScheduler()
+        self._actions = np.empty((0, 0))
+        self._stamp_ns = 0
+        self._rows = 0
+        self._last = np.empty(0)
+        self._from_model = True
+
+    def reset(self) -> None:
+        """Forget what was executed."""
+        self._scheduler.reset()
+        self._actions = np.empty((0, 0))
+
+    def predict(
+        self,
+        stamp_ns: int,
+        step_dt: float,
+        speed: float | None,
+        params: PruningParams,
+        gripper_dim: int = -1,
+    ) -> tuple[np.ndarray | None, str]:
+        """The next chunk ``[chunk, action_dim]`` without the model, or ``None``; and why.
+
+        ``stamp_ns`` is the observation's, ``step_dt`` seconds, ``speed`` in m/s. The column
+        ``gripper_dim`` stays as it was.
+        """
+        settings = (
+            params.scheduler_size,
+            params.scheduler_v_min,
+            params.scheduler_v_max,
+            params.scheduler_share,
+            params.scheduler_strength,
+        )
+        if settings != self._settings:
+            self._settings, self._scheduler = settings, RidgeScheduler(*settings)
+        done = min(round((stamp_ns - self._stamp_ns) / 1e9 / step_dt), len(self._actions))
+        for row in self._actions[:done]:
+            self._scheduler.record(torch.from_numpy(row), self._from_model)
+            self._last = row
+        self._actions = self._actions[done:]
+        skips, reason = self._scheduler.skips_model(speed)
+        if not skips:
+            return None, reason
+        actions = self._scheduler.predict(self._rows).numpy()
+        if gripper_dim >= 0:
+            # A gripper opens or closes when the model says so, not because a line leads there.
+            actions[:, gripper_dim] = self._last[gripper_dim]
+        return actions, reason
+
+    def issued(self, actions: np.ndarray, stamp_ns: int, from_model: bool) -> None:
+        """Remember the chunk that is executed from now on."""
+        self._actions, self._stamp_ns, self._from_model = actions, stamp_ns, from_model
+        self._rows = len(actions)

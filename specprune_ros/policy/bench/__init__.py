@@ -1,1 +1,0 @@
-"""Policies measured: raced against each other, and against what the device can do."""

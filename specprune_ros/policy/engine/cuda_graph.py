@@ -1,0 +1,310 @@
+"""The engine that holds a whole query in one CUDA graph: one replay, not thousands of launches.
+
+A graph is captured per :class:`GraphKey` (layout, budgets, mode). All graphs read the same input
+buffers, write the same output buffers and share one pool, since only one runs at a time. A thread
+of its own captures; until it is done, queries are answered eagerly or by the graph before.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from specprune_ros.models.load import LoadedModel
+from specprune_ros.models.tokens import Prompt, id_rows
+from specprune_ros.policy.engine.eager import Eager
+from specprune_ros.policy.engine.graph_keys import uncapturable_reason, walk
+from specprune_ros.policy.forward_step import (
+    DeviceOutputs,
+    GraphKey,
+    StageTimer,
+    StepInputs,
+    StepOutputs,
+    answer,
+    marks_on,
+    read,
+)
+from specprune_ros.pruning.params import PruningParams
+
+LIMIT = 24  # graphs kept, the longest unused leaves first
+PATIENCE = 3  # captures that may fail in a row before no more are tried
+
+
+class Recorder(Protocol):
+    """What captures and replays: ``CudaGraphCapturer`` on a GPU."""
+
+    def record(self, run: Callable[[], None], warm: Callable[[], None]) -> Callable[[], None]:
+        """Capture ``run`` after ``warm``; what comes back replays it."""
+
+    def serving(self) -> AbstractContextManager[None]:
+        """Where replays run; done when it is left."""
+
+    def preparing(self) -> AbstractContextManager[None]:
+        """Where everything before a capture runs."""
+
+    def marks(self) -> StageTimer:
+        """StageTimer that a replay sets anew."""
+
+    def staging(self, like: Tensor) -> Tensor:
+        """A tensor on the host to read numbers through."""
+
+
+@dataclass
+class _Captured:
+    replay: Callable[[], None]
+    inputs: dict[str, Tensor]
+    answer: DeviceOutputs
+    marks: StageTimer
+
+
+@dataclass(frozen=True)
+class _Rehearsal:
+    """All forms that parameters and an instruction will ask for; ``ready`` are told afterwards."""
+
+    params: PruningParams
+    prompt: Prompt
+    ready: tuple[Callable[[], None], ...] = ()
+
+
+class CudaGraphEngine:
+    """Answers questions by captured graphs; see the module's text.
+
+    ``status`` and ``trouble`` are messages for the user: what is captured, and why something
+    is answered eagerly that was meant to be captured (empty: nothing is).
+    """
+
+    def __init__(self, loaded: LoadedModel, recorder: Recorder, limit: int = LIMIT) -> None:
+        self.loaded = loaded
+        self.trouble = ''
+        self._recorder, self._limit = recorder, limit
+        self._eager = Eager(loaded)
+        self.device = self._eager.device
+        self._graphs: OrderedDict[GraphKey, _Captured] = OrderedDict()
+        self._refused: dict[GraphKey, str] = {}
+        self._buffers: dict[tuple[object, ...], Tensor] = {}
+        self._failures = 0
+        self._last_failure = ''
+        self._instruction: Prompt | None = None
+        self._jobs: deque[_Rehearsal | tuple[GraphKey, StepInputs]] = deque()
+        self._busy = False
+        self._ending = False
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+
+    @property
+    def status(self) -> str:
+        """What the engine holds, in a few words."""
+        with self._changed:
+            waiting = len(self._jobs) + self._busy
+            held = f'{len(self._graphs)} CUDA graphs'
+        return f'{held}, capturing' if waiting else held
+
+    def ask(self, form: GraphKey, question: StepInputs) -> StepOutputs:
+        """Replay the form's graph and wait for its numbers; eagerly where there is none yet."""
+        with self._changed:
+            self._instruction = question.prompt
+            captured = self._graphs.get(form)
+            if captured is not None:
+                self._graphs.move_to_end(form)
+        if captured is None:
+            reply = self._eager.ask(form, question)
+            self.trouble = self._want(form, question)
+            return reply
+        self.trouble = ''
+        with self._recorder.serving():
+            for name, tensor in question.tensors().items():
+                if tensor is not captured.inputs[name]:
+                    captured.inputs[name].copy_(tensor, non_blocking=True)
+            captured.replay()
+            packed = captured.answer.packed
+            staged = self._buffer('staged', packed, self._recorder.staging)
+            staged.copy_(packed, non_blocking=True)
+        # A copy: the next query writes over what is staged.
+        numbers = staged.numpy().copy()
+        chunk = self.loaded.config.chunk
+        return read(captured.answer, numbers, chunk, captured.marks.seconds())
+
+    def prepare(
+        self, params: PruningParams, prompt: Prompt | None, ready: Callable[[], None]
+    ) -> None:
+        """Capture what ``params`` will ask for, then call ``ready``, from the capturing thread.
+
+        ``prompt`` is the instruction to expect, ``None`` the last one. Where these parameters
+        cannot be captured ``ready`` is called as well. A later call takes the place of one not
+        begun, whose ``ready`` is then called after its own. Where all is captured already, or
+        nothing can be, ``ready`` is called at once.
+        """
+        everyone = [ready]
+        with self._changed:
+            self._instruction = prompt = prompt or self._instruction
+            asked = [job for job in self._jobs if isinstance(job, _Rehearsal) and job.ready]
+            for job in asked:
+                self._jobs.remove(job)
+                everyone += job.ready
+            if prompt and not self._ending and not self._knows(params, prompt):
+                self._jobs.append(_Rehearsal(params, prompt, tuple(everyone)))
+                self._begin()
+                return
+        for told in everyone:
+            told()
+
+    def close(self, timeout: float = 5.0) -> None:
+        """End the capturing thread, after what it is at, and let go of all graphs."""
+        with self._changed:
+            self._ending = True
+            self._jobs.clear()
+            self._changed.notify_all()
+        if self._thread is not None:
+            self._thread.join(timeout)
+        self._graphs.clear()
+        self._buffers.clear()
+
+    # The inference thread.
+
+    def _want(self, form: GraphKey, question: StepInputs) -> str:
+        """Have the form of a query that was just answered eagerly captured; why not, if not."""
+        reason = uncapturable_reason(form)
+        if reason:
+            return reason
+        with self._changed:
+            if form in self._refused or self._failures >= PATIENCE:
+                return f'no CUDA graph: {self._refused.get(form, self._last_failure)}'
+            if self._busy or self._jobs:
+                return ''  # it may be this very form; if not, the next query asks again
+            self._jobs.append(_Rehearsal(form.params, question.prompt))
+            # Forms that no rehearsal thinks of.
+            copies = {name: tensor.clone() for name, tensor in question.tensors().items()}
+            if self.device.type == 'cuda':
+                # The other thread's stream knows nothing of this one's.
+                torch.cuda.current_stream(self.device).synchronize()
+            self._jobs.append((form, question.with_tensors(copies)))
+            self._begin()
+        return ''
+
+    def _knows(self, params: PruningParams, prompt: Prompt) -> bool:
+        """Whether every form of an episode is captured."""
+
+        def known(form: GraphKey, question: StepInputs) -> DeviceOutputs | None:
+            captured = self._graphs.get(form)
+            return captured.answer if captured else None
+
+        nothing = torch.empty(0)
+        asked = StepInputs(images=nothing, prompt=prompt, ids=nothing)
+        return walk(self.loaded.model.layout(prompt), params, asked, known)
+
+    def _begin(self) -> None:
+        """Wake the capturing thread, which the first job starts."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name='capture', daemon=True)
+            self._thread.start()
+        self._changed.notify_all()
+
+    # The capturing thread.
+
+    @torch.inference_mode()
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._busy = False
+                self._changed.wait_for(lambda: self._jobs or self._ending)
+                if self._ending:
+                    return
+                job = self._jobs.popleft()
+                self._busy = True
+            if isinstance(job, _Rehearsal):
+                self._rehearse(job)
+            else:
+                self._capture(*job)
+
+    def _rehearse(self, job: _Rehearsal) -> None:
+        """Capture an episode's forms and tell who waits for them."""
+        try:
+            layout = self.loaded.model.layout(job.prompt)
+            walk(layout, job.params, self._blank(job.prompt), self._capture)
+        except Exception as error:  # the thread must outlive whatever parameters provoke
+            self._fail(error)
+        finally:
+            for told in job.ready:
+                told()
+
+    def _blank(self, prompt: Prompt) -> StepInputs:
+        """Made-up images of the right sizes."""
+        config = self.loaded.config
+        shape = (len(config.cameras), config.image_size, config.image_size, 3)
+        with self._recorder.preparing():
+            images = torch.randint(256, shape, device=self.device, dtype=torch.uint8)
+            noise = self.loaded.model.noise(seed=0)
+            proprio = None
+            if config.proprio_dim:
+                proprio = torch.zeros(config.proprio_dim, device=self.device)
+            ids = id_rows(prompt.ids, self.device)
+        return StepInputs(images, prompt, ids, proprio=proprio, noise=noise)
+
+    def _capture(self, form: GraphKey, question: StepInputs) -> DeviceOutputs | None:
+        """Capture a form, if that is to be done; an eager answer to ``question``, or ``None``."""
+        stop = self._ending or self._failures >= PATIENCE
+        if stop or form in self._refused or uncapturable_reason(form):
+            return None
+        try:
+            with self._recorder.preparing():
+                question = question.on(self.device)
+                sample = answer(self.loaded, form, question, marks_on(self.device))
+                if form not in self._graphs:
+                    self._record(form, question, sample)
+            self._failures = 0
+        except Exception as error:  # of the driver, of an operator, or no memory left
+            with self._changed:
+                self._refused[form] = self._fail(error)
+            return None
+        return sample
+
+    def _fail(self, error: Exception) -> str:
+        """Count a failure; the reason in a line."""
+        self._failures += 1
+        self._last_failure = (str(error).splitlines() or [type(error).__name__])[0]
+        return self._last_failure
+
+    def _record(self, form: GraphKey, question: StepInputs, sample: DeviceOutputs) -> None:
+        """One capture: ``question`` is what to warm up with, ``sample`` its answer."""
+        inputs = {name: self._buffer(name, tensor) for name, tensor in question.tensors().items()}
+        outputs = {name: self._buffer(name, tensor) for name, tensor in sample.tensors().items()}
+        asked = question.with_tensors(inputs)
+        marks = self._recorder.marks()
+
+        def run() -> None:
+            given = answer(self.loaded, form, asked, marks)
+            for name, tensor in given.tensors().items():
+                outputs[name].copy_(tensor)
+
+        def warm() -> None:
+            answer(self.loaded, form, question, marks_on(self.device))
+
+        replay = self._recorder.record(run, warm)
+        kept = DeviceOutputs(
+            packed=outputs['packed'],
+            carry={name: outputs[f'carry.{name}'] for name in sample.carry},
+            sets={name: outputs[f'set.{name}'] for name in sample.sets},
+            left=outputs.get('left'),
+            told=sample.told,
+        )
+        with self._changed:
+            self._graphs[form] = _Captured(replay, inputs, kept, marks)
+            while len(self._graphs) > self._limit:
+                self._graphs.popitem(last=False)
+
+    def _buffer(
+        self, name: str, like: Tensor, make: Callable[[Tensor], Tensor] = torch.clone
+    ) -> Tensor:
+        """The one buffer of that name, shape and dtype, whoever reads or writes it."""
+        key = (name, tuple(like.shape), like.dtype)
+        with self._changed:
+            if key not in self._buffers:
+                self._buffers[key] = make(like)
+            return self._buffers[key]

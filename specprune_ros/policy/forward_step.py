@@ -1,0 +1,331 @@
+"""A query as the engine takes it: what is known beforehand, and the tensors that change."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from specprune_ros.models.build import Network
+from specprune_ros.models.decoder import DecoderOutput, KVCache
+from specprune_ros.models.families.base import Embedded
+from specprune_ros.models.flops import query_flops
+from specprune_ros.models.load import LoadedModel
+from specprune_ros.models.tokens import Prompt
+from specprune_ros.pruning.interface import Mode, PassOutcome, PrunePass, QueryContext, TokenLayout
+from specprune_ros.pruning.params import PruningParams
+from specprune_ros.pruning.registry import pruner
+from specprune_ros.pruning.similarity import patch_cosine
+
+# What the controller, the history and the memory decide with, before a pass and on the host: no
+# tensor of the pass depends on it once mode and reference image are chosen.
+BEFORE_THE_PASS = (
+    'preset', 'mode', 'first_dense', 'refresh_period', 'refresh_change', 'reset_gap',
+    'history_slope', 'history_intercept', 'history_offset', 'history_unit', 'history_min',
+    'history_max', 'v_t_threshold', 'v_r_threshold', 'dz_threshold', 'v_t_exit', 'v_r_exit',
+    'dz_exit', 'controller_rule', 'v_xy_threshold', 'controller_warmup', 'speed_max_age',
+    'scheduler', 'scheduler_size', 'scheduler_v_min', 'scheduler_v_max', 'scheduler_share',
+    'scheduler_strength',
+)  # fmt: skip
+_PLAIN = PruningParams()
+
+
+@dataclass(frozen=True)
+class GraphKey:
+    """Everything about a query that is fixed when it is captured; equal forms share a graph.
+
+    ``compared``: a past image is there. ``carried``: name, shape and dtype of what the previous
+    query left.
+    """
+
+    layout: TokenLayout
+    params: PruningParams
+    mode: Mode
+    compared: bool
+    carried: tuple[tuple[str, tuple[int, ...], torch.dtype], ...]
+
+
+@dataclass(frozen=True)
+class StepInputs:
+    """The tensors of one query, and what only the host reads.
+
+    On the model's device, but for ``proprio``, which may lie on the host.
+
+    ``images``: uint8 ``[cameras, S, S, 3]`` as the policy sees them; ``then``: the same of the
+    reference moment, or ``None``. ``ids``: int64 ``[1, P]`` of ``prompt``. ``proprio``: float32
+    ``[proprio_dim]``, normalised, or ``None``. ``noise``: float32 ``[K, D]`` of a diffusion head,
+    or ``None``. ``carry``: what this pruner's previous pass returned. ``cache``, ``seed``,
+    ``speed_xyz`` (m/s) and ``displacement`` (m) are for pruners that keep state on the host.
+    """
+
+    images: Tensor
+    prompt: Prompt
+    ids: Tensor
+    then: Tensor | None = None
+    proprio: Tensor | None = None
+    noise: Tensor | None = None
+    carry: Mapping[str, Tensor] = field(default_factory=dict)
+    cache: KVCache | None = None
+    seed: int = 0
+    speed_xyz: float | None = None
+    displacement: float | None = None
+
+    def form(self, layout: TokenLayout, params: PruningParams, mode: Mode) -> GraphKey:
+        """The form of this question when it is asked so."""
+        carried = tuple(
+            (name, tuple(value.shape), value.dtype) for name, value in sorted(self.carry.items())
+        )
+        return GraphKey(layout, _of_the_pass(params), mode, self.then is not None, carried)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What changes from query to query of one form, by name."""
+        named = {
+            'images': self.images,
+            'then': self.then,
+            'ids': self.ids,
+            'proprio': self.proprio,
+            'noise': self.noise,
+            **{f'carry.{name}': value for name, value in self.carry.items()},
+        }
+        return {name: value for name, value in named.items() if value is not None}
+
+    def on(self, device: torch.device) -> StepInputs:
+        """This question with all of it on the device."""
+        if self.proprio is None or self.proprio.device == device:
+            return self
+        return replace(self, proprio=self.proprio.to(device))
+
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> StepInputs:
+        """This question with other tensors of the same names."""
+        carry = {name: tensors[f'carry.{name}'] for name in self.carry}
+        plain = {n: t for n, t in tensors.items() if not n.startswith('carry.')}
+        return replace(self, carry=carry, **plain)
+
+
+@lru_cache(maxsize=64)
+def _of_the_pass(params: PruningParams) -> PruningParams:
+    """``params`` with everything that no pass reads as it is by default."""
+    return replace(params, **{name: getattr(_PLAIN, name) for name in BEFORE_THE_PASS})
+
+
+def compares(params: PruningParams) -> bool:
+    """Whether a query with these parameters looks at a past image."""
+    return params.refresh_change < 1.0 or getattr(pruner(params.pruner), 'uses_similarity', False)
+
+
+Decode = Callable[[Network, Embedded, PrunePass | None, KVCache | None], DecoderOutput]
+
+
+@dataclass(frozen=True)
+class PassMetadata:
+    """What is known of a pass without its numbers: the same for every query of a captured form.
+
+    ``sets`` names the token sets; ``layers``, ``after`` and ``mean`` are those of ``TokenCounts``;
+    ``judged``: the prior can be judged by what this query attended to.
+    """
+
+    sets: tuple[str, ...]
+    layers: tuple[int, ...]
+    after: tuple[int, ...]
+    mean: float
+    judged: bool
+    flops: float
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class DeviceOutputs:
+    """What a query leaves on the device.
+
+    ``packed``: float32, the normalised actions ``[K * D]`` and then ``counts``: tokens per set of
+    ``told.sets``, their union, and for the prior: hits, wanted. ``carry`` is the next query's;
+    ``sets`` are bool ``[V]``; ``left``: int64 patch ids after the last boundary, ``None`` where
+    nothing was pruned.
+    """
+
+    packed: Tensor
+    carry: dict[str, Tensor]
+    sets: dict[str, Tensor]
+    left: Tensor | None
+    told: PassMetadata
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything on the device, by name."""
+        named = {
+            'packed': self.packed,
+            **{f'carry.{name}': value for name, value in self.carry.items()},
+            **{f'set.{name}': value for name, value in self.sets.items()},
+        }
+        return named if self.left is None else {**named, 'left': self.left}
+
+
+@dataclass(frozen=True)
+class StepOutputs:
+    """An answer whose numbers the host has read.
+
+    ``actions``: float64 ``[K, D]``, normalised. ``counts``: tokens per set. ``recall``: share of
+    what this query attended to that the prior had named. ``seconds`` of the stages preprocess,
+    vision, decoder, head; empty where they were not taken apart.
+    """
+
+    actions: np.ndarray
+    counts: Mapping[str, int]
+    union: int
+    recall: float | None
+    answer: DeviceOutputs
+    seconds: tuple[float, ...] = field(default=())
+
+
+def plain_decode(
+    model: Network, embedded: Embedded, prune_pass: PrunePass | None, cache: KVCache | None
+) -> DecoderOutput:
+    """The package's own decoder."""
+    rows = model.read(embedded.layout)
+    return model.decoder(embedded.hidden, embedded.layout, prune_pass, cache, rows)
+
+
+def answer(
+    loaded: LoadedModel,
+    form: GraphKey,
+    question: StepInputs,
+    marks: StageTimer,
+    decode: Decode = plain_decode,
+) -> DeviceOutputs:
+    """Run the query. Nothing here waits for the device unless the pruner does."""
+    model, config = loaded.model, loaded.config
+    marks.mark()
+    similarity = None
+    if question.then is not None:
+        similarity = patch_cosine(question.images, question.then, config.grid)
+    pixels = loaded.preprocessor.normalise(question.images)
+    marks.mark()
+    embedded = model.embed(pixels, question.prompt, question.proprio, question.ids)
+    marks.mark()
+    context = QueryContext(
+        layout=embedded.layout,
+        params=form.params,
+        mode=form.mode,
+        similarity=similarity,
+        carry=question.carry,
+        images=question.images,
+        vision=embedded.vision,
+        text=embedded.text,
+        probe=partial(model.decoder.probe, embedded.hidden, embedded.layout),
+        speed_xyz=question.speed_xyz,
+        displacement=question.displacement,
+        seed=question.seed,
+    )
+    prune_pass = pruner(form.params.pruner).begin(context)
+    output = decode(model, embedded, prune_pass, question.cache)
+    outcome = prune_pass.finish()
+    marks.mark()
+    actions = model.head(output, embedded.layout, question.noise)
+    counts, judged = _counts(outcome, embedded.layout, actions.device)
+    packed = torch.cat((actions.float().flatten(), counts.float()))
+    marks.mark()
+    present = [count for count in output.layer_tokens if count]
+    told = PassMetadata(
+        sets=tuple(outcome.sets),
+        layers=tuple(boundary for boundary, _ in outcome.kept),
+        after=tuple(len(ids) for _, ids in outcome.kept),
+        mean=float(np.mean(present)) if present else float(embedded.layout.vision_tokens),
+        judged=judged,
+        flops=float(query_flops(config, output).flops),
+        notes=tuple(outcome.notes),
+    )
+    left = outcome.kept[-1][1] if outcome.kept else None
+    return DeviceOutputs(packed, outcome.carry, outcome.sets, left, told)
+
+
+def _counts(
+    outcome: PassOutcome, layout: TokenLayout, device: torch.device
+) -> tuple[Tensor, bool]:
+    """Tokens per set, their union, and the prior's hits and what it should have named."""
+    union = torch.zeros(layout.vision_tokens, dtype=torch.bool, device=device)
+    for name, members in outcome.sets.items():
+        if name != 'fill':
+            union = union | members.to(device)
+    numbers = [members.to(device).sum() for members in outcome.sets.values()]
+    numbers.append(union.sum())
+    named = outcome.sets.get('global')
+    judged = named is not None and outcome.attended is not None
+    if judged:
+        attended = outcome.attended()
+        numbers += [(named & attended).sum(), attended.sum()]
+    else:
+        numbers += [torch.zeros((), dtype=torch.int64, device=device)] * 2
+    return torch.stack(numbers), judged
+
+
+def read(
+    given: DeviceOutputs, numbers: np.ndarray, chunk: int, seconds: tuple[float, ...] = ()
+) -> StepOutputs:
+    """The reply once ``numbers``, float32, ``given.packed`` on the host, are there."""
+    told = given.told
+    tail = len(told.sets) + 3
+    actions = numbers[:-tail].astype(np.float64).reshape(chunk, -1)
+    counts = [int(number) for number in numbers[-tail:]]
+    union, hits, wanted = counts[-3:]
+    return StepOutputs(
+        actions=actions,
+        counts=dict(zip(told.sets, counts, strict=False)),
+        union=union,
+        recall=hits / wanted if told.judged and wanted else None,
+        answer=given,
+        seconds=seconds,
+    )
+
+
+STAGES = 4  # preprocess, vision, decoder, head: of StageTimes, in order
+
+
+class HostMarks:
+    """StageTimer by the host's clock, for a device that is done when a call returns."""
+
+    def __init__(self) -> None:
+        self._times: list[float] = []
+
+    def mark(self) -> None:
+        """A stage begins or ends here."""
+        self._times.append(time.perf_counter())
+
+    def seconds(self) -> tuple[float, ...]:
+        """Seconds between marks."""
+        return tuple(b - a for a, b in zip(self._times, self._times[1:], strict=False))
+
+
+class CudaMarks:
+    """StageTimer by events in the stream.
+
+    ``external`` ones become nodes of a graph that is being captured, so that every replay sets
+    them anew.
+    """
+
+    def __init__(self, external: bool = False) -> None:
+        self._events = [
+            torch.cuda.Event(enable_timing=True, external=external) for _ in range(STAGES + 1)
+        ]
+        self._next = 0
+
+    def mark(self) -> None:
+        """A stage begins or ends here in the current stream."""
+        self._events[self._next].record()
+        self._next += 1
+
+    def seconds(self) -> tuple[float, ...]:
+        """Seconds between marks; the device must have passed the last one."""
+        pairs = zip(self._events, self._events[1:], strict=False)
+        return tuple(a.elapsed_time(b) / 1000 for a, b in pairs)
+
+
+StageTimer = HostMarks | CudaMarks
+
+
+def marks_on(device: torch.device) -> StageTimer:
+    """StageTimer for a query that is not captured."""
+    return CudaMarks() if device.type == 'cuda' else HostMarks()

@@ -1,0 +1,1 @@
+"""Other pruning methods, one file each, behind the same interface."""

@@ -1,0 +1,142 @@
+"""The two ends of every comparison: prune nothing, and prune without looking."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from specprune_ros.pruning.budget import ceil_count, scale_layer
+from specprune_ros.pruning.interface import (
+    Mode,
+    PassOutcome,
+    PruneSchedule,
+    QueryContext,
+    RowGroup,
+    Selection,
+    TokenLayout,
+)
+from specprune_ros.pruning.params import ParamError, PruningParams
+from specprune_ros.pruning.specprune import SpecPrune
+
+
+class BasePrunePass:
+    """A pass that prunes nothing and listens to nothing; others build on it."""
+
+    def __init__(self, context: QueryContext, schedule: PruneSchedule) -> None:
+        self.context = context
+        self.layout = context.layout
+        self.params = context.params
+        self.schedule = schedule
+        self.ids: Tensor | None = None  # patch ids of the current rows, -1 for merged ones
+        self.outcome = PassOutcome()
+
+    def observe(self, layer: int, group: RowGroup, attention: Tensor) -> None:
+        """Nothing to remember."""
+
+    def select(self, boundary: int, rows: Tensor) -> Selection:
+        """Keep what :meth:`choose` answers, and note which patches those are."""
+        selection = self.choose(boundary, rows)
+        ids = selection.keep if self.ids is None else self.ids[selection.keep]
+        if selection.merge is not None:
+            ids = torch.cat([ids, ids.new_full((selection.merge.shape[0],), -1)])
+        self.ids = ids
+        self.outcome.kept.append((boundary, ids))
+        return selection
+
+    def choose(self, boundary: int, rows: Tensor) -> Selection:
+        """What stays; here everything."""
+        return Selection(torch.arange(rows.shape[0], device=rows.device))
+
+    def finish(self) -> PassOutcome:
+        """Close the pass."""
+        return self.outcome
+
+    def spread(self, score: Tensor) -> Tensor:
+        """Scores of the current patches at their places ``[V]``, zero where a token is gone."""
+        if self.ids is None:
+            return score
+        return score.new_zeros(self.layout.vision_tokens).scatter_(0, self.ids, score)
+
+
+def at_boundary(layer: int, layout: TokenLayout, name: str) -> int:
+    """Boundary of this model for one written for 32 layers (0 stays 0); ParamError at the end."""
+    boundary = scale_layer(layer, layout.depth) if layer else 0
+    if boundary >= layout.depth:
+        raise ParamError(
+            name, f'layer {layer} of 32 is the last of the {layout.depth} of this model'
+        )
+    return boundary
+
+
+def keep_count(share: float, total: int) -> int:
+    """Tokens that stay of ``total``: the share rounded up, at least one."""
+    return min(total, max(1, ceil_count(share * total)))
+
+
+class Dense:
+    """No pruning at all."""
+
+    name = 'dense'
+    pure = True
+
+    def plan(self, layout: TokenLayout, params: PruningParams, mode: Mode) -> PruneSchedule:
+        """An empty schedule."""
+        return PruneSchedule()
+
+    def begin(self, context: QueryContext) -> BasePrunePass:
+        """Start a pass that keeps everything."""
+        return BasePrunePass(context, PruneSchedule())
+
+
+class Random:
+    """Drop vision tokens at random: what any method must beat at the same budget."""
+
+    name = 'random'
+
+    def plan(self, layout: TokenLayout, params: PruningParams, mode: Mode) -> PruneSchedule:
+        """One prune to a fixed share, or SpecPrune's prunes; ParamError where counts vary."""
+        if mode is Mode.DENSE:
+            return PruneSchedule()
+        if params.random_like == 'specprune':
+            prune = SpecPrune().plan(layout, params, mode).prune
+            if None in prune.values():
+                raise ParamError('random_like', "SpecPrune's counts are only known without exact")
+            return PruneSchedule(prune=prune)
+        boundary = at_boundary(params.random_layer, layout, 'random_layer')
+        return PruneSchedule(
+            prune={boundary: keep_count(params.random_keep, layout.vision_tokens)}
+        )
+
+    def begin(self, context: QueryContext) -> RandomPass:
+        """Start a pass; ``context.seed`` decides which tokens stay."""
+        return RandomPass(context, self.plan(context.layout, context.params, context.mode))
+
+
+class RandomPass(BasePrunePass):
+    """One query of :class:`Random`."""
+
+    def choose(self, boundary: int, rows: Tensor) -> Selection:
+        """A uniform subset of the scheduled size."""
+        seed = self.context.seed * (self.layout.depth + 1) + boundary
+        generator = torch.Generator(device=rows.device).manual_seed(seed)
+        order = torch.rand(rows.shape[0], generator=generator, device=rows.device).argsort()
+        return Selection(order[: self.schedule.prune[boundary]].sort().values)
+
+
+class KeepAll:
+    """Its result must equal the dense pass bit for bit."""
+
+    def __init__(self, layout: TokenLayout) -> None:
+        v = layout.vision_tokens
+        self.schedule = PruneSchedule(prune=dict.fromkeys(range(layout.depth), v))
+
+    def observe(self, layer: int, group: RowGroup, attention: Tensor) -> None:
+        """Nothing is listened to."""
+
+    def select(self, boundary: int, rows: Tensor) -> Selection:
+        """Every row."""
+        return Selection(torch.arange(rows.shape[0], device=rows.device))
+
+    def finish(self) -> PassOutcome:
+        """Nothing to report."""
+        return PassOutcome()

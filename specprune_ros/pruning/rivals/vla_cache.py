@@ -1,0 +1,138 @@
+"""VLA-Cache (NeurIPS 2025, arXiv 2502.02175): reuse keys and values where nothing happens.
+
+A patch is reusable if it looks as it did at the previous query and the text did not attend to it
+then. At four depths a share of the reusable patches stops being computed; their keys and values of
+the previous query stand in. The share follows the previous query's attention entropy per layer.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from specprune_ros.pruning.budget import ceil_count, scale_layer, scale_layers
+from specprune_ros.pruning.interface import (
+    Mode,
+    PassOutcome,
+    PruneSchedule,
+    QueryContext,
+    RowGroup,
+    Selection,
+    TokenLayout,
+)
+from specprune_ros.pruning.params import REFERENCE_GRID, PruningParams
+from specprune_ros.pruning.rivals.base import BasePrunePass
+from specprune_ros.pruning.scores import image_to_text, ranks
+from specprune_ros.pruning.specprune import rows_or_action
+
+
+def proportions(entropies: Tensor, damping: float) -> Tensor:
+    """Share of the reusable patches per layer, ``[depth]`` from mean entropies ``[depth]``.
+
+    1 - entropy scaled to 0..1 over the layers; a rise from one layer to the next counts only by
+    ``damping`` (section 3.3 and the released code). Host side: a recurrence of ``depth`` steps.
+    """
+    values = entropies.tolist()
+    low, high = min(values), max(values)
+    shares: list[float] = []
+    for value in values:
+        share = 1.0 - (value - low) / (high - low + 1e-10)
+        if shares and share > shares[-1]:
+            share = shares[-1] + damping * (share - shares[-1])
+        shares.append(share)
+    return torch.tensor(shares, dtype=torch.float32)
+
+
+class VLACache:
+    """Key/value reuse of static, task-irrelevant patches. Shapes depend on the data."""
+
+    name = 'vla_cache'
+    uses_similarity = True
+
+    def plan(self, layout: TokenLayout, params: PruningParams, mode: Mode) -> PruneSchedule:
+        """Listen to the text in every layer; stop computing at four boundaries."""
+        group = rows_or_action(layout, 'text', [])
+        listen = {layer: (group,) for layer in range(1, layout.depth + 1)}
+        if mode is Mode.DENSE:
+            return PruneSchedule(listen)
+        layers = scale_layers(params.vla_cache_layers, layout.depth)
+        prune = {layer: None for layer in layers if layer < layout.depth}
+        return PruneSchedule(listen, prune, reuse=True)
+
+    def begin(self, context: QueryContext) -> VLACachePass:
+        """Start a pass; dense without a previous query and image to reuse."""
+        mode = context.mode
+        notes = []
+        if mode is not Mode.DENSE and 'attention' not in context.carry:
+            mode = Mode.DENSE
+            notes.append('vla_cache: no previous query to reuse, dense')
+        elif mode is not Mode.DENSE and context.similarity is None:
+            mode = Mode.DENSE
+            notes.append('vla_cache: no previous image, dense')
+        schedule = self.plan(context.layout, context.params, mode)
+        return VLACachePass(context, schedule, notes)
+
+
+class VLACachePass(BasePrunePass):
+    """One query of :class:`VLACache`.
+
+    Carries ``attention`` float32 ``[V]`` and ``proportion`` float32 ``[depth]`` (on the host).
+    """
+
+    def __init__(self, context: QueryContext, schedule: PruneSchedule, notes: list[str]) -> None:
+        super().__init__(context, schedule)
+        self.outcome.notes += notes
+        self.entropies: list[Tensor] = []
+        self.attention = context.carry.get('attention')
+        self.relevance_layer = scale_layer(context.params.vla_cache_attention, self.layout.depth)
+        self.reusable: Tensor | None = None
+
+    def observe(self, layer: int, group: RowGroup, attention: Tensor) -> None:
+        """Entropy of every layer; scores of one."""
+        share = attention / attention.sum(-1, keepdim=True).clamp_min(1e-30)
+        entropy = torch.special.entr(share).sum(-1).mean()
+        # Over ln(n): in a reusing pass fewer columns are seen in deeper layers.
+        self.entropies.append(entropy / math.log(max(2, attention.shape[-1])))
+        if layer == self.relevance_layer:
+            score = image_to_text(attention)
+            if self.ids is None or self.attention is None:
+                self.attention = self.spread(score)
+            else:
+                self.attention = self.attention.scatter(0, self.ids, score)
+
+    def choose(self, boundary: int, rows: Tensor) -> Selection:
+        """Stop computing a share of the reusable patches, in their order."""
+        if self.reusable is None:
+            self.reusable = self._reusable()
+        proportion = float(self.context.carry['proportion'][boundary])
+        total = self.reusable.sum()
+        count = (proportion * total).floor().clamp_min(1)
+        gone = self.reusable & (self.reusable.cumsum(0) <= count)
+        here = gone if self.ids is None else gone[self.ids]
+        return Selection((~here).nonzero().squeeze(1))
+
+    def _reusable(self) -> Tensor:
+        """Static patches (top per camera by cosine) that the text did not attend to."""
+        layout, params, similarity = self.layout, self.params, self.context.similarity
+        assert similarity is not None
+        grid = (layout.cameras, layout.patches)
+        scale = layout.patches / REFERENCE_GRID
+        still = ranks(similarity.view(grid)) < ceil_count(params.vla_cache_static * scale)
+        still &= similarity.view(grid) >= params.vla_cache_similarity
+        before = self.context.carry['attention'].to(similarity.device)
+        asked = ranks(before.view(grid)) < ceil_count(params.vla_cache_relevant * scale)
+        self.outcome.sets['relevant'] = asked.view(-1)
+        self.outcome.sets['moved'] = ~still.view(-1)
+        return (still & ~asked).view(-1)
+
+    def finish(self) -> PassOutcome:
+        """Close the pass."""
+        assert self.attention is not None
+        self.outcome.carry['attention'] = self.attention
+        self.outcome.scores['attention'] = self.attention
+        self.outcome.carry['proportion'] = proportions(
+            torch.stack(self.entropies), self.params.vla_cache_damping
+        )
+        return self.outcome

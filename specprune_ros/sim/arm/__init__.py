@@ -1,0 +1,1 @@
+"""The simulated arm in MuJoCo: scene, robot description, rendering."""

@@ -1,0 +1,64 @@
+"""The policy as an actor of the simulated episodes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from specprune_ros.policy.observation import CameraImage, Observation
+from specprune_ros.policy.policy import Policy
+from specprune_ros.policy.result import PolicyResult
+from specprune_ros.pruning.controller import SpeedSample
+from specprune_ros.sim.evaluation.episode import Look
+
+_SECOND_NS = 1_000_000_000
+
+
+class PolicyActor:
+    """Asks a :class:`Policy` as the ROS node would; ``seen`` is told every result.
+
+    Call :meth:`reset` before each episode: memory must not reach over. Give :meth:`watch` to
+    :func:`.episode.play`, so that images between queries reach the frame history too.
+    """
+
+    def __init__(
+        self, policy: Policy, seen: Callable[[PolicyResult], None] = lambda result: None
+    ) -> None:
+        self.policy, self.seen = policy, seen
+        self._begin, self._last = 0, 0
+
+    def reset(self) -> None:
+        """Forget the previous episode; its clock goes on, since time never runs backwards."""
+        self._begin = self._last + 10 * _SECOND_NS
+        self.policy.reset('new episode')
+
+    def watch(self, look: Look) -> dict[str, CameraImage]:
+        """Put images into the policy's frame history."""
+        self._last = self._begin + round(look.time * _SECOND_NS)
+        images = {name: CameraImage(pixels, self._last) for name, pixels in look.images.items()}
+        for name, image in images.items():
+            self.policy.history.push(name, image)
+        return images
+
+    def __call__(self, look: Look) -> np.ndarray:
+        """Actions ``[K, 7]`` in metres, radians and gripper opening."""
+        images = self.watch(look)
+        linear, angular = look.twist[:3], look.twist[3:]
+        result = self.policy.act(
+            Observation(
+                images=images,
+                instruction=look.instruction,
+                proprio=look.proprio,
+                speed=SpeedSample(
+                    v_t=float(math.hypot(*linear)),
+                    v_r=float(math.hypot(*angular)),
+                    dz=float(linear[2]),
+                    source='simulator',
+                ),
+                position=look.proprio[:3],
+            )
+        )
+        self.seen(result)
+        return result.actions

@@ -1,0 +1,242 @@
+"""Closed-loop episodes of many settings, played in several processes and kept on disk.
+
+Every finished episode is a line of a file, so an interrupted evaluation goes on where it was, and
+a table can grow. The same seeds are played for every setting, a few seeds at a time over all
+settings, so that comparisons stay paired wherever it was stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+
+from specprune_ros.policy.build import build_policy
+from specprune_ros.policy.policy import Policy
+from specprune_ros.policy.result import PolicyResult
+from specprune_ros.pruning.registry import pruner
+from specprune_ros.sim.arm.render_backend import choose
+from specprune_ros.sim.arm.world import World
+from specprune_ros.sim.evaluation.episode import EXECUTED, Played
+from specprune_ros.sim.evaluation.evaluate import play_control
+from specprune_ros.sim.evaluation.policy_runner import PolicyActor
+from specprune_ros.sim.evaluation.settings import Setting
+from specprune_ros.sim.tasks.tasks import make_episode
+from specprune_ros.sim.training.export import file_hash
+
+AT_ONCE = 5  # seeds of one job
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One episode of one setting.
+
+    ``key`` names the setting (:meth:`Setting.key`). ``steps`` are control steps. ``tokens``,
+    ``flops`` (share of dense) and ``recall`` are means over the queries, ``milliseconds`` their
+    median; ``deviation`` is the mean of the largest difference in metres from dense, along any
+    axis of any row, of the same query. NaN where nothing was measured.
+    """
+
+    key: str
+    family: str
+    seed: int
+    outcome: str
+    steps: int
+    queries: int
+    tokens: float
+    flops: float
+    recall: float
+    deviation: float
+    milliseconds: float
+
+    @property
+    def success(self) -> bool:
+        """Whether the task was done."""
+        return self.outcome == 'success'
+
+
+class TrialFile:
+    """Trials on disk, one JSON object a line."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.trials: dict[tuple[str, str, int], Trial] = {}
+        if path.exists():
+            for number, line in enumerate(path.read_text(encoding='utf-8').splitlines(), start=1):
+                self._take(line, number)
+
+    def _take(self, line: str, number: int) -> None:
+        try:
+            trial = Trial(**json.loads(line))
+        except (ValueError, TypeError) as error:
+            # Only a run that was killed while writing leaves one, at the end.
+            raise ValueError(
+                f'{self.path}, line {number}: no trial ({error}); delete that line'
+            ) from error
+        self.trials[trial.key, trial.family, trial.seed] = trial
+
+    def add(self, trials: Iterable[Trial]) -> None:
+        """Remember and write."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open('a', encoding='utf-8') as file:
+            for trial in trials:
+                self.trials[trial.key, trial.family, trial.seed] = trial
+                file.write(json.dumps(asdict(trial)) + '\n')
+
+    def of(self, key: str, family: str, seeds: Iterable[int]) -> dict[int, Trial]:
+        """The trials there are, by seed."""
+        found = ((seed, self.trials.get((key, family, seed))) for seed in seeds)
+        return {seed: trial for seed, trial in found if trial is not None}
+
+
+class Player:
+    """A policy and a simulated arm that play trials of any setting."""
+
+    def __init__(self, checkpoint: Path, executed: int = EXECUTED) -> None:
+        choose()
+        self.executed = executed
+        self.weights = weights_hash(checkpoint)
+        self.policy: Policy = build_policy(str(checkpoint), device='cpu', threads=1)
+        self.policy.wants_overlay = False
+        self._results: list[PolicyResult] = []
+        self._actor = PolicyActor(self.policy, self._results.append)
+        self._world = World(cameras=self.policy.config.cameras)
+
+    def close(self) -> None:
+        """Free the renderer."""
+        self._world.close()
+
+    def __call__(self, setting: Setting, family: str, seed: int, deviation: bool = False) -> Trial:
+        """Play one episode; ``deviation`` asks for the comparison with dense at every query.
+
+        Raises ``ParamError`` for parameters that do not go with the policy.
+        """
+        if self.policy.params != setting.params:
+            self.policy.set_params(setting.params)
+        self.policy.measure_deviation = deviation and setting.params.pruner != 'dense'
+        self._results.clear()
+        compares = getattr(pruner(setting.params.pruner), 'uses_similarity', False)
+        played = play_control(
+            self._world,
+            self._actor,
+            make_episode(seed, family),
+            setting.control,
+            self.executed,
+            # Images between queries only matter to a pruner that looks back at them.
+            watches=compares or setting.params.refresh_change < 1.0,
+        )
+        key = setting.key(self.weights, self.executed)
+        return summed_up(key, family, seed, played, self._results)
+
+
+def summed_up(
+    key: str, family: str, seed: int, played: Played, results: Sequence[PolicyResult]
+) -> Trial:
+    """The trial that an episode and the results of its queries make."""
+    return Trial(
+        key=key,
+        family=family,
+        seed=seed,
+        outcome=played.outcome,
+        steps=played.steps,
+        queries=played.queries,
+        tokens=_mean(r.tokens.mean for r in results),
+        flops=_mean(r.flops_ratio for r in results),
+        recall=_mean(r.prior_recall for r in results),
+        deviation=_mean(
+            None if r.action_deviation is None else float(r.action_deviation[:3].max())
+            for r in results
+        ),
+        milliseconds=1e3 * float(np.median([r.times.total for r in results] or [math.nan])),
+    )
+
+
+def weights_hash(checkpoint: Path) -> str:
+    """Digest of the weights in a checkpoint folder. Raises ``FileNotFoundError`` for none."""
+    files = sorted([*checkpoint.glob('*.safetensors'), *checkpoint.glob('*.pt')])
+    if not files:
+        raise FileNotFoundError(
+            f'{checkpoint}: no *.safetensors or *.pt file; want a checkpoint folder'
+        )
+    return '-'.join(file_hash(path)[:16] for path in files)
+
+
+@dataclass(frozen=True)
+class Job:
+    """Some seeds of one setting and family; those below ``deviation_below`` measure deviation."""
+
+    setting: Setting
+    family: str
+    seeds: tuple[int, ...]
+    deviation_below: int
+
+
+def jobs(
+    settings: Sequence[Setting],
+    families: Sequence[str],
+    seeds: range,
+    done: TrialFile,
+    weights: str,
+    executed: int = EXECUTED,
+    deviation_episodes: int = 20,
+) -> Iterator[Job]:
+    """What is still to be played, a few seeds at a time over all settings."""
+    # Two labels may name the same thing: alpha 0.8 is the default.
+    once = {setting.key(weights, executed): setting for setting in reversed(settings)}
+    for first in range(seeds.start, seeds.stop, AT_ONCE):
+        some = range(first, min(first + AT_ONCE, seeds.stop))
+        for key, setting in reversed(once.items()):
+            for family in families:
+                there = done.of(key, family, some)
+                missing = tuple(seed for seed in some if seed not in there)
+                if missing:
+                    yield Job(setting, family, missing, seeds.start + deviation_episodes)
+
+
+_player: Player | None = None  # of a worker process
+
+
+def _begin(checkpoint: Path, executed: int) -> None:
+    global _player
+    _player = Player(checkpoint, executed)
+
+
+def _play(job: Job) -> list[Trial]:
+    assert _player is not None
+    return [
+        _player(job.setting, job.family, seed, seed < job.deviation_below) for seed in job.seeds
+    ]
+
+
+def play_all(
+    todo: Sequence[Job],
+    done: TrialFile,
+    checkpoint: Path,
+    processes: int,
+    executed: int = EXECUTED,
+    tick: Callable[[int], None] = lambda played: None,
+) -> None:
+    """Play ``todo`` in ``processes`` processes; ``tick`` is told how many more were played."""
+    if not todo:
+        return
+    count = max(1, min(processes, len(todo)))
+    with ProcessPoolExecutor(count, get_context('spawn'), _begin, (checkpoint, executed)) as pool:
+        try:
+            for job in as_completed([pool.submit(_play, job) for job in todo]):
+                trials = job.result()
+                done.add(trials)
+                tick(len(trials))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _mean(values: Iterable[float | None]) -> float:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else math.nan

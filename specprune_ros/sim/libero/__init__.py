@@ -1,0 +1,1 @@
+"""Episodes of LIBERO, where the library is installed."""

@@ -1,0 +1,206 @@
+"""The tasks: what is asked, in which scene, and when it counts as done, by the true state."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from specprune_ros.sim.arm.layout import (
+    COLOURS,
+    CUBE_HALF,
+    CUBES,
+    PLATE_HEIGHT,
+    PLATES,
+    Layout,
+    Thing,
+    random_layout,
+)
+from specprune_ros.sim.arm.world import World
+from specprune_ros.sim.tasks.vocabulary import PHRASES
+
+FAMILIES = ('move', 'lift', 'put')
+CONTROL_HZ = 10.0
+TIME_LIMIT = {'move': 6.0, 'lift': 9.0, 'put': 14.0}  # s
+HOVER = 0.08  # m above the cube's centre that "above" aims at
+HELD_STEPS = 3  # control steps in a row that the goal must hold
+
+Outcome = Literal['running', 'success', 'time_out', 'collision']
+
+
+@dataclass(frozen=True)
+class Task:
+    """One instruction and what it means: ``cube`` and ``plate`` index the scene's layout."""
+
+    family: str
+    instruction: str
+    cube: int
+    plate: int | None = None
+
+
+@dataclass(frozen=True)
+class Episode:
+    """A task in a scene; made wholly from ``seed``."""
+
+    seed: int
+    task: Task
+    layout: Layout
+
+    @property
+    def steps(self) -> int:
+        """Control steps until time-out."""
+        return round(TIME_LIMIT[self.task.family] * CONTROL_HZ)
+
+
+def make_episode(seed: int, family: str, jitter: float = 1.0) -> Episode:
+    """The episode of this family with this seed (0 or more): same seed, same episode.
+
+    Raises ``ValueError`` for an unknown family.
+    """
+    if family not in FAMILIES:
+        raise ValueError(f'family: {family!r}, want one of {list(FAMILIES)}')
+    rng = np.random.default_rng([seed, FAMILIES.index(family)])
+    plates = 2 if family == 'put' else int(rng.integers(0, 2))
+    layout = random_layout(
+        rng,
+        cubes=4 if family != 'put' else int(rng.integers(3, 5)),
+        plates=plates,
+        distractors=int(rng.integers(0, 2)) if plates < 2 else 0,
+        jitter=jitter,
+    )
+    cube = int(rng.integers(len(layout.cubes)))
+    plate = int(rng.integers(plates)) if family == 'put' else None
+    phrase = PHRASES[family][int(rng.integers(len(PHRASES[family])))]
+    return Episode(
+        seed, Task(family, _instruction(phrase, layout, cube, plate), cube, plate), layout
+    )
+
+
+def _instruction(phrase: str, layout: Layout, cube: int, plate: int | None) -> str:
+    return phrase.format(
+        cube=layout.cubes[cube].colour,
+        plate='' if plate is None else layout.plates[plate].colour,
+    )
+
+
+def wrong_colour(episode: Episode) -> str:
+    """The same instruction naming another cube of the scene; the right one still counts."""
+    rng = np.random.default_rng([episode.seed, 7])
+    others = [
+        thing.colour for i, thing in enumerate(episode.layout.cubes) if i != episode.task.cube
+    ]
+    own = episode.layout.cubes[episode.task.cube].colour
+    return episode.task.instruction.replace(
+        f'{own} cube', f'{others[int(rng.integers(len(others)))]} cube'
+    )
+
+
+def ask(world: World, instruction: str) -> Task:
+    """The task an instruction names in the world's present scene, for scoring free instructions.
+
+    Raises ``ValueError`` where the instruction is none of ours or names a thing that is not there.
+    """
+    for family, phrases in PHRASES.items():
+        for phrase in phrases:
+            for cube, thing in enumerate(world.layout.cubes):
+                plates = (
+                    list(enumerate(world.layout.plates)) if family == 'put' else [(None, None)]
+                )
+                for plate, under in plates:
+                    colour = '' if under is None else under.colour
+                    text = phrase.format(cube=thing.colour, plate=colour)
+                    if text == instruction.strip().lower():
+                        return Task(family, text, cube, plate)
+    there = ', '.join(
+        [f'{thing.colour} cube' for thing in world.layout.cubes]
+        + [f'{thing.colour} plate' for thing in world.layout.plates]
+    )
+    raise ValueError(
+        f'instruction {instruction!r}: want e.g. "lift the red cube" about what is there ({there})'
+    )
+
+
+def layout_for(instructions: Sequence[str], seed: int = 0) -> Layout:
+    """A random scene that holds every coloured cube and plate the instructions name.
+
+    Raises ``ValueError`` where they name more than the scene can hold.
+    """
+    text = ' '.join(instructions).lower()
+    named = {
+        noun: [colour for colour in COLOURS if f'{colour} {noun}' in text]
+        for noun in ('cube', 'plate')
+    }
+    for noun, most in (('cube', CUBES), ('plate', PLATES)):
+        if len(named[noun]) > most:
+            raise ValueError(
+                f'instructions name {len(named[noun])} {noun}s ({", ".join(named[noun])}); '
+                f'the scene holds {most}'
+            )
+    layout = random_layout(np.random.default_rng([seed, 5]), CUBES, plates=PLATES)
+
+    def painted(things: tuple[Thing, ...], wanted: list[str]) -> tuple[Thing, ...]:
+        colours = wanted + [t.colour for t in things if t.colour not in wanted]
+        return tuple(replace(t, colour=c) for t, c in zip(things, colours, strict=False))
+
+    return replace(
+        layout,
+        cubes=painted(layout.cubes, named['cube']),
+        plates=painted(layout.plates, named['plate']),
+    )
+
+
+class Judge:
+    """Follows one task; :meth:`step` once per control step. The verdict is final once given."""
+
+    def __init__(self, world: World, task: Task, limit_s: float | None = None) -> None:
+        self.world, self.task = world, task
+        self.limit_s = TIME_LIMIT[task.family] if limit_s is None else limit_s
+        self.started = world.time
+        self.outcome: Outcome = 'running'
+        self._held = 0
+        self._ground = float(world.thing_pose(f'cube{task.cube}')[0][2])
+
+    def step(self) -> Outcome:
+        """Look at the world now and say how the task stands."""
+        if self.outcome != 'running':
+            return self.outcome
+        self._held = self._held + 1 if self.goal() else 0
+        if self.world.collision:
+            self.outcome = 'collision'
+        elif self._held >= HELD_STEPS:
+            self.outcome = 'success'
+        elif self.world.time - self.started >= self.limit_s - 1e-6:
+            self.outcome = 'time_out'
+        return self.outcome
+
+    def goal(self) -> bool:
+        """Whether the goal holds at this moment."""
+        task, world = self.task, self.world
+        cube, _ = world.thing_pose(f'cube{task.cube}')
+        if task.family == 'move':
+            tool, _ = world.tcp_pose()
+            beside = math.hypot(*(tool - cube)[:2])
+            return beside < 0.025 and 0.04 < tool[2] - cube[2] < 0.13
+        if task.family == 'lift':
+            return cube[2] - self._ground > 0.06
+        plate, _ = world.thing_pose(f'plate{task.plate}')
+        beside = math.hypot(*(cube - plate)[:2])
+        rests = abs(cube[2] - (PLATE_HEIGHT + CUBE_HALF)) < 0.008
+        return beside < 0.05 and rests and not world.touches(f'cube{task.cube}', 'finger')
+
+
+def with_instruction(episode: Episode, instruction: str) -> Episode:
+    """The same scene and goal, asked with other words (controls)."""
+    return replace(episode, task=replace(episode.task, instruction=instruction))
+
+
+def colour_share(count: int = 600) -> dict[str, float]:
+    """How often each colour is the asked-for cube's, over ``count`` seeds (a check of balance)."""
+    named = [
+        episode.layout.cubes[episode.task.cube].colour
+        for episode in (make_episode(seed, 'lift') for seed in range(count))
+    ]
+    return {colour: named.count(colour) / count for colour in COLOURS}

@@ -1,0 +1,1 @@
+"""Recording expert episodes and training the shipped policy."""

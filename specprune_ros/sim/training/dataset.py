@@ -1,0 +1,227 @@
+"""Recorded expert episodes: frames as the policy sees them, action chunks with masks, in shards.
+
+A shard is one ``.npz`` file made wholly from its number: the same number gives the same bytes.
+Frames are kept losslessly compressed; a frame pair costs a few kilobytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import zlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from specprune_ros.models.preprocess import Preprocessor
+from specprune_ros.sim.arm.world import World
+from specprune_ros.sim.evaluation.episode import apply, look
+from specprune_ros.sim.tasks.expert import Expert
+from specprune_ros.sim.tasks.tasks import Judge, make_episode
+from specprune_ros.sim.training.recipe import Recipe, policy_config
+
+TRAIN_SEED = 1_000_000  # evaluation takes seeds below, so no scene is in both
+FAR = 0.03  # m sideways between tool and where it should go
+_CYCLE = ('move', 'lift', 'put', 'lift', 'put', 'move', 'lift', 'put')
+_KEEP = {True: 0.6, False: 0.4}  # share of far and near frames that are recorded
+_RENDERED = 224  # pixels rendered; the policy's own preprocessing makes them smaller
+
+
+@dataclass
+class Shard:
+    """Frames of some episodes.
+
+    ``blob``/``offsets``: compressed uint8 images ``[cameras, S, S, 3]`` of frame i. ``proprio``
+    float32 ``[N, 8]``; ``actions`` float32 ``[N, K, 7]`` the expert's next rows and ``valid`` bool
+    ``[N, K]`` (false after a disturbance the frame cannot foretell); ``spots`` float32
+    ``[N, cameras, 2, 2]`` where the cube and the plate appear (right, down as shares; NaN: not);
+    ``far`` bool ``[N]``; ``words`` the instruction of each frame.
+    """
+
+    blob: np.ndarray
+    offsets: np.ndarray
+    proprio: np.ndarray
+    actions: np.ndarray
+    valid: np.ndarray
+    spots: np.ndarray
+    far: np.ndarray
+    words: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.far)
+
+    def images(self, index: int, cameras: int, size: int) -> np.ndarray:
+        """Frame ``index``: uint8 ``[cameras, size, size, 3]``."""
+        first, last = self.offsets[index : index + 2]
+        raw = zlib.decompress(self.blob[first:last].tobytes())
+        return np.frombuffer(raw, np.uint8).reshape(cameras, size, size, 3)
+
+
+def shard_path(folder: Path, number: int) -> Path:
+    """Where shard ``number`` lies."""
+    return folder / f'shard_{number:05d}.npz'
+
+
+class Recorder:
+    """Plays expert episodes and records frames."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.config = policy_config(recipe)
+        self.world = World(image_size=(_RENDERED, _RENDERED), cameras=self.config.cameras)
+        self.preprocess = Preprocessor(self.config)
+
+    def close(self) -> None:
+        """Free the renderer."""
+        self.world.close()
+
+    def shard(self, number: int) -> Shard:
+        """Record shard ``number``."""
+        count = self.recipe.shard_episodes
+        frames: list[dict[str, np.ndarray]] = []
+        for index in range(number * count, (number + 1) * count):
+            frames += self.episode(index)
+        packed = [zlib.compress(frame.pop('images').tobytes(), 1) for frame in frames]
+        offsets = np.cumsum([0] + [len(piece) for piece in packed]).astype(np.int64)
+        columns = {key: np.stack([frame[key] for frame in frames]) for key in frames[0]}
+        return Shard(blob=np.frombuffer(b''.join(packed), np.uint8), offsets=offsets, **columns)
+
+    def episode(self, index: int) -> list[dict[str, np.ndarray]]:
+        """Frames of training episode ``index``, with disturbances thrown in."""
+        world, chunk = self.world, self.recipe.chunk
+        episode = make_episode(TRAIN_SEED + index, _CYCLE[index % len(_CYCLE)])
+        rng = np.random.default_rng([TRAIN_SEED + index, 99])
+        world.reset(episode.seed, episode.layout)
+        self._scatter(rng)
+        task = episode.task
+        judge, expert = Judge(world, task), Expert(world, task)
+        kicked = _disturbances(rng, episode.steps)
+        frames: list[dict[str, np.ndarray]] = []
+        actions: list[np.ndarray] = []
+        disturbed: list[bool] = []
+        over = 0
+        while over < chunk:
+            action = expert()
+            step = len(actions)
+            far = self._far(expert)
+            if over < 3 and (step == 0 or rng.uniform() < _KEEP[far]):
+                frames.append({'step': np.int64(step), **self._frame(task.instruction, task, far)})
+            actions.append(action)
+            kick = kicked.get(step) if not over else None
+            disturbed.append(kick is not None)
+            apply(world, action if kick is None else kick)
+            over += int(judge.step() != 'running')
+        if judge.outcome == 'collision':
+            return []
+        rows, hit = np.stack(actions).astype(np.float32), np.array(disturbed)
+        for frame in frames:
+            step = int(frame.pop('step'))
+            ahead = np.minimum(np.arange(step, step + chunk), len(rows) - 1)
+            frame['actions'] = rows[ahead]
+            before = np.concatenate([[False], np.cumsum(hit[ahead])[:-1] > 0])
+            frame['valid'] = ~before & (np.arange(step, step + chunk) < len(rows))
+        return frames
+
+    def _scatter(self, rng: np.random.Generator) -> None:
+        """In a third of the episodes, start from somewhere else than the start pose."""
+        if rng.uniform() < 0.35:
+            twist = rng.uniform(-1, 1, 6) * (0.15, 0.15, 0.12, 0.02, 0.02, 0.3)
+            self.world.command_twist(twist[:3], twist[3:])
+            self.world.advance(float(rng.uniform(0.3, 0.9)))
+            self.world.hold()
+            self.world.advance(0.1)
+
+    def _frame(self, words: str, task: object, far: bool) -> dict[str, np.ndarray]:
+        seen = look(self.world, words)
+        images = [self.preprocess.image(seen.images[name]) for name in self.config.cameras]
+        cube = self.world.thing_pose(f'cube{task.cube}')[0]
+        plate = None if task.plate is None else self.world.thing_pose(f'plate{task.plate}')[0]
+        spots = [
+            [
+                np.full(2, np.nan) if point is None else self.world.project(name, point)
+                for point in (cube, plate)
+            ]
+            for name in self.config.cameras
+        ]
+        return {
+            'images': np.stack([image.numpy() for image in images]),
+            'proprio': seen.proprio.astype(np.float32),
+            'spots': np.array(spots, np.float32),
+            'far': np.bool_(far),
+            'words': np.str_(words),
+        }
+
+    def _far(self, expert: Expert) -> bool:
+        """Whether the tool is not yet over what it should go to next."""
+        world, task = self.world, expert.task
+        tool = world.tcp_pose()[0]
+        cube = world.thing_pose(f'cube{task.cube}')[0]
+        if task.family == 'put' and expert.holds(tool, cube):
+            return bool(math.dist(cube[:2], world.thing_pose(f'plate{task.plate}')[0][:2]) > FAR)
+        return bool(math.dist(tool[:2], cube[:2]) > FAR)
+
+
+def _disturbances(rng: np.random.Generator, steps: int) -> dict[int, np.ndarray]:
+    """Control steps at which something else than the expert's action is played, and what."""
+    kicks: dict[int, np.ndarray] = {}
+    if rng.uniform() < 0.5:
+        for _ in range(int(rng.integers(1, 3))):
+            first = int(rng.integers(1, max(2, steps // 3)))
+            push = rng.normal(size=3)
+            push *= rng.uniform(0.008, 0.025) / np.linalg.norm(push)
+            turn = (0.0, 0.0, float(rng.uniform(-0.1, 0.1)))
+            grip = 0.0 if rng.uniform() < 0.15 else 1.0
+            for step in range(first, first + int(rng.integers(2, 5))):
+                kicks[step] = np.array([*push, *turn, grip])
+    return kicks
+
+
+def save_shard(shard: Shard, path: Path) -> None:
+    """Write a shard so that a file of that name is always whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(f'.{os.getpid()}.part')
+    with part.open('wb') as file:
+        np.savez(file, **vars(shard))
+    os.replace(part, path)
+
+
+def load_shard(path: Path) -> Shard:
+    """Read a shard. Raises ``ValueError`` naming a file that is none."""
+    try:
+        with np.load(path, allow_pickle=False) as data:
+            return Shard(**{key: data[key] for key in data.files})
+    except (OSError, TypeError, ValueError, zlib.error) as error:
+        raise ValueError(f'{path}: no data shard of this version ({error}); delete it') from error
+
+
+def record(
+    recipe: Recipe,
+    folder: Path,
+    numbers: Iterable[int],
+    tick: Callable[[int], None] = lambda number: None,
+) -> None:
+    """Record the shards that are not there yet; ``tick`` is told each finished number."""
+    recorder: Recorder | None = None
+    try:
+        for number in numbers:
+            path = shard_path(folder, number)
+            if not path.exists():
+                recorder = recorder or Recorder(recipe)
+                save_shard(recorder.shard(number), path)
+            tick(number)
+    finally:
+        if recorder is not None:
+            recorder.close()
+
+
+def data_hash(shards: Iterable[Shard]) -> str:
+    """Hex digest of what is in the shards (not of the files' time stamps)."""
+    digest = hashlib.sha256()
+    for shard in shards:
+        for key, value in sorted(vars(shard).items()):
+            digest.update(key.encode())
+            digest.update(np.ascontiguousarray(value).tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,103 @@
+"""Recordings: written, read back, replayed through a live node, and refused with the reason."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ros_processes import new_domain
+
+pytestmark = pytest.mark.ros
+ROOT = Path(__file__).parents[2]
+RECORDING = ROOT / 'specprune_ros' / 'sim' / 'recording'
+
+
+def test_what_is_written_is_read_back(tmp_path):
+    from sensor_msgs.msg import CompressedImage
+    from specprune_ros.msg import ActionChunk
+    from std_msgs.msg import Header, String
+
+    from specprune_ros.apps.bag import BagReader, BagWriter, jpeg_of
+    from specprune_ros.nodes.common.images import compressed_to_rgb
+
+    smooth = np.broadcast_to(np.arange(64, dtype=np.uint8)[:, None, None] * 3, (64, 64, 3))
+    chunk = ActionChunk(sequence=5, dims=['x', 'y'], data=[1.0, 2.0])
+    with BagWriter(tmp_path / 'bag') as bag:
+        bag.write('/say', String(data='hello'), 10)
+        bag.write('/chunk', chunk, 20)
+        bag.write('/camera/compressed', jpeg_of(smooth, Header(frame_id='agent')), 30)
+    with BagReader(tmp_path / 'bag') as bag:
+        classes = {'/say': String, '/chunk': ActionChunk, '/camera/compressed': CompressedImage}
+        said, read, image = bag.messages(classes)
+        assert (said.stamp_ns, said.message.data) == (10, 'hello')
+        assert read.message == chunk
+        seen = compressed_to_rgb(image.message)
+        assert np.abs(seen.astype(int) - smooth).mean() < 4
+
+
+def test_the_bundled_recording_is_small_and_whole():
+    from specprune_ros.apps.bag import BagReader
+
+    assert sum(file.stat().st_size for file in RECORDING.iterdir()) < 5e6
+    with BagReader(RECORDING) as bag:
+        topics = bag.topics()
+    assert topics['/sim_arm/agent/image_raw/compressed'] == 'sensor_msgs/msg/CompressedImage'
+    assert topics['/sim_arm/joint_states'] == 'sensor_msgs/msg/JointState'
+
+
+def replay(*arguments, domain):
+    return subprocess.run(
+        [sys.executable, '-m', 'specprune_ros.cli.main', 'replay', *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        env={**os.environ, 'ROS_DOMAIN_ID': str(domain)},
+    )
+
+
+def test_a_recording_runs_through_a_live_node(tmp_path):
+    done = replay(
+        RECORDING, '--json', tmp_path / 'r.json', '--log', tmp_path, '--param', 'model.threads=1',
+        domain=new_domain(),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    numbers = json.loads((tmp_path / 'r.json').read_text())
+    assert numbers['chunks'] >= 10
+    assert numbers['tokens_in'] == 512
+    assert numbers['tokens_mean'] < 512
+    assert numbers['query_ms']['p50'] > 0
+    assert numbers['latency_ms']['p50'] > numbers['query_ms']['p50']
+    # The expert moves: the controller sees it in the recorded joint states.
+    assert numbers['modes'].get('coarse', 0) > 0
+    assert list(numbers['instructions']) == ['lift the red cube']
+    assert 'Traceback' not in (tmp_path / 'specprune_node.log').read_text()
+
+
+@pytest.mark.parametrize('kind', ['missing', 'empty', 'truncated', 'other topics'])
+def test_a_recording_that_cannot_be_played_is_refused_with_the_reason(tmp_path, kind, capsys):
+    from std_msgs.msg import String
+
+    from specprune_ros.apps.bag import BagWriter
+    from specprune_ros.cli.main import main
+
+    path, reason = tmp_path / 'bag', 'not a rosbag2 recording'
+    if kind == 'missing':
+        reason = 'no such file or folder'
+    elif kind == 'empty':
+        path.mkdir()
+    elif kind == 'truncated':
+        path.mkdir()
+        for file in RECORDING.iterdir():
+            data = file.read_bytes()
+            (path / file.name).write_bytes(
+                data[: len(data) // 2] if '.mcap' in file.name else data
+            )
+    else:
+        reason = 'needs images on /sim_arm/agent/image_raw'
+        with BagWriter(path) as bag:
+            bag.write('/say', String(data='hello'), 10)
+    assert main(['replay', str(path), '--log', str(tmp_path)]) == 2
+    assert reason in ' '.join(capsys.readouterr().out.split())

@@ -1,0 +1,126 @@
+"""The demo: each instruction pruned and dense, others are obeyed, what is missing is said."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from ros_processes import new_domain
+
+pytestmark = [pytest.mark.ros, pytest.mark.timeout(120)]
+
+
+COMMAND = (sys.executable, '-m', 'specprune_ros.cli.main')
+
+
+@pytest.mark.slow
+def test_without_a_renderer_the_recording_is_the_cameras(tmp_path):
+    """And what nobody was trained for is tried, but not pretended to."""
+    words = 'juggle the blue cube'
+    done = subprocess.run(
+        [
+            *(*COMMAND, 'demo', '--random'),
+            *('--seconds', '4', '--out', str(tmp_path), '--instruction', words),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=110,
+        # A backend that does not exist stands for drivers that are not installed.
+        env={
+            **os.environ,
+            'ROS_DOMAIN_ID': str(new_domain()),
+            'MUJOCO_GL': 'none-such',
+            'SPECPRUNE_MUJOCO_GL_CHECKED': '',
+        },
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    said = ' '.join(done.stdout.split())
+    assert 'apt-get install' in said
+    assert 'played from the recording' in said
+    numbers = json.loads((tmp_path / 'demo.json').read_text())
+    assert numbers['chunks'] > 3
+    assert numbers['tokens_in'] == 512
+    assert numbers['tokens_mean'] < 512
+    assert list(numbers['instructions']) == [words]
+    (attempt,) = numbers['attempts']
+    assert (attempt['instruction'], attempt['pruner']) == (words, 'specprune')
+    assert (attempt['outcome'], attempt['success']) == ('unknown', False)
+    assert numbers['not_reached'] == [{'instruction': words, 'pruner': 'dense'}]
+    assert 'not judged' in said and 'not reached' in said
+    assert 'outside the vocabulary of this policy: juggle' in log(tmp_path, 'specprune_node')
+    assert set(numbers['exit_status'].values()) == {0}
+    assert 'random numbers' in said
+    for name in ('demo.png', 'demo.gif'):
+        assert (tmp_path / name).stat().st_size > 10_000
+    for file in (tmp_path / 'log').iterdir():
+        assert 'Traceback' not in file.read_text(), file
+
+
+def log(folder, node):
+    return (folder / 'log' / f'{node}.log').read_text()
+
+
+@pytest.mark.slow
+def test_each_instruction_is_done_pruned_and_dense_and_a_person_is_obeyed(tmp_path):
+    """With random weights: what is asked, judged and counted, not whether it succeeds."""
+    words, spoken = 'move above the red cube', 'lift the blue cube'
+    domain = new_domain()
+    env = {**os.environ, 'ROS_DOMAIN_ID': str(domain)}
+    demo = subprocess.Popen(
+        [
+            *(*COMMAND, 'demo', '--random', '--seconds', '40', '--out', str(tmp_path)),
+            *('--instruction', words),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=env,
+    )
+    try:
+        for line in demo.stdout:
+            if 'now it is your turn' in line:
+                break
+        assert subprocess.run([*COMMAND, 'say', spoken], env=env, timeout=60).returncode == 0
+        said = demo.communicate(timeout=100)[0]
+    finally:
+        demo.kill()
+    assert demo.returncode == 0, said
+    assert f'you said: {spoken}' in said
+    numbers = json.loads((tmp_path / 'demo.json').read_text())
+    pruned, dense, mine = numbers['attempts'][:3]
+    for attempt, pruner in ((pruned, 'specprune'), (dense, 'dense')):
+        assert (attempt['instruction'], attempt['said_by']) == (words, 'demo')
+        assert attempt['pruner'] == pruner
+        assert attempt['outcome'] in ('success', 'time_out', 'collision')
+        assert attempt['queries'] >= 2
+    assert pruned['tokens_mean'] < dense['tokens_mean'] == numbers['tokens_in']
+    assert pruned['flops_ratio'] < dense['flops_ratio'] == 1.0
+    assert (mine['instruction'], mine['said_by']) == (spoken, 'person')
+    assert numbers['not_reached'] == []
+    assert spoken in numbers['instructions']
+    assert 'success' in numbers['attempts'][0]
+
+
+def test_damaged_weights_are_named_and_nothing_starts(tmp_path, monkeypatch, capsys):
+    from specprune_ros.apps.demo import app as demo
+    from specprune_ros.sim.training.recipe import Recipe
+
+    folder = tmp_path / 'weights'
+    folder.mkdir()
+    record = {
+        'recipe': Recipe().to_dict(),
+        'recipe_sha256': Recipe().hash,
+        'weights_sha256': '0' * 64,
+    }
+    (folder / 'recipe.json').write_text(json.dumps(record))
+    (folder / 'model.safetensors').write_bytes(b'half of the')
+    monkeypatch.setattr(demo, 'bundled_weights', lambda: str(folder))
+    out = tmp_path / 'out'
+    options = demo.DemoOptions(
+        4.0, out, out / 'demo.json', '', False, 0, ('lift the blue cube',), 10.0, 'chunk'
+    )
+    assert demo.run_demo(options) == 1
+    said = ''.join(capsys.readouterr().out.split())
+    assert 'model.safetensors' in said and 'restoreit' in said
+    assert not out.exists()

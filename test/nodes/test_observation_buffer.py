@@ -1,0 +1,148 @@
+"""What adds up to an observation, and every reason why it does not."""
+
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from specprune_ros.nodes.policy_node.observation_buffer import Limits, NotReady, ObservationBuffer
+from specprune_ros.policy.observation import CameraImage, ObservationError
+from specprune_ros.pruning.controller import SpeedSample
+
+SECOND = 10**9
+PIXELS = np.zeros((32, 32, 3), np.uint8)
+
+
+def ns(seconds):
+    return round((1000 + seconds) * SECOND)
+
+
+def observation_buffer(**limits):
+    box = ObservationBuffer(('agent', 'wrist'), needs_state=True, limits=Limits(**limits))
+    box.put_instruction('lift the red cube')
+    return box
+
+
+def show(box, seconds, cameras=('agent', 'wrist')):
+    for camera in cameras:
+        box.put_image(camera, CameraImage(PIXELS, ns(seconds)))
+    box.put_state(np.zeros(8), ns(seconds))
+
+
+def test_images_state_and_a_instruction_make_an_observation():
+    box = observation_buffer()
+    show(box, 0.0)
+    box.put_speed(SpeedSample(0.1, 0.2, -0.1, 'twist'), ns(-0.1))
+    look = box.take(ns(0.01))
+    assert list(look.images) == ['agent', 'wrist']
+    assert look.stamp_ns == ns(0)
+    assert look.speed.age_s == pytest.approx(0.11)
+
+
+@pytest.mark.parametrize(
+    ('spoil', 'reason'),
+    [
+        (lambda b: show(b, 0.0, ['agent']), "camera 'wrist': no image yet"),
+        (lambda b: show(b, -1.0), "camera 'agent': the newest image is 1.00 s old"),
+        (lambda b: show(b, 3600.0), 'stamped 3600.00 s ahead'),
+        (
+            lambda b: (show(b, 0.0, ['agent']), show(b, -0.2, ['wrist'])),
+            'newest images lie 0.20 s apart',
+        ),
+        (lambda b: (show(b, 0.0), b.lose_state('NaN in joint3')), 'proprioception: NaN in joint3'),
+        (lambda b: (show(b, 0.0), b.fault('wrist', 'step is 3')), "camera 'wrist': step is 3"),
+        (
+            lambda b: (show(b, 0.0), b.put_state(np.zeros(8), ns(-2.0))),
+            'proprioception: 2.00 s old',
+        ),
+    ],
+)
+def test_every_reason_is_named(spoil, reason):
+    box = observation_buffer()
+    spoil(box)
+    with pytest.raises(NotReady, match=reason):
+        box.take(ns(0.0))
+
+
+def test_a_camera_that_stops_is_named_when_its_image_grows_old():
+    box = observation_buffer()
+    show(box, 0.0)
+    box.take(ns(0.0))
+    for step in range(1, 20):
+        show(box, 0.033 * step, ['agent'])
+    assert "camera 'wrist'" in box.unready(ns(0.627))
+
+
+def test_without_a_instruction_there_is_nothing_to_obey():
+    box = ObservationBuffer(('agent',), needs_state=False, limits=Limits())
+    box.put_image('agent', CameraImage(PIXELS, ns(0)))
+    with pytest.raises(NotReady, match='instruction: none was given yet'):
+        box.take(ns(0))
+
+
+@pytest.mark.parametrize('text', ['', '   ', 'x' * 10_000])
+def test_a_bad_instruction_stops_the_old_one_too(text):
+    box = observation_buffer()
+    show(box, 0.0)
+    with pytest.raises(ObservationError):
+        box.put_instruction(text)
+    with pytest.raises(NotReady, match='instruction'):
+        box.take(ns(0.0))
+
+
+def test_a_late_image_is_dropped_and_counted():
+    box = observation_buffer()
+    show(box, 0.0)
+    assert not box.put_image('agent', CameraImage(PIXELS, ns(-0.1)))
+    assert box.late == 1
+    assert box.take(ns(0.0)).stamp_ns == ns(0)
+
+
+def test_a_clock_that_goes_back_forgets_what_the_other_inputs_showed():
+    box = observation_buffer()
+    show(box, 100.0)
+    box.put_image('agent', CameraImage(PIXELS, ns(0)))
+    with pytest.raises(NotReady, match="camera 'wrist': no image yet"):
+        box.take(ns(0.0))
+    show(box, 0.03)
+    assert box.take(ns(0.03)).stamp_ns == ns(0.03)
+
+
+def test_one_image_from_long_ago_stops_nothing_for_long():
+    box = observation_buffer()
+    show(box, 0.0)
+    box.put_image('agent', CameraImage(PIXELS, ns(-3600)))
+    with pytest.raises(NotReady):
+        box.take(ns(0.0))
+    show(box, 0.033)
+    assert box.take(ns(0.033)).stamp_ns == ns(0.033)
+
+
+def test_waiting_ends_when_all_cameras_have_shown_the_same_moment():
+    box = observation_buffer()
+    show(box, 0.0)
+    box.take(ns(0.0))
+    assert not box.wait(0.01)
+    threading.Timer(0.05, lambda: show(box, 0.033, ['agent'])).start()
+    threading.Timer(0.10, lambda: show(box, 0.033, ['wrist'])).start()
+    begin = time.monotonic()
+    assert box.wait(2.0)
+    assert 0.09 < time.monotonic() - begin < 1.0
+
+
+def test_a_newer_set_is_waited_for_but_not_for_ever():
+    box = observation_buffer()
+    show(box, 0.0)
+    begin = time.monotonic()
+    assert box.wait(1.0, newer_for=0.05)
+    assert 0.04 < time.monotonic() - begin < 0.5
+    threading.Timer(0.02, lambda: show(box, 0.033)).start()
+    assert box.wait(1.0, newer_for=0.5)
+    assert box.take(ns(0.033)).stamp_ns == ns(0.033)
+
+
+def test_closing_ends_every_wait():
+    box = observation_buffer()
+    threading.Timer(0.05, box.close).start()
+    assert not box.wait(5.0)

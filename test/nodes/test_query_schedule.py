@@ -1,0 +1,113 @@
+"""A query once per chunk: the next chunk is there as the motion ends, judged by the executor's own
+time line.
+"""
+
+import numpy as np
+import pytest
+
+pytestmark = pytest.mark.ros
+
+MS = 1_000_000
+STEP = 0.1  # s, 8 steps a chunk
+NAMES = ('x', 'y', 'z', 'rx', 'ry', 'rz')
+
+
+class World:
+    """A camera at 30 Hz, an arm at 100 Hz and a policy of some latency, millisecond by
+    millisecond.
+    """
+
+    def __init__(self, latency):
+        from specprune_ros.nodes.policy_node.query_schedule import QueryScheduler
+        from specprune_ros.robot.timeline import ChunkRules, ChunkTimeline
+
+        self.pace, self.line = QueryScheduler(), ChunkTimeline(ChunkRules(frames=('base',)))
+        self.latency, self.rng = latency, np.random.default_rng(0)
+        self.now, self.image, self.busy_until, self.asked_of = 1000, 0, None, None
+        self.skipped, self.left, self.at, self.still = [], [], [], 0
+
+    def run(self, seconds, blind=False):
+        for _ in range(round(1000 * seconds)):
+            self.now += 1
+            if self.now % 33 == 0 and not blind:
+                self.image = self.now
+            if self.now % 10 == 0:
+                self.still += self.line.sample(self.now * MS).done
+            if self.busy_until == self.now:
+                self.deliver()
+            elif self.busy_until is None and self.pace.early(self.now / 1000) <= 0:
+                self.ask()
+
+    def ask(self):
+        if self.image != self.asked_of:
+            self.asked_of = self.image
+            self.busy_until = self.now + round(1000 * self.rng.uniform(*self.latency))
+
+    def deliver(self):
+        from specprune_ros.robot import timeline
+
+        self.busy_until = None
+        chunk = timeline.Chunk(
+            stamp_ns=self.asked_of * MS,
+            frame='base',
+            sequence=len(self.at) + 1,
+            episode=1,
+            step_dt=STEP,
+            horizon=8,
+            dims=NAMES,
+            kind=timeline.KIND_EE_DELTA,
+            rotation=timeline.ROTATION_VECTOR,
+            reference=timeline.REFERENCE_PREVIOUS_STEP,
+            data=np.full((8, 6), 0.001),
+        )
+        self.left.append(self.line.queued)
+        self.skipped.append(self.line.add(chunk, self.now * MS).skipped * STEP)
+        self.at.append(self.now)
+        self.pace.delivered(self.asked_of / 1000, self.now / 1000, 8 * STEP)
+
+
+@pytest.mark.parametrize('latency', [(0.02, 0.03), (0.2, 0.3)])
+def test_chunks_come_as_the_motion_before_them_ends(latency):
+    world = World(latency)
+    world.run(20.0)  # reactions are known by now
+    world.still, have = 0, len(world.at)
+    world.run(15.0)
+    # Of each chunk only what was executed while it was made is left out.
+    played = np.diff(world.at) / 1000
+    late = latency[1] + 0.05  # and the image's age
+    assert played[have:].mean() > 0.8 - late
+    assert max(world.skipped[have:]) < late
+    # The arm hardly waits, and little of a chunk is thrown away.
+    assert world.still < 0.02 * 1500
+    assert np.mean(world.left[have:]) < (latency[1] - latency[0]) + 0.05
+
+
+def test_a_first_chunk_is_played_whole_and_one_after_a_pause_too():
+    world = World((0.1, 0.1))
+    world.run(0.5)
+    assert len(world.at) == 1
+    world.run(5.0)
+    world.run(5.0, blind=True)
+    have = len(world.at)
+    world.run(0.5)
+    assert len(world.at) == have + 1
+    assert world.left[-1] == 0.0
+    assert world.skipped[-1] == 0.0
+    world.run(5.0)
+    # A pause of the cameras does not count as the policy's slowness.
+    assert np.mean(np.diff(world.at[-5:])) > 600
+
+
+def test_a_policy_slower_than_its_chunks_is_asked_all_the_time():
+    world = World((1.0, 1.1))
+    world.run(20.0)
+    assert np.mean(np.diff(world.at)) < 1200
+
+
+def test_a_clock_that_goes_back_does_not_hold_queries_up():
+    world = World((0.1, 0.1))
+    world.run(3.0)
+    assert world.pace.early(world.now / 1000) > 0
+    assert world.pace.early(world.now / 1000 - 100.0) <= 0
+    world.pace.reset()
+    assert world.pace.early(world.now / 1000) <= 0

@@ -1,0 +1,139 @@
+"""The ring of past images: by time, bounded, and never backwards."""
+
+import time
+from threading import Thread
+
+import numpy as np
+import pytest
+import torch
+
+from specprune_ros.policy.image_buffer import CAPACITY, Frame, FrameHistory
+from specprune_ros.policy.observation import CameraImage
+
+SECOND = 10**9
+
+
+def image(seconds):
+    return CameraImage(np.zeros((2, 2, 3), np.uint8), round(seconds * SECOND))
+
+
+def filled(*seconds, span=1.0):
+    history = FrameHistory(round(span * SECOND))
+    for at in seconds:
+        history.push('agent', image(at))
+    return history
+
+
+def test_the_newest_at_or_before_the_time_asked_for():
+    history = filled(1.0, 1.1, 1.2, 1.3)
+    assert history.at('agent', round(1.25 * SECOND), 2 * SECOND).stamp_ns == 1.2 * SECOND
+    assert history.at('agent', round(1.2 * SECOND), 2 * SECOND).stamp_ns == 1.2 * SECOND
+
+
+def test_the_oldest_where_the_past_is_short():
+    assert filled(1.2, 1.3).at('agent', SECOND, 2 * SECOND).stamp_ns == 1.2 * SECOND
+
+
+def test_the_present_is_not_the_past():
+    history = filled(1.3)
+    assert history.at('agent', round(1.3 * SECOND), round(1.3 * SECOND)) is None
+    assert history.at('other', SECOND, 2 * SECOND) is None
+
+
+def test_images_older_than_the_span_are_let_go_but_one_stays_to_reach_it():
+    history = filled(*(0.1 * i for i in range(31)))
+    assert history.at('agent', 2 * SECOND, 9 * SECOND).stamp_ns == 2.0 * SECOND
+    assert len(history) == 11
+
+
+def test_the_number_is_bounded_whatever_the_rate():
+    assert len(filled(*(1e-4 * i for i in range(500)))) == CAPACITY
+
+
+def test_one_stamp_from_the_future_keeps_no_true_image_out():
+    history = filled(1.0, 1.1, 3600.0, 1.2)
+    assert history.at('agent', 9 * SECOND, 9 * SECOND).stamp_ns == 1.2 * SECOND
+    assert history.at('agent', round(1.19 * SECOND), 9 * SECOND) is not None
+
+
+def test_images_closer_than_asked_are_thinned_out():
+    history = FrameHistory(SECOND, apart_ns=round(0.02 * SECOND))
+    for step in range(100):
+        history.push('agent', image(0.01 * step))
+    assert len(history) == 50
+
+
+def test_a_image_is_known_where_it_was_thinned_out_or_forgotten_and_as_nothing_else():
+    history = FrameHistory(SECOND, apart_ns=round(0.02 * SECOND))
+    first, close = image(1.0), image(1.01)
+    for shown in (first, close):
+        history.push('agent', shown)
+    assert len(history) == 1
+    assert history.of('agent', first).shows(first)
+    assert history.of('agent', close).shows(close)
+    assert history.of('agent', image(1.0)) is None
+    frame = history.of('agent', close)
+    history.clear()
+    assert history.of('agent', first) is None
+    history.push('agent', close)
+    assert history.of('agent', close) is frame
+    assert len(history) == 1
+
+
+def test_pushing_a_image_again_does_not_let_newer_ones_go():
+    history = FrameHistory(SECOND)
+    early, late = image(1.0), image(1.1)
+    for shown in (early, late, early):
+        history.push('agent', shown)
+    assert len(history) == 2
+    assert history.of('agent', late).shows(late)
+
+
+def test_a_frame_is_prepared_by_whoever_looks_first_and_the_other_waits():
+    frame, calls, seen = Frame(image(1.0)), [], []
+
+    def prepare(shown):
+        calls.append(shown)
+        time.sleep(0.05)
+        return torch.zeros(2, 2, 3, dtype=torch.uint8)
+
+    threads = [Thread(target=lambda: seen.append(frame.look(prepare))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(calls) == 1
+    assert len({id(tensor) for tensor in seen}) == 1
+    assert frame.image is None
+
+
+def test_a_frame_that_could_not_be_prepared_is_tried_again():
+    frame = Frame(image(1.0))
+    with pytest.raises(ZeroDivisionError):
+        frame.look(lambda shown: 1 / 0)
+    assert frame.look(lambda shown: torch.ones(1)) == 1
+
+
+def test_on_a_gpu_who_looks_waits_for_who_prepared(monkeypatch):
+    # Order of the calls only, as this build may have no CUDA: test_arrival has the GPU's own.
+    calls, here = [], 'side'
+
+    class Event:
+        def record(self, stream):
+            calls.append(f'recorded in {stream}')
+
+        def wait(self, stream):
+            calls.append(f'{stream} waits')
+
+    class Seen:
+        is_cuda, device = True, 'cuda'
+
+    monkeypatch.setattr(torch.cuda, 'Event', Event)
+    monkeypatch.setattr(torch.cuda, 'current_stream', lambda device: here)
+    frame = Frame(image(1.0))
+    frame.look(lambda shown: calls.append('prepared') or Seen())
+    assert calls[:2] == ['prepared', 'recorded in side']
+    calls.clear()
+    here = 'queries'
+    frame.look(lambda shown: pytest.fail('prepared twice'))
+    assert calls == ['queries waits']
