@@ -23,7 +23,7 @@ from specprune_ros.models.build import Network
 from specprune_ros.models.decoder import Decoder, DecoderOutput, KVCache, LayerRows
 from specprune_ros.models.families.base import Embedded
 from specprune_ros.models.load import LoadedModel
-from specprune_ros.policy.engine.eager import Eager
+from specprune_ros.policy.engine.eager import EagerEngine
 from specprune_ros.policy.policy import Policy
 from specprune_ros.pruning.interface import PrunePass
 from specprune_ros.pruning.params import PruningParams
@@ -106,7 +106,7 @@ def _share(module: nn.Module, weight: torch.Tensor) -> None:
 
 def their_loop(loaded: LoadedModel) -> list[Contestant]:
     """The contestant for :func:`bench`."""
-    engine = Eager(loaded, TheirLoop(loaded.model.decoder))
+    engine = EagerEngine(loaded, TheirLoop(loaded.model.decoder))
     policy = Policy(loaded, PruningParams(pruner='dense', mode='coarse'), engine=engine)
     policy.wants_overlay = False
     return [Contestant('dense', policy, 'transformers')]
@@ -135,7 +135,7 @@ def main() -> int:
         more=their_loop,
     )
     print_tables(result)
-    told = result.sweep.told() if result.sweep else ''
+    told = result.sweep.summary() if result.sweep else ''
     rows = {'rows': result.rows, 'sweep': result.sweep_rows, 'sweep_says': told}
     write(args.json, {'benchmark': 'engine', **rows, 'peak_device_mib': result.peak_mib})
     if args.plot:

@@ -64,7 +64,7 @@ def columns(args: argparse.Namespace, model: str) -> dict[str, Any]:
     print_tables(result)
     if args.plots:
         draw(result.rows, args.plots / f'roofline_{model}.png')
-    told = result.sweep.told() if result.sweep else ''
+    told = result.sweep.summary() if result.sweep else ''
     return {'rows': result.rows, 'sweep': result.sweep_rows, 'sweep_says': told}
 
 

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
-from ear import Ear
 from geometry_msgs.msg import PoseStamped
 from sensor_msgs.msg import Image, JointState
 from specprune_ros.msg import ActionChunk, PruneStats
 from std_msgs.msg import String
+from topic_listener import TopicListener
 
 from specprune_ros.apps.processes import NodeProcess
 from specprune_ros.nodes.common.images import to_message
@@ -66,11 +66,13 @@ class Run:
         rclpy.init(context=self.context)
         # Sending and receiving in nodes and threads of their own: neither delays the other.
         self.node = rclpy.create_node('cameras', context=self.context)
-        self._ear = Ear('ear')
-        self._ear.hear(ActionChunk, f'{TOP}/action_chunk', self._on_chunk)
-        self._ear.hear(PruneStats, f'{TOP}/prune_stats', self.stats.append)
-        self._ear.hear(DiagnosticArray, '/diagnostics', lambda m: self.diagnoses.extend(m.status))
-        self._ear.begin()
+        self._topics = TopicListener('ear')
+        self._topics.subscribe(ActionChunk, f'{TOP}/action_chunk', self._on_chunk)
+        self._topics.subscribe(PruneStats, f'{TOP}/prune_stats', self.stats.append)
+        self._topics.subscribe(
+            DiagnosticArray, '/diagnostics', lambda m: self.diagnoses.extend(m.status)
+        )
+        self._topics.begin()
         end = time.monotonic() + 60
         while 'active:' not in self.process.log.read_text():
             self.process.check()
@@ -81,7 +83,7 @@ class Run:
 
     def __exit__(self, *error: object) -> None:
         self.process.stop()
-        self._ear.close()
+        self._topics.close()
         self.node.destroy_node()
         self.context.try_shutdown()
 
@@ -92,7 +94,7 @@ class Run:
         self.diagnoses.clear()
 
     def _on_chunk(self, message: ActionChunk) -> None:
-        self.chunks.append((message, self._ear.node.get_clock().now().nanoseconds / 1e9))
+        self.chunks.append((message, self._topics.node.get_clock().now().nanoseconds / 1e9))
 
 
 class Cameras:

@@ -18,12 +18,12 @@ from pathlib import Path
 
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray
-from ear import Ear
 from fault_machine import run_delay
 from geometry_msgs.msg import TwistStamped
 from harness import percentiles
 from record import write
 from system import EXECUTOR, POLICY, System
+from topic_listener import TopicListener
 
 from specprune_ros.apps.processes import wait_until
 
@@ -33,15 +33,15 @@ WITHIN = 0.005  # s that the p99 may be from the period
 TICKS = ('period p50 (ms)', 'period p99 (ms)', 'period max (ms)', 'command jitter p99 (ms)')
 
 
-class Commands(Ear):
+class Commands(TopicListener):
     """Commands and the executor's reports."""
 
     def __init__(self, topic: str) -> None:
         super().__init__('period')
         self.commands: list[tuple[int, bool]] = []
         self.reports: list[dict[str, str]] = []
-        self.hear(TwistStamped, topic, self._on_command, 1000)
-        self.hear(DiagnosticArray, '/diagnostics', self._on_report)
+        self.subscribe(TwistStamped, topic, self._on_command, 1000)
+        self.subscribe(DiagnosticArray, '/diagnostics', self._on_report)
         self.begin()
 
     def _on_command(self, message: TwistStamped, info: dict) -> None:

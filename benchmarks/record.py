@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from specprune_ros.bench.host_info import machine
+from specprune_ros.bench.host_info import host_info
 
 
 def priority() -> dict[str, int]:
@@ -33,7 +33,7 @@ def write(path: Path | None, result: dict) -> None:
     ).stdout.strip()
     result = {
         **result,
-        'machine': machine(),
+        'machine': host_info(),
         'torch': torch.__version__,
         'numpy': np.__version__,
         'ros': os.environ.get('ROS_DISTRO', 'wheels'),

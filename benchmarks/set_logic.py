@@ -68,7 +68,7 @@ class Query:
         self.heard, self.rows, current = {}, {}, 512
         schedule = self.method.plan(OFT, params, Mode.COARSE)
         for layer in range(1, 33):
-            for group in schedule.listen.get(layer, ()):
+            for group in schedule.observed_layers.get(layer, ()):
                 shape = (len(OFT.rows(group)), current)
                 self.heard[layer, group] = (torch.rand(shape) / current).to(device)
             self.rows[layer] = torch.empty(current, 1, device=device)
@@ -84,7 +84,7 @@ class Query:
             QueryContext(OFT, self.params, Mode.COARSE, self.similarity, self.carry)
         )
         for layer in range(1, 33):
-            for group in running.schedule.listen.get(layer, ()):
+            for group in running.schedule.observed_layers.get(layer, ()):
                 running.observe(layer, group, self.heard[layer, group])
             if layer in running.schedule.prune:
                 running.select(layer, self.rows[layer])

@@ -18,11 +18,11 @@ from pathlib import Path
 
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray
-from ear import Ear
 from harness import percentiles
 from record import write
 from specprune_ros.msg import ActionChunk
 from system import ARM, EXECUTOR, POLICY, System
+from topic_listener import TopicListener
 
 from specprune_ros.apps.processes import NodeDied, wait_until
 
@@ -35,7 +35,7 @@ PLACES = 200_000  # chunks kept: a bound on this script's own memory
 PICTURE_RATE = 20.0  # Hz
 
 
-class Listener(Ear):
+class Listener(TopicListener):
     """Chunks and the executor's periods."""
 
     def __init__(self) -> None:
@@ -44,8 +44,8 @@ class Listener(Ear):
         self.heard: list[float] = []
         self.count = 0
         self.periods: list[float] = []
-        self.hear(ActionChunk, f'/{POLICY}/action_chunk', self._on_chunk)
-        self.hear(DiagnosticArray, '/diagnostics', self._on_report)
+        self.subscribe(ActionChunk, f'/{POLICY}/action_chunk', self._on_chunk)
+        self.subscribe(DiagnosticArray, '/diagnostics', self._on_report)
         self.begin()
 
     def _on_chunk(self, message: ActionChunk) -> None:

@@ -15,14 +15,14 @@ from rclpy.node import Node
 from sensor_msgs.msg import Image
 from std_msgs.msg import String
 
-from specprune_ros.apps.demo.gif import Film, Frame
+from specprune_ros.apps.demo.gif import Frame, GifRecorder
 from specprune_ros.msg import ActionChunk, PruneStats
 from specprune_ros.nodes.common.images import to_rgb
 from specprune_ros.nodes.common.qos import every, latched, newest
 from specprune_ros.nodes.common.rates import RateMeter
 from specprune_ros.nodes.common.task_results import from_message
 from specprune_ros.nodes.common.time import SECOND_NS, nanoseconds
-from specprune_ros.sim.tasks.task_result import Verdict
+from specprune_ros.sim.tasks.task_result import TaskResult
 
 SCENES = 16  # images kept until the account of their query comes
 
@@ -129,7 +129,8 @@ class Monitor(Node):
     ``arm`` the node that judges, if any.
 
     ``spoken`` collects instructions that others gave the policy. Frames are kept while
-    ``filming``, under ``caption``; :meth:`see` gives them the scene as a person would see it.
+    ``recording_gif``, under ``caption``; :meth:`see` gives them the scene as a person would see
+    it.
     """
 
     def __init__(
@@ -137,10 +138,10 @@ class Monitor(Node):
     ) -> None:
         super().__init__(name)
         self.tally = QueryStats()
-        self.film = Film()
-        self.filming = True
+        self.gif = GifRecorder()
+        self.recording_gif = True
         self.caption: Callable[[], str] = lambda: ''
-        self.verdict = Verdict()
+        self.verdict = TaskResult()
         self.spoken: list[str] = []
         self._own: list[str] = []
         self._scenes: deque[Image] = deque(maxlen=SCENES)
@@ -176,7 +177,7 @@ class Monitor(Node):
         self._say.publish(String(data=instruction))
 
     def see(self, image: Image) -> None:
-        """A camera's image for the film, as it was taken."""
+        """A camera's image for the gif, as it was taken."""
         self._scenes.append(image)
 
     def _on_instruction(self, message: String) -> None:
@@ -216,8 +217,8 @@ class Monitor(Node):
         stats = next((s for s in self._accounts if nanoseconds(s.header.stamp) == stamp), None)
         if stats is None or len(shown) < len(self._cameras):
             return
-        if self.filming and self.film.due(stamp / SECOND_NS):
-            self.film.add(
+        if self.recording_gif and self.gif.due(stamp / SECOND_NS):
+            self.gif.add(
                 Frame(
                     {name: to_rgb(shown[name]) for name in self._cameras},
                     f'"{self.tally.obeyed}"',

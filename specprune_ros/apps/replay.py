@@ -24,7 +24,7 @@ from std_msgs.msg import String
 from specprune_ros.apps.bag import BagError, BagReader, Recorded
 from specprune_ros.apps.monitor import Monitor
 from specprune_ros.apps.processes import NodeDied, NodeProcess, end_on_signals, stop_all
-from specprune_ros.bench.host_info import as_json, machine
+from specprune_ros.bench.host_info import as_json, host_info
 from specprune_ros.nodes.common.qos import every, latched
 from specprune_ros.nodes.common.remapping import (
     policy_parameters,
@@ -270,7 +270,7 @@ def _report(options: ReplayOptions, bag: BagReader, player: Player, console: Con
     numbers['bag_seconds'] = bag.duration
     numbers['rate'] = options.rate
     numbers['weights'] = options.parameters.get('model.path') or 'random'
-    numbers['machine'] = machine()
+    numbers['machine'] = host_info()
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(as_json(numbers))

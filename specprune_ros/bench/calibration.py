@@ -27,7 +27,7 @@ from specprune_ros.models.accel.packed import PackedLinear
 from specprune_ros.models.load import LoadedModel
 from specprune_ros.models.presets import BENCH_INSTRUCTION
 from specprune_ros.policy.device import device_name, release, settle
-from specprune_ros.policy.engine.capture import recorder_on
+from specprune_ros.policy.engine.capture import graph_capturer_on
 from specprune_ros.pruning.interface import (
     LatencyCurve,
     PassOutcome,
@@ -100,7 +100,7 @@ class Sweep:
         )
 
 
-class Keep:
+class EvenlySpacedPass:
     """A pass that keeps ``count`` vision rows, evenly spaced, before layer 1."""
 
     def __init__(self, layout: TokenLayout, count: int, device: torch.device) -> None:
@@ -109,7 +109,7 @@ class Keep:
         self._selection = Selection(places)
 
     def observe(self, layer: int, group: RowGroup, attention: Tensor) -> None:
-        """Nothing is listened to."""
+        """Nothing is observed to."""
 
     def select(self, boundary: int, rows: Tensor) -> Selection:
         """The same rows for every query."""
@@ -139,11 +139,11 @@ def bench_layout(loaded: LoadedModel) -> TokenLayout:
     return loaded.model.layout(loaded.tokenizer.encode(BENCH_INSTRUCTION))
 
 
-def recorder(device: torch.device) -> Record:
+def capturer(device: torch.device) -> Record:
     """What makes a run ready to be timed: on a GPU a captured graph of it, since launching its
     kernels one by one takes longer than few rows do and would hide the floor.
     """
-    found = recorder_on(device)
+    found = graph_capturer_on(device)
     return found.record if found else lambda run: run
 
 
@@ -160,17 +160,17 @@ def sweep(
 
     After ``limit`` seconds it ends (more only where two counts take longer, or the first has to be
     compiled): counts are left out, evenly, if there is no time for three rounds of all.
-    ``record`` defaults to :func:`recorder`.
+    ``record`` defaults to :func:`capturer`.
     Raises what recording raises, and ``ValueError`` without tokens.
     """
     begin = time.perf_counter()
     layout, model = bench_layout(loaded), loaded.model
     weight = model.decoder.norm.weight
     hidden = torch.randn(1, layout.length, weight.shape[0]).to(weight.device, weight.dtype)
-    record = record or recorder(weight.device)
+    record = record or capturer(weight.device)
 
     def ready(count: int) -> Callable[[], None]:
-        keep = Keep(layout, count, weight.device)
+        keep = EvenlySpacedPass(layout, count, weight.device)
         return record(
             lambda: model.decoder(hidden, layout, keep, None, model.read(layout)) and None
         )
@@ -226,7 +226,7 @@ def calibrate_model(loaded: LoadedModel, log: Log, limit: float = LIMIT) -> Swee
     name = key(loaded)
     found = known(name, log)
     if found is not None:
-        log.info(f'rows timed on this device on {found.date}: {found.told()}')
+        log.info(f'rows timed on this device on {found.date}: {found.summary()}')
     else:
         begin = time.perf_counter()
         device = loaded.model.decoder.norm.weight.device
@@ -238,7 +238,7 @@ def calibrate_model(loaded: LoadedModel, log: Log, limit: float = LIMIT) -> Swee
         finally:
             release(device)
         took = time.perf_counter() - begin
-        log.info(f'timed {len(found.rows)} numbers of rows in {took:.1f} s: {found.told()}')
+        log.info(f'timed {len(found.rows)} numbers of rows in {took:.1f} s: {found.summary()}')
         try:
             keep(name, found)
         except OSError as error:
@@ -303,7 +303,7 @@ def known(name: str, log: Log | None = None) -> Sweep | None:
 
 
 def keep(name: str, result: Sweep) -> Path:
-    """Keep a sweep under a key and return the file. Raises ``OSError``."""
+    """EvenlySpacedPass a sweep under a key and return the file. Raises ``OSError``."""
     path = cache_file()
     path.parent.mkdir(parents=True, exist_ok=True)
     try:

@@ -189,7 +189,7 @@ def explain(
         layer_tokens=list(output.layer_tokens),
         recall=outcome.recall,
         flops_ratio=spent.macs / dense.macs,
-        decoder_ratio=(spent.decoder + spent.listening) / dense.decoder,
+        decoder_ratio=(spent.decoder + spent.observing) / dense.decoder,
         notes=[*outcome.notes, *loaded.notes],
     )
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 
-def machine() -> dict[str, str | int]:
+def host_info() -> dict[str, str | int]:
     """What the numbers were measured on."""
     cpu = platform.processor() or platform.machine()
     try:

@@ -20,7 +20,7 @@ from specprune_ros.models.accel.fp8 import number_format
 from specprune_ros.models.load import LoadedModel
 from specprune_ros.models.presets import BENCH_INSTRUCTION
 from specprune_ros.policy.build import build_policy
-from specprune_ros.policy.engine.capture import recorder_on
+from specprune_ros.policy.engine.capture import graph_capturer_on
 from specprune_ros.policy.synthetic import copies_ms, observations
 from specprune_ros.pruning.interface import Mode
 from specprune_ros.pruning.specprune import free_tokens
@@ -65,7 +65,8 @@ def bench(
     before, SpecPrune keeps them, unless ``changes`` say otherwise; ``free_tokens`` of a row tells.
     With ``fp8`` the stock loop, which has no float8, is left out.
 
-    Raises ``ParamError``, ``RoomError`` and the loader's errors, all of them ``ValueError``.
+    Raises ``ParamError``, ``DeviceMemoryError`` and the loader's errors, all of them
+    ``ValueError``.
     """
     if repeats < 1:
         raise ValueError(f'--repeats {repeats}: at least 1')
@@ -76,8 +77,8 @@ def bench(
     name, counts = calibration.key(loaded), []
     if sweep_step is not None:  # a bad one is refused before anything is measured
         counts = calibration.edges(calibration.bench_layout(loaded), sweep_step)
-    recorder = recorder_on(loaded.preprocessor.device) if graphs else None
-    entered = contestants(loaded, pruners, dict(changes or {}), stock and not fp8, recorder)
+    capturer = graph_capturer_on(loaded.preprocessor.device) if graphs else None
+    entered = contestants(loaded, pruners, dict(changes or {}), stock and not fp8, capturer)
     entered += [] if more is None else list(more(loaded))
     found = _sweep(loaded, name, counts, progress) if counts else calibration.known(name)
     if found is not None:

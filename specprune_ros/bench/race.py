@@ -17,8 +17,8 @@ from specprune_ros.models.build import Network
 from specprune_ros.models.decoder import DecoderOutput, KVCache
 from specprune_ros.models.families.base import Embedded
 from specprune_ros.models.load import LoadedModel
-from specprune_ros.policy.engine.cuda_graph import CudaGraphEngine, Recorder
-from specprune_ros.policy.engine.eager import Eager
+from specprune_ros.policy.engine.cuda_graph import CudaGraphEngine, GraphCapturer
+from specprune_ros.policy.engine.eager import EagerEngine
 from specprune_ros.policy.observation import Observation
 from specprune_ros.policy.policy import Policy
 from specprune_ros.policy.result import PolicyResult
@@ -52,7 +52,7 @@ class Contestant:
     results: list[PolicyResult] = field(default_factory=list)
     deviation: float | None = None
 
-    def ask(self, observation: Observation) -> None:
+    def run(self, observation: Observation) -> None:
         """One timed query."""
         begin = time.perf_counter()
         result = self.policy.act(observation)
@@ -65,19 +65,19 @@ def contestants(
     pruners: str,
     changes: Mapping[str, Any],
     stock: bool = True,
-    recorder: Recorder | None = None,
+    capturer: GraphCapturer | None = None,
 ) -> list[Contestant]:
-    """Dense first, then what ``pruners`` names; the same as graphs, where there is a ``recorder``
+    """Dense first, then what ``pruners`` names; the same as graphs, where there is a ``capturer``
     and the method can be captured; stock last. Raises ``ParamError``.
     """
     asked = chosen(pruners, changes)
     made = [Contestant(label, Policy(loaded, params)) for label, params in asked]
     for label, params in asked:
-        if recorder is not None and getattr(pruner(params.pruner), 'pure', False):
-            captured = Policy(loaded, params, engine=CudaGraphEngine(loaded, recorder))
+        if capturer is not None and getattr(pruner(params.pruner), 'pure', False):
+            captured = Policy(loaded, params, engine=CudaGraphEngine(loaded, capturer))
             made.append(Contestant(label, captured, 'graph'))
     if stock:
-        plain = Policy(loaded, made[0].policy.params, engine=Eager(loaded, stock_decode))
+        plain = Policy(loaded, made[0].policy.params, engine=EagerEngine(loaded, stock_decode))
         made.append(Contestant('dense', plain, 'stock'))
     for contestant in made:
         contestant.policy.wants_overlay = False
@@ -125,7 +125,7 @@ def race(
     for number in rounds:
         turn = number % len(entered)
         for contestant in entered[turn:] + entered[:turn]:
-            contestant.ask(observation)
+            contestant.run(observation)
         observation = next(scene)
     actions = [contestant.policy.act(observation).actions for contestant in entered]
     for contestant, mine in zip(entered, actions, strict=True):

@@ -24,7 +24,7 @@ def print_tables(result: Result) -> None:
     if result.sweep_rows:
         console.print(_sweep(result.sweep_rows))
     if result.sweep:
-        console.print(f'Decoder swept {result.sweep.date}: {result.sweep.told()}.')
+        console.print(f'Decoder swept {result.sweep.date}: {result.sweep.summary()}.')
     if result.peak_mib is not None:
         console.print(
             f'Device memory: {result.weights_mib:.0f} MiB of weights, '

@@ -89,7 +89,7 @@ def _work(c: Contestant, ceilings: Ceilings, total_ms: float) -> dict[str, Any]:
         ratios.append(decoder_ratio(spent, config, layout))
         at_7b, _ = account(c, full, layout, after)
         ratios_7b.append(decoder_ratio(at_7b, full, layout) if comparable else np.nan)
-        macs = (spent.vision + spent.projector, spent.decoder + spent.listening, spent.head)
+        macs = (spent.vision + spent.projector, spent.decoder + spent.observing, spent.head)
         flops.append([2 * m for m in macs])
         read = weight_traffic(policy.loaded.model, work)
         bytes_.append([getattr(read, stage) for stage in STAGES])
@@ -132,10 +132,10 @@ def account(
     # A query that did not prune at all was dense, whatever the method announces for others.
     mode = Mode.COARSE if after else Mode.DENSE
     schedule = pruner(params.pruner).plan(layout, params, mode)
-    work, listened = scheduled_work(layout, schedule, after)
-    return count(config, work, listened), work
+    work, observed = scheduled_work(layout, schedule, after)
+    return count(config, work, observed), work
 
 
 def decoder_ratio(spent: Flops, config: PolicyConfig, layout: TokenLayout) -> float:
     """Decoder operations, side products included, over dense."""
-    return (spent.decoder + spent.listening) / dense_flops(config, layout).decoder
+    return (spent.decoder + spent.observing) / dense_flops(config, layout).decoder

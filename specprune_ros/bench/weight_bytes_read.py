@@ -17,7 +17,7 @@ from specprune_ros.models.decoder import LayerRows
 
 
 @dataclass(frozen=True)
-class Traffic:
+class WeightBytesRead:
     """Bytes per stage, as :class:`~specprune_ros.policy.result.StageTimes` cuts a query."""
 
     vision: int
@@ -30,14 +30,14 @@ class Traffic:
         return self.vision + self.decoder + self.head
 
 
-def weight_traffic(model: Network, work: Sequence[LayerRows]) -> Traffic:
+def weight_traffic(model: Network, work: Sequence[LayerRows]) -> WeightBytesRead:
     """Weights of the towers and projectors, of the decoder layers that ran, and of the head.
 
     A diffusion head reads its weights once per step. Embedding tables are looked up, not read.
     """
     before = (getattr(model, name, None) for name in ('vision', 'projector', 'proprio'))
     dit = model.config.dit
-    return Traffic(
+    return WeightBytesRead(
         vision=sum(weight_bytes(part) for part in before if isinstance(part, nn.Module)),
         decoder=sum(
             weight_bytes(layer)

@@ -173,7 +173,7 @@ def chosen(name: str, pruners: str, params: list[str]) -> list[Any]:
     """The rows asked for. Raises ``ValueError`` or ``ParamError`` naming a wrong one."""
     from specprune_ros.cli.bench import parse_changes
     from specprune_ros.pruning.params import PruningParams
-    from specprune_ros.sim.evaluation.settings import DENSE, Setting, random_like, table
+    from specprune_ros.sim.evaluation.settings import DENSE, EvaluationSetting, random_like, table
 
     if not pruners:
         if params:
@@ -188,9 +188,9 @@ def chosen(name: str, pruners: str, params: list[str]) -> list[Any]:
         base = PruningParams.preset_of(preset or 'default').replace(pruner=method, **changes)
         label = ' '.join([item, *params])
         if method != 'specprune' or base.exact:
-            rows.append(Setting(label, base))
+            rows.append(EvaluationSetting(label, base))
             continue
-        rows.append(Setting(label, base, against=f'random like {label}'))
+        rows.append(EvaluationSetting(label, base, against=f'random like {label}'))
         rows.append(random_like(rows[-1]))
     return rows
 
@@ -224,11 +224,11 @@ def _circumstances() -> dict[str, Any]:
     """Where and how the numbers were made."""
     import torch
 
-    from specprune_ros.bench.host_info import machine
+    from specprune_ros.bench.host_info import host_info
     from specprune_ros.sim.training.export import revision
 
     return {
-        'machine': machine(),
+        'machine': host_info(),
         'torch': torch.__version__,
         'revision': revision(),
         'date': time.strftime('%Y-%m-%d'),

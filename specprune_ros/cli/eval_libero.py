@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from specprune_ros.policy.policy import Policy
-    from specprune_ros.sim.evaluation.settings import Setting
+    from specprune_ros.sim.evaluation.settings import EvaluationSetting
     from specprune_ros.sim.evaluation.trials import TrialFile
     from specprune_ros.sim.libero.suites import Suite
 
 
-def evaluate(args: argparse.Namespace, settings: Sequence[Setting]) -> dict[str, Any]:
+def evaluate(args: argparse.Namespace, settings: Sequence[EvaluationSetting]) -> dict[str, Any]:
     """Play what is missing of a suite and return rows: one per task, and one over all.
 
     ``args.episodes`` are trials of each task. Raises :class:`.MissingLibero`, ``ValueError`` and
@@ -57,7 +57,7 @@ def _play_task(
     asked: Suite,
     task: int,
     policy: Policy,
-    settings: Sequence[Setting],
+    settings: Sequence[EvaluationSetting],
     weights: str,
     done: TrialFile,
 ) -> None:
@@ -65,7 +65,7 @@ def _play_task(
     from tqdm import tqdm
 
     from specprune_ros.policy.result import PolicyResult
-    from specprune_ros.sim.evaluation.policy_runner import PolicyActor
+    from specprune_ros.sim.evaluation.policy_runner import PolicyRunner
     from specprune_ros.sim.evaluation.trials import summed_up
     from specprune_ros.sim.libero.episodes import LiberoTask
 
@@ -80,7 +80,7 @@ def _play_task(
     if not todo:
         return
     results: list[PolicyResult] = []
-    actor = PolicyActor(policy, results.append)
+    runner = PolicyRunner(policy, results.append)
     with LiberoTask(asked, task) as bed:
         for setting, trial in tqdm(todo, desc=bed.instruction, file=sys.stderr):
             if policy.params != setting.params:
@@ -88,5 +88,5 @@ def _play_task(
             measures = trial < args.deviation_episodes and setting.params.pruner != 'dense'
             policy.measure_deviation = measures
             results.clear()
-            played = bed.play(actor, trial, args.executed, blind=setting.control == 'blind')
+            played = bed.play(runner, trial, args.executed, blind=setting.control == 'blind')
             done.add([summed_up(keys[setting.label], family, trial, played, results)])

@@ -153,18 +153,18 @@ def evaluate(folder: Path, episodes: int) -> list[dict[str, Any]]:
     from specprune_ros.pruning.params import PruningParams
     from specprune_ros.sim.arm.world import World
     from specprune_ros.sim.evaluation.evaluate import TUNING_SEED, run_row
-    from specprune_ros.sim.evaluation.policy_runner import PolicyActor
+    from specprune_ros.sim.evaluation.policy_runner import PolicyRunner
     from specprune_ros.sim.evaluation.settings import CONTROLS
     from specprune_ros.sim.tasks.tasks import FAMILIES
 
-    actor = PolicyActor(build_policy(str(folder), params=PruningParams(pruner='dense')))
+    runner = PolicyRunner(build_policy(str(folder), params=PruningParams(pruner='dense')))
     world = World()
     rows = []
     try:
         for family in FAMILIES:
             for control in CONTROLS:
                 seeds = range(TUNING_SEED, TUNING_SEED + episodes)
-                row = run_row(world, actor, family, control, seeds)
+                row = run_row(world, runner, family, control, seeds)
                 print(
                     f'{family:5s} {control:13s} {row.successes:4d}/{row.episodes} '
                     f'({row.low:.0%}..{row.high:.0%})'

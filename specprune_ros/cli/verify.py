@@ -102,7 +102,9 @@ def verify(policy: Policy, observation: Observation) -> dict[str, Any]:
     from specprune_ros.pruning.controller import SpeedSample
 
     if policy.loaded.statistics.clip_actions:
-        policy.absurd = float('inf')  # such actions are clipped before they are scaled
+        policy.max_normalised_action = float(
+            'inf'
+        )  # such actions are clipped before they are scaled
     first = policy.act(observation)
     same = keep_all_difference(policy, observation)
     policy.measure_deviation = True

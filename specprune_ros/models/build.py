@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from specprune_ros.models.accel.device_memory import check_room
+from specprune_ros.models.accel.device_memory import check_device_memory
 from specprune_ros.models.config import PolicyConfig
 from specprune_ros.models.families.cogact import CogACT
 from specprune_ros.models.families.db_oft import DBOFT
@@ -56,11 +56,11 @@ def build(
 
     Weights have the size that keeps activations near one: N(0, 1 / inputs) for matrices, shrunk on
     residual branches by the square root of their number; norms one, biases zero. Parameters do not
-    ask for gradients (call ``requires_grad_()`` to train). Raises ``RoomError``, which says
-    ``name``, where they do not fit on the device.
+    ask for gradients (call ``requires_grad_()`` to train). Raises ``DeviceMemoryError``, which
+    says ``name``, where they do not fit on the device.
     """
     model = cast(empty(config), dtype)
-    check_room(model, device, name or config.family)
+    check_device_memory(model, device, name or config.family)
     model.to_empty(device=device)
     generator = torch.Generator(device=device).manual_seed(seed)
     with torch.no_grad():

@@ -32,7 +32,7 @@ class LayerRows(NamedTuple):
     keys: int
 
 
-class Listened(NamedTuple):
+class ObservedAttention(NamedTuple):
     """One side product: ``rows`` attention rows of ``layer`` were handed to the pruner."""
 
     layer: int
@@ -96,7 +96,7 @@ class DecoderOutput:
     position it took). ``vision_ids``: int64 ``[v]`` patch ids left after the last boundary, -1
     for merged tokens. ``layer_tokens``: vision tokens present in each layer, 0 for a skipped one.
     ``layer_rows``: rows whose output each layer computed. ``work``: the same in full, for
-    counting operations. ``listened``: side products taken. ``read``: the range of original
+    counting operations. ``observed``: side products taken. ``read``: the range of original
     positions asked for, if any.
     """
 
@@ -106,7 +106,7 @@ class DecoderOutput:
     layer_tokens: tuple[int, ...]
     layer_rows: tuple[int, ...]
     work: tuple[LayerRows, ...]
-    listened: tuple[Listened, ...] = ()
+    observed: tuple[ObservedAttention, ...] = ()
     cache: KVCache | None = None
     read: tuple[int, int] | None = None
 
@@ -227,7 +227,7 @@ class _Rows:
     reusing: bool = False
     work: list[LayerRows] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
-    listened: list[Listened] = field(default_factory=list)
+    observed: list[ObservedAttention] = field(default_factory=list)
 
     @property
     def length(self) -> int:
@@ -283,7 +283,7 @@ class Decoder(nn.Module):
                 rows.work.append(LayerRows(0, 0, 0))
                 rows.tokens.append(0)
             else:
-                groups = schedule.listen.get(number, ())
+                groups = schedule.observed_layers.get(number, ())
                 asked = read if number == last else None
                 self._layer(rows, number, after[number], groups, prune, cache, asked)
             if number in schedule.prune:
@@ -303,7 +303,7 @@ class Decoder(nn.Module):
             layer_tokens=tuple(rows.tokens),
             layer_rows=tuple(work.queries for work in rows.work),
             work=tuple(rows.work),
-            listened=tuple(rows.listened),
+            observed=tuple(rows.observed),
             cache=cache,
             read=read,
         )
@@ -416,7 +416,7 @@ class Decoder(nn.Module):
         else:
             asked = _take(queries, pick, 2)
         attention = self._attention_rows(asked, keys, rows, pick)
-        rows.listened.append(Listened(number, attention.shape[0], keys.shape[2]))
+        rows.observed.append(ObservedAttention(number, attention.shape[0], keys.shape[2]))
         prune.observe(number, group, attention)
 
     def _attention_rows(
@@ -519,16 +519,16 @@ class Decoder(nn.Module):
                 f'read {read} must lie behind the images: {layout.vision_stop}..{layout.length}'
             )
         for name, numbers, low in (
-            ('listen', schedule.listen, 1),
+            ('observe', schedule.observed_layers, 1),
             ('prune', schedule.prune, 0),
             ('skip', schedule.skip, 1),
         ):
             wrong = sorted(n for n in numbers if not low <= n <= depth)
             if wrong:
                 raise ValueError(f'schedule.{name} names {wrong}; allowed are {low}..{depth}')
-        deaf = sorted(set(schedule.listen) & set(schedule.skip))
+        deaf = sorted(set(schedule.observed_layers) & set(schedule.skip))
         if deaf:
-            raise ValueError(f'schedule listens at skipped layers {deaf}')
+            raise ValueError(f'schedule observes at skipped layers {deaf}')
         if len(schedule.skip) >= depth:
             raise ValueError(f'schedule skips all {depth} layers')
         if (

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from specprune_ros.models.config import DecoderConfig, PolicyConfig, VisionConfig
-from specprune_ros.models.decoder import DecoderOutput, LayerRows, Listened
+from specprune_ros.models.decoder import DecoderOutput, LayerRows, ObservedAttention
 from specprune_ros.pruning.interface import PruneSchedule, TokenLayout
 
 
@@ -22,13 +22,13 @@ class Flops:
     vision: int
     projector: int
     decoder: int
-    listening: int
+    observing: int
     head: int
 
     @property
     def macs(self) -> int:
         """Multiply-adds of the whole query."""
-        return self.vision + self.projector + self.decoder + self.listening + self.head
+        return self.vision + self.projector + self.decoder + self.observing + self.head
 
     @property
     def flops(self) -> int:
@@ -38,7 +38,7 @@ class Flops:
 
 def query_flops(config: PolicyConfig, output: DecoderOutput) -> Flops:
     """Operations of the query that gave ``output``."""
-    return count(config, output.work, output.listened)
+    return count(config, output.work, output.observed)
 
 
 def dense_flops(config: PolicyConfig, layout: TokenLayout, read: bool = True) -> Flops:
@@ -51,9 +51,9 @@ def dense_flops(config: PolicyConfig, layout: TokenLayout, read: bool = True) ->
 
 def scheduled_work(
     layout: TokenLayout, schedule: PruneSchedule, after: Mapping[int, int]
-) -> tuple[list[LayerRows], list[Listened]]:
+) -> tuple[list[LayerRows], list[ObservedAttention]]:
     """What the decoder does when ``after`` tokens are left behind each boundary: the rows of each
-    layer, and the side products the schedule listens to.
+    layer, and the side products the schedule observes to.
     """
     others = layout.length - layout.vision_tokens
     current, work = after.get(0, layout.vision_tokens), []
@@ -63,16 +63,16 @@ def scheduled_work(
         asked = layout.action[1] - layout.action[0] if layer == layout.depth else rows
         work.append(LayerRows(rows, min(rows, asked), keys))
         current = after.get(layer, current)
-    listened = [
-        Listened(layer, len(layout.rows(group)), work[layer - 1].keys)
-        for layer, groups in schedule.listen.items()
+    observed = [
+        ObservedAttention(layer, len(layout.rows(group)), work[layer - 1].keys)
+        for layer, groups in schedule.observed_layers.items()
         for group in groups
     ]
-    return work, listened
+    return work, observed
 
 
 def count(
-    config: PolicyConfig, work: Sequence[LayerRows], listened: Sequence[Listened] = ()
+    config: PolicyConfig, work: Sequence[LayerRows], observed: Sequence[ObservedAttention] = ()
 ) -> Flops:
     """Operations of a query whose decoder layers computed ``work``."""
     decoder = config.decoder
@@ -86,8 +86,8 @@ def count(
         * _chain((config.vision_width, *config.projector, decoder.width))
         + (config.proprio_dim + decoder.width) * decoder.width * (config.proprio_dim > 0),
         decoder=sum(layer_macs(decoder, rows) for rows in work),
-        listening=sum(
-            item.rows * item.keys * decoder.head_dim * decoder.heads for item in listened
+        observing=sum(
+            item.rows * item.keys * decoder.head_dim * decoder.heads for item in observed
         ),
         head=head_macs(config),
     )

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from torch import nn
 from tqdm import tqdm
 
-from specprune_ros.models.accel.device_memory import check_room
+from specprune_ros.models.accel.device_memory import check_device_memory
 from specprune_ros.models.build import Network, build, cast, empty
 from specprune_ros.models.checkpoint import cogact, db_oft, oft, own
 from specprune_ros.models.checkpoint.files import CheckpointError, check_values, read_json
@@ -204,14 +204,14 @@ def load_policy_model(
     """Load a checkpoint folder straight to a device and dtype.
 
     Weights go file by file, tensor by tensor, into their final place; no copy of a shard is made.
-    Raises ``CheckpointError`` naming the file and the cure, or ``RoomError``, before any weight is
-    used.
+    Raises ``CheckpointError`` naming the file and the cure, or ``DeviceMemoryError``, before any
+    weight is used.
     """
     report = inspect_checkpoint(path, unnorm_key, overrides)
     report.raise_problems()
     policy = report.config
     model = cast(empty(policy), dtype)
-    check_room(model, device, str(path))
+    check_device_memory(model, device, str(path))
     try:
         model.to_empty(device=device)
     except RuntimeError as error:
@@ -238,7 +238,7 @@ def random_policy_model(
 ) -> LoadedModel:
     """A preset with random weights and the small word tokenizer. Its actions mean nothing.
 
-    Raises ``ValueError`` for an unknown name and ``RoomError`` where it does not fit.
+    Raises ``ValueError`` for an unknown name and ``DeviceMemoryError`` where it does not fit.
     """
     policy = preset(name)
     tokenizer = PromptTokenizer(

@@ -17,7 +17,7 @@ from sensor_msgs.msg import CameraInfo, Image, PointCloud2, PointField
 
 from specprune_ros.nodes.common.images import ImageError, check_size
 from specprune_ros.nodes.common.lifecycle import AutoLifecycleNode, run
-from specprune_ros.nodes.common.parameters import Setting, Settings
+from specprune_ros.nodes.common.parameters import NodeParameters, ParameterSpec
 from specprune_ros.nodes.common.patch_mask import KEPT, colours, from_message
 from specprune_ros.nodes.common.qos import every, newest
 from specprune_ros.nodes.common.time import SECOND_NS, stamp_ns
@@ -29,7 +29,7 @@ DTYPES = {'32FC1': np.float32, '16UC1': np.uint16}
 MILLIMETRE = 1e-3
 
 SETTINGS = (
-    Setting(
+    ParameterSpec(
         'seen_share',
         0.9**0.5,
         "Share of the image's width and height that the policy sees, around the centre; 1 for a "
@@ -37,9 +37,11 @@ SETTINGS = (
         low=0.1,
         high=1.0,
     ),
-    Setting('stride', 2, 'Every how many pixels a point is made.', low=1, high=64, live=True),
-    Setting('dropped', False, 'Show dropped patches too, in grey.', live=True),
-    Setting(
+    ParameterSpec(
+        'stride', 2, 'Every how many pixels a point is made.', low=1, high=64, live=True
+    ),
+    ParameterSpec('dropped', False, 'Show dropped patches too, in grey.', live=True),
+    ParameterSpec(
         'max_skew',
         0.1,
         "Most a depth image's stamp may lie from the mask's.",
@@ -48,7 +50,7 @@ SETTINGS = (
         high=10.0,
         live=True,
     ),
-    Setting(
+    ParameterSpec(
         'max_range',
         5.0,
         'Points further away are left out.',
@@ -154,7 +156,7 @@ class PatchCloud(AutoLifecycleNode):
 
     def __init__(self) -> None:
         super().__init__('patch_cloud')
-        self._settings = Settings(self, SETTINGS)
+        self._settings = NodeParameters(self, SETTINGS)
         self._output: Publisher | None = None
         self._listening: list[Any] = []
         self._depths: deque[Image] = deque(maxlen=DEPTHS)

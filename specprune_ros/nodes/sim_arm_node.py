@@ -17,37 +17,41 @@ from std_srvs.srv import Trigger
 
 from specprune_ros.nodes.common.images import to_message
 from specprune_ros.nodes.common.lifecycle import AutoLifecycleNode, run
-from specprune_ros.nodes.common.parameters import Setting, Settings
+from specprune_ros.nodes.common.parameters import NodeParameters, ParameterSpec
 from specprune_ros.nodes.common.qos import every, latched, newest
 from specprune_ros.nodes.common.task_results import to_message as verdict_message
 from specprune_ros.sim.arm.urdf import urdf
 from specprune_ros.sim.arm.world import World
-from specprune_ros.sim.tasks.task_evaluator import Referee
-from specprune_ros.sim.tasks.task_result import UNKNOWN, Verdict
+from specprune_ros.sim.tasks.task_evaluator import TaskEvaluator
+from specprune_ros.sim.tasks.task_result import UNKNOWN, TaskResult
 from specprune_ros.sim.tasks.tasks import layout_for
 
 FRAME = 'base_link'
 LONGEST_STEP = 0.1  # s; a machine that stalled longer than this loses simulated time, not the arm
 
 SETTINGS = (
-    Setting('seed', 0, 'Seed of the scene.', low=0, high=2**31 - 1),
-    Setting(
+    ParameterSpec('seed', 0, 'Seed of the scene.', low=0, high=2**31 - 1),
+    ParameterSpec(
         'scene_for',
         [],
         'Instructions whose cubes and plates the scene must hold; empty: whatever the seed gives.',
         kind='str[]',
     ),
-    Setting(
+    ParameterSpec(
         'instruction',
         '',
         'Instruction the policy begins with; it is judged from the first motion command on.',
     ),
-    Setting('width', 224, 'CameraImage width.', unit='pixels', low=16, high=1024),
-    Setting('height', 224, 'CameraImage height.', unit='pixels', low=16, high=1024),
-    Setting('image_rate', 30.0, 'Images a second on each camera.', unit='Hz', low=0.5, high=120.0),
-    Setting('state_ticks', 3, 'Joint states, poses and twists for each image.', low=1, high=50),
-    Setting('publish_clock', False, 'Publish simulated time on /clock and stamp with it.'),
-    Setting(
+    ParameterSpec('width', 224, 'Image width.', unit='pixels', low=16, high=1024),
+    ParameterSpec('height', 224, 'Image height.', unit='pixels', low=16, high=1024),
+    ParameterSpec(
+        'image_rate', 30.0, 'Images a second on each camera.', unit='Hz', low=0.5, high=120.0
+    ),
+    ParameterSpec(
+        'state_ticks', 3, 'Joint states, poses and twists for each image.', low=1, high=50
+    ),
+    ParameterSpec('publish_clock', False, 'Publish simulated time on /clock and stamp with it.'),
+    ParameterSpec(
         'command_timeout',
         0.2,
         'Without a motion command for this long the arm holds still.',
@@ -56,7 +60,7 @@ SETTINGS = (
         high=10.0,
         live=True,
     ),
-    Setting('render', True, 'Publish images; needs EGL or OSMesa.'),
+    ParameterSpec('render', True, 'Publish images; needs EGL or OSMesa.'),
 )
 
 
@@ -65,9 +69,9 @@ class SimArm(AutoLifecycleNode):
 
     def __init__(self) -> None:
         super().__init__('sim_arm')
-        self._settings = Settings(self, SETTINGS)
+        self._settings = NodeParameters(self, SETTINGS)
         self._world: World | None = None
-        self._referee: Referee | None = None
+        self._task_evaluator: TaskEvaluator | None = None
         self._first_words = ''
         self._timer: Any = None
         self._listening: list[Any] = []
@@ -88,7 +92,7 @@ class SimArm(AutoLifecycleNode):
         self._settings.check_now()
         values = self._settings.values()
         self._world = World(seed=values['seed'], image_size=(values['height'], values['width']))
-        self._referee = Referee(self._world)
+        self._task_evaluator = TaskEvaluator(self._world)
         self._start_scene()
         if values['render']:
             for camera in self._world.cameras:
@@ -140,7 +144,7 @@ class SimArm(AutoLifecycleNode):
             self._sim_clock = None
         if self._world is not None:
             self._world.close()
-            self._world = self._referee = None
+            self._world = self._task_evaluator = None
         self._settings.frozen = False
 
     def _start_scene(self) -> None:
@@ -153,7 +157,7 @@ class SimArm(AutoLifecycleNode):
             layout = layout_for(values['scene_for'], values['seed'])
         self._world.reset(values['seed'], layout)
         self._commanded_ns = None
-        self._tell(self._referee.clear())
+        self._tell(self._task_evaluator.clear())
 
     def _tick(self) -> None:
         world = self._world
@@ -165,7 +169,7 @@ class SimArm(AutoLifecycleNode):
         # Real time: the arm moves as long as the wall clock says, however late this call is.
         world.advance(min(max(now - self._stepped_ns, 0) / 1e9, LONGEST_STEP))
         self._stepped_ns = now
-        verdict = self._referee.step()
+        verdict = self._task_evaluator.step()
         if verdict is not None:
             self._tell(verdict)
         timeout = self.get_parameter('command_timeout').value
@@ -222,13 +226,13 @@ class SimArm(AutoLifecycleNode):
         self._commanded_ns = self._now_ns()
         if self._first_words:
             words, self._first_words = self._first_words, ''
-            self._tell(self._referee.hear(words))
+            self._tell(self._task_evaluator.on_instruction(words))
 
     def _on_instruction(self, message: String) -> None:
         self._first_words = ''
-        self._tell(self._referee.hear(message.data))
+        self._tell(self._task_evaluator.on_instruction(message.data))
 
-    def _tell(self, verdict: Verdict) -> None:
+    def _tell(self, verdict: TaskResult) -> None:
         """Publish how the instruction in force stands, and log it once it is known."""
         self._verdicts.publish(verdict_message(verdict))
         if verdict.outcome == UNKNOWN:

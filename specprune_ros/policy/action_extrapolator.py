@@ -9,7 +9,7 @@ from specprune_ros.pruning.params import PruningParams
 from specprune_ros.pruning.rivals.sp_vla import RidgeScheduler
 
 
-class Glide:
+class ActionExtrapolator:
     """Knows which rows of the last chunk were executed since, and extrapolates them where it may.
 
     A row counts as executed once its step time has passed since the chunk's observation

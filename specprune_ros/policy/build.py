@@ -16,9 +16,9 @@ from specprune_ros.models.load import (
     load_policy_model,
     random_policy_model,
 )
-from specprune_ros.policy.engine.capture import recorder_on
+from specprune_ros.policy.engine.capture import graph_capturer_on
 from specprune_ros.policy.engine.cuda_graph import CudaGraphEngine
-from specprune_ros.policy.engine.eager import Eager
+from specprune_ros.policy.engine.eager import EagerEngine
 from specprune_ros.policy.float8 import to_float8
 from specprune_ros.policy.policy import Policy
 from specprune_ros.pruning.params import PruningParams
@@ -139,12 +139,12 @@ def _settle_on(place: torch.device) -> None:
     torch.backends.cuda.enable_cudnn_sdp(False)
 
 
-def engine_for(loaded: LoadedModel, graphs: bool) -> Eager | CudaGraphEngine:
+def engine_for(loaded: LoadedModel, graphs: bool) -> EagerEngine | CudaGraphEngine:
     """CUDA graphs on a GPU, unless they are not wanted or cannot be had; else eager."""
-    engine = Eager(loaded)
+    engine = EagerEngine(loaded)
     try:
-        recorder = recorder_on(engine.device) if graphs else None
+        capturer = graph_capturer_on(engine.device) if graphs else None
     except RuntimeError as error:  # a driver without streams of priority or graphs
         engine.trouble = f'no CUDA graphs: {error}'
         return engine
-    return engine if recorder is None else CudaGraphEngine(loaded, recorder)
+    return engine if capturer is None else CudaGraphEngine(loaded, capturer)

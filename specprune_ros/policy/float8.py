@@ -48,7 +48,7 @@ def to_float8(loaded: LoadedModel) -> np.ndarray:
 
 def _answers(loaded: LoadedModel) -> np.ndarray:
     """Actions in action units, float64 ``[ASKED, chunk, action_dim]``."""
-    policy = Policy(loaded, PruningParams(pruner='dense'), absurd=np.inf)
+    policy = Policy(loaded, PruningParams(pruner='dense'), max_normalised_action=np.inf)
     policy.wants_overlay = False
     scene = observations(policy, BENCH_INSTRUCTION, seed=0)
     return np.stack([policy.act(look).actions for look in itertools.islice(scene, ASKED)])

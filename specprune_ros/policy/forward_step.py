@@ -37,7 +37,7 @@ _PLAIN = PruningParams()
 
 @dataclass(frozen=True)
 class GraphKey:
-    """Everything about a query that is fixed when it is captured; equal forms share a graph.
+    """Everything about a query that is fixed when it is captured; equal keys share a graph.
 
     ``compared``: a past image is there. ``carried``: name, shape and dtype of what the previous
     query left.
@@ -75,15 +75,15 @@ class StepInputs:
     speed_xyz: float | None = None
     displacement: float | None = None
 
-    def form(self, layout: TokenLayout, params: PruningParams, mode: Mode) -> GraphKey:
-        """The form of this question when it is asked so."""
+    def graph_key(self, layout: TokenLayout, params: PruningParams, mode: Mode) -> GraphKey:
+        """The key of this inputs when it is asked so."""
         carried = tuple(
             (name, tuple(value.shape), value.dtype) for name, value in sorted(self.carry.items())
         )
         return GraphKey(layout, _of_the_pass(params), mode, self.then is not None, carried)
 
     def tensors(self) -> dict[str, Tensor]:
-        """What changes from query to query of one form, by name."""
+        """What changes from query to query of one key, by name."""
         named = {
             'images': self.images,
             'then': self.then,
@@ -95,13 +95,13 @@ class StepInputs:
         return {name: value for name, value in named.items() if value is not None}
 
     def on(self, device: torch.device) -> StepInputs:
-        """This question with all of it on the device."""
+        """This inputs with all of it on the device."""
         if self.proprio is None or self.proprio.device == device:
             return self
         return replace(self, proprio=self.proprio.to(device))
 
     def with_tensors(self, tensors: Mapping[str, Tensor]) -> StepInputs:
-        """This question with other tensors of the same names."""
+        """This inputs with other tensors of the same names."""
         carry = {name: tensors[f'carry.{name}'] for name in self.carry}
         plain = {n: t for n, t in tensors.items() if not n.startswith('carry.')}
         return replace(self, carry=carry, **plain)
@@ -123,7 +123,7 @@ Decode = Callable[[Network, Embedded, PrunePass | None, KVCache | None], Decoder
 
 @dataclass(frozen=True)
 class PassMetadata:
-    """What is known of a pass without its numbers: the same for every query of a captured form.
+    """What is known of a pass without its numbers: the same for every query of a captured key.
 
     ``sets`` names the token sets; ``layers``, ``after`` and ``mean`` are those of ``TokenCounts``;
     ``judged``: the prior can be judged by what this query attended to.
@@ -143,7 +143,7 @@ class DeviceOutputs:
     """What a query leaves on the device.
 
     ``packed``: float32, the normalised actions ``[K * D]`` and then ``counts``: tokens per set of
-    ``told.sets``, their union, and for the prior: hits, wanted. ``carry`` is the next query's;
+    ``metadata.sets``, their union, and for the prior: hits, wanted. ``carry`` is the next query's;
     ``sets`` are bool ``[V]``; ``left``: int64 patch ids after the last boundary, ``None`` where
     nothing was pruned.
     """
@@ -152,7 +152,7 @@ class DeviceOutputs:
     carry: dict[str, Tensor]
     sets: dict[str, Tensor]
     left: Tensor | None
-    told: PassMetadata
+    metadata: PassMetadata
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything on the device, by name."""
@@ -177,7 +177,7 @@ class StepOutputs:
     counts: Mapping[str, int]
     union: int
     recall: float | None
-    answer: DeviceOutputs
+    device_outputs: DeviceOutputs
     seconds: tuple[float, ...] = field(default=())
 
 
@@ -189,47 +189,47 @@ def plain_decode(
     return model.decoder(embedded.hidden, embedded.layout, prune_pass, cache, rows)
 
 
-def answer(
+def forward_step(
     loaded: LoadedModel,
-    form: GraphKey,
-    question: StepInputs,
-    marks: StageTimer,
+    key: GraphKey,
+    inputs: StepInputs,
+    timer: StageTimer,
     decode: Decode = plain_decode,
 ) -> DeviceOutputs:
     """Run the query. Nothing here waits for the device unless the pruner does."""
     model, config = loaded.model, loaded.config
-    marks.mark()
+    timer.mark()
     similarity = None
-    if question.then is not None:
-        similarity = patch_cosine(question.images, question.then, config.grid)
-    pixels = loaded.preprocessor.normalise(question.images)
-    marks.mark()
-    embedded = model.embed(pixels, question.prompt, question.proprio, question.ids)
-    marks.mark()
+    if inputs.then is not None:
+        similarity = patch_cosine(inputs.images, inputs.then, config.grid)
+    pixels = loaded.preprocessor.normalise(inputs.images)
+    timer.mark()
+    embedded = model.embed(pixels, inputs.prompt, inputs.proprio, inputs.ids)
+    timer.mark()
     context = QueryContext(
         layout=embedded.layout,
-        params=form.params,
-        mode=form.mode,
+        params=key.params,
+        mode=key.mode,
         similarity=similarity,
-        carry=question.carry,
-        images=question.images,
+        carry=inputs.carry,
+        images=inputs.images,
         vision=embedded.vision,
         text=embedded.text,
         probe=partial(model.decoder.probe, embedded.hidden, embedded.layout),
-        speed_xyz=question.speed_xyz,
-        displacement=question.displacement,
-        seed=question.seed,
+        speed_xyz=inputs.speed_xyz,
+        displacement=inputs.displacement,
+        seed=inputs.seed,
     )
-    prune_pass = pruner(form.params.pruner).begin(context)
-    output = decode(model, embedded, prune_pass, question.cache)
+    prune_pass = pruner(key.params.pruner).begin(context)
+    output = decode(model, embedded, prune_pass, inputs.cache)
     outcome = prune_pass.finish()
-    marks.mark()
-    actions = model.head(output, embedded.layout, question.noise)
+    timer.mark()
+    actions = model.head(output, embedded.layout, inputs.noise)
     counts, judged = _counts(outcome, embedded.layout, actions.device)
     packed = torch.cat((actions.float().flatten(), counts.float()))
-    marks.mark()
+    timer.mark()
     present = [count for count in output.layer_tokens if count]
-    told = PassMetadata(
+    metadata = PassMetadata(
         sets=tuple(outcome.sets),
         layers=tuple(boundary for boundary, _ in outcome.kept),
         after=tuple(len(ids) for _, ids in outcome.kept),
@@ -239,7 +239,7 @@ def answer(
         notes=tuple(outcome.notes),
     )
     left = outcome.kept[-1][1] if outcome.kept else None
-    return DeviceOutputs(packed, outcome.carry, outcome.sets, left, told)
+    return DeviceOutputs(packed, outcome.carry, outcome.sets, left, metadata)
 
 
 def _counts(
@@ -265,18 +265,18 @@ def _counts(
 def read(
     given: DeviceOutputs, numbers: np.ndarray, chunk: int, seconds: tuple[float, ...] = ()
 ) -> StepOutputs:
-    """The reply once ``numbers``, float32, ``given.packed`` on the host, are there."""
-    told = given.told
-    tail = len(told.sets) + 3
+    """The outputs once ``numbers``, float32, ``given.packed`` on the host, are there."""
+    metadata = given.metadata
+    tail = len(metadata.sets) + 3
     actions = numbers[:-tail].astype(np.float64).reshape(chunk, -1)
     counts = [int(number) for number in numbers[-tail:]]
     union, hits, wanted = counts[-3:]
     return StepOutputs(
         actions=actions,
-        counts=dict(zip(told.sets, counts, strict=False)),
+        counts=dict(zip(metadata.sets, counts, strict=False)),
         union=union,
-        recall=hits / wanted if told.judged and wanted else None,
-        answer=given,
+        recall=hits / wanted if metadata.judged and wanted else None,
+        device_outputs=given,
         seconds=seconds,
     )
 
@@ -284,7 +284,7 @@ def read(
 STAGES = 4  # preprocess, vision, decoder, head: of StageTimes, in order
 
 
-class HostMarks:
+class HostStageTimer:
     """StageTimer by the host's clock, for a device that is done when a call returns."""
 
     def __init__(self) -> None:
@@ -295,11 +295,11 @@ class HostMarks:
         self._times.append(time.perf_counter())
 
     def seconds(self) -> tuple[float, ...]:
-        """Seconds between marks."""
+        """Seconds between timer."""
         return tuple(b - a for a, b in zip(self._times, self._times[1:], strict=False))
 
 
-class CudaMarks:
+class CudaStageTimer:
     """StageTimer by events in the stream.
 
     ``external`` ones become nodes of a graph that is being captured, so that every replay sets
@@ -318,14 +318,14 @@ class CudaMarks:
         self._next += 1
 
     def seconds(self) -> tuple[float, ...]:
-        """Seconds between marks; the device must have passed the last one."""
+        """Seconds between timer; the device must have passed the last one."""
         pairs = zip(self._events, self._events[1:], strict=False)
         return tuple(a.elapsed_time(b) / 1000 for a, b in pairs)
 
 
-StageTimer = HostMarks | CudaMarks
+StageTimer = HostStageTimer | CudaStageTimer
 
 
-def marks_on(device: torch.device) -> StageTimer:
+def stage_timer_on(device: torch.device) -> StageTimer:
     """StageTimer for a query that is not captured."""
-    return CudaMarks() if device.type == 'cuda' else HostMarks()
+    return CudaStageTimer() if device.type == 'cuda' else HostStageTimer()

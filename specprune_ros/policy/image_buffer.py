@@ -36,7 +36,7 @@ class Frame:
         """Whether this is what ``image``, and no other of the same time, became."""
         return self._of() is image
 
-    def look(self, prepare: Callable[[CameraImage], Tensor]) -> Tensor:
+    def get_preprocessed(self, prepare: Callable[[CameraImage], Tensor]) -> Tensor:
         """The image as the policy sees it, uint8 ``[S, S, 3]``, for the current stream;
         ``prepare`` is called the first time only (again where it raised).
         """

@@ -16,9 +16,9 @@ from specprune_ros.models.decoder import KVCache
 from specprune_ros.models.flops import dense_flops
 from specprune_ros.models.load import LoadedModel
 from specprune_ros.models.tokens import Prompt, id_rows
-from specprune_ros.policy.action_extrapolator import Glide
+from specprune_ros.policy.action_extrapolator import ActionExtrapolator
 from specprune_ros.policy.engine.cuda_graph import CudaGraphEngine
-from specprune_ros.policy.engine.eager import Eager
+from specprune_ros.policy.engine.eager import EagerEngine
 from specprune_ros.policy.forward_step import StepInputs, StepOutputs, compares
 from specprune_ros.policy.image_buffer import FrameHistory
 from specprune_ros.policy.memory import SECOND_NS, Memory
@@ -43,16 +43,16 @@ class Policy:
 
     ``loaded`` is a model with its tokenizer, preprocessing and statistics. :meth:`act` belongs to
     one thread; :attr:`history`, :meth:`set_params` and :meth:`reset` may be used from any.
-    ``absurd`` is the largest normalised action that is believed (-1 to 1 spans the training data).
-    ``engine`` runs the queries (eagerly by default).
+    ``max_normalised_action`` is the largest normalised action that is believed (-1 to 1 spans the
+    training data). ``engine`` runs the queries (eagerly by default).
     """
 
     def __init__(
         self,
         loaded: LoadedModel,
         params: PruningParams | None = None,
-        absurd: float = 10.0,
-        engine: Eager | CudaGraphEngine | None = None,
+        max_normalised_action: float = 10.0,
+        engine: EagerEngine | CudaGraphEngine | None = None,
     ) -> None:
         self.loaded = loaded
         self.config: PolicyConfig = loaded.config
@@ -61,16 +61,16 @@ class Policy:
         self.history = FrameHistory(
             round(HISTORY_STEPS * self.step_dt * SECOND_NS), round(0.45 * self.step_dt * SECOND_NS)
         )
-        self.absurd = absurd
+        self.max_normalised_action = max_normalised_action
         self.measure_deviation = False
         self.wants_overlay = True
         self._memory = Memory(self.history)
         self._controller = Controller()
-        self._glide = Glide()
+        self._extrapolator = ActionExtrapolator()
         self._took = 0.0
         self._held: list[Tensor] = []  # images of the query under way, for its stream
         self._dense: tuple[TokenLayout | None, int] = (None, 1)
-        self._engine = engine or Eager(loaded)
+        self._engine = engine or EagerEngine(loaded)
         self._device = self._engine.device
         self._swap = threading.Lock()
         self._snapshot = self._latest = (params or PruningParams(), 1)
@@ -117,7 +117,7 @@ class Policy:
     def set_params(self, params: PruningParams) -> int:
         """Use ``params`` from the next query on; returns their version. Raises ``ParamError``.
 
-        An engine that must prepare for them lets the old ones answer until it has.
+        An engine that must prepare for them lets the old ones left_on_device until it has.
         """
         self.check_params(params)
         with self._swap:
@@ -194,9 +194,9 @@ class Policy:
         decision = self._controller.decide(observation.speed, params, memory.controller)
         memory.controller = decision.state
         if params.scheduler == 'ridge':
-            glided = self._glided(observation, params, version, reset, start)
-            if glided is not None:
-                return glided
+            extrapolated = self._extrapolated(observation, params, version, reset, start)
+            if extrapolated is not None:
+                return extrapolated
 
         seen = self._see(observation)
         displacement = memory.displacement(observation)
@@ -208,7 +208,7 @@ class Policy:
         prompt = self.loaded.tokenizer.encode(observation.instruction)
         layout = self.loaded.model.layout(prompt)
         cache = self._cache(method.plan(layout, params, Mode.COARSE).reuse)
-        question = StepInputs(
+        inputs = StepInputs(
             images=seen,
             prompt=prompt,
             ids=id_rows(prompt.ids, self._device),
@@ -222,29 +222,29 @@ class Policy:
             displacement=displacement,
         )
         asked = time.perf_counter()
-        reply = self._engine.ask(question.form(layout, params, mode), question)
+        outputs = self._engine.run(inputs.graph_key(layout, params, mode), inputs)
         self._held.clear()  # the device is done with them
-        answer, told = reply.answer, reply.answer.told
+        left_on_device, metadata = outputs.device_outputs, outputs.device_outputs.metadata
 
         # What the statistics clip anyway is no reason for doubt.
         clips = self.loaded.statistics.clip_actions
-        self._check_actions(np.clip(reply.actions, -1.0, 1.0) if clips else reply.actions)
-        actions = self.loaded.statistics.unnormalise_actions(reply.actions)
-        self._glide.issued(actions, observation.stamp_ns, from_model=True)
+        self._check_actions(np.clip(outputs.actions, -1.0, 1.0) if clips else outputs.actions)
+        actions = self.loaded.statistics.unnormalise_actions(outputs.actions)
+        self._extrapolator.issued(actions, observation.stamp_ns, from_model=True)
         prior = mode is not Mode.DENSE and bool(memory.carry)
-        prior = prior and (params.pruner != 'specprune' or 'global' in told.sets)
-        overlay = self._overlay(seen, layout, reply)
-        notes = self._notes(told.notes, prompt)
+        prior = prior and (params.pruner != 'specprune' or 'global' in metadata.sets)
+        overlay = self._overlay(seen, layout, outputs)
+        notes = self._notes(metadata.notes, prompt)
         # The account belongs to the query; a comparison that somebody asked for does not.
         self._took = time.perf_counter() - start
-        preprocess, vision, decoder, head = reply.seconds
+        preprocess, vision, decoder, head = outputs.seconds
         times = StageTimes(asked - start + preprocess, vision, decoder, head, self._took)
         deviation, kept = None, None
         if self.measure_deviation:
             deviation, kept = self._compare_with_dense(
-                question, layout, params, actions, answer.left
+                inputs, layout, params, actions, left_on_device.left
             )
-        memory.close(observation, answer.carry, cache, mode is Mode.DENSE)
+        memory.close(observation, left_on_device.carry, cache, mode is Mode.DENSE)
         return PolicyResult(
             actions=actions,
             episode=memory.episode,
@@ -256,20 +256,20 @@ class Policy:
             speed=observation.speed,
             tokens=TokenCounts(
                 total=layout.vision_tokens,
-                sets=reply.counts,
-                union=reply.union,
-                layers=told.layers,
-                after=told.after,
-                mean=told.mean,
+                sets=outputs.counts,
+                union=outputs.union,
+                layers=metadata.layers,
+                after=metadata.after,
+                mean=metadata.mean,
             ),
             alpha=params.alpha,
             budgets=(params.k_global, params.k_local, params.k_dynamic),
             history_steps=None if then is None else steps,
             history_age=history_age,
             prior_valid=prior,
-            prior_recall=reply.recall if prior else None,
-            flops=told.flops,
-            flops_ratio=told.flops / self._dense_flops(layout),
+            prior_recall=outputs.recall if prior else None,
+            flops=metadata.flops,
+            flops_ratio=metadata.flops / self._dense_flops(layout),
             times=times,
             device=str(self._device),
             overlay=overlay,
@@ -278,7 +278,7 @@ class Policy:
             notes=notes,
         )
 
-    def _glided(
+    def _extrapolated(
         self,
         observation: Observation,
         params: PruningParams,
@@ -288,16 +288,16 @@ class Policy:
     ) -> PolicyResult | None:
         """A result without the model, where the scheduler allows it (SP-VLA)."""
         if reset is not None:
-            self._glide.reset()
+            self._extrapolator.reset()
             return None
         speed = observation.speed.v_t if observation.speed else None
-        actions, reason = self._glide.predict(
+        actions, reason = self._extrapolator.predict(
             observation.stamp_ns, self.step_dt, speed, params, self.config.action.gripper_dim
         )
         if actions is None:
             return None
         self._check_actions(self.loaded.statistics.normalise_actions(actions))
-        self._glide.issued(actions, observation.stamp_ns, from_model=False)
+        self._extrapolator.issued(actions, observation.stamp_ns, from_model=False)
         memory = self._memory
         memory.close(observation, memory.carry, memory.cache, dense=False)
         total = time.perf_counter() - start
@@ -351,12 +351,12 @@ class Policy:
 
     def _see(self, observation: Observation) -> Tensor:
         """The images as the policy sees them, uint8 ``[cameras, S, S, 3]`` on the device."""
-        seen = [self.look(*shown) for shown in observation.images.items()]
+        seen = [self.preprocess_image(*shown) for shown in observation.images.items()]
         self._held += seen
         return torch.stack(seen)
 
     @torch.inference_mode()
-    def look(self, camera: str, image: CameraImage) -> Tensor:
+    def preprocess_image(self, camera: str, image: CameraImage) -> Tensor:
         """One image as the policy sees it, uint8 ``[S, S, 3]`` on the device. Any thread.
 
         Prepared once where :attr:`history` has it: whoever asks later, for the query or for a
@@ -364,7 +364,7 @@ class Policy:
         """
         frame = self.history.of(camera, image)
         prepare = partial(self._prepare, camera)
-        return prepare(image) if frame is None else frame.look(prepare)
+        return prepare(image) if frame is None else frame.get_preprocessed(prepare)
 
     def _prepare(self, camera: str, image: CameraImage) -> Tensor:
         return self.loaded.preprocessor.image(image.pixels, camera)
@@ -383,7 +383,7 @@ class Policy:
         if len(found) < len(past):
             return None, None
         then = [
-            frame.look(partial(self._prepare, camera))
+            frame.get_preprocessed(partial(self._prepare, camera))
             for frame, camera in zip(found, observation.images, strict=True)
         ]
         self._held += then
@@ -405,15 +405,15 @@ class Policy:
         if not np.isfinite(normalised).all():
             raise PolicyError('the model gave actions that are not finite; nothing was sent')
         largest = float(np.abs(normalised).max())
-        if largest > self.absurd:
+        if largest > self.max_normalised_action:
             raise PolicyError(
                 f'the model gave a normalised action of {largest:.1f}; more than '
-                f'{self.absurd:g} is not believed (absurd_action)'
+                f'{self.max_normalised_action:g} is not believed (max_normalised_action)'
             )
 
     def _compare_with_dense(
         self,
-        question: StepInputs,
+        inputs: StepInputs,
         layout: TokenLayout,
         params: PruningParams,
         actions: np.ndarray,
@@ -423,29 +423,34 @@ class Policy:
         that was kept, on the same observation.
         """
         left = None if left is None else left.clone()  # an engine may use its place again
-        plain = replace(question, then=None, carry={}, cache=None)
-        form = plain.form(layout, params.replace(pruner='specprune'), Mode.DENSE)
-        reply = Eager(self.loaded).ask(form, plain)
-        dense = self.loaded.statistics.unnormalise_actions(reply.actions)
+        plain = replace(inputs, then=None, carry={}, cache=None)
+        key = plain.graph_key(layout, params.replace(pruner='specprune'), Mode.DENSE)
+        outputs = EagerEngine(self.loaded).run(key, plain)
+        dense = self.loaded.statistics.unnormalise_actions(outputs.actions)
         deviation = action_deviation(torch.from_numpy(actions), torch.from_numpy(dense)).numpy()
-        scores = reply.answer.carry.get('prior')
+        scores = outputs.device_outputs.carry.get('prior')
         if scores is None or not params.k_global:
             return deviation, None
         everything = torch.arange(layout.vision_tokens, device=scores.device)
         count = min(params.k_global * layout.cameras, len(everything))
         return deviation, kept_recall(everything if left is None else left, scores, count)
 
-    def _overlay(self, images: Tensor, layout: TokenLayout, reply: StepOutputs) -> Overlay | None:
+    def _overlay(
+        self, images: Tensor, layout: TokenLayout, outputs: StepOutputs
+    ) -> Overlay | None:
         """What an image of the query needs, where one is wanted."""
         if not self.wants_overlay:
             return None
         kept = np.ones(layout.vision_tokens, bool)
-        if reply.answer.left is not None:
-            ids = reply.answer.left.cpu().numpy()
+        if outputs.device_outputs.left is not None:
+            ids = outputs.device_outputs.left.cpu().numpy()
             kept[:] = False
             kept[ids[ids >= 0]] = True
         # Copies: an engine may use their places again.
-        sets = {name: members.cpu().numpy().copy() for name, members in reply.answer.sets.items()}
+        sets = {
+            name: members.cpu().numpy().copy()
+            for name, members in outputs.device_outputs.sets.items()
+        }
         return Overlay(images.cpu().numpy(), layout.grid, sets, kept)
 
     def _dense_flops(self, layout: TokenLayout) -> int:
@@ -454,9 +459,9 @@ class Policy:
             self._dense = layout, dense_flops(self.config, layout).flops
         return self._dense[1]
 
-    def _notes(self, told: tuple[str, ...], prompt: Prompt) -> tuple[str, ...]:
+    def _notes(self, metadata: tuple[str, ...], prompt: Prompt) -> tuple[str, ...]:
         """What the user should know of this query."""
-        notes = list(told)
+        notes = list(metadata)
         if prompt.unknown:
             notes.append(
                 f'outside the vocabulary of this policy: {", ".join(prompt.unknown)}; '

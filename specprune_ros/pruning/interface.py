@@ -1,7 +1,7 @@
 """What a pruner is told, what it answers, and when: the contract between models and pruners.
 
 A query runs the decoder once. Before the pass a pruner announces a :class:`PruneSchedule` (where
-it listens, where it prunes, how many tokens stay); during the pass it is handed small attention
+it observes, where it prunes, how many tokens stay); during the pass it is handed small attention
 rows and answers with the vision rows to keep; afterwards it returns what the next query should
 remember.
 
@@ -97,13 +97,13 @@ class TokenLayout:
 class PruneSchedule:
     """What a pruner will do in one pass, fixed before it starts.
 
-    ``listen`` maps a layer to the row groups observed in it. ``prune`` maps a boundary to the
-    number of vision tokens left after it, or to ``None`` where the number depends on the data
+    ``observed_layers`` maps a layer to the row groups observed in it. ``prune`` maps a boundary to
+    the number of vision tokens left after it, or to ``None`` where the number depends on the data
     (``exact`` mode). ``skip`` are layers left out altogether. With ``reuse`` the rows not kept are
     not removed: their keys and values are taken from the previous query (VLA-Cache).
     """
 
-    listen: Mapping[int, tuple[RowGroup, ...]] = field(default_factory=dict)
+    observed_layers: Mapping[int, tuple[RowGroup, ...]] = field(default_factory=dict)
     prune: Mapping[int, int | None] = field(default_factory=dict)
     skip: frozenset[int] = frozenset()
     reuse: bool = False
@@ -203,7 +203,7 @@ class PrunePass(Protocol):
         """Choose among the current vision rows (``[current, D]`` hidden states) at a prune
         boundary.
 
-        At a layer that is both listened and pruned, ``observe`` comes first.
+        At a layer that is both observed and pruned, ``observe`` comes first.
         """
 
     def finish(self) -> PassOutcome:

@@ -270,7 +270,7 @@ class PruningParams:
         high=512,
     )
 
-    # Where it listens and prunes.
+    # Where it observes and prunes.
     layers_local: tuple[int, ...] = _layers(
         (1, 2),
         'Layers of this query that choose V_local; the static prune follows the last.',

@@ -6,7 +6,7 @@ the image changed; V_local is what the text looks at in the first layers of this
 that a running score, updated from rank and confidence at a few layers, drops the lowest tokens at
 others.
 
-The first query of an episode runs dense and only listens. The equations are in ``scores`` and
+The first query of an episode runs dense and only observes. The equations are in ``scores`` and
 ``sets``, the counts in ``budget``, the readings of what the paper leaves open in
 ``docs/pruners.md``.
 """
@@ -45,7 +45,7 @@ from specprune_ros.pruning.scores import constant
 
 @dataclass(frozen=True)
 class Plan:
-    """Where one query listens and prunes, in the model's own layers, and with which rows.
+    """Where one query observes and prunes, in the model's own layers, and with which rows.
 
     ``planned``: vision tokens left after each prune by the method's budgets; ``counts``: with
     those that are free on top.
@@ -119,25 +119,25 @@ def make_plan(layout: TokenLayout, params: PruningParams, mode: Mode) -> Plan:
     )
     # An update after the last prune changes nothing.
     updates = tuple(layer for layer in updates if drops and layer <= drops[-1])
-    listen: dict[int, list[RowGroup]] = {}
+    observed_layers: dict[int, list[RowGroup]] = {}
 
-    def hear(layers: tuple[int, ...], group: RowGroup) -> None:
+    def observe(layers: tuple[int, ...], group: RowGroup) -> None:
         for layer in layers:
-            groups = listen.setdefault(layer, [])
+            groups = observed_layers.setdefault(layer, [])
             if group not in groups:
                 groups.append(group)
 
-    hear(globals_, rows_global)
+    observe(globals_, rows_global)
     if mode is Mode.DENSE:
         # Without pruning the layer weights can still be measured, for an episode to reuse.
         if params.confidence_when == 'first' and params.confidence != 'none':
-            hear(updates, rows_layer)
+            observe(updates, rows_layer)
         return Plan(
             local, globals_, updates, drops, rows_local, rows_global, rows_layer,
-            None, {}, {}, _schedule(listen, {}), tuple(notes),
+            None, {}, {}, _schedule(observed_layers, {}), tuple(notes),
         )  # fmt: skip
-    hear(updates, rows_layer)
-    hear(local, rows_local)
+    observe(updates, rows_layer)
+    observe(local, rows_local)
     allowed = budgets(layout, params, mode)
     planned: dict[int, int] = {}
     if params.prefilter and len(local) > 1:
@@ -150,7 +150,7 @@ def make_plan(layout: TokenLayout, params: PruningParams, mode: Mode) -> Plan:
     prune = dict.fromkeys(counts) if params.exact else counts
     return Plan(
         local, globals_, updates, drops, rows_local, rows_global, rows_layer,
-        allowed, planned, counts, _schedule(listen, prune), tuple(notes),
+        allowed, planned, counts, _schedule(observed_layers, prune), tuple(notes),
     )  # fmt: skip
 
 
@@ -170,9 +170,9 @@ def free_tokens(layout: TokenLayout, params: PruningParams, mode: Mode) -> dict[
     return {layer: plan.counts[layer] - count for layer, count in plan.planned.items()}
 
 
-def _schedule(listen: dict[int, list[RowGroup]], prune: dict[int, int | None]) -> PruneSchedule:
+def _schedule(observe: dict[int, list[RowGroup]], prune: dict[int, int | None]) -> PruneSchedule:
     return PruneSchedule(
-        listen={layer: tuple(groups) for layer, groups in sorted(listen.items())},
+        observed_layers={layer: tuple(groups) for layer, groups in sorted(observe.items())},
         prune=dict(sorted(prune.items())),
     )
 

@@ -59,7 +59,7 @@ class Camera:
 
 
 @dataclass(frozen=True)
-class Observation:
+class ObservationTopics:
     """What the nodes read: topics, an empty one where the arm does not have it.
 
     ``cameras`` go by the policy's camera names. ``gripper_joints`` are those of
@@ -78,7 +78,7 @@ class Observation:
 
 
 @dataclass(frozen=True)
-class CommandPort:
+class CommandConfig:
     """What the executor sends. ``rate`` in Hz; ``reach_s`` is the horizon of a joint trajectory.
 
     ``positions_only`` leaves velocities out of a joint trajectory (for a controller that makes
@@ -95,7 +95,7 @@ class CommandPort:
 
 
 @dataclass(frozen=True)
-class GripperPort:
+class GripperConfig:
     """Where gripper commands go and what open and closed are there.
 
     ``open`` and ``closed`` are in the driver's unit (m, rad, or a share); ``effort`` in N or Nm
@@ -134,9 +134,9 @@ class Profile:
     tool_link: str
     joints: tuple[str, ...]
     joint_prefix: str
-    observation: Observation
-    command: CommandPort
-    gripper: GripperPort
+    observation: ObservationTopics
+    command: CommandConfig
+    gripper: GripperConfig
     limits: safety.SafetyLimits
     watchdog: watchdog.WatchdogLimits
     stop_action: str
@@ -190,7 +190,7 @@ def parse(tree: object, source: str, arguments: Mapping[str, str] | None = None)
     return profile
 
 
-def _observation(node: _Node) -> Observation:
+def _observation(node: _Node) -> ObservationTopics:
     cameras_node = node.section('cameras')
     cameras = {}
     for name in cameras_node.names():
@@ -203,7 +203,7 @@ def _observation(node: _Node) -> Observation:
         raise cameras_node.error('', 'names no camera; at least one is needed')
     if len({camera.type for camera in cameras.values()}) > 1:
         raise cameras_node.error('', 'mixes raw and compressed; all cameras must be of one type')
-    out = Observation(
+    out = ObservationTopics(
         cameras=cameras,
         image_reliability=node.text('image_reliability', 'best_effort', choices=RELIABILITIES),
         robot_description=node.topic('robot_description', '/robot_description'),
@@ -218,8 +218,8 @@ def _observation(node: _Node) -> Observation:
     return out
 
 
-def _command(node: _Node) -> CommandPort:
-    out = CommandPort(
+def _command(node: _Node) -> CommandConfig:
+    out = CommandConfig(
         adapter=node.text('adapter', choices=ADAPTERS),
         topic=node.topic('topic'),
         frame=node.text('frame'),
@@ -232,9 +232,9 @@ def _command(node: _Node) -> CommandPort:
     return out
 
 
-def _gripper(node: _Node) -> GripperPort:
+def _gripper(node: _Node) -> GripperConfig:
     adapter = node.text('adapter', NO_GRIPPER, choices=GRIPPER_ADAPTERS)
-    out = GripperPort(
+    out = GripperConfig(
         adapter=adapter,
         name=node.topic('name', '' if adapter == NO_GRIPPER else None),
         open=node.number('open', 1.0),

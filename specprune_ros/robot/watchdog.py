@@ -72,7 +72,7 @@ class WatchdogLimits:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class WatchdogDecision:
     """The answer for one control period.
 
     ``stop_now`` is true in exactly one verdict of a stop: then the stop action is due.
@@ -176,7 +176,7 @@ class Watchdog:
         """Stamp behind the motion under way."""
         return self._observation_ns
 
-    def check(self, now_ns: int, real_ns: int | None = None) -> Verdict:
+    def check(self, now_ns: int, real_ns: int | None = None) -> WatchdogDecision:
         """Judge this control period; ``real_ns`` is a steady clock, to notice a stalled one."""
         self._watch_clock(now_ns, real_ns)
         reason, detail = self._complaint(now_ns, real_ns)
@@ -185,7 +185,7 @@ class Watchdog:
                 reason, detail = RESET, 'the motion under way was dropped'
             if reason:
                 return self._halt(reason, detail)
-            return Verdict(State.RUNNING)
+            return WatchdogDecision(State.RUNNING)
         if self._state is State.STOPPED:
             if self._latch:
                 self._forget_motion()
@@ -200,21 +200,21 @@ class Watchdog:
         if reason:
             # A chunk that came while something stood against moving is not kept for later.
             self._forget_motion()
-            return Verdict(State.WAITING, reason, detail)
+            return WatchdogDecision(State.WAITING, reason, detail)
         if self._observation_ns is None:
-            return Verdict(State.WAITING, detail='no chunk yet')
+            return WatchdogDecision(State.WAITING, detail='no chunk yet')
         self._state, self._reason, self._detail = State.RUNNING, '', ''
-        return Verdict(State.RUNNING)
+        return WatchdogDecision(State.RUNNING)
 
-    def _halt(self, reason: str, detail: str) -> Verdict:
+    def _halt(self, reason: str, detail: str) -> WatchdogDecision:
         self._state, self._reason, self._detail = State.STOPPED, reason, detail
         self._latch = reason in self.limits.latched
         # Whatever is queued was planned for a motion that has ended.
         self._forget_motion()
         return self._verdict(stop_now=True)
 
-    def _verdict(self, stop_now: bool = False) -> Verdict:
-        return Verdict(self._state, self._reason, self._detail, stop_now, self._latch)
+    def _verdict(self, stop_now: bool = False) -> WatchdogDecision:
+        return WatchdogDecision(self._state, self._reason, self._detail, stop_now, self._latch)
 
     def _forget_motion(self) -> None:
         self._observation_ns = self._chunk_ns = self._dry_ns = None

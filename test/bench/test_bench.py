@@ -133,12 +133,12 @@ def test_the_paper_preset_costs_what_the_paper_says():
     params = PruningParams.preset_of('paper')
     assert params.alpha == 0.8
     schedule = pruner('specprune').plan(OFT, params, Mode.COARSE)
-    work, listened = scheduled_work(OFT, schedule, schedule.prune)
+    work, observed = scheduled_work(OFT, schedule, schedule.prune)
     config = preset('openvla-oft-7b')
-    spent, dense = count(config, work, listened), dense_flops(config, OFT)
-    assert (spent.decoder + spent.listening) / dense.decoder == pytest.approx(0.43, abs=0.03)
+    spent, dense = count(config, work, observed), dense_flops(config, OFT)
+    assert (spent.decoder + spent.observing) / dense.decoder == pytest.approx(0.43, abs=0.03)
     # The side products that give the scores are small change.
-    assert spent.listening / spent.decoder < 1e-3
+    assert spent.observing / spent.decoder < 1e-3
 
 
 def test_work_of_skipped_and_reused_layers():

@@ -9,7 +9,14 @@ import pytest
 import torch
 
 from specprune_ros.bench import calibration
-from specprune_ros.bench.calibration import Keep, Sweep, bench_layout, calibrator, edges, sweep
+from specprune_ros.bench.calibration import (
+    EvenlySpacedPass,
+    Sweep,
+    bench_layout,
+    calibrator,
+    edges,
+    sweep,
+)
 from specprune_ros.models.accel import fp8, fused
 from specprune_ros.models.build import cast, empty
 from specprune_ros.models.load import random_policy_model
@@ -51,10 +58,10 @@ def made(*ms):
 )
 def test_fewer_tokens_stop_paying_where_time_no_longer_falls(ms, floor, said):
     assert made(*ms).floor_tokens == floor
-    assert said in made(*ms).told()
+    assert said in made(*ms).summary()
     # One row more is not worth an instruction.
     near = Sweep((3, 4, 35), (96, 97, 128), (6.19, 6.28, 7.27), '2026-11-21')
-    assert 'paid down to the least tried: 96 rows' in near.told()
+    assert 'paid down to the least tried: 96 rows' in near.summary()
 
 
 def test_both_sides_of_every_tile_are_timed(tiny):
@@ -77,7 +84,7 @@ def test_the_decoder_is_timed_with_the_tokens_named(tiny):
     assert 0 < found.ms[0] < found.ms[2]
     layout = bench_layout(tiny)
     hidden = torch.randn(1, layout.length, 128)
-    kept = tiny.model.decoder(hidden, layout, Keep(layout, 200, hidden.device))
+    kept = tiny.model.decoder(hidden, layout, EvenlySpacedPass(layout, 200, hidden.device))
     assert len(set(kept.vision_ids.tolist())) == 200 and kept.layer_tokens == (200,) * 8
 
 
@@ -238,6 +245,6 @@ def test_a_device_that_cannot_be_timed_stops_nothing(quickly, monkeypatch, caplo
     def broken(device):
         raise RuntimeError('no graphs here')
 
-    monkeypatch.setattr(calibration, 'recorder', broken)
+    monkeypatch.setattr(calibration, 'capturer', broken)
     assert built(calibrate=calibrator('always', LOG)).loaded.model.latency_curve is None
     assert 'no graphs here' in caplog.text

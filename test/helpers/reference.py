@@ -15,7 +15,7 @@ NEAR = 3e-6
 
 
 @dataclass
-class DeviceOutputs:
+class ReferenceResult:
     """What one query keeps: per boundary the ascending patch ids; what the next one remembers."""
 
     kept: list = field(default_factory=list)
@@ -73,7 +73,7 @@ class _Query:
         self.slow, self.layout, self.p, self.mode = slow, layout, p, mode
         self.old, self.similarity = prior, similarity
         self.known = dict(confidence or {}) if p.confidence_when == 'first' else {}
-        self.answer = DeviceOutputs()
+        self.answer = ReferenceResult()
         self.P = layout.grid[0] * layout.grid[1]
         self.V = layout.cameras * self.P
         depth = layout.depth

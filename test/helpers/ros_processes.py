@@ -230,6 +230,6 @@ class Rig:
         """What the newest diagnostics say."""
         return self.diagnoses[-1].status[0].message if self.diagnoses else ''
 
-    def told(self, key: str) -> str:
+    def diagnostic(self, key: str) -> str:
         """One value of the newest diagnostics."""
         return {v.key: v.value for v in self.diagnoses[-1].status[0].values}[key]

@@ -11,7 +11,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from specprune_ros.policy.forward_step import HostMarks
+from specprune_ros.policy.forward_step import HostStageTimer
 
 FORBIDDEN = {'_local_scalar_dense', 'nonzero', 'masked_select', 'equal', '_unique2', 'unique_dim'}
 
@@ -53,8 +53,8 @@ class Tape(TorchDispatchMode):
                         old.copy_(new)
 
 
-class TapeRecorder:
-    """A recorder for :class:`CudaGraphEngine`. ``broken`` is raised instead of recording; ``held``
+class TapeCapturer:
+    """A capturer for :class:`CudaGraphEngine`. ``broken`` is raised instead of recording; ``held``
     keeps recordings waiting while it is clear.
     """
 
@@ -89,8 +89,8 @@ class TapeRecorder:
     def preparing(self):
         yield
 
-    def marks(self):
-        return HostMarks()
+    def timer(self):
+        return HostStageTimer()
 
     def staging(self, like):
         return torch.empty_like(like)

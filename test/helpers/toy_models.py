@@ -30,13 +30,13 @@ def layout(depth=4, causal=False, cameras=2, grid=(3, 3), start=1, text=4, tail=
     )
 
 
-class Recorder:
+class RecordingPass:
     """Keeps what a plan says, and everything it is shown."""
 
-    def __init__(self, keep, listen=None, skip=(), reuse=False, merge=None, exact=False):
+    def __init__(self, keep, observed_layers=None, skip=(), reuse=False, merge=None, exact=False):
         self.keep, self.merge = keep, merge or {}
         self.schedule = PruneSchedule(
-            listen=listen or {},
+            observed_layers=observed_layers or {},
             prune={
                 boundary: None if exact else len(ids) + len(self.merge.get(boundary, ([],))[0])
                 for boundary, ids in keep.items()
@@ -62,7 +62,7 @@ class Recorder:
 def keep_all(layout, boundaries=None, **options):
     """A pass that stops everywhere and drops nothing."""
     boundaries = range(layout.depth) if boundaries is None else boundaries
-    return Recorder({b: list(range(layout.vision_tokens)) for b in boundaries}, **options)
+    return RecordingPass({b: list(range(layout.vision_tokens)) for b in boundaries}, **options)
 
 
 def relative(ours, theirs):

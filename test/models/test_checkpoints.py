@@ -14,7 +14,7 @@ import pytest
 import synthetic
 import torch
 from safetensors.torch import load_file, save_file
-from toy_models import Recorder, relative
+from toy_models import RecordingPass, relative
 
 from specprune_ros.models.build import build, empty
 from specprune_ros.models.checkpoint import layout
@@ -194,10 +194,12 @@ def test_pruning_works_on_every_family(folders, family):
     proprio = torch.zeros(config.proprio_dim) if config.proprio_dim else None
     dense, _, where = run(loaded, frames, proprio, seed=1)
     everything = list(range(where.vision_tokens))
-    listen = {2: (RowGroup.TEXT, RowGroup.ACTION)}
-    same, _, _ = run(loaded, frames, proprio, prune=Recorder({1: everything}, listen), seed=1)
+    observe = {2: (RowGroup.TEXT, RowGroup.ACTION)}
+    same, _, _ = run(
+        loaded, frames, proprio, prune=RecordingPass({1: everything}, observe), seed=1
+    )
     assert torch.equal(dense, same)
-    spy = Recorder({1: everything[::3]}, listen)
+    spy = RecordingPass({1: everything[::3]}, observe)
     pruned, out, _ = run(loaded, frames, proprio, prune=spy, seed=1)
     assert pruned.shape == dense.shape and not torch.equal(pruned, dense)
     assert out.layer_tokens[1:] == (len(everything[::3]),) * 2

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from toy_models import EVERY, Recorder, keep_all, layout, map_llama, relative
+from toy_models import EVERY, RecordingPass, keep_all, layout, map_llama, relative
 from transformers import LlamaConfig, LlamaModel, Qwen2Config, Qwen2Model
 
 from specprune_ros.models.config import DecoderConfig
@@ -134,8 +134,12 @@ def test_keep_all_is_dense_bit_for_bit(causal, read):
     hidden = torch.randn(1, where.length, 64)
     window = where.action if read else None
     dense = ours(hidden, where, read=window)
-    listen = {n: EVERY for n in range(1, 5)}
-    for prune in (keep_all(where), keep_all(where, listen=listen), keep_all(where, exact=True)):
+    observe = {n: EVERY for n in range(1, 5)}
+    for prune in (
+        keep_all(where),
+        keep_all(where, observed_layers=observe),
+        keep_all(where, exact=True),
+    ):
         out = ours(hidden, where, prune=prune, read=window)
         assert torch.equal(out.hidden, dense.hidden)
         assert torch.equal(out.positions, dense.positions)
@@ -150,8 +154,9 @@ def test_dropped_rows_equal_masked_columns(shape):
     where = layout(causal=causal)
     hidden = torch.randn(1, where.length, 64)
     # Of 18 rows keep 9 before layer 1, of those 5 after layer 2.
-    prune = Recorder(
-        {0: [0, 2, 3, 5, 8, 9, 13, 16, 17], 2: [0, 3, 4, 6, 8]}, listen={1: EVERY, 4: EVERY}
+    prune = RecordingPass(
+        {0: [0, 2, 3, 5, 8, 9, 13, 16, 17], 2: [0, 3, 4, 6, 8]},
+        observed_layers={1: EVERY, 4: EVERY},
     )
     out = ours(hidden, where, prune=prune)
     after = {0: [0, 2, 3, 5, 8, 9, 13, 16, 17], 2: [0, 5, 8, 13, 17]}
@@ -182,7 +187,7 @@ def test_positions_are_kept_not_renumbered():
     ours, theirs = pair('llama', False, 4)
     where = layout()
     hidden = torch.randn(1, where.length, 64)
-    out = ours(hidden, where, prune=Recorder({0: [4, 11]}))
+    out = ours(hidden, where, prune=RecordingPass({0: [4, 11]}))
     rows = torch.tensor([0, 5, 12, *range(19, where.length)])
     kept, renumbered = hidden[:, rows], hidden[:, rows]
     reference = Reference(theirs, False)
@@ -201,8 +206,10 @@ def test_merged_tokens_follow_the_kept_ones(causal):
     weights = torch.zeros(2, 18)
     weights[0, [1, 2]] = 0.5
     weights[1, [7, 9, 10]] = torch.tensor([0.2, 0.3, 0.5])
-    prune = Recorder(
-        {1: [0, 3, 12]}, listen={3: (RowGroup.LAST,)}, merge={1: (weights, torch.tensor([2, 9]))}
+    prune = RecordingPass(
+        {1: [0, 3, 12]},
+        observed_layers={3: (RowGroup.LAST,)},
+        merge={1: (weights, torch.tensor([2, 9]))},
     )
     out = ours(hidden, where, prune=prune)
     reference = Reference(theirs, causal)
@@ -227,7 +234,7 @@ def test_skipped_layers_are_left_out():
     where = layout()
     hidden = torch.randn(1, where.length, 64)
     # A prune at the boundary of a skipped layer still happens.
-    out = ours(hidden, where, prune=Recorder({2: [0, 17]}, skip={2, 4}))
+    out = ours(hidden, where, prune=RecordingPass({2: [0, 17]}, skip={2, 4}))
     reference = Reference(theirs, False)
     x = reference.layer(1, hidden, torch.arange(where.length))
     rows = torch.tensor([0, 1, 18, *range(19, where.length)])
@@ -236,7 +243,7 @@ def test_skipped_layers_are_left_out():
     assert out.layer_tokens == (18, 0, 2, 0)
     assert out.layer_rows == (where.length, 0, where.length - 16, 0)
     window = where.action
-    again = ours(hidden, where, prune=Recorder({2: [0, 17]}, skip={2, 4}), read=window)
+    again = ours(hidden, where, prune=RecordingPass({2: [0, 17]}, skip={2, 4}), read=window)
     assert relative(again.hidden, out.rows(*window, where)) < BOUND
     assert again.layer_rows == (where.length, 0, window[1] - window[0], 0)
 
@@ -256,7 +263,7 @@ def test_reuse_takes_keys_and_values_of_the_previous_query(shape):
     for number in range(1, 5):
         states.append(old.layer(number, states[-1], everything))
     keep = [1, 2, 6, 11, 17]
-    prune = Recorder({2: keep}, listen={3: EVERY, 4: (RowGroup.ACTION,)}, reuse=True)
+    prune = RecordingPass({2: keep}, observed_layers={3: EVERY, 4: (RowGroup.ACTION,)}, reuse=True)
     out = ours(now, where, prune=prune, cache=cache)
     rows = torch.tensor([0, *(1 + i for i in keep), *range(19, where.length)])
     new, x = Reference(theirs, causal), now
@@ -278,10 +285,10 @@ def test_reuse_takes_keys_and_values_of_the_previous_query(shape):
     # Keep-all reuse is the dense pass, and so is a repeated query whatever is reused.
     dense = ours(now, where)
     assert torch.equal(ours(now, where, keep_all(where, reuse=True), cache).hidden, dense.hidden)
-    again = ours(now, where, Recorder({1: keep}, reuse=True), cache)
+    again = ours(now, where, RecordingPass({1: keep}, reuse=True), cache)
     assert relative(again.hidden, dense.hidden[:, rows]) < BOUND
     window = where.action
-    last = ours(now, where, Recorder({1: keep}, reuse=True), cache, read=window)
+    last = ours(now, where, RecordingPass({1: keep}, reuse=True), cache, read=window)
     assert relative(last.hidden, dense.rows(*window, where)) < BOUND
 
 
@@ -291,7 +298,7 @@ def test_reading_a_range_computes_only_that(shape):
     ours, _ = pair(kind, causal, kv_heads)
     where = layout(causal=causal)
     hidden = torch.randn(1, where.length, 64)
-    spies = [Recorder({2: [3, 4, 8]}, listen={4: EVERY}) for _ in range(2)]
+    spies = [RecordingPass({2: [3, 4, 8]}, observed_layers={4: EVERY}) for _ in range(2)]
     full = ours(hidden, where, prune=spies[0])
     ranges = (where.action, (where.length - 1, where.length), (where.vision_stop, where.length))
     for window in ranges:
@@ -328,7 +335,7 @@ def test_scattered_rows_and_large_maps(monkeypatch):
     where = type(where)(**{**where.__dict__, 'text': where.text[::2]})
     hidden = torch.randn(1, where.length, 64)
     monkeypatch.setattr('specprune_ros.models.decoder._MAP_ELEMENTS', 1)
-    prune = Recorder({1: [2, 7]}, listen={2: (RowGroup.TEXT, RowGroup.ALL)})
+    prune = RecordingPass({1: [2, 7]}, observed_layers={2: (RowGroup.TEXT, RowGroup.ALL)})
     ours(hidden, where, prune=prune)
     reference = Reference(theirs, False)
     x = reference.layer(1, hidden, torch.arange(where.length))
@@ -343,7 +350,7 @@ def test_empty_row_groups_give_empty_attention():
     ours, _ = pair('llama', False, 4)
     where = layout()
     where = type(where)(**{**where.__dict__, 'text': ()})
-    prune = Recorder({}, listen={2: (RowGroup.TEXT,)})
+    prune = RecordingPass({}, observed_layers={2: (RowGroup.TEXT,)})
     ours(torch.randn(1, where.length, 64), where, prune=prune)
     assert prune.attention[2, RowGroup.TEXT].shape == (0, 18)
 
@@ -374,13 +381,22 @@ def test_bfloat16_stays_near_float32():
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
-        ({'prune': Recorder({5: [0]})}, 'schedule.prune names'),
-        ({'prune': Recorder({}, listen={0: (RowGroup.LAST,)})}, 'schedule.listen names'),
-        ({'prune': Recorder({}, listen={2: (RowGroup.LAST,)}, skip={2})}, 'skipped layers'),
-        ({'prune': Recorder({}, skip={1, 2, 3, 4})}, 'skips all'),
-        ({'prune': Recorder({1: [0]}, reuse=True)}, 'filled by a previous'),
-        ({'prune': Recorder({1: [0]}, reuse=True), 'cache': KVCache(4)}, 'filled by a previous'),
-        ({'prune': Recorder({4: [0]}), 'read': (26, 28)}, 'after the last layer'),
+        ({'prune': RecordingPass({5: [0]})}, 'schedule.prune names'),
+        (
+            {'prune': RecordingPass({}, observed_layers={0: (RowGroup.LAST,)})},
+            'schedule.observed_layers names',
+        ),
+        (
+            {'prune': RecordingPass({}, observed_layers={2: (RowGroup.LAST,)}, skip={2})},
+            'skipped layers',
+        ),
+        ({'prune': RecordingPass({}, skip={1, 2, 3, 4})}, 'skips all'),
+        ({'prune': RecordingPass({1: [0]}, reuse=True)}, 'filled by a previous'),
+        (
+            {'prune': RecordingPass({1: [0]}, reuse=True), 'cache': KVCache(4)},
+            'filled by a previous',
+        ),
+        ({'prune': RecordingPass({4: [0]}), 'read': (26, 28)}, 'after the last layer'),
         ({'read': (3, 28)}, 'behind the images'),
         ({'layout': layout(depth=5)}, 'layout says depth 5'),
         ({'layout': layout(tail=8)}, 'hidden must be'),
@@ -396,7 +412,7 @@ def test_contradictions_are_refused(options, message):
 
 def test_a_selection_of_the_wrong_size_is_refused():
     ours, _ = pair('llama', False, 4)
-    prune = Recorder({1: [0, 1]})
+    prune = RecordingPass({1: [0, 1]})
     prune.keep = {1: [0]}
     with pytest.raises(ValueError, match='announced 2 vision tokens, the selection has 1'):
         ours(torch.randn(1, 32, 64), layout(), prune=prune)
@@ -430,7 +446,7 @@ def test_a_static_pass_never_reads_a_value_on_the_host(causal, way):
     where, cache = layout(causal=causal), KVCache(4)
     ours(hidden, where, cache=cache)
     schedule = PruneSchedule(
-        listen=dict.fromkeys((1, 4), EVERY),
+        observed_layers=dict.fromkeys((1, 4), EVERY),
         prune={1: 10, 2: 6},
         skip=frozenset({3}) if way == 'skip' else frozenset(),
         reuse=way == 'reuse',
@@ -449,5 +465,5 @@ def test_rows_gone_for_good_leave_no_cache_behind():
     hidden = torch.randn(1, where.length, 64)
     ours(hidden, where, cache=cache)
     assert cache.filled(where.length)
-    ours(hidden, where, prune=Recorder({1: [0]}), cache=cache)
+    ours(hidden, where, prune=RecordingPass({1: [0]}), cache=cache)
     assert not cache.filled(where.length)

@@ -32,8 +32,8 @@ def test_this_machine_says_what_is_free():
 def test_too_little_is_said_with_both_sizes(model, monkeypatch):
     monkeypatch.setattr(room, 'free_bytes', lambda device: 10 * 2**30)
     network = cast(empty(preset(model)), torch.bfloat16)
-    with pytest.raises(room.RoomError) as caught:
-        room.check_room(network, 'cuda:0', model)
+    with pytest.raises(room.DeviceMemoryError) as caught:
+        room.check_device_memory(network, 'cuda:0', model)
     text = str(caught.value)
     assert text.startswith(f'{model} in bfloat16 wants 1')
     assert 'on cuda:0 and 10.0 GiB are free' in text

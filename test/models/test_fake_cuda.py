@@ -116,7 +116,7 @@ def test_dense_and_reusing(causal, float8):
     assert on_cuda(ours(hidden, place, read=place.action))
     cache = KVCache(4)
     ours(hidden, place, cache=cache)
-    spy = keep_all(place, [2], listen={4: EVERY}, reuse=True)
+    spy = keep_all(place, [2], observed_layers={4: EVERY}, reuse=True)
     assert on_cuda(ours(hidden, place, spy, cache, read=place.action))
     assert ours.probe(hidden, place, 1, EVERY[0]).is_cuda
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch import nn
-from toy_models import EVERY, Recorder, keep_all, layout
+from toy_models import EVERY, RecordingPass, keep_all, layout
 
 from specprune_ros.bench.weight_bytes_read import weight_traffic
 from specprune_ros.models.accel import fp8, fused
@@ -116,7 +116,9 @@ def test_a_decoder_in_float8(causal):
     dense = ours(hidden, where, read=where.action).hidden
     assert 0.01 < apart(dense, exact(hidden, where, read=where.action).hidden) < 0.1
     assert torch.equal(ours(hidden, where, keep_all(where), read=where.action).hidden, dense)
-    spies = [Recorder({2: [0, 3, 4, 6, 8]}, listen={1: EVERY, 4: EVERY}) for _ in range(2)]
+    spies = [
+        RecordingPass({2: [0, 3, 4, 6, 8]}, observed_layers={1: EVERY, 4: EVERY}) for _ in range(2)
+    ]
     pruned = [
         m(hidden, where, s, read=where.action) for m, s in zip((ours, exact), spies, strict=True)
     ]

@@ -6,7 +6,7 @@ import warnings
 import pytest
 import torch
 from torch._dynamo.utils import counters
-from toy_models import EVERY, Recorder, keep_all, layout, relative
+from toy_models import EVERY, RecordingPass, keep_all, layout, relative
 
 from specprune_ros.models.accel import fused
 from specprune_ros.models.config import DecoderConfig
@@ -176,7 +176,9 @@ def test_a_compiled_decoder_answers_like_a_plain_one(causal, once):
             return [
                 ours(hidden, where, read=where.action).hidden,
                 ours(hidden, where, read=last).hidden,
-                ours(hidden, where, Recorder(keep, listen={1: EVERY, 4: EVERY})).hidden,
+                ours(
+                    hidden, where, RecordingPass(keep, observed_layers={1: EVERY, 4: EVERY})
+                ).hidden,
                 ours.probe(hidden, where, 2, EVERY[0]),
             ]
 
@@ -199,7 +201,7 @@ def test_a_compiled_decoder_answers_like_a_plain_one(causal, once):
         made = fused._Compiling.made
         assert made > 0
         for left in range(1, 18):
-            ours(hidden, where, Recorder({1: list(range(left))}), read=where.action)
+            ours(hidden, where, RecordingPass({1: list(range(left))}), read=where.action)
     assert fused._Compiling.made == made
     assert not counters['graph_break']
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from toy_models import Recorder, relative
+from toy_models import RecordingPass, relative
 
 from specprune_ros.models.build import build, empty
 from specprune_ros.models.config import ConfigError, PolicyConfig
@@ -113,7 +113,7 @@ def test_head_reads_one_row_before_each_placeholder(model, prompt, pixels):
         assert relative(model.action_head(wrong)[0], expected) > 1e-3
     read = model.decoder(embedded.hidden, embedded.layout, read=model.read(embedded.layout))
     assert relative(model.head(read, embedded.layout), actions) < 1e-5
-    dropped = Recorder({1: list(range(0, 512, 3))})
+    dropped = RecordingPass({1: list(range(0, 512, 3))})
     short = model.decoder(embedded.hidden, embedded.layout, prune=dropped)
     assert torch.equal(
         model.head(short, embedded.layout), model.action_head(short.hidden[:, -58:-2])[0]
@@ -292,7 +292,7 @@ def test_operations_are_counted_from_what_ran(model, prompt, pixels):
     where = embedded.layout
     dense = model.decoder(embedded.hidden, where, read=where.action)
     assert query_flops(TINY, dense) == dense_flops(TINY, where)
-    prune = Recorder({2: list(range(100))}, listen={2: (RowGroup.TEXT,)})
+    prune = RecordingPass({2: list(range(100))}, observed_layers={2: (RowGroup.TEXT,)})
     pruned = model.decoder(embedded.hidden, where, prune=prune, read=where.action)
     counted = query_flops(TINY, pruned)
     d, f, rows = 128, 256, where.length
@@ -303,7 +303,7 @@ def test_operations_are_counted_from_what_ran(model, prompt, pixels):
 
     left = rows - 412
     assert counted.decoder == 2 * layer(rows) + 5 * layer(left) + layer(left, 56)
-    assert counted.listening == 5 * rows * d
+    assert counted.observing == 5 * rows * d
     assert counted.vision == dense_flops(TINY, where).vision
 
 

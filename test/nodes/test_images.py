@@ -1,4 +1,4 @@
-"""CameraImage messages to arrays, by encoding and stride, and what is wrong with the others."""
+"""Image messages to arrays, by encoding and stride, and what is wrong with the others."""
 
 import io
 

@@ -65,7 +65,7 @@ def test_what_a_failing_device_does_and_how_it_is_recovered(rig, tmp_path):
     (tmp_path / 'eager').touch()
     assert rig.feed(5.0, until=lambda: rig.health().startswith('slower than meant: no CUDA'))
     assert rig.diagnoses[-1].status[0].level == WARN
-    assert rig.told('engine') == 'eager; no CUDA graph: the driver has none'
+    assert rig.diagnostic('engine') == 'eager; no CUDA graph: the driver has none'
     chunks_again(rig)
 
     # A call that failed on a device that still works: refused like the first.

@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.ros, pytest.mark.timeout(90)]
 
 
 def test_masks_survive_a_message_and_colours_are_those_of_the_overlay():
-    from specprune_ros.nodes.common import patch_mask as kept
+    from specprune_ros.nodes.common import patch_mask
     from specprune_ros.policy.constants import COLOURS, OTHER
 
     grid = np.zeros((2, 3), bool)
@@ -22,9 +22,9 @@ def test_masks_survive_a_message_and_colours_are_those_of_the_overlay():
     one[0, :2] = True
     two[0, 1] = two[1, 0] = True  # asked for, but dropped
     three[1, 1] = True
-    mask = kept.encode(keep, {'global': one, 'local': two, 'fastv': three})
-    assert (kept.from_message(kept.to_message(mask)) == mask).all()
-    seen = kept.colours(mask)
+    mask = patch_mask.encode(keep, {'global': one, 'local': two, 'fastv': three})
+    assert (patch_mask.from_message(patch_mask.to_message(mask)) == mask).all()
+    seen = patch_mask.colours(mask)
     assert tuple(seen[0, 0]) == COLOURS['global']
     mean = np.mean([COLOURS['global'], COLOURS['local']], axis=0)
     assert seen[0, 1] == pytest.approx(mean, abs=0.51)
@@ -43,14 +43,14 @@ def test_masks_survive_a_message_and_colours_are_those_of_the_overlay():
     ],
 )
 def test_masks_that_cannot_be_read_say_why(fields, reason):
-    from specprune_ros.nodes.common import patch_mask as kept
+    from specprune_ros.nodes.common import patch_mask
     from specprune_ros.nodes.common.images import ImageError
 
-    message = kept.to_message(np.zeros((2, 2), np.uint8))
+    message = patch_mask.to_message(np.zeros((2, 2), np.uint8))
     for name, value in fields.items():
         setattr(message, name, value)
     with pytest.raises(ImageError, match=reason):
-        kept.from_message(message)
+        patch_mask.from_message(message)
 
 
 def test_points_lie_where_the_camera_sees_them():
@@ -81,7 +81,7 @@ def test_the_node_joins_mask_depth_and_camera_over_dds(tmp_path):
     from rclpy.executors import SingleThreadedExecutor
     from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 
-    from specprune_ros.nodes.common import patch_mask as kept
+    from specprune_ros.nodes.common import patch_mask
     from specprune_ros.nodes.common.qos import every
 
     domain = new_domain()
@@ -109,8 +109,8 @@ def test_the_node_joins_mask_depth_and_camera_over_dds(tmp_path):
             for name, value in change.items():
                 setattr(depth, name, value)
             mask = np.zeros((16, 16), np.uint8)
-            mask[8, 8] = kept.KEPT | kept.BITS['dynamic']
-            message = kept.to_message(mask)
+            mask[8, 8] = patch_mask.KEPT | patch_mask.BITS['dynamic']
+            message = patch_mask.to_message(mask)
             message.header.stamp = stamp
             infos.publish(info)
             depths.publish(depth)

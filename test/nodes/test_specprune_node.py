@@ -238,7 +238,7 @@ def test_services_and_instructions(rig_with):
 def test_overlays_and_masks_of_kept_patches_come_when_asked_for(rig_with):
     from sensor_msgs.msg import Image
 
-    from specprune_ros.nodes.common import patch_mask as kept
+    from specprune_ros.nodes.common import patch_mask
     from specprune_ros.nodes.common.images import to_rgb
     from specprune_ros.nodes.common.qos import every
 
@@ -256,11 +256,11 @@ def test_overlays_and_masks_of_kept_patches_come_when_asked_for(rig_with):
     rig.node.destroy_subscription(overlay)
     rig.node.create_subscription(Image, '/specprune_node/kept/wrist', masks.append, every())
     assert rig.feed(10.0, until=lambda: len(masks) >= 3)
-    mask = kept.from_message(masks[-1])
+    mask = patch_mask.from_message(masks[-1])
     assert mask.shape == (16, 16)
-    assert 0 < (mask >= kept.KEPT).sum() < mask.size
-    assert (mask & (kept.BITS['global'] | kept.BITS['local'])).any()
-    assert not (mask[mask < kept.KEPT]).any()
+    assert 0 < (mask >= patch_mask.KEPT).sum() < mask.size
+    assert (mask & (patch_mask.BITS['global'] | patch_mask.BITS['local'])).any()
+    assert not (mask[mask < patch_mask.KEPT]).any()
 
 
 @pytest.mark.parametrize('times', [3, pytest.param(10, marks=pytest.mark.slow)])
@@ -362,8 +362,8 @@ def test_bad_images_make_no_chunks_and_say_why(rig_with):
     quiet(rig, spoiled(height=225), 'data has 150528 bytes')
     quiet(rig, spoiled(width=0, height=0, data=b''), '0 x 0 pixels')
     quiet(rig, spoiled(width=7680, height=4320), '7680 x 4320')
-    assert rig.told('images prepared') == 'on arrival'
-    assert rig.told('engine') == 'eager'
+    assert rig.diagnostic('images prepared') == 'on arrival'
+    assert rig.diagnostic('engine') == 'eager'
     fresh(rig)
     hour = 3600 * 10**9
     quiet(rig, lambda: (rig.move(), rig.show(stamp=rig.stamp(rig.now() - hour))), 's old')

@@ -97,7 +97,9 @@ def test_a_frame_is_prepared_by_whoever_looks_first_and_the_other_waits():
         time.sleep(0.05)
         return torch.zeros(2, 2, 3, dtype=torch.uint8)
 
-    threads = [Thread(target=lambda: seen.append(frame.look(prepare))) for _ in range(4)]
+    threads = [
+        Thread(target=lambda: seen.append(frame.get_preprocessed(prepare))) for _ in range(4)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -110,8 +112,8 @@ def test_a_frame_is_prepared_by_whoever_looks_first_and_the_other_waits():
 def test_a_frame_that_could_not_be_prepared_is_tried_again():
     frame = Frame(image(1.0))
     with pytest.raises(ZeroDivisionError):
-        frame.look(lambda shown: 1 / 0)
-    assert frame.look(lambda shown: torch.ones(1)) == 1
+        frame.get_preprocessed(lambda shown: 1 / 0)
+    assert frame.get_preprocessed(lambda shown: torch.ones(1)) == 1
 
 
 def test_on_a_gpu_who_looks_waits_for_who_prepared(monkeypatch):
@@ -131,9 +133,9 @@ def test_on_a_gpu_who_looks_waits_for_who_prepared(monkeypatch):
     monkeypatch.setattr(torch.cuda, 'Event', Event)
     monkeypatch.setattr(torch.cuda, 'current_stream', lambda device: here)
     frame = Frame(image(1.0))
-    frame.look(lambda shown: calls.append('prepared') or Seen())
+    frame.get_preprocessed(lambda shown: calls.append('prepared') or Seen())
     assert calls[:2] == ['prepared', 'recorded in side']
     calls.clear()
     here = 'queries'
-    frame.look(lambda shown: pytest.fail('prepared twice'))
+    frame.get_preprocessed(lambda shown: pytest.fail('prepared twice'))
     assert calls == ['queries waits']

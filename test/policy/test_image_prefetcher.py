@@ -141,7 +141,7 @@ def test_results_are_the_same_to_the_bit(arrival_of, monkeypatch):
     plain = drive(policy, None, 24)
     policy = build_policy(preset='tiny', device='cpu')
     count.clear()
-    prepared = drive(policy, arrival_of(policy.look), 24)
+    prepared = drive(policy, arrival_of(policy.preprocess_image), 24)
     # However the threads met: no image was prepared twice.
     assert len(set(count)) == len(count)
     assert len(plain) == len(prepared) == 12
@@ -158,7 +158,7 @@ def test_results_are_the_same_to_the_bit(arrival_of, monkeypatch):
 
 def test_a_query_finds_ready_what_arrived_even_after_a_reset(arrival_of, monkeypatch):
     policy = build_policy(preset='tiny', device='cpu')
-    arrival = arrival_of(policy.look)
+    arrival = arrival_of(policy.preprocess_image)
     policy.act(observe(0))
     seen = observe(1)
     for camera, shown in seen.images.items():
@@ -179,7 +179,7 @@ def test_a_query_finds_ready_what_arrived_even_after_a_reset(arrival_of, monkeyp
 def test_on_a_gpu_a_side_stream_prepares_and_the_results_are_the_same_to_the_bit(arrival_of):
     plain = drive(build_policy(preset='tiny', device='cuda'), None, 24)
     policy = build_policy(preset='tiny', device='cuda')
-    arrival = ImagePrefetcher(policy.look, 'cuda')
+    arrival = ImagePrefetcher(policy.preprocess_image, 'cuda')
     arrival.start()
     try:
         prepared = drive(policy, arrival, 24)

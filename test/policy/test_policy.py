@@ -171,7 +171,7 @@ def test_actions_that_are_not_finite_never_leave(policy):
 
 
 def test_absurd_actions_never_leave(policy):
-    policy.absurd = 1e-6
+    policy.max_normalised_action = 1e-6
     with pytest.raises(PolicyError, match='is not believed'):
         policy.act(look(0))
 

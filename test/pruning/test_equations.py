@@ -147,8 +147,8 @@ def test_the_schedule_of_the_paper_on_openvla_oft():
     schedule = pruner('specprune').plan(OFT, PAPER, Mode.COARSE)
     assert schedule.prune == {2: 192, 5: 173, 10: 156, 15: 141, 20: 127}
     assert schedule.static
-    assert set(schedule.listen) == {1, 2, 5, 10, 15, 20, 32}
-    assert schedule.listen[15] == (RowGroup.TEXT, RowGroup.ACTION)
+    assert set(schedule.observed_layers) == {1, 2, 5, 10, 15, 20, 32}
+    assert schedule.observed_layers[15] == (RowGroup.TEXT, RowGroup.ACTION)
     assert not pruner('specprune').plan(OFT, PAPER.replace(exact=True), Mode.COARSE).static
 
 

@@ -60,7 +60,7 @@ def test_random_like_specprune_drops_as_many_where_specprune_does():
     theirs = pruner('specprune').plan(layout, params('specprune'), Mode.COARSE).prune
     running = begin('random', layout, changes={'random_like': 'specprune'}, seed=3)
     assert running.schedule.prune == theirs
-    assert not running.schedule.listen
+    assert not running.schedule.observed_layers
     left, kept = layout.vision_tokens, {}
     for boundary, count in theirs.items():
         kept[boundary] = running.select(boundary, torch.zeros(left, 3)).keep.tolist()
@@ -72,7 +72,7 @@ def test_random_like_specprune_drops_as_many_where_specprune_does():
 
 def test_fastv_keeps_the_most_attended():
     running = begin('fastv')
-    assert running.schedule.listen == {2: (RowGroup.ALL,)}
+    assert running.schedule.observed_layers == {2: (RowGroup.ALL,)}
     assert running.schedule.prune == {2: 2}
     # Means over two rows: 0.2, 0.3, 0.1, 0.3: patches 1 and 3.
     rows = torch.tensor([[0.1, 0.5, 0.2, 0.0], [0.3, 0.1, 0.0, 0.6]])
@@ -81,7 +81,9 @@ def test_fastv_keeps_the_most_attended():
 
 
 def test_fastv_can_follow_its_code_instead_of_its_paper():
-    assert begin('fastv', changes={'fastv_rows': 'last'}).schedule.listen == {2: (RowGroup.LAST,)}
+    assert begin('fastv', changes={'fastv_rows': 'last'}).schedule.observed_layers == {
+        2: (RowGroup.LAST,)
+    }
 
 
 def test_max_min_diversity():
@@ -105,7 +107,7 @@ def test_max_min_never_takes_a_token_twice():
 
 def test_divprune_keeps_the_diverse_before_layer_one():
     running = begin('divprune', changes={'divprune_keep': 0.5})
-    assert running.schedule.prune == {0: 2} and not running.schedule.listen
+    assert running.schedule.prune == {0: 2} and not running.schedule.observed_layers
     # 0, 5, 90 and 185 degrees: nearest neighbours at 5, 5, 85, 95. The last comes first, then 5,
     # which lies opposite.
     degrees = torch.tensor([0.0, 5.0, 90.0, 185.0]).deg2rad()
@@ -336,7 +338,7 @@ def test_vla_pruner_joins_and_filters():
     history = torch.tensor([[0.1, 0.2, 0.0, 0.9]]).expand(3, 4)
     running = begin('vla_pruner', carry={'history': history}, vision=vision)
     assert running.schedule.prune == {3: 2}
-    assert running.schedule.listen == {3: (RowGroup.ALL,), 16: (RowGroup.ACTION,)}
+    assert running.schedule.observed_layers == {3: (RowGroup.ALL,), 16: (RowGroup.ACTION,)}
     # Only rows before the actions count: 0 and 1 are best there. In the past 3 and 1 were. Of
     # 0, 1, 3 (0, 2 and 180 degrees) the two most different are 3 and 0.
     attention = torch.zeros(TINY.length, 4)

@@ -49,7 +49,7 @@ def drive(layout, params, mode, carry, device='cpu', width=8, seed=0):
     schedule = method.plan(layout, params, mode)
     current = layout.vision_tokens
     for boundary in range(layout.depth + 1):
-        for group in schedule.listen.get(boundary, ()):
+        for group in schedule.observed_layers.get(boundary, ()):
             rows = len(layout.rows(group))
             made = torch.rand(rows, current, generator=generator) / current
             attention[boundary, group] = made.to(device)
@@ -64,7 +64,7 @@ def drive(layout, params, mode, carry, device='cpu', width=8, seed=0):
             QueryContext(layout, params, mode, cosine, carry, vision=vision, text=text)
         )
         for boundary in range(layout.depth + 1):
-            for group in schedule.listen.get(boundary, ()):
+            for group in schedule.observed_layers.get(boundary, ()):
                 running.observe(boundary, group, attention[boundary, group])
             if boundary in schedule.prune:
                 running.select(boundary, sizes[boundary])
@@ -172,7 +172,7 @@ def test_no_synchronisation_on_a_gpu():
             )
             current = 512
             for boundary in range(1, 33):
-                for group in running.schedule.listen.get(boundary, ()):
+                for group in running.schedule.observed_layers.get(boundary, ()):
                     seen = action if group.value == 'action' else attention
                     running.observe(boundary, group, seen[:, :current])
                 if boundary in running.schedule.prune:

@@ -21,7 +21,7 @@ from specprune_ros.sim.evaluation.results import table_rows
 from specprune_ros.sim.evaluation.settings import (
     DENSE,
     TABLES,
-    Setting,
+    EvaluationSetting,
     random_like,
     specprune,
     table,
@@ -183,4 +183,4 @@ def test_a_bad_call_says_what_would_be_right(checkpoint, tmp_path, capsys):
     assert chosen('main', 'fastv', ['fastv_ratio=0.25'])[1].params == PruningParams(
         pruner='fastv', fastv_ratio=0.25
     )
-    assert isinstance(chosen('main', 'dense', [])[0], Setting)
+    assert isinstance(chosen('main', 'dense', [])[0], EvaluationSetting)

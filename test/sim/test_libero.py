@@ -21,7 +21,7 @@ from specprune_ros.models.statistics import Statistics
 from specprune_ros.policy.build import build_policy
 from specprune_ros.policy.policy import Policy
 from specprune_ros.sim.arm.render_backend import NoRenderer
-from specprune_ros.sim.evaluation.policy_runner import PolicyActor
+from specprune_ros.sim.evaluation.policy_runner import PolicyRunner
 from specprune_ros.sim.libero.episodes import LiberoTask, axis_angle, command, episodes
 from specprune_ros.sim.libero.episodes import episodes as libero
 from specprune_ros.sim.libero.episodes import library as libero_library
@@ -196,7 +196,7 @@ def loaded():
 
 
 def listened(policy):
-    """The actor, and the list of all observations that its policy will be asked with."""
+    """The runner, and the list of all observations that its policy will be asked with."""
     asked, act = [], policy.act
 
     def listen(observation):
@@ -204,10 +204,10 @@ def listened(policy):
         return act(observation)
 
     policy.act = listen
-    return PolicyActor(policy), asked
+    return PolicyRunner(policy), asked
 
 
-class Constant(PolicyActor):
+class Constant(PolicyRunner):
     """Always the same chunk, for what does not depend on the policy."""
 
     def __call__(self, look):
@@ -224,9 +224,9 @@ def test_suites_are_the_authors():
 
 
 def test_one_episode_is_the_authors_protocol(package):
-    actor, asked = listened(policy_that(gripper=0.0))
+    runner, asked = listened(policy_that(gripper=0.0))
     with LiberoTask(SPATIAL, 1) as task:
-        played = task.play(actor, trial=2)
+        played = task.play(runner, trial=2)
     (simulator,) = made()
     assert simulator.size == (256, 256)
     # Seeded once; the draws of trials 0 and 1 come first, as where they were played.
@@ -245,7 +245,7 @@ def test_one_episode_is_the_authors_protocol(package):
 
     first, second = asked
     assert first.instruction == 'Pick up bowl 1' and list(first.images) == [
-        *actor.policy.config.cameras
+        *runner.policy.config.cameras
     ]
     for camera, bright in zip(first.images, (250, 125), strict=True):
         pixels = first.images[camera].pixels
@@ -266,31 +266,31 @@ def test_one_episode_is_the_authors_protocol(package):
 def test_step_limit_controls_and_open_loop(package):
     """With the fingers open the task is never done; waiting does not count."""
     policy = policy_that(gripper=1.0)
-    actor, asked = listened(policy)
+    runner, asked = listened(policy)
     short = replace(SPATIAL, max_steps=9)
     with LiberoTask(short, 0) as task:
-        played = task.play(actor, 0, executed=3, blind=True, instruction='turn on the stove')
+        played = task.play(runner, 0, executed=3, blind=True, instruction='turn on the stove')
         assert (played.outcome, played.steps, played.queries) == ('time_out', 9, 3)
         assert made()[0].log[-1][1][6] == -1.0
         assert asked[0].instruction == 'turn on the stove'
         assert not any(p.pixels.any() for p in asked[0].images.values())
         with pytest.raises(WrongPolicy, match='executed: 9, want 1 to 8'):
-            task.play(actor, 0, executed=9)
+            task.play(runner, 0, executed=9)
         with pytest.raises(ValueError, match='trial: 50, libero_spatial task 0 has 0 to 49'):
-            task.play(actor, 50)
-        policy.absurd = 1e-9
-        refused = task.play(actor, 0)
+            task.play(runner, 50)
+        policy.max_normalised_action = 1e-9
+        refused = task.play(runner, 0)
     assert not refused.success and 'is not believed' in refused.reason and refused.queries == 0
 
 
 def test_rows_are_paired_whatever_was_played_before(package):
-    actor = Constant(policy_that(gripper=1.0))
+    runner = Constant(policy_that(gripper=1.0))
     short = replace(SPATIAL, max_steps=1, wait_steps=1)
     fixtures = []
     for order in ((0, 1, 2), (2,), (0, 2), (2, 0, 2)):
         with LiberoTask(short, 0) as task:
             for trial in order:
-                task.play(actor, trial)
+                task.play(runner, trial)
                 np.random.uniform(size=5)  # a stranger's
         fixtures.append(made()[-1].fixture)
     assert len(set(fixtures)) == 1

@@ -6,7 +6,7 @@ from specprune_ros.policy.build import build_policy
 from specprune_ros.pruning.params import PruningParams
 from specprune_ros.sim.arm.world import World
 from specprune_ros.sim.evaluation.evaluate import REPORT_SEED, run_row
-from specprune_ros.sim.evaluation.policy_runner import PolicyActor
+from specprune_ros.sim.evaluation.policy_runner import PolicyRunner
 from specprune_ros.sim.training.export import SHIPPED, check_shipped
 from specprune_ros.sim.training.recipe import Recipe, policy_config
 
@@ -16,8 +16,8 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.fixture(scope='module')
-def actor():
-    return PolicyActor(
+def runner():
+    return PolicyRunner(
         build_policy(str(SHIPPED), device='cpu', threads=1, params=PruningParams(pruner='dense'))
     )
 
@@ -29,10 +29,10 @@ def world():
     made.close()
 
 
-def test_weights_match_their_recipe(actor):
+def test_weights_match_their_recipe(runner):
     record = check_shipped()
     assert record['steps_done'] == record['recipe']['ground_steps'] + record['recipe']['steps']
-    assert actor.policy.config == policy_config(Recipe(**record['recipe']))
+    assert runner.policy.config == policy_config(Recipe(**record['recipe']))
     size = sum(path.stat().st_size for path in SHIPPED.iterdir())
     assert size <= 16 * 2**20
 
@@ -41,12 +41,12 @@ def test_weights_match_their_recipe(actor):
 @pytest.mark.parametrize(
     ('family', 'episodes', 'least'), [('move', 5, 5), ('lift', 5, 4), ('put', 5, 4)]
 )
-def test_it_does_what_it_is_asked(world, actor, family, episodes, least):
-    row = run_row(world, actor, family, 'asked', range(REPORT_SEED, REPORT_SEED + episodes))
+def test_it_does_what_it_is_asked(world, runner, family, episodes, least):
+    row = run_row(world, runner, family, 'asked', range(REPORT_SEED, REPORT_SEED + episodes))
     assert row.successes >= least, row
 
 
-def test_it_listens(world, actor):
+def test_it_listens(world, runner):
     """Another cube named: the one asked for at first is left alone."""
-    row = run_row(world, actor, 'move', 'wrong colour', range(REPORT_SEED, REPORT_SEED + 5))
+    row = run_row(world, runner, 'move', 'wrong colour', range(REPORT_SEED, REPORT_SEED + 5))
     assert row.successes <= 1, row

@@ -5,7 +5,7 @@ import pytest
 from specprune_ros.sim.arm.world import World
 from specprune_ros.sim.evaluation.episode import apply
 from specprune_ros.sim.tasks.expert import Expert
-from specprune_ros.sim.tasks.task_evaluator import Referee
+from specprune_ros.sim.tasks.task_evaluator import TaskEvaluator
 from specprune_ros.sim.tasks.tasks import TIME_LIMIT, ask, layout_for
 
 LIFT, MOVE = 'lift the blue cube', 'move above the red cube'
@@ -17,12 +17,12 @@ def world():
 
 
 @pytest.fixture
-def referee(world):
+def task_evaluator(world):
     world.reset(0, layout_for([LIFT, MOVE]))
-    return Referee(world)
+    return TaskEvaluator(world)
 
 
-def obey(world, referee, words, seconds=20.0):
+def obey(world, task_evaluator, words, seconds=20.0):
     """Let the expert do it in ticks as short as a driver's; the verdict."""
     expert = Expert(world, ask(world, words))
     while world.time < seconds:
@@ -30,52 +30,52 @@ def obey(world, referee, words, seconds=20.0):
         action[:6] /= 10  # the same motion, cut in ten
         for _ in range(10):
             apply(world, action, 0.01)
-            if (verdict := referee.step()) is not None:
+            if (verdict := task_evaluator.step()) is not None:
                 return verdict
     raise AssertionError('no verdict')
 
 
-def test_one_instruction_after_another_each_from_when_it_was_said(world, referee):
-    assert referee.verdict.outcome == 'waiting' and referee.step() is None
-    assert referee.hear(LIFT).outcome == 'running'
-    first = obey(world, referee, LIFT)
+def test_one_instruction_after_another_each_from_when_it_was_said(world, task_evaluator):
+    assert task_evaluator.verdict.outcome == 'waiting' and task_evaluator.step() is None
+    assert task_evaluator.on_instruction(LIFT).outcome == 'running'
+    first = obey(world, task_evaluator, LIFT)
     assert (first.instruction, first.outcome, first.number) == (LIFT, 'success', 1)
     assert 0.3 <= first.seconds < TIME_LIMIT['lift']
-    assert referee.step() is None  # said once
-    referee.hear(MOVE)
+    assert task_evaluator.step() is None  # said once
+    task_evaluator.on_instruction(MOVE)
     begin = world.time
-    second = obey(world, referee, MOVE)
+    second = obey(world, task_evaluator, MOVE)
     assert second.success and second.number == 2
     assert second.seconds == pytest.approx(world.time - begin, abs=0.02)
-    assert referee.clear().outcome == 'waiting'
+    assert task_evaluator.clear().outcome == 'waiting'
 
 
-def test_an_idle_arm_runs_out_of_time(world, referee):
-    referee.hear(MOVE)
+def test_an_idle_arm_runs_out_of_time(world, task_evaluator):
+    task_evaluator.on_instruction(MOVE)
     verdicts = []
     while world.time < TIME_LIMIT['move'] + 0.5:
         world.advance(0.011)
-        verdicts.append(referee.step())
+        verdicts.append(task_evaluator.step())
     (verdict,) = [v for v in verdicts if v]
     assert verdict.outcome == 'time_out'
     assert verdict.seconds == pytest.approx(TIME_LIMIT['move'], abs=0.15)
 
 
-def test_what_cannot_be_judged_is_unknown_and_says_what_is_there(world, referee):
-    referee.hear(MOVE)
-    verdict = referee.hear('juggle the red cube')
+def test_what_cannot_be_judged_is_unknown_and_says_what_is_there(world, task_evaluator):
+    task_evaluator.on_instruction(MOVE)
+    verdict = task_evaluator.on_instruction('juggle the red cube')
     assert verdict.outcome == 'unknown' and verdict.final and not verdict.success
     assert 'red cube' in verdict.detail and 'plate' in verdict.detail
     world.advance(0.5)
-    assert referee.step() is None
+    assert task_evaluator.step() is None
 
 
-def test_a_collision_belongs_to_the_instruction_it_came_with(world, referee):
-    referee.hear(MOVE)
+def test_a_collision_belongs_to_the_instruction_it_came_with(world, task_evaluator):
+    task_evaluator.on_instruction(MOVE)
     world.collision = 'link7 on table, 90 N'
     world.advance(0.1)
-    verdict = referee.step()
+    verdict = task_evaluator.step()
     assert (verdict.outcome, verdict.detail) == ('collision', 'link7 on table, 90 N')
-    assert referee.hear(LIFT).outcome == 'running'
+    assert task_evaluator.on_instruction(LIFT).outcome == 'running'
     world.advance(0.1)
-    assert referee.step() is None
+    assert task_evaluator.step() is None

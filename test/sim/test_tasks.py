@@ -174,7 +174,7 @@ def test_bad_input_names_the_field(world):
         Layout(cubes=(), plates=(Thing('red', 0.5, 0.0),) * 3)
     with pytest.raises(NoRoom, match='12'):
         random_layout(np.random.default_rng(0), cubes=4, plates=8)
-    with pytest.raises(ValueError, match='actor'):
+    with pytest.raises(ValueError, match='runner'):
         play(world, make_episode(0, 'move'), lambda _: np.zeros(7), blind=True)
     with pytest.raises(ValueError, match='finite'):
         play(world, make_episode(0, 'move'), lambda _: np.full((8, 7), np.nan), blind=True)

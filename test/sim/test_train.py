@@ -14,7 +14,7 @@ from specprune_ros.policy.build import build_policy
 from specprune_ros.pruning.params import PruningParams
 from specprune_ros.sim.arm.world import World
 from specprune_ros.sim.evaluation.evaluate import run_row
-from specprune_ros.sim.evaluation.policy_runner import PolicyActor
+from specprune_ros.sim.evaluation.policy_runner import PolicyRunner
 from specprune_ros.sim.tasks.vocabulary import instructions
 from specprune_ros.sim.training import dataset
 from specprune_ros.sim.training.export import check_shipped, export
@@ -165,8 +165,8 @@ def test_the_export_is_a_policy_that_plays(exported):
     assert isinstance(policy.loaded.model, OpenVLAOFT)
     world = World()
     results = []
-    actor = PolicyActor(policy, results.append)
-    row = run_row(world, actor, 'move', 'asked', [3])
+    runner = PolicyRunner(policy, results.append)
+    row = run_row(world, runner, 'move', 'asked', [3])
     world.close()
     assert row.episodes == 1 and len(results) >= 3
     assert results[0].reset is not None and results[1].reset is None

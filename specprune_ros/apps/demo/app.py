@@ -20,7 +20,7 @@ from std_msgs.msg import String
 
 from specprune_ros.apps.bag import BagWriter, jpeg
 from specprune_ros.apps.demo import report as demo_report
-from specprune_ros.apps.demo.demo_sequence import Director
+from specprune_ros.apps.demo.demo_sequence import DemoSequence
 from specprune_ros.apps.monitor import Monitor
 from specprune_ros.apps.processes import NodeDied, NodeProcess, end_on_signals, stop_all
 from specprune_ros.msg import ActionChunk, PruneStats
@@ -86,7 +86,7 @@ def weights_folder(options: DemoOptions) -> str:
     return folder
 
 
-class Recorder:
+class DemoRecorder:
     """Subscribes to what a replay needs and writes a bag, images as JPEG at a lower rate."""
 
     def __init__(self, node: Monitor, profile: Profile, path: Path) -> None:
@@ -158,14 +158,14 @@ def run_demo(options: DemoOptions) -> int:
     monitor = Monitor(POLICY, tuple(profile.observation.cameras), arm=ARM)
     executor = SingleThreadedExecutor()
     executor.add_node(monitor)
-    recorder: Recorder | None = None
-    director: Director | None = None
+    recorder: DemoRecorder | None = None
+    demo_sequence: DemoSequence | None = None
     processes: list[NodeProcess] = []
     end_on_signals()
     ok = False
     statuses: dict[str, int] = {}
     try:
-        recorder = Recorder(monitor, profile, _fresh_folder(options.out / 'bag'))
+        recorder = DemoRecorder(monitor, profile, _fresh_folder(options.out / 'bag'))
         recorder.say(options.instructions[0])
         for process in _processes(options, weights, profile, renders=not missing):
             processes.append(process)
@@ -174,7 +174,7 @@ def run_demo(options: DemoOptions) -> int:
         console.print(f'  {demo_report.invitation()}', highlight=False, soft_wrap=True)
         with Live(console=console, auto_refresh=False, transient=True) as live:
             display = _Display(options, monitor, console, live)
-            director = Director(
+            demo_sequence = DemoSequence(
                 monitor,
                 executor,
                 processes,
@@ -182,8 +182,8 @@ def run_demo(options: DemoOptions) -> int:
                 display.show,
                 lambda text: console.print(text, highlight=False, markup=False),
             )
-            display.attempts = director.attempts
-            director.run(options.instructions, options.seconds)
+            display.attempts = demo_sequence.attempts
+            demo_sequence.run(options.instructions, options.seconds)
         ok = monitor.tally.chunks >= options.seconds / LEAST
     except NodeDied as error:
         console.print(f'[red]{error}[/]', highlight=False)
@@ -201,7 +201,7 @@ def run_demo(options: DemoOptions) -> int:
     bad = {name: status for name, status in statuses.items() if status != 0}
     for name, status in bad.items():
         console.print(f'[red]{name} ended with status {status}[/] (see {options.out}/log)')
-    memory = director.memory if director else {}
+    memory = demo_sequence.memory if demo_sequence else {}
     demo_report.report(
         {
             'weights': weights or f'random, seed {options.seed}',
@@ -211,8 +211,8 @@ def run_demo(options: DemoOptions) -> int:
             'memory': {name: demo_report.memory_growth(v) for name, v in memory.items()},
         },
         monitor,
-        director.attempts if director else [],
-        director.not_reached if director else [],
+        demo_sequence.attempts if demo_sequence else [],
+        demo_sequence.not_reached if demo_sequence else [],
         options.out,
         options.json,
         console,

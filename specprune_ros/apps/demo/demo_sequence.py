@@ -18,7 +18,7 @@ from std_srvs.srv import SetBool, Trigger
 
 from specprune_ros.apps.monitor import Monitor
 from specprune_ros.apps.processes import NodeDied, NodeProcess
-from specprune_ros.sim.tasks.task_result import RUNNING, UNKNOWN, Verdict
+from specprune_ros.sim.tasks.task_result import RUNNING, UNKNOWN, TaskResult
 
 PRUNED, DENSE = 'specprune', 'dense'
 DEMO, PERSON = 'demo', 'person'
@@ -45,7 +45,7 @@ class Attempt:
     instruction: str
     said_by: str
     pruner: str
-    verdict: Verdict
+    verdict: TaskResult
     cut: str = ''
     queries: int = 0
     tokens_mean: float | None = None
@@ -76,7 +76,7 @@ class Attempt:
         return numbers | verdict | {'success': self.verdict.success}
 
 
-class Director:
+class DemoSequence:
     """Runs the demo over ROS: services, parameters and topics, as a person could.
 
     ``show`` is called often with the seconds gone, for displays; ``say`` takes lines worth
@@ -124,7 +124,7 @@ class Director:
         except TimeIsUp:
             pass
         finally:
-            self._monitor.filming = False
+            self._monitor.recording_gif = False
             begun = {(a.instruction, a.pruner) for a in self.attempts if a.said_by == DEMO}
             self.not_reached = [step for step in plan[done:] if step not in begun]
 
@@ -167,7 +167,7 @@ class Director:
 
     def _set_scene(self, pruner: str) -> None:
         """The scene from its start, the arm and the policy at rest, nothing remembered."""
-        self._monitor.filming = self._going = False
+        self._monitor.recording_gif = self._going = False
         self._call(SetBool, f'{self._mover}/enable', SetBool.Request(data=False))
         self._call(SetBool, f'{self._policy}/enable', SetBool.Request(data=False))
         self._use(pruner)
@@ -201,11 +201,11 @@ class Director:
     def _follow(self, words: str, said_by: str) -> bool:
         """Watch an instruction to its verdict. Returns whether a person said something else."""
         monitor = self._monitor
-        attempt = Attempt(words, said_by, self._pruner, Verdict(words))
+        attempt = Attempt(words, said_by, self._pruner, TaskResult(words))
         self.attempts.append(attempt)
         mark = monitor.tally.mark()
         # What is dense has no kept patches to show.
-        monitor.filming = said_by == PERSON or self._pruner != DENSE
+        monitor.recording_gif = said_by == PERSON or self._pruner != DENSE
         begin = time.monotonic()
         monitor.caption = lambda: (
             attempt.told

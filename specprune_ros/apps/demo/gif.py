@@ -44,7 +44,7 @@ class Frame:
     verdict: str = ''
 
 
-class Film:
+class GifRecorder:
     """Collects frames, at most ``rate`` a second, and at most ``limit`` of them."""
 
     def __init__(self, rate: float = 4.0, limit: int = 160) -> None:

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from specprune_ros.apps.demo.demo_sequence import DEMO, DENSE, PERSON, PRUNED, Attempt
 from specprune_ros.apps.monitor import Monitor
-from specprune_ros.bench.host_info import as_json, machine
+from specprune_ros.bench.host_info import as_json, host_info
 
 RANDOM_WEIGHTS = (
     '[yellow]The weights are seeded random numbers: the arm moves, but it does not do '
@@ -132,13 +132,13 @@ def report(
         **numbers,
         'attempts': [attempt.numbers() for attempt in attempts],
         'not_reached': [{'instruction': w, 'pruner': p} for w, p in not_reached],
-        'machine': machine(),
+        'machine': host_info(),
     }
     made = [file]
-    if monitor.film.frames:
+    if monitor.gif.frames:
         numbers['strip'], numbers['gif'] = str(out / 'demo.png'), str(out / 'demo.gif')
-        monitor.film.save_strip(out / 'demo.png')
-        monitor.film.save_gif(out / 'demo.gif')
+        monitor.gif.save_strip(out / 'demo.png')
+        monitor.gif.save_gif(out / 'demo.gif')
         made += [out / 'demo.png', out / 'demo.gif']
     numbers['recording'] = str(out / 'bag')
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,7 @@ from torch import nn
 MARGIN = 1.15  # of the weights: they, and what a query needs beside them
 
 
-class RoomError(ValueError):
+class DeviceMemoryError(ValueError):
     """The model does not fit; the message says what it wants and what is free."""
 
 
@@ -39,14 +39,14 @@ def free_bytes(device: torch.device | str) -> int | None:
     return min(known, default=None)
 
 
-def check_room(model: nn.Module, device: torch.device | str, name: str) -> None:
-    """Raise :class:`RoomError` unless ``model`` (still without memory) fits on ``device``."""
+def check_device_memory(model: nn.Module, device: torch.device | str, name: str) -> None:
+    """Raise :class:`DeviceMemoryError` unless ``model``, still without memory, fits there."""
     want, free = round(MARGIN * weight_bytes(model)), free_bytes(device)
     if free is None or want <= free:
         return
     dtype = str(next(model.parameters()).dtype).removeprefix('torch.')
     half = ', use a dtype of half the size (bfloat16)' if dtype == 'float32' else ''
-    raise RoomError(
+    raise DeviceMemoryError(
         f'{name} in {dtype} wants {want / 2**30:.1f} GiB on {device} and {free / 2**30:.1f} GiB '
         f'are free: make room{half} or take a smaller model'
     )

@@ -21,7 +21,7 @@ Value = bool | int | float | str | list[int] | list[float] | list[str]
 
 
 @dataclass(frozen=True)
-class Setting:
+class ParameterSpec:
     """One parameter: name, default, meaning, and what it may be.
 
     ``live`` settings may change at any time; the others only while the node is unconfigured.
@@ -85,7 +85,7 @@ def declare_read_only(node: Node, name: str, default: Value, description: str) -
     )
 
 
-class Settings:
+class NodeParameters:
     """A node's declared parameters: values by name, refusals with reasons, one callback after a
     change.
 
@@ -97,7 +97,7 @@ class Settings:
     def __init__(
         self,
         node: Node,
-        settings: Iterable[Setting],
+        settings: Iterable[ParameterSpec],
         check: Callable[[Mapping[str, Value], Mapping[str, Value]], None] | None = None,
         apply: Callable[[Mapping[str, Value], Mapping[str, Value]], None] | None = None,
     ) -> None:
@@ -111,7 +111,7 @@ class Settings:
         node.add_on_set_parameters_callback(self._on_set)
         node.add_post_set_parameters_callback(self._after_set)
 
-    def _declare(self, setting: Setting) -> None:
+    def _declare(self, setting: ParameterSpec) -> None:
         if setting.default != []:
             self._node.declare_parameter(setting.name, setting.default, setting.descriptor())
             return

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 
-from specprune_ros.sim.tasks.task_result import OPEN, SUCCESS, Verdict
+from specprune_ros.sim.tasks.task_result import OPEN, SUCCESS, TaskResult
 
 NAME = 'sim_arm: verdict'
 
 
-def to_message(verdict: Verdict) -> DiagnosticStatus:
+def to_message(verdict: TaskResult) -> DiagnosticStatus:
     """Outcome as message and level (a failure is a warning), the rest as values."""
     good = verdict.outcome in (SUCCESS, *OPEN)
     return DiagnosticStatus(
@@ -25,10 +25,10 @@ def to_message(verdict: Verdict) -> DiagnosticStatus:
     )
 
 
-def from_message(message: DiagnosticStatus) -> Verdict:
+def from_message(message: DiagnosticStatus) -> TaskResult:
     """Back again."""
     values = {pair.key: pair.value for pair in message.values}
-    return Verdict(
+    return TaskResult(
         values.get('instruction', ''),
         message.message,
         float(values.get('seconds', 0.0)),

@@ -23,7 +23,7 @@ from std_srvs.srv import SetBool, Trigger
 
 from specprune_ros.msg import ActionChunk
 from specprune_ros.nodes.common.lifecycle import AutoLifecycleNode, run
-from specprune_ros.nodes.common.parameters import Setting, Settings
+from specprune_ros.nodes.common.parameters import NodeParameters, ParameterSpec
 from specprune_ros.nodes.common.qos import every, newest
 from specprune_ros.nodes.common.rates import Percentiles, RateMeter
 from specprune_ros.nodes.common.remapping import profile_path
@@ -45,7 +45,7 @@ from specprune_ros.robot.timeline import (
     LateChunkError,
     Setpoint,
 )
-from specprune_ros.robot.watchdog import DISABLED, State, Verdict, Watchdog
+from specprune_ros.robot.watchdog import DISABLED, State, Watchdog, WatchdogDecision
 
 DIAGNOSTICS_PERIOD = 1.0  # s
 COMPLAIN_PERIOD = 5.0  # s
@@ -53,21 +53,23 @@ GRIPPER_RETRY = 1.0  # s
 FLUSH = 0.2  # s, how long a last stop may take to reach the driver
 
 SETTINGS = (
-    Setting('profile', 'sim_arm', 'Robot profile: a YAML file, or a name in config/robots.'),
-    Setting('robot_sn', '', "The robot's serial number, for profiles that hold {robot_sn}."),
-    Setting('dry_run', False, 'Publish on ~/dry_run/... what would be sent, and send nothing.'),
-    Setting(
+    ParameterSpec('profile', 'sim_arm', 'Robot profile: a YAML file, or a name in config/robots.'),
+    ParameterSpec('robot_sn', '', "The robot's serial number, for profiles that hold {robot_sn}."),
+    ParameterSpec(
+        'dry_run', False, 'Publish on ~/dry_run/... what would be sent, and send nothing.'
+    ),
+    ParameterSpec(
         'joining',
         '',
         "How a chunk joins the motion under way; empty takes the profile's rule.",
         choices=('', *timeline.JOINING_RULES),
     ),
-    Setting(
+    ParameterSpec(
         'policy',
         'specprune_node',
         'Node whose errors on /diagnostics stop the arm; empty listens to none.',
     ),
-    Setting(
+    ParameterSpec(
         'realtime_priority',
         20,
         'Real-time priority (SCHED_FIFO) of this process where the system grants it, so that a '
@@ -83,14 +85,14 @@ class ChunkExecutor(AutoLifecycleNode):
 
     def __init__(self) -> None:
         super().__init__('chunk_executor')
-        self._settings = Settings(self, SETTINGS)
+        self._settings = NodeParameters(self, SETTINGS)
         self._profile: profiles.Profile | None = None
         self._port: ArmPort | None = None
         self._gripper: GripperPort | None = None
         self._state: ArmState | None = None
         self._timer: Any = None
         self._listening: list[Any] = []
-        self._verdict = Verdict(State.WAITING)
+        self._verdict = WatchdogDecision(State.WAITING)
         self._complaints: dict[str, tuple[str, float]] = {}
         self._counts: Counter[str] = Counter()
         self._periods = Percentiles(1000)
@@ -190,7 +192,7 @@ class ChunkExecutor(AutoLifecycleNode):
             if self._verdict.may_move:
                 self._stop_arm('deactivated')
                 self._port.publisher.wait_for_all_acked(Duration(seconds=FLUSH))
-            self._verdict = Verdict(State.WAITING)
+            self._verdict = WatchdogDecision(State.WAITING)
         if self._state is not None:
             self._state.close()
             self._state = None
@@ -420,7 +422,7 @@ class ChunkExecutor(AutoLifecycleNode):
 
     # What is shown.
 
-    def _show(self, verdict: Verdict) -> None:
+    def _show(self, verdict: WatchdogDecision) -> None:
         before = self._verdict
         if (verdict.state, verdict.reason) == (before.state, before.reason):
             return
@@ -511,7 +513,7 @@ class ChunkExecutor(AutoLifecycleNode):
                 found.append(f'{len(names)} publishers on {topic}: {", ".join(names)}')
         return '; '.join(found)
 
-    def _health(self, verdict: Verdict) -> tuple[bytes, str]:
+    def _health(self, verdict: WatchdogDecision) -> tuple[bytes, str]:
         if self.last_error:
             return DiagnosticStatus.ERROR, self.last_error
         if self._timer is None:

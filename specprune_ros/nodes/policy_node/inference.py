@@ -145,13 +145,13 @@ class InferenceThread(threading.Thread):
             self._active.wait()
             if self._ending.is_set():
                 return
-            rhythm = self._pace()
-            early = self._early(rhythm)
+            schedule = self._pace()
+            early = self._early(schedule)
             if early > 0:
                 # In slices, so that deactivation need not wait for a slow rate.
                 self._ending.wait(min(early, PATIENCE))
                 continue
-            if not self._observation_buffer.wait(PATIENCE, rhythm.newer_for):
+            if not self._observation_buffer.wait(PATIENCE, schedule.newer_for):
                 reason = self._observation_buffer.unready(self._now_ns())
                 if reason and self._active.is_set():
                     self._say(reason, self._generation)
@@ -163,11 +163,11 @@ class InferenceThread(threading.Thread):
             finally:
                 self._busy = False
 
-    def _early(self, rhythm: QuerySchedule) -> float:
+    def _early(self, schedule: QuerySchedule) -> float:
         """Seconds until the next query is due."""
-        early = self._begun + rhythm.period - time.monotonic()
+        early = self._begun + schedule.period - time.monotonic()
         # A new instruction does not wait for the old one's motion.
-        if rhythm.by_chunk and self._observation_buffer.instruction == self._asked:
+        if schedule.by_chunk and self._observation_buffer.instruction == self._asked:
             early = max(early, self._chunks.early(self._now_ns() / SECOND_NS))
         return early
 

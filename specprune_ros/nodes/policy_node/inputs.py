@@ -70,7 +70,7 @@ class Inputs:
         self._node = node
         self._observation_buffer = observation_buffer
         self._history = history
-        self._arrived = arrived
+        self._on_images_ready = arrived
         self._complain = complain
         self._values = values
         self.rates = {camera: RateMeter() for camera in observation_buffer.cameras}
@@ -135,7 +135,7 @@ class Inputs:
         # A stamp from the future would push the true past out.
         if kept and ahead <= self._observation_buffer.limits.future * SECOND_NS:
             self._history.push(camera, image)
-            self._arrived(camera, image)
+            self._on_images_ready(camera, image)
 
     def _on_instruction(self, message: String) -> None:
         try:

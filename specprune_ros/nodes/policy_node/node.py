@@ -26,10 +26,10 @@ from std_srvs.srv import SetBool, Trigger
 from specprune_ros.bench.calibration import calibrator
 from specprune_ros.models.accel import fused
 from specprune_ros.msg import ActionChunk, PruneStats
-from specprune_ros.nodes.common import patch_mask as kept
+from specprune_ros.nodes.common import patch_mask
 from specprune_ros.nodes.common.images import to_message
 from specprune_ros.nodes.common.lifecycle import AutoLifecycleNode, find_trim, run
-from specprune_ros.nodes.common.parameters import Settings
+from specprune_ros.nodes.common.parameters import NodeParameters
 from specprune_ros.nodes.common.qos import every, newest
 from specprune_ros.nodes.common.rates import Percentiles, RateMeter
 from specprune_ros.nodes.common.time import SECOND_NS, time_message
@@ -38,7 +38,7 @@ from specprune_ros.nodes.policy_node.inference import InferenceThread
 from specprune_ros.nodes.policy_node.inputs import COMPLAIN_PERIOD, Inputs, sample
 from specprune_ros.nodes.policy_node.messages import chunk_message, stats_message
 from specprune_ros.nodes.policy_node.observation_buffer import Limits, ObservationBuffer
-from specprune_ros.nodes.policy_node.parameters import NODE_SETTINGS, pruning_settings
+from specprune_ros.nodes.policy_node.parameters import NODE_PARAMETERS, pruning_parameters
 from specprune_ros.nodes.policy_node.publisher import Job
 from specprune_ros.nodes.policy_node.query_schedule import QuerySchedule
 from specprune_ros.policy.device import check_alive, explain
@@ -68,7 +68,7 @@ class SpecPruneNode(AutoLifecycleNode):
         self._observation_buffer: ObservationBuffer | None = None
         self._inputs: Inputs | None = None
         self._thread: InferenceThread | None = None
-        self._arrival: ImagePrefetcher | None = None
+        self._prefetcher: ImagePrefetcher | None = None
         self._policy: Policy | None = None
         self._wanted = True
         self._working = False
@@ -86,8 +86,8 @@ class SpecPruneNode(AutoLifecycleNode):
         self._asked = ''
         self._showing = False
         self._chosen: dict[str, Any] = {}
-        self._settings = Settings(
-            self, (*NODE_SETTINGS, *pruning_settings()), self._check, self._apply
+        self._settings = NodeParameters(
+            self, (*NODE_PARAMETERS, *pruning_parameters()), self._check, self._apply
         )
         # What was chosen besides the preset's own values: kept when the node is configured anew.
         self._chosen = _pruning(self._settings.given())
@@ -149,14 +149,14 @@ class SpecPruneNode(AutoLifecycleNode):
         values, device = self._settings.values(), self._policy.loaded.preprocessor.device
         wish = values['model.prepare_on_arrival']
         if wish == 'on' or (wish == 'auto' and device.type == 'cuda'):
-            self._arrival = ImagePrefetcher(self._policy.look, device)
-            self._arrival.start()
+            self._prefetcher = ImagePrefetcher(self._policy.preprocess_image, device)
+            self._prefetcher.start()
         self._inputs = Inputs(
             self,
             values,
             self._observation_buffer,
             self._policy.history,
-            self._arrived,
+            self._on_images_ready,
             self._complain,
         )
         self._working = True
@@ -174,9 +174,9 @@ class SpecPruneNode(AutoLifecycleNode):
         if self._inputs is not None:
             self._inputs.close()
             self._inputs = None
-        if self._arrival is not None:
-            self._arrival.close()
-            self._arrival = None
+        if self._prefetcher is not None:
+            self._prefetcher.close()
+            self._prefetcher = None
         if self._policy is not None:
             self._policy.reset('start')
 
@@ -196,9 +196,9 @@ class SpecPruneNode(AutoLifecycleNode):
         release_heap()
         self._settings.frozen = False
 
-    def _arrived(self, camera: str, image: CameraImage) -> None:
-        if self._arrival is not None:
-            self._arrival.offer(camera, image)
+    def _on_images_ready(self, camera: str, image: CameraImage) -> None:
+        if self._prefetcher is not None:
+            self._prefetcher.offer(camera, image)
 
     # The model, in the inference thread.
 
@@ -245,7 +245,7 @@ class SpecPruneNode(AutoLifecycleNode):
 
     def _fit(self, policy: Policy, values: Mapping[str, Any]) -> None:
         """Check the model against the inputs and get it ready. Raises ``ValueError``."""
-        policy.absurd = values['absurd_action']
+        policy.max_normalised_action = values['max_normalised_action']
         policy.measure_deviation = values['measure.action_deviation']
         expected = len(policy.config.cameras)
         if len(values['cameras']) != expected:
@@ -341,7 +341,7 @@ class SpecPruneNode(AutoLifecycleNode):
             return
         for index, camera in enumerate(self._overlays):
             for publisher, make in (
-                (self._masks[camera], kept.of_overlay),
+                (self._masks[camera], patch_mask.of_overlay),
                 (self._overlays[camera], drawn),
             ):
                 if thread is None or thread.behind:
@@ -392,7 +392,7 @@ class SpecPruneNode(AutoLifecycleNode):
             self._chosen = self._after(request)
             self._use(_build_params(self._chosen), changes)
         if self._policy is not None:
-            self._policy.absurd = values['absurd_action']
+            self._policy.max_normalised_action = values['max_normalised_action']
             self._policy.measure_deviation = values['measure.action_deviation']
         if self._observation_buffer is not None:
             self._observation_buffer.limits = _limits(values)
@@ -536,9 +536,9 @@ class SpecPruneNode(AutoLifecycleNode):
         return f'{status}; {trouble}' if trouble else status
 
     def _prepared_where(self) -> str:
-        if self._arrival is None:
+        if self._prefetcher is None:
             return 'in the query'
-        trouble = self._arrival.trouble
+        trouble = self._prefetcher.trouble
         return f'on arrival; the last could not be: {trouble}' if trouble else 'on arrival'
 
     def _now_ns(self) -> int:

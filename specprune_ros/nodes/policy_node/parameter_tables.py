@@ -6,8 +6,8 @@ import textwrap
 from collections.abc import Iterable
 from typing import Any
 
-from specprune_ros.nodes.common.parameters import Setting
-from specprune_ros.nodes.policy_node.parameters import NODE_SETTINGS, pruning_settings
+from specprune_ros.nodes.common.parameters import ParameterSpec
+from specprune_ros.nodes.policy_node.parameters import NODE_PARAMETERS, pruning_parameters
 
 WIDTH = 96
 # What most people tune, in the order of the README.
@@ -44,9 +44,9 @@ YAML_HEAD = """\
 """
 
 
-def all_settings() -> tuple[Setting, ...]:
+def all_settings() -> tuple[ParameterSpec, ...]:
     """Every parameter, the node's own first."""
-    return (*NODE_SETTINGS, *pruning_settings())
+    return (*NODE_PARAMETERS, *pruning_parameters())
 
 
 def as_yaml() -> str:
@@ -78,7 +78,7 @@ def as_markdown(names: Iterable[str] | None = None) -> str:
     return '\n'.join(rows) + '\n'
 
 
-def _limits(setting: Setting) -> str:
+def _limits(setting: ParameterSpec) -> str:
     unit = f' {setting.unit}' if setting.unit else ''
     if setting.choices:
         return ', '.join(setting.choices)

@@ -5,124 +5,126 @@ table.
 from __future__ import annotations
 
 from specprune_ros.models.checkpoint.platforms import PLATFORMS
-from specprune_ros.nodes.common.parameters import Setting
+from specprune_ros.nodes.common.parameters import ParameterSpec
 from specprune_ros.pruning.params import specs
 from specprune_ros.robot.speed import SOURCES
 
 SPEED_SOURCES = (*SOURCES, 'none')
 PROPRIO_LAYOUTS = ('pose_gripper', 'joints', 'none')
 
-NODE_SETTINGS = (
-    Setting(
+NODE_PARAMETERS = (
+    ParameterSpec(
         'model.path', '', 'Folder of a checkpoint; empty builds the preset with random weights.'
     ),
-    Setting('model.preset', 'tiny', 'Named sizes used where model.path is empty.'),
-    Setting('model.seed', 0, 'Seed of random weights.', low=0, high=2**31 - 1),
-    Setting('model.device', 'auto', 'cpu, cuda, cuda:N, or auto: a GPU if there is one.'),
-    Setting(
+    ParameterSpec('model.preset', 'tiny', 'Named sizes used where model.path is empty.'),
+    ParameterSpec('model.seed', 0, 'Seed of random weights.', low=0, high=2**31 - 1),
+    ParameterSpec('model.device', 'auto', 'cpu, cuda, cuda:N, or auto: a GPU if there is one.'),
+    ParameterSpec(
         'model.dtype',
         'auto',
         'Number format of the weights; auto is bfloat16 on a GPU; on a CPU float32, but bfloat16 '
         "for a checkpoint of the models' authors where the CPU has units for it.",
         choices=('auto', 'float32', 'bfloat16', 'float16'),
     ),
-    Setting(
+    ParameterSpec(
         'model.fp8',
         False,
         "The decoder's linear layers in float8, on Ada, Hopper or newer; the log says how far the "
         'actions move by it. A CPU is slow at it.',
     ),
-    Setting(
+    ParameterSpec(
         'model.unnorm_key',
         '',
         'Statistics to un-normalise with, where the checkpoint has several.',
     ),
-    Setting(
+    ParameterSpec(
         'model.platform',
         '',
         'Constants an OpenVLA-OFT checkpoint was trained with; empty guesses from its sizes.',
         choices=('', *PLATFORMS),
     ),
-    Setting(
+    ParameterSpec(
         'model.fast_images',
         False,
         "Leave out the JPEG round trip of the authors' image path: faster, not bit-exact.",
     ),
-    Setting(
+    ParameterSpec(
         'model.prepare_on_arrival',
         'auto',
         'Resize images when they arrive, and not in the query. auto: on a GPU; on a CPU the '
         'query would share its cores with images that nobody asks about.',
         choices=('auto', 'on', 'off'),
     ),
-    Setting(
+    ParameterSpec(
         'model.threads',
         0,
         'CPU threads of the model; 0 leaves one core to the rest of the system.',
         low=0,
         high=256,
     ),
-    Setting(
+    ParameterSpec(
         'model.cuda_graphs',
         True,
         'On a GPU: capture whole queries as CUDA graphs, one per layout, budgets and mode, and '
         'replay them. Live parameters take over when their graphs are captured.',
     ),
-    Setting(
+    ParameterSpec(
         'model.calibrate',
         'auto',
         'Measure while loading which numbers of rows cost the same on this device, in about 20 s, '
         'and remember it, for pruning.free_tokens; auto: on a GPU.',
         choices=('auto', 'always', 'never'),
     ),
-    Setting(
+    ParameterSpec(
         'model.load_timeout', 600.0, 'How long loading may take.', unit='s', low=1.0, high=7200.0
     ),
-    Setting(
+    ParameterSpec(
         'cameras', ['agent', 'wrist'], "Camera names, in the model's order; one input topic each."
     ),
-    Setting(
+    ParameterSpec(
         'image_transport',
         'raw',
         'Message type of the images.',
         choices=('raw', 'compressed'),
     ),
-    Setting(
+    ParameterSpec(
         'image_reliability',
         'best_effort',
         'Reliability asked of the camera topics.',
         choices=('best_effort', 'reliable'),
     ),
-    Setting(
+    ParameterSpec(
         'base_frame',
         'base_link',
         'Frame the actions are expressed in; stamped on every chunk. A pose that names another '
         'frame is refused; empty takes poses in any.',
     ),
-    Setting(
+    ParameterSpec(
         'proprio.layout',
         'pose_gripper',
         'What proprioception is made of: pose_gripper is end-effector position, axis-angle and '
         'the gripper joints (LIBERO); joints is proprio.joints in order.',
         choices=PROPRIO_LAYOUTS,
     ),
-    Setting('proprio.joints', ['joint1'], 'Joint names for layout joints.'),
-    Setting(
+    ParameterSpec('proprio.joints', ['joint1'], 'Joint names for layout joints.'),
+    ParameterSpec(
         'proprio.gripper_joints',
         ['finger_joint1', 'finger_joint2'],
         'Gripper joint names for layout pose_gripper.',
     ),
-    Setting(
+    ParameterSpec(
         'speed.source',
         'joint_states',
         "What the controller judges speed by; action is the paper's own source.",
         choices=SPEED_SOURCES,
     ),
-    Setting('speed.tip_frame', 'tcp', 'Link of robot_description whose speed counts.'),
-    Setting('speed.joint_prefix', '', 'Prefix of joint names, such as a serial number.'),
-    Setting('robot_description', '', 'URDF; empty waits for it on the robot_description topic.'),
-    Setting('instruction', '', 'Instruction to begin with; the topic replaces it.'),
-    Setting(
+    ParameterSpec('speed.tip_frame', 'tcp', 'Link of robot_description whose speed counts.'),
+    ParameterSpec('speed.joint_prefix', '', 'Prefix of joint names, such as a serial number.'),
+    ParameterSpec(
+        'robot_description', '', 'URDF; empty waits for it on the robot_description topic.'
+    ),
+    ParameterSpec('instruction', '', 'Instruction to begin with; the topic replaces it.'),
+    ParameterSpec(
         'query_rate',
         10.0,
         'Most queries a second; 0 queries at every new set of images.',
@@ -131,7 +133,7 @@ NODE_SETTINGS = (
         high=100.0,
         live=True,
     ),
-    Setting(
+    ParameterSpec(
         'query_when',
         'rate',
         'rate: query_rate times a second, each chunk replacing what is left of the one before. '
@@ -140,7 +142,7 @@ NODE_SETTINGS = (
         choices=('rate', 'chunk'),
         live=True,
     ),
-    Setting(
+    ParameterSpec(
         'fresh_wait',
         0.05,
         'When a query is due, how long to wait for images newer than those at hand.',
@@ -149,7 +151,7 @@ NODE_SETTINGS = (
         high=1.0,
         live=True,
     ),
-    Setting(
+    ParameterSpec(
         'max_age.image',
         0.5,
         'Oldest image a chunk may be made from.',
@@ -158,7 +160,7 @@ NODE_SETTINGS = (
         high=10.0,
         live=True,
     ),
-    Setting(
+    ParameterSpec(
         'max_age.state',
         0.5,
         'Oldest proprioception a chunk may be made from.',
@@ -167,7 +169,7 @@ NODE_SETTINGS = (
         high=10.0,
         live=True,
     ),
-    Setting(
+    ParameterSpec(
         'max_skew',
         0.05,
         "Most the cameras' stamps may lie apart.",
@@ -176,15 +178,15 @@ NODE_SETTINGS = (
         high=10.0,
         live=True,
     ),
-    Setting(
-        'absurd_action',
+    ParameterSpec(
+        'max_normalised_action',
         10.0,
         'Largest normalised action that is believed; -1 to 1 spans the training data.',
         low=1.0,
         high=1000.0,
         live=True,
     ),
-    Setting(
+    ParameterSpec(
         'measure.action_deviation',
         False,
         'Run a dense pass beside every query and publish how far the actions differ (slow).',
@@ -193,10 +195,10 @@ NODE_SETTINGS = (
 )
 
 
-def pruning_settings() -> tuple[Setting, ...]:
+def pruning_parameters() -> tuple[ParameterSpec, ...]:
     """The method's parameters as ROS parameters under ``pruning.``, all live."""
     return tuple(
-        Setting(
+        ParameterSpec(
             f'pruning.{spec.name}',
             list(spec.default) if isinstance(spec.default, tuple) else spec.default,
             f'{spec.description} Source: {spec.source}.' if spec.source else spec.description,

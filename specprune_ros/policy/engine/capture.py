@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from specprune_ros.models.accel import fused
-from specprune_ros.policy.forward_step import CudaMarks
+from specprune_ros.policy.forward_step import CudaStageTimer
 
 _ONE = threading.Lock()  # captures of a process take turns
 
@@ -22,7 +22,7 @@ _ONE = threading.Lock()  # captures of a process take turns
 class CudaGraphCapturer:
     """Captures runs as graphs that share one pool of memory.
 
-    Graphs of one recorder must be replayed one after the other, and what they leave must be
+    Graphs of one capturer must be replayed one after the other, and what they leave must be
     copied out of the pool by the run itself. Capturing may go on in another thread than replaying:
     nothing here waits for the whole device or frees its memory, as :class:`torch.cuda.graph` does,
     which would hold up the query that runs meanwhile.
@@ -106,16 +106,16 @@ class CudaGraphCapturer:
             yield
             self._warming.synchronize()
 
-    def marks(self) -> CudaMarks:
+    def timer(self) -> CudaStageTimer:
         """StageTimer that every replay sets anew."""
-        return CudaMarks(external=True)
+        return CudaStageTimer(external=True)
 
     def staging(self, like: Tensor) -> Tensor:
         """A tensor on the host that the device copies from and to without a detour."""
         return torch.empty(like.shape, dtype=like.dtype, pin_memory=True)
 
 
-def recorder_on(device: torch.device) -> CudaGraphCapturer | None:
+def graph_capturer_on(device: torch.device) -> CudaGraphCapturer | None:
     """What captures on a device, ``None`` on one without graphs. Raises ``RuntimeError``."""
     return CudaGraphCapturer(device) if device.type == 'cuda' else None
 

@@ -19,17 +19,17 @@ from torch import Tensor
 
 from specprune_ros.models.load import LoadedModel
 from specprune_ros.models.tokens import Prompt, id_rows
-from specprune_ros.policy.engine.eager import Eager
-from specprune_ros.policy.engine.graph_keys import uncapturable_reason, walk
+from specprune_ros.policy.engine.eager import EagerEngine
+from specprune_ros.policy.engine.graph_keys import enumerate_graph_keys, uncapturable_reason
 from specprune_ros.policy.forward_step import (
     DeviceOutputs,
     GraphKey,
     StageTimer,
     StepInputs,
     StepOutputs,
-    answer,
-    marks_on,
+    forward_step,
     read,
+    stage_timer_on,
 )
 from specprune_ros.pruning.params import PruningParams
 
@@ -37,7 +37,7 @@ LIMIT = 24  # graphs kept, the longest unused leaves first
 PATIENCE = 3  # captures that may fail in a row before no more are tried
 
 
-class Recorder(Protocol):
+class GraphCapturer(Protocol):
     """What captures and replays: ``CudaGraphCapturer`` on a GPU."""
 
     def record(self, run: Callable[[], None], warm: Callable[[], None]) -> Callable[[], None]:
@@ -49,7 +49,7 @@ class Recorder(Protocol):
     def preparing(self) -> AbstractContextManager[None]:
         """Where everything before a capture runs."""
 
-    def marks(self) -> StageTimer:
+    def timer(self) -> StageTimer:
         """StageTimer that a replay sets anew."""
 
     def staging(self, like: Tensor) -> Tensor:
@@ -60,13 +60,13 @@ class Recorder(Protocol):
 class _Captured:
     replay: Callable[[], None]
     inputs: dict[str, Tensor]
-    answer: DeviceOutputs
-    marks: StageTimer
+    device_outputs: DeviceOutputs
+    timer: StageTimer
 
 
 @dataclass(frozen=True)
-class _Rehearsal:
-    """All forms that parameters and an instruction will ask for; ``ready`` are told afterwards."""
+class _CaptureJob:
+    """All keys that parameters and an instruction will ask for; ``ready`` are told afterwards."""
 
     params: PruningParams
     prompt: Prompt
@@ -74,17 +74,17 @@ class _Rehearsal:
 
 
 class CudaGraphEngine:
-    """Answers questions by captured graphs; see the module's text.
+    """Answers steps by captured graphs; see the module's text.
 
     ``status`` and ``trouble`` are messages for the user: what is captured, and why something
     is answered eagerly that was meant to be captured (empty: nothing is).
     """
 
-    def __init__(self, loaded: LoadedModel, recorder: Recorder, limit: int = LIMIT) -> None:
+    def __init__(self, loaded: LoadedModel, capturer: GraphCapturer, limit: int = LIMIT) -> None:
         self.loaded = loaded
         self.trouble = ''
-        self._recorder, self._limit = recorder, limit
-        self._eager = Eager(loaded)
+        self._capturer, self._limit = capturer, limit
+        self._eager = EagerEngine(loaded)
         self.device = self._eager.device
         self._graphs: OrderedDict[GraphKey, _Captured] = OrderedDict()
         self._refused: dict[GraphKey, str] = {}
@@ -92,7 +92,7 @@ class CudaGraphEngine:
         self._failures = 0
         self._last_failure = ''
         self._instruction: Prompt | None = None
-        self._jobs: deque[_Rehearsal | tuple[GraphKey, StepInputs]] = deque()
+        self._jobs: deque[_CaptureJob | tuple[GraphKey, StepInputs]] = deque()
         self._busy = False
         self._ending = False
         self._changed = threading.Condition()
@@ -106,30 +106,30 @@ class CudaGraphEngine:
             held = f'{len(self._graphs)} CUDA graphs'
         return f'{held}, capturing' if waiting else held
 
-    def ask(self, form: GraphKey, question: StepInputs) -> StepOutputs:
-        """Replay the form's graph and wait for its numbers; eagerly where there is none yet."""
+    def run(self, key: GraphKey, inputs: StepInputs) -> StepOutputs:
+        """Replay the key's graph and wait for its numbers; eagerly where there is none yet."""
         with self._changed:
-            self._instruction = question.prompt
-            captured = self._graphs.get(form)
+            self._instruction = inputs.prompt
+            captured = self._graphs.get(key)
             if captured is not None:
-                self._graphs.move_to_end(form)
+                self._graphs.move_to_end(key)
         if captured is None:
-            reply = self._eager.ask(form, question)
-            self.trouble = self._want(form, question)
-            return reply
+            outputs = self._eager.run(key, inputs)
+            self.trouble = self._want(key, inputs)
+            return outputs
         self.trouble = ''
-        with self._recorder.serving():
-            for name, tensor in question.tensors().items():
+        with self._capturer.serving():
+            for name, tensor in inputs.tensors().items():
                 if tensor is not captured.inputs[name]:
                     captured.inputs[name].copy_(tensor, non_blocking=True)
             captured.replay()
-            packed = captured.answer.packed
-            staged = self._buffer('staged', packed, self._recorder.staging)
+            packed = captured.device_outputs.packed
+            staged = self._buffer('staged', packed, self._capturer.staging)
             staged.copy_(packed, non_blocking=True)
         # A copy: the next query writes over what is staged.
         numbers = staged.numpy().copy()
         chunk = self.loaded.config.chunk
-        return read(captured.answer, numbers, chunk, captured.marks.seconds())
+        return read(captured.device_outputs, numbers, chunk, captured.timer.seconds())
 
     def prepare(
         self, params: PruningParams, prompt: Prompt | None, ready: Callable[[], None]
@@ -144,12 +144,12 @@ class CudaGraphEngine:
         everyone = [ready]
         with self._changed:
             self._instruction = prompt = prompt or self._instruction
-            asked = [job for job in self._jobs if isinstance(job, _Rehearsal) and job.ready]
+            asked = [job for job in self._jobs if isinstance(job, _CaptureJob) and job.ready]
             for job in asked:
                 self._jobs.remove(job)
                 everyone += job.ready
             if prompt and not self._ending and not self._knows(params, prompt):
-                self._jobs.append(_Rehearsal(params, prompt, tuple(everyone)))
+                self._jobs.append(_CaptureJob(params, prompt, tuple(everyone)))
                 self._begin()
                 return
         for told in everyone:
@@ -168,36 +168,36 @@ class CudaGraphEngine:
 
     # The inference thread.
 
-    def _want(self, form: GraphKey, question: StepInputs) -> str:
-        """Have the form of a query that was just answered eagerly captured; why not, if not."""
-        reason = uncapturable_reason(form)
+    def _want(self, key: GraphKey, inputs: StepInputs) -> str:
+        """Have the key of a query that was just answered eagerly captured; why not, if not."""
+        reason = uncapturable_reason(key)
         if reason:
             return reason
         with self._changed:
-            if form in self._refused or self._failures >= PATIENCE:
-                return f'no CUDA graph: {self._refused.get(form, self._last_failure)}'
+            if key in self._refused or self._failures >= PATIENCE:
+                return f'no CUDA graph: {self._refused.get(key, self._last_failure)}'
             if self._busy or self._jobs:
-                return ''  # it may be this very form; if not, the next query asks again
-            self._jobs.append(_Rehearsal(form.params, question.prompt))
+                return ''  # it may be this very key; if not, the next query asks again
+            self._jobs.append(_CaptureJob(key.params, inputs.prompt))
             # Forms that no rehearsal thinks of.
-            copies = {name: tensor.clone() for name, tensor in question.tensors().items()}
+            copies = {name: tensor.clone() for name, tensor in inputs.tensors().items()}
             if self.device.type == 'cuda':
                 # The other thread's stream knows nothing of this one's.
                 torch.cuda.current_stream(self.device).synchronize()
-            self._jobs.append((form, question.with_tensors(copies)))
+            self._jobs.append((key, inputs.with_tensors(copies)))
             self._begin()
         return ''
 
     def _knows(self, params: PruningParams, prompt: Prompt) -> bool:
-        """Whether every form of an episode is captured."""
+        """Whether every key of an episode is captured."""
 
-        def known(form: GraphKey, question: StepInputs) -> DeviceOutputs | None:
-            captured = self._graphs.get(form)
-            return captured.answer if captured else None
+        def known(key: GraphKey, inputs: StepInputs) -> DeviceOutputs | None:
+            captured = self._graphs.get(key)
+            return captured.device_outputs if captured else None
 
         nothing = torch.empty(0)
         asked = StepInputs(images=nothing, prompt=prompt, ids=nothing)
-        return walk(self.loaded.model.layout(prompt), params, asked, known)
+        return enumerate_graph_keys(self.loaded.model.layout(prompt), params, asked, known)
 
     def _begin(self) -> None:
         """Wake the capturing thread, which the first job starts."""
@@ -218,16 +218,16 @@ class CudaGraphEngine:
                     return
                 job = self._jobs.popleft()
                 self._busy = True
-            if isinstance(job, _Rehearsal):
+            if isinstance(job, _CaptureJob):
                 self._rehearse(job)
             else:
                 self._capture(*job)
 
-    def _rehearse(self, job: _Rehearsal) -> None:
-        """Capture an episode's forms and tell who waits for them."""
+    def _rehearse(self, job: _CaptureJob) -> None:
+        """Capture an episode's keys and tell who waits for them."""
         try:
             layout = self.loaded.model.layout(job.prompt)
-            walk(layout, job.params, self._blank(job.prompt), self._capture)
+            enumerate_graph_keys(layout, job.params, self._blank(job.prompt), self._capture)
         except Exception as error:  # the thread must outlive whatever parameters provoke
             self._fail(error)
         finally:
@@ -238,7 +238,7 @@ class CudaGraphEngine:
         """Made-up images of the right sizes."""
         config = self.loaded.config
         shape = (len(config.cameras), config.image_size, config.image_size, 3)
-        with self._recorder.preparing():
+        with self._capturer.preparing():
             images = torch.randint(256, shape, device=self.device, dtype=torch.uint8)
             noise = self.loaded.model.noise(seed=0)
             proprio = None
@@ -247,21 +247,21 @@ class CudaGraphEngine:
             ids = id_rows(prompt.ids, self.device)
         return StepInputs(images, prompt, ids, proprio=proprio, noise=noise)
 
-    def _capture(self, form: GraphKey, question: StepInputs) -> DeviceOutputs | None:
-        """Capture a form, if that is to be done; an eager answer to ``question``, or ``None``."""
+    def _capture(self, key: GraphKey, inputs: StepInputs) -> DeviceOutputs | None:
+        """Capture a key, if that is to be done; an eager answer to ``inputs``, or ``None``."""
         stop = self._ending or self._failures >= PATIENCE
-        if stop or form in self._refused or uncapturable_reason(form):
+        if stop or key in self._refused or uncapturable_reason(key):
             return None
         try:
-            with self._recorder.preparing():
-                question = question.on(self.device)
-                sample = answer(self.loaded, form, question, marks_on(self.device))
-                if form not in self._graphs:
-                    self._record(form, question, sample)
+            with self._capturer.preparing():
+                inputs = inputs.on(self.device)
+                sample = forward_step(self.loaded, key, inputs, stage_timer_on(self.device))
+                if key not in self._graphs:
+                    self._record(key, inputs, sample)
             self._failures = 0
         except Exception as error:  # of the driver, of an operator, or no memory left
             with self._changed:
-                self._refused[form] = self._fail(error)
+                self._refused[key] = self._fail(error)
             return None
         return sample
 
@@ -271,31 +271,31 @@ class CudaGraphEngine:
         self._last_failure = (str(error).splitlines() or [type(error).__name__])[0]
         return self._last_failure
 
-    def _record(self, form: GraphKey, question: StepInputs, sample: DeviceOutputs) -> None:
-        """One capture: ``question`` is what to warm up with, ``sample`` its answer."""
-        inputs = {name: self._buffer(name, tensor) for name, tensor in question.tensors().items()}
+    def _record(self, key: GraphKey, inputs: StepInputs, sample: DeviceOutputs) -> None:
+        """One capture: ``inputs`` is what to warm up with, ``sample`` its answer."""
+        inputs = {name: self._buffer(name, tensor) for name, tensor in inputs.tensors().items()}
         outputs = {name: self._buffer(name, tensor) for name, tensor in sample.tensors().items()}
-        asked = question.with_tensors(inputs)
-        marks = self._recorder.marks()
+        asked = inputs.with_tensors(inputs)
+        timer = self._capturer.timer()
 
         def run() -> None:
-            given = answer(self.loaded, form, asked, marks)
+            given = forward_step(self.loaded, key, asked, timer)
             for name, tensor in given.tensors().items():
                 outputs[name].copy_(tensor)
 
         def warm() -> None:
-            answer(self.loaded, form, question, marks_on(self.device))
+            forward_step(self.loaded, key, inputs, stage_timer_on(self.device))
 
-        replay = self._recorder.record(run, warm)
+        replay = self._capturer.record(run, warm)
         kept = DeviceOutputs(
             packed=outputs['packed'],
             carry={name: outputs[f'carry.{name}'] for name in sample.carry},
             sets={name: outputs[f'set.{name}'] for name in sample.sets},
             left=outputs.get('left'),
-            told=sample.told,
+            told=sample.metadata,
         )
         with self._changed:
-            self._graphs[form] = _Captured(replay, inputs, kept, marks)
+            self._graphs[key] = _Captured(replay, inputs, kept, timer)
             while len(self._graphs) > self._limit:
                 self._graphs.popitem(last=False)
 

@@ -11,16 +11,16 @@ from specprune_ros.policy.forward_step import (
     GraphKey,
     StepInputs,
     StepOutputs,
-    answer,
-    marks_on,
+    forward_step,
     plain_decode,
     read,
+    stage_timer_on,
 )
 from specprune_ros.pruning.params import PruningParams
 
 
-class Eager:
-    """Answers questions one operator at a time. ``decode`` runs the language model."""
+class EagerEngine:
+    """Answers steps one operator at a time. ``decode`` runs the language model."""
 
     status = 'eager'
     trouble = ''
@@ -29,12 +29,12 @@ class Eager:
         self.loaded, self.decode = loaded, decode
         self.device = next(loaded.model.parameters()).device
 
-    def ask(self, form: GraphKey, question: StepInputs) -> StepOutputs:
+    def run(self, key: GraphKey, inputs: StepInputs) -> StepOutputs:
         """Run one query and wait for its numbers."""
-        marks = marks_on(self.device)
-        given = answer(self.loaded, form, question.on(self.device), marks, self.decode)
+        timer = stage_timer_on(self.device)
+        given = forward_step(self.loaded, key, inputs.on(self.device), timer, self.decode)
         numbers = given.packed.cpu().numpy()
-        return read(given, numbers, self.loaded.config.chunk, marks.seconds())
+        return read(given, numbers, self.loaded.config.chunk, timer.seconds())
 
     def prepare(
         self, params: PruningParams, prompt: Prompt | None, ready: Callable[[], None]

@@ -1,4 +1,4 @@
-"""Which forms the queries of an episode will have, and which of them a graph can hold."""
+"""Which keys the queries of an episode will have, and which of them a graph can hold."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from specprune_ros.pruning.registry import pruner
 REPEATS = 4  # pruned queries until a method that remembers several queries remembers as many
 
 
-def walk(
+def enumerate_graph_keys(
     layout: TokenLayout,
     params: PruningParams,
-    question: StepInputs,
+    inputs: StepInputs,
     visit: Callable[[GraphKey, StepInputs], DeviceOutputs | None],
 ) -> bool:
-    """Visit every form of an episode once, each with the past that the one before left, until
-    there is no answer; whether there always was one. ``question`` has the images for all.
+    """Visit every key of an episode once, each with the past that the one before left, until
+    there is no answer; whether there always was one. ``inputs`` has the images for all.
     """
     carry: Mapping[str, Tensor] = {}
     seen: set[GraphKey] = set()
     for number, mode in enumerate(episode(params)):
         looks = number and mode is not Mode.DENSE and compares(params)
-        asked = replace(question, carry=carry, then=question.images if looks else None)
-        form = asked.form(layout, params, mode)
-        if form in seen:
+        asked = replace(inputs, carry=carry, then=inputs.images if looks else None)
+        key = asked.graph_key(layout, params, mode)
+        if key in seen:
             continue
-        seen.add(form)
-        given = visit(form, asked)
+        seen.add(key)
+        given = visit(key, asked)
         if given is None:
             return False
         carry = given.carry
@@ -48,11 +48,11 @@ def episode(params: PruningParams) -> tuple[Mode, ...]:
     return (*first, *pruned * REPEATS, *again)
 
 
-def uncapturable_reason(form: GraphKey) -> str:
-    """Why a form cannot be captured at all, or an empty text."""
-    method = pruner(form.params.pruner)
+def uncapturable_reason(key: GraphKey) -> str:
+    """Why a key cannot be captured at all, or an empty text."""
+    method = pruner(key.params.pruner)
     if not getattr(method, 'pure', False):
         return f'pruner {method.name} decides on the host; it is answered eagerly'
-    if not method.plan(form.layout, form.params, form.mode).static:
+    if not method.plan(key.layout, key.params, key.mode).static:
         return 'exact budgets have no fixed size; they are answered eagerly'
     return ''

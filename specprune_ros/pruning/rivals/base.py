@@ -20,7 +20,7 @@ from specprune_ros.pruning.specprune import SpecPrune
 
 
 class BasePrunePass:
-    """A pass that prunes nothing and listens to nothing; others build on it."""
+    """A pass that prunes nothing and observes to nothing; others build on it."""
 
     def __init__(self, context: QueryContext, schedule: PruneSchedule) -> None:
         self.context = context
@@ -131,7 +131,7 @@ class KeepAll:
         self.schedule = PruneSchedule(prune=dict.fromkeys(range(layout.depth), v))
 
     def observe(self, layer: int, group: RowGroup, attention: Tensor) -> None:
-        """Nothing is listened to."""
+        """Nothing is observed to."""
 
     def select(self, boundary: int, rows: Tensor) -> Selection:
         """Every row."""

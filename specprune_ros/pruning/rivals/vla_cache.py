@@ -54,12 +54,12 @@ class VLACache:
     def plan(self, layout: TokenLayout, params: PruningParams, mode: Mode) -> PruneSchedule:
         """Listen to the text in every layer; stop computing at four boundaries."""
         group = rows_or_action(layout, 'text', [])
-        listen = {layer: (group,) for layer in range(1, layout.depth + 1)}
+        observe = {layer: (group,) for layer in range(1, layout.depth + 1)}
         if mode is Mode.DENSE:
-            return PruneSchedule(listen)
+            return PruneSchedule(observe)
         layers = scale_layers(params.vla_cache_layers, layout.depth)
         prune = {layer: None for layer in layers if layer < layout.depth}
-        return PruneSchedule(listen, prune, reuse=True)
+        return PruneSchedule(observe, prune, reuse=True)
 
     def begin(self, context: QueryContext) -> VLACachePass:
         """Start a pass; dense without a previous query and image to reuse."""

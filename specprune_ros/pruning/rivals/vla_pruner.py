@@ -41,13 +41,13 @@ class VLAPruner:
     def plan(self, layout: TokenLayout, params: PruningParams, mode: Mode) -> PruneSchedule:
         """Listen to all rows at the pruning layer, to the action rows in the middle."""
         middle = scale_layer(params.vla_pruner_action_layer, layout.depth)
-        listen: dict[int, tuple[RowGroup, ...]] = {middle: (RowGroup.ACTION,)}
+        observe: dict[int, tuple[RowGroup, ...]] = {middle: (RowGroup.ACTION,)}
         if mode is Mode.DENSE:
-            return PruneSchedule(listen)
+            return PruneSchedule(observe)
         boundary = max(1, at_boundary(params.vla_pruner_layer, layout, 'vla_pruner_layer'))
-        listen[boundary] = (*listen.get(boundary, ()), RowGroup.ALL)
+        observe[boundary] = (*observe.get(boundary, ()), RowGroup.ALL)
         kept = layout.cameras * keep_count(params.vla_pruner_keep, layout.patches)
-        return PruneSchedule(dict(sorted(listen.items())), {boundary: kept})
+        return PruneSchedule(dict(sorted(observe.items())), {boundary: kept})
 
     def begin(self, context: QueryContext) -> VLAPrunerPass:
         """Start a pass; dense until the window of past attention is full."""

@@ -491,7 +491,7 @@ class World:
     # --- images -----------------------------------------------------------------------------
 
     def render(self, camera: str) -> np.ndarray:
-        """CameraImage of ``camera`` now: uint8 ``[height, width, 3]`` RGB.
+        """Image of ``camera`` now: uint8 ``[height, width, 3]`` RGB.
 
         Raises :class:`.render_backend.NoRenderer` where nothing can render.
         """

@@ -18,7 +18,7 @@ MAX_SHIFT, MAX_TURN = 0.04, 0.3  # m and rad of one row that are played at most
 
 
 @dataclass(frozen=True)
-class Look:
+class EpisodeObservation:
     """What a policy is shown.
 
     ``images``: camera name to uint8 ``[h, w, 3]``. ``proprio``: float64 ``[8]``, tool position
@@ -33,12 +33,12 @@ class Look:
     time: float
 
 
-Actor = Callable[[Look], np.ndarray]
+Actor = Callable[[EpisodeObservation], np.ndarray]
 """A look to actions ``[K, 7]`` (m, rad, gripper 1 open), each from where the last ended."""
 
 
 @dataclass
-class Played:
+class EpisodeResult:
     """How an episode went. ``steps`` are control steps until the verdict."""
 
     outcome: Outcome
@@ -61,14 +61,14 @@ def proprioception(world: World) -> np.ndarray:
     )
 
 
-def look(world: World, instruction: str, blind: bool = False) -> Look:
+def look(world: World, instruction: str, blind: bool = False) -> EpisodeObservation:
     """What the policy would see now; ``blind`` gives black images."""
     if blind:
         black = np.zeros((*world.image_size, 3), np.uint8)
         images = dict.fromkeys(world.cameras, black)
     else:
         images = {camera: world.render(camera) for camera in world.cameras}
-    return Look(
+    return EpisodeObservation(
         images, instruction, proprioception(world), np.concatenate(world.tcp_twist()), world.time
     )
 
@@ -86,34 +86,34 @@ def apply(world: World, action: np.ndarray, seconds: float = 1 / CONTROL_HZ) -> 
 def play(
     world: World,
     episode: Episode,
-    actor: Actor,
+    runner: Actor,
     executed: int = EXECUTED,
     blind: bool = False,
     instruction: str | None = None,
     keep_frames: bool = False,
-    watch: Callable[[Look], object] | None = None,
-) -> Played:
-    """Run an episode to its verdict, asking ``actor`` every ``executed`` control steps.
+    watch: Callable[[EpisodeObservation], object] | None = None,
+) -> EpisodeResult:
+    """Run an episode to its verdict, asking ``runner`` every ``executed`` control steps.
 
-    ``instruction`` replaces the words shown to the actor, not the goal (controls). ``watch`` is
+    ``instruction`` replaces the words shown to the runner, not the goal (controls). ``watch`` is
     shown the control steps between queries.
     """
     world.reset(episode.seed, episode.layout)
     judge = Judge(world, episode.task)
     words = episode.task.instruction if instruction is None else instruction
-    played = Played('running', 0, 0)
+    played = EpisodeResult('running', 0, 0)
     chunk, row = np.empty((0, 7)), 0
     while played.outcome == 'running':
         if row >= min(executed, len(chunk)):
             seen = look(world, words, blind)
-            chunk, row = np.asarray(actor(seen), np.float64), 0
+            chunk, row = np.asarray(runner(seen), np.float64), 0
             played.queries += 1
             if keep_frames:
                 played.frames.append(seen.images)
             if chunk.ndim != 2 or chunk.shape[1] != 7 or not len(chunk):
-                raise ValueError(f'actor: gave shape {chunk.shape}, want [rows, 7]')
+                raise ValueError(f'runner: gave shape {chunk.shape}, want [rows, 7]')
             if not np.isfinite(chunk).all():
-                raise ValueError('actor: gave actions that are not finite')
+                raise ValueError('runner: gave actions that are not finite')
         elif watch is not None:
             watch(look(world, words, blind))
         apply(world, chunk[row])
@@ -125,11 +125,11 @@ def play(
     return played
 
 
-def play_expert(world: World, episode: Episode) -> Played:
+def play_expert(world: World, episode: Episode) -> EpisodeResult:
     """Run an episode with the expert, without images."""
     world.reset(episode.seed, episode.layout)
     judge, expert = Judge(world, episode.task), Expert(world, episode.task)
-    played = Played('running', 0, 0)
+    played = EpisodeResult('running', 0, 0)
     while played.outcome == 'running':
         apply(world, expert())
         played.steps += 1

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from specprune_ros.sim.arm.world import World
-from specprune_ros.sim.evaluation.episode import EXECUTED, Played, play
-from specprune_ros.sim.evaluation.policy_runner import PolicyActor
+from specprune_ros.sim.evaluation.episode import EXECUTED, EpisodeResult, play
+from specprune_ros.sim.evaluation.policy_runner import PolicyRunner
 from specprune_ros.sim.evaluation.proportions import wilson
 from specprune_ros.sim.evaluation.settings import CONTROLS
 from specprune_ros.sim.tasks.tasks import Episode, make_episode, wrong_colour
@@ -37,43 +37,43 @@ class Row:
 
 def play_control(
     world: World,
-    actor: PolicyActor,
+    runner: PolicyRunner,
     episode: Episode,
     control: str,
     executed: int = EXECUTED,
     watches: bool = True,
-) -> Played:
+) -> EpisodeResult:
     """Play one episode under one control, nothing remembered from the one before.
 
     ``watches``: the images between queries reach the frame history too.
     """
-    actor.reset()
+    runner.reset()
     return play(
         world,
         episode,
-        actor,
+        runner,
         executed,
         blind=control == 'blind',
         instruction=wrong_colour(episode) if control == 'wrong colour' else None,
-        watch=actor.watch if watches else None,
+        watch=runner.watch if watches else None,
     )
 
 
 def run_row(
     world: World,
-    actor: PolicyActor,
+    runner: PolicyRunner,
     family: str,
     control: str,
     seeds: Sequence[int],
     executed: int = EXECUTED,
-    tick: Callable[[Played], None] = lambda played: None,
+    tick: Callable[[EpisodeResult], None] = lambda played: None,
 ) -> Row:
     """Play the episodes of ``seeds`` under one control; the same seeds give paired rows."""
     if control not in CONTROLS:
         raise ValueError(f'control: {control!r}, want one of {list(CONTROLS)}')
-    done: list[Played] = []
+    done: list[EpisodeResult] = []
     for seed in seeds:
-        done.append(play_control(world, actor, make_episode(seed, family), control, executed))
+        done.append(play_control(world, runner, make_episode(seed, family), control, executed))
         tick(done[-1])
     won = [played for played in done if played.success]
     low, high = wilson(len(won), len(done))

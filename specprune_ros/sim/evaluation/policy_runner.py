@@ -1,4 +1,4 @@
-"""The policy as an actor of the simulated episodes."""
+"""The policy as an runner of the simulated episodes."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from specprune_ros.policy.observation import CameraImage, Observation
 from specprune_ros.policy.policy import Policy
 from specprune_ros.policy.result import PolicyResult
 from specprune_ros.pruning.controller import SpeedSample
-from specprune_ros.sim.evaluation.episode import Look
+from specprune_ros.sim.evaluation.episode import EpisodeObservation
 
 _SECOND_NS = 1_000_000_000
 
 
-class PolicyActor:
+class PolicyRunner:
     """Asks a :class:`Policy` as the ROS node would; ``seen`` is told every result.
 
     Call :meth:`reset` before each episode: memory must not reach over. Give :meth:`watch` to
@@ -34,7 +34,7 @@ class PolicyActor:
         self._begin = self._last + 10 * _SECOND_NS
         self.policy.reset('new episode')
 
-    def watch(self, look: Look) -> dict[str, CameraImage]:
+    def watch(self, look: EpisodeObservation) -> dict[str, CameraImage]:
         """Put images into the policy's frame history."""
         self._last = self._begin + round(look.time * _SECOND_NS)
         images = {name: CameraImage(pixels, self._last) for name, pixels in look.images.items()}
@@ -42,7 +42,7 @@ class PolicyActor:
             self.policy.history.push(name, image)
         return images
 
-    def __call__(self, look: Look) -> np.ndarray:
+    def __call__(self, look: EpisodeObservation) -> np.ndarray:
         """Actions ``[K, 7]`` in metres, radians and gripper opening."""
         images = self.watch(look)
         linear, angular = look.twist[:3], look.twist[3:]

@@ -10,14 +10,14 @@ import numpy as np
 
 from specprune_ros.sim.evaluation.episode import EXECUTED
 from specprune_ros.sim.evaluation.proportions import compare, wilson
-from specprune_ros.sim.evaluation.settings import DENSE, Setting
+from specprune_ros.sim.evaluation.settings import DENSE, EvaluationSetting
 from specprune_ros.sim.evaluation.trials import Trial, TrialFile
 
 ALL = 'all'
 
 
 def table_rows(
-    settings: Sequence[Setting],
+    settings: Sequence[EvaluationSetting],
     families: Sequence[str],
     seeds: range,
     done: TrialFile,
@@ -59,7 +59,7 @@ def table_rows(
     return rows
 
 
-def _row(task: str, setting: Setting, trials: dict[Any, Trial]) -> dict[str, Any]:
+def _row(task: str, setting: EvaluationSetting, trials: dict[Any, Trial]) -> dict[str, Any]:
     some = list(trials.values())
     won = [trial for trial in some if trial.success]
     low, high = wilson(len(won), len(some))

@@ -15,7 +15,7 @@ REFRESH = (2, 4, 8, 16)  # queries; 0, never, is the default
 
 
 @dataclass(frozen=True)
-class Setting:
+class EvaluationSetting:
     """A row of a table.
 
     ``control``: ``asked`` shows the policy what is there and says what is wanted, ``wrong colour``
@@ -41,33 +41,35 @@ class Setting:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-DENSE = Setting('dense', PruningParams(pruner='dense'))
+DENSE = EvaluationSetting('dense', PruningParams(pruner='dense'))
 
 
-def specprune(label: str, **changes: object) -> Setting:
+def specprune(label: str, **changes: object) -> EvaluationSetting:
     """A setting of SpecPrune that differs from its defaults by ``changes``."""
-    return Setting(label, PruningParams().replace(**changes), against=f'random like {label}')
+    return EvaluationSetting(
+        label, PruningParams().replace(**changes), against=f'random like {label}'
+    )
 
 
-def random_like(setting: Setting) -> Setting:
+def random_like(setting: EvaluationSetting) -> EvaluationSetting:
     """The control of a SpecPrune setting: as many tokens after the same layers, at random."""
     params = setting.params.replace(pruner='random', random_like='specprune')
-    return Setting(f'random like {setting.label}', params)
+    return EvaluationSetting(f'random like {setting.label}', params)
 
 
-def main_table() -> list[Setting]:
+def main_table() -> list[EvaluationSetting]:
     """Dense with its controls, SpecPrune, and random at SpecPrune's layers and counts."""
     default = specprune('specprune')
     return [
         DENSE,
-        Setting('dense, wrong colour', DENSE.params, 'wrong colour'),
-        Setting('dense, blind', DENSE.params, 'blind'),
+        EvaluationSetting('dense, wrong colour', DENSE.params, 'wrong colour'),
+        EvaluationSetting('dense, blind', DENSE.params, 'blind'),
         default,
         random_like(default),
     ]
 
 
-def pruner_table() -> list[Setting]:
+def pruner_table() -> list[EvaluationSetting]:
     """Every pruner with its published settings, and SpecPrune's presets with their controls."""
     rows = [DENSE]
     for preset in PRESETS:
@@ -76,14 +78,14 @@ def pruner_table() -> list[Setting]:
         # Where the counts depend on the data, nobody can drop as many without looking.
         rows += [replace(row, against='')] if row.params.exact else [row, random_like(row)]
     rows += [
-        Setting(name, PruningParams(pruner=name))
+        EvaluationSetting(name, PruningParams(pruner=name))
         for name in names()
         if name not in ('specprune', 'dense')
     ]
     return rows
 
 
-def ablation_table() -> list[Setting]:
+def ablation_table() -> list[EvaluationSetting]:
     """What each part of SpecPrune is worth (P2 table 5), refresh periods, and alpha."""
     rows = [
         DENSE,
@@ -98,10 +100,10 @@ def ablation_table() -> list[Setting]:
     ]
     rows += [specprune(f'refresh every {n}', refresh_period=n) for n in REFRESH]
     rows += alpha_table()
-    return [Setting(row.label, row.params, row.control) for row in rows]
+    return [EvaluationSetting(row.label, row.params, row.control) for row in rows]
 
 
-def alpha_table() -> list[Setting]:
+def alpha_table() -> list[EvaluationSetting]:
     """SpecPrune over the retention scale alpha, each with its control."""
     rows = []
     for alpha in ALPHAS:
@@ -117,7 +119,7 @@ TABLES = {
 }
 
 
-def table(name: str) -> list[Setting]:
+def table(name: str) -> list[EvaluationSetting]:
     """The rows of a table. Raises ``ValueError`` for an unknown name."""
     try:
         return TABLES[name]()

@@ -23,10 +23,10 @@ from specprune_ros.policy.result import PolicyResult
 from specprune_ros.pruning.registry import pruner
 from specprune_ros.sim.arm.render_backend import choose
 from specprune_ros.sim.arm.world import World
-from specprune_ros.sim.evaluation.episode import EXECUTED, Played
+from specprune_ros.sim.evaluation.episode import EXECUTED, EpisodeResult
 from specprune_ros.sim.evaluation.evaluate import play_control
-from specprune_ros.sim.evaluation.policy_runner import PolicyActor
-from specprune_ros.sim.evaluation.settings import Setting
+from specprune_ros.sim.evaluation.policy_runner import PolicyRunner
+from specprune_ros.sim.evaluation.settings import EvaluationSetting
 from specprune_ros.sim.tasks.tasks import make_episode
 from specprune_ros.sim.training.export import file_hash
 
@@ -37,10 +37,10 @@ AT_ONCE = 5  # seeds of one job
 class Trial:
     """One episode of one setting.
 
-    ``key`` names the setting (:meth:`Setting.key`). ``steps`` are control steps. ``tokens``,
-    ``flops`` (share of dense) and ``recall`` are means over the queries, ``milliseconds`` their
-    median; ``deviation`` is the mean of the largest difference in metres from dense, along any
-    axis of any row, of the same query. NaN where nothing was measured.
+    ``key`` names the setting (:meth:`EvaluationSetting.key`). ``steps`` are control steps.
+    ``tokens``, ``flops`` (share of dense) and ``recall`` are means over the queries,
+    ``milliseconds`` their median; ``deviation`` is the mean of the largest difference in metres
+    from dense, along any axis of any row, of the same query. NaN where nothing was measured.
     """
 
     key: str
@@ -105,14 +105,16 @@ class Player:
         self.policy: Policy = build_policy(str(checkpoint), device='cpu', threads=1)
         self.policy.wants_overlay = False
         self._results: list[PolicyResult] = []
-        self._actor = PolicyActor(self.policy, self._results.append)
+        self._actor = PolicyRunner(self.policy, self._results.append)
         self._world = World(cameras=self.policy.config.cameras)
 
     def close(self) -> None:
         """Free the renderer."""
         self._world.close()
 
-    def __call__(self, setting: Setting, family: str, seed: int, deviation: bool = False) -> Trial:
+    def __call__(
+        self, setting: EvaluationSetting, family: str, seed: int, deviation: bool = False
+    ) -> Trial:
         """Play one episode; ``deviation`` asks for the comparison with dense at every query.
 
         Raises ``ParamError`` for parameters that do not go with the policy.
@@ -136,7 +138,7 @@ class Player:
 
 
 def summed_up(
-    key: str, family: str, seed: int, played: Played, results: Sequence[PolicyResult]
+    key: str, family: str, seed: int, played: EpisodeResult, results: Sequence[PolicyResult]
 ) -> Trial:
     """The trial that an episode and the results of its queries make."""
     return Trial(
@@ -171,14 +173,14 @@ def weights_hash(checkpoint: Path) -> str:
 class Job:
     """Some seeds of one setting and family; those below ``deviation_below`` measure deviation."""
 
-    setting: Setting
+    setting: EvaluationSetting
     family: str
     seeds: tuple[int, ...]
     deviation_below: int
 
 
 def jobs(
-    settings: Sequence[Setting],
+    settings: Sequence[EvaluationSetting],
     families: Sequence[str],
     seeds: range,
     done: TrialFile,

@@ -20,8 +20,8 @@ from torch.serialization import safe_globals
 
 from specprune_ros.policy.policy import PolicyError
 from specprune_ros.robot.geometry import Pose, normalised, twist_between
-from specprune_ros.sim.evaluation.episode import Look, Played
-from specprune_ros.sim.evaluation.policy_runner import PolicyActor
+from specprune_ros.sim.evaluation.episode import EpisodeObservation, EpisodeResult
+from specprune_ros.sim.evaluation.policy_runner import PolicyRunner
 from specprune_ros.sim.libero.library import MissingLibero, library, quiet
 from specprune_ros.sim.libero.suites import (
     ACTION_DIM,
@@ -103,14 +103,14 @@ class LiberoTask:
 
     def play(
         self,
-        actor: PolicyActor,
+        runner: PolicyRunner,
         trial: int,
         executed: int = EXECUTED,
         blind: bool = False,
         instruction: str | None = None,
         keep_frames: bool = False,
         watch: bool = True,
-    ) -> Played:
+    ) -> EpisodeResult:
         """Play initial state ``trial`` to its end; ``steps`` leaves out those of waiting.
 
         ``executed`` rows of a chunk are played before the next query. ``blind`` shows black
@@ -119,24 +119,24 @@ class LiberoTask:
         :class:`.WrongPolicy`; ``ValueError`` for a trial that is not there. Actions that the
         policy itself refuses end the episode without success and with a reason.
         """
-        check_policy(actor.policy, self.suite, executed)
+        check_policy(runner.policy, self.suite, executed)
         if not 0 <= trial < len(self.states):
             raise ValueError(f'trial: {trial}, {self._name} has 0 to {len(self.states) - 1}')
-        cameras = actor.policy.config.cameras
+        cameras = runner.policy.config.cameras
         words = self.instruction if instruction is None else instruction
-        actor.reset()
+        runner.reset()
         seen = self._start(trial)
         before = seen
         for _ in range(self.suite.wait_steps):
             before, seen = seen, self._step(REST)[0]
 
-        played = Played('running', 0, 0)
+        played = EpisodeResult('running', 0, 0)
         chunk, row = np.empty((0, ACTION_DIM)), 0
         while played.outcome == 'running':
             look = _look(seen, before, cameras, words, played.steps / CONTROL_HZ, blind)
             if row >= min(executed, len(chunk)):
                 try:
-                    chunk, row = actor(look), 0
+                    chunk, row = runner(look), 0
                 except PolicyError as error:
                     # The authors' script counts an error as a failure and goes on.
                     played.outcome, played.reason = 'time_out', str(error)
@@ -145,7 +145,7 @@ class LiberoTask:
                 if keep_frames:
                     played.frames.append(look.images)
             elif watch:
-                actor.watch(look)
+                runner.watch(look)
             before, (seen, done) = seen, self._step(command(chunk[row]))
             row += 1
             played.steps += 1
@@ -213,7 +213,7 @@ def _look(
     instruction: str,
     seconds: float,
     blind: bool,
-) -> Look:
+) -> EpisodeObservation:
     """What the policy is shown; ``before`` is what was seen one control step earlier."""
     images = {camera: _image(seen, view) for camera, view in zip(cameras, VIEWS, strict=False)}
     if blind:
@@ -226,7 +226,7 @@ def _look(
         ]
     )
     moved = twist_between(_pose(before), _pose(seen), 1.0 / CONTROL_HZ)
-    return Look(images, instruction, proprio, np.array(moved.six), seconds)
+    return EpisodeObservation(images, instruction, proprio, np.array(moved.six), seconds)
 
 
 def _image(seen: Mapping[str, Any], view: str) -> np.ndarray:

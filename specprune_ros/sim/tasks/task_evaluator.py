@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from specprune_ros.sim.arm.world import World
-from specprune_ros.sim.tasks.task_result import RUNNING, UNKNOWN, Verdict
+from specprune_ros.sim.tasks.task_result import RUNNING, UNKNOWN, TaskResult
 from specprune_ros.sim.tasks.tasks import CONTROL_HZ, Judge, ask
 
 
-class Referee:
+class TaskEvaluator:
     """Follows one instruction at a time with a :class:`Judge`, at the tasks' control rate.
 
     Time is the world's, and counts from the moment an instruction is heard.
@@ -19,29 +19,30 @@ class Referee:
         self._world = world
         self._judge: Judge | None = None
         self._due = 0.0
-        self.verdict = Verdict()
+        self.verdict = TaskResult()
 
-    def clear(self) -> Verdict:
+    def clear(self) -> TaskResult:
         """The scene starts anew: nothing was said."""
-        self._judge, self.verdict = None, Verdict(number=self.verdict.number)
+        self._judge, self.verdict = None, TaskResult(number=self.verdict.number)
         return self.verdict
 
-    def hear(self, instruction: str) -> Verdict:
+    def on_instruction(self, instruction: str) -> TaskResult:
         """Judge this instruction from now on; one that cannot be judged is ``unknown``."""
         self._judge, number = None, self.verdict.number + 1
         try:
             task = ask(self._world, instruction)
         except ValueError as error:
-            self.verdict = Verdict(instruction, UNKNOWN, 0.0, str(error), number)
+            self.verdict = TaskResult(instruction, UNKNOWN, 0.0, str(error), number)
             return self.verdict
         self._world.collision = ''  # what an earlier instruction led to is not this one's
         self._judge = Judge(self._world, task)
         self._due = self._world.time
-        self.verdict = Verdict(instruction, RUNNING, number=number)
+        self.verdict = TaskResult(instruction, RUNNING, number=number)
         return self.verdict
 
-    def step(self) -> Verdict | None:
-        """Look at the world; call it at least at the control rate. The verdict, once it is final.
+    def step(self) -> TaskResult | None:
+        """Look at the world; call it at least at the control rate. The verdict, once
+        it is final.
 
         At most one look per control period counts, as where the tasks are played offline.
         """

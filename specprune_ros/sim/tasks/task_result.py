@@ -12,7 +12,7 @@ OPEN = (WAITING, RUNNING)
 
 
 @dataclass(frozen=True)
-class Verdict:
+class TaskResult:
     """``outcome`` is one of those above or of :data:`.tasks.Outcome`; ``seconds`` of simulated
     time since the instruction was said; ``detail`` says why; ``number`` counts the instructions
     heard.

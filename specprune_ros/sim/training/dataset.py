@@ -65,7 +65,7 @@ def shard_path(folder: Path, number: int) -> Path:
     return folder / f'shard_{number:05d}.npz'
 
 
-class Recorder:
+class EpisodeRecorder:
     """Plays expert episodes and records frames."""
 
     def __init__(self, recipe: Recipe) -> None:
@@ -204,12 +204,12 @@ def record(
     tick: Callable[[int], None] = lambda number: None,
 ) -> None:
     """Record the shards that are not there yet; ``tick`` is told each finished number."""
-    recorder: Recorder | None = None
+    recorder: EpisodeRecorder | None = None
     try:
         for number in numbers:
             path = shard_path(folder, number)
             if not path.exists():
-                recorder = recorder or Recorder(recipe)
+                recorder = recorder or EpisodeRecorder(recipe)
                 save_shard(recorder.shard(number), path)
             tick(number)
     finally:

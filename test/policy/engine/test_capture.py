@@ -56,7 +56,7 @@ class FakeEvent:
 def calls(monkeypatch):
     """torch.cuda without a device: real signatures, and a list of what was called."""
     made, now = [], ['default']
-    # In the order in which the recorder asks for them.
+    # In the order in which the capturer asks for them.
     streams = iter(('serving', 'warming', 'capturing'))
 
     @contextmanager
@@ -90,8 +90,8 @@ def calls(monkeypatch):
 
 def test_a_capture_warms_up_elsewhere_and_replays_where_it_is_asked(calls):
     made, now, graph = calls
-    recorder = capture.CudaGraphCapturer('cuda:0')
-    replay = recorder.record(
+    capturer = capture.CudaGraphCapturer('cuda:0')
+    replay = capturer.record(
         lambda: made.append(f'run in {now[0]}'), lambda: made.append(f'warm in {now[0]}')
     )
     assert made == [
@@ -101,7 +101,7 @@ def test_a_capture_warms_up_elsewhere_and_replays_where_it_is_asked(calls):
     ]  # fmt: skip
     assert graph.capture_begin.call_args.kwargs['capture_error_mode'] == 'thread_local'
     made.clear()
-    with recorder.serving():
+    with capturer.serving():
         replay()
     assert made == [
         'serving waits', 'replay in serving', 'marked in serving', 'mark reached',
@@ -111,19 +111,19 @@ def test_a_capture_warms_up_elsewhere_and_replays_where_it_is_asked(calls):
 def test_a_run_that_fails_ends_its_capture_and_keeps_its_own_reason(calls):
     made, now, graph = calls
     graph.capture_end.side_effect = RuntimeError('capture was invalidated')
-    recorder = capture.CudaGraphCapturer('cuda:0')
+    capturer = capture.CudaGraphCapturer('cuda:0')
 
     def run():
         raise RuntimeError('operation not permitted when stream is capturing')
 
     with pytest.raises(RuntimeError, match='operation not permitted'):
-        recorder.record(run, lambda: None)
+        capturer.record(run, lambda: None)
     assert graph.capture_end.called
     assert now[0] == 'default'
     # The next one is not kept waiting, and has a pool that no broken capture holds.
     graph.capture_end.side_effect = None
     before = graph.capture_begin.call_args.kwargs['pool']
-    recorder.record(lambda: None, lambda: None)
+    capturer.record(lambda: None, lambda: None)
     assert graph.capture_begin.call_args.kwargs['pool'] != before
     assert gc.isenabled()
 
@@ -146,13 +146,13 @@ def test_nothing_compiles_and_no_garbage_is_collected_while_a_capture_runs(calls
 
 @pytest.mark.gpu
 def test_a_captured_run_follows_its_buffers():
-    recorder = capture.CudaGraphCapturer('cuda')
+    capturer = capture.CudaGraphCapturer('cuda')
     weight = torch.randn(64, 64, device='cuda')
     given, left = torch.randn(8, 64, device='cuda'), torch.zeros(8, 64, device='cuda')
-    replay = recorder.record(lambda: left.copy_((given @ weight).relu()))
+    replay = capturer.record(lambda: left.copy_((given @ weight).relu()))
     for seed in range(3):
         given.copy_(torch.randn(8, 64, generator=torch.Generator().manual_seed(seed)))
-        with recorder.serving():
+        with capturer.serving():
             replay()
         torch.testing.assert_close(left, (given @ weight).relu())
 
@@ -199,16 +199,16 @@ def test_a_replay_reads_nothing_but_its_numbers_at_the_end():
     policy.warm_up('lift the red cube')
     asked = []
     real = engine.ask
-    engine.ask = lambda form, question: asked.append((form, question)) or real(form, question)
+    engine.ask = lambda key, inputs: asked.append((key, inputs)) or real(key, inputs)
     try:
         for step in range(3):
             policy.act(look(step))
-        form, question = asked[-1]
-        question = question.on(torch.device('cuda'))
+        key, inputs = asked[-1]
+        inputs = inputs.on(torch.device('cuda'))
         torch.cuda.set_sync_debug_mode('error')
         with torch.inference_mode():
-            reply = real(form, question)
-        assert np.isfinite(reply.actions).all()
+            outputs = real(key, inputs)
+        assert np.isfinite(outputs.actions).all()
     finally:
         torch.cuda.set_sync_debug_mode('default')
         policy.close()

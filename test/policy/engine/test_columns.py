@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from tape import TapeRecorder
+from tape import TapeCapturer
 
 from specprune_ros.bench.ceilings import Ceilings
 from specprune_ros.bench.race import contestants, race
@@ -13,15 +13,15 @@ from specprune_ros.policy.synthetic import observations
 
 
 def test_graphs_race_beside_the_eager_ones_and_are_measured_against_the_dense_graph():
-    loaded, recorder = random_policy_model('tiny'), TapeRecorder()
-    entered = contestants(loaded, 'specprune,random', {}, stock=False, recorder=recorder)
+    loaded, capturer = random_policy_model('tiny'), TapeCapturer()
+    entered = contestants(loaded, 'specprune,random', {}, stock=False, capturer=capturer)
     assert [(c.label, c.mode) for c in entered] == [
         ('dense', 'eager'), ('specprune', 'eager'), ('random', 'eager'),
         ('dense', 'graph'), ('specprune', 'graph'),
     ]  # fmt: skip
     race(entered, observations(entered[0].policy, BENCH_INSTRUCTION, 0), range(2), warm=2)
     # Two warm rounds of the contest, two of the warm-up before, two timed, one compared.
-    assert recorder.replayed == 2 * 7
+    assert capturer.replayed == 2 * 7
     rows = table(entered, 'tiny', Ceilings(1.0, 1.0))
     eager, captured = rows[:2], rows[3:]
     for one, two in zip(eager, captured, strict=True):
@@ -36,8 +36,8 @@ def test_graphs_race_beside_the_eager_ones_and_are_measured_against_the_dense_gr
 
 def test_what_could_not_be_captured_says_so_in_its_row():
     loaded = random_policy_model('tiny')
-    recorder = TapeRecorder(RuntimeError('no graphs on this driver'))
-    entered = contestants(loaded, 'dense', {}, stock=False, recorder=recorder)
+    capturer = TapeCapturer(RuntimeError('no graphs on this driver'))
+    entered = contestants(loaded, 'dense', {}, stock=False, capturer=capturer)
     race(entered, observations(entered[0].policy, BENCH_INSTRUCTION, 0), range(1), warm=1)
     rows = table(entered, 'tiny', Ceilings(1.0, 1.0))
     assert [row['trouble'] for row in rows] == ['', 'no CUDA graph: no graphs on this driver']

@@ -7,10 +7,11 @@ from dataclasses import fields
 import numpy as np
 import pytest
 import torch
-from tape import TapeRecorder
+from tape import TapeCapturer
 
 from specprune_ros.models.load import random_policy_model
 from specprune_ros.policy.engine.cuda_graph import CudaGraphEngine
+from specprune_ros.policy.engine.eager import EagerEngine
 from specprune_ros.policy.forward_step import BEFORE_THE_PASS
 from specprune_ros.policy.observation import CameraImage, Observation
 from specprune_ros.policy.policy import Policy
@@ -46,8 +47,8 @@ def made():
         engine.close()
 
 
-def graphed(loaded, made, params=None, recorder=None, **options):
-    engine = CudaGraphEngine(loaded, recorder or TapeRecorder(), **options)
+def graphed(loaded, made, params=None, capturer=None, **options):
+    engine = CudaGraphEngine(loaded, capturer or TapeCapturer(), **options)
     made.append(engine)
     return Policy(loaded, params, engine=engine), engine
 
@@ -85,8 +86,8 @@ def same(one, two):
 @pytest.mark.parametrize('name', some(PURE, 'specprune', 'vla_pruner'))
 def test_replays_answer_like_eager_queries(loaded, made, name):
     params = PruningParams().replace(pruner=name)
-    recorder = TapeRecorder()
-    policy, engine = graphed(loaded, made, params, recorder)
+    capturer = TapeCapturer()
+    policy, engine = graphed(loaded, made, params, capturer)
     plain = Policy(loaded, params)
     policy.warm_up('lift the red cube')
     asked = [
@@ -94,35 +95,35 @@ def test_replays_answer_like_eager_queries(loaded, made, name):
         look(4, 'lift the blue cube'),  # the same layout: other ids in the same graph
         look(5, 'lift the blue cube'), look(6, 'lift the blue cube', SLOW),
     ]  # fmt: skip
-    before = recorder.replayed
+    before = capturer.replayed
     for observation in asked:
         same(policy.act(observation), plain.act(observation))
     # The instruction's layout was rehearsed, so all of them were replays.
-    assert recorder.replayed - before == len(asked)
+    assert capturer.replayed - before == len(asked)
     assert engine.trouble == ''
 
 
 def test_a_instruction_of_another_length_is_answered_at_once_and_captured_meanwhile(loaded, made):
-    recorder = TapeRecorder()
-    policy, engine = graphed(loaded, made, recorder=recorder)
+    capturer = TapeCapturer()
+    policy, engine = graphed(loaded, made, capturer=capturer)
     plain = Policy(loaded)
     policy.warm_up('lift the red cube')
     longer = 'pick up the red cube and place it on the plate'
-    before = recorder.replayed
+    before = capturer.replayed
     same(policy.act(look(0, longer)), plain.act(look(0, longer)))
-    assert recorder.replayed == before
+    assert capturer.replayed == before
     settled(engine)
     for step in (1, 2):
         same(policy.act(look(step, longer)), plain.act(look(step, longer)))
-    assert recorder.replayed == before + 2
+    assert capturer.replayed == before + 2
 
 
 def test_an_episode_begun_anew_finds_its_graphs(loaded, made):
-    recorder = TapeRecorder()
-    policy, engine = graphed(loaded, made, recorder=recorder)
+    capturer = TapeCapturer()
+    policy, engine = graphed(loaded, made, capturer=capturer)
     plain = Policy(loaded)
     policy.warm_up('lift the red cube')
-    count = recorder.recorded
+    count = capturer.recorded
     for step in (0, 1):
         policy.act(look(step))
         plain.act(look(step))
@@ -130,20 +131,20 @@ def test_an_episode_begun_anew_finds_its_graphs(loaded, made):
         one.reset('asked for')
     for step in (2, 3):
         same(policy.act(look(step)), plain.act(look(step)))
-    assert recorder.recorded == count
+    assert capturer.recorded == count
     assert engine.status == f'{count} CUDA graphs'
 
 
 @pytest.mark.parametrize('name', some(sorted(set(names()) - set(PURE)), 'vla_cache'))
 def test_what_decides_on_the_host_is_never_captured(loaded, made, name):
     params = PruningParams().replace(pruner=name)
-    recorder = TapeRecorder()
-    policy, engine = graphed(loaded, made, params, recorder)
+    capturer = TapeCapturer()
+    policy, engine = graphed(loaded, made, params, capturer)
     plain = Policy(loaded, params)
     policy.warm_up('lift the red cube')
     for step in range(3):
         same(policy.act(look(step)), plain.act(look(step)))
-    assert recorder.recorded == 0
+    assert capturer.recorded == 0
     assert f'pruner {name} decides on the host' in engine.trouble
     policy.set_params(PruningParams())
     policy.act(look(4))
@@ -161,84 +162,84 @@ def test_exact_budgets_are_answered_eagerly_and_say_why(loaded, made):
 
 
 def test_parameters_take_over_when_their_graphs_are_there(loaded, made):
-    recorder = TapeRecorder()
-    policy, engine = graphed(loaded, made, recorder=recorder)
+    capturer = TapeCapturer()
+    policy, engine = graphed(loaded, made, capturer=capturer)
     policy.warm_up('lift the red cube')
     policy.act(look(0))
-    recorder.held.clear()
+    capturer.held.clear()
     version = policy.set_params(policy.params.replace(alpha=0.5))
     assert policy.pending_version == version
-    before = recorder.replayed
+    before = capturer.replayed
     during = policy.act(look(1))
     assert (during.alpha, during.params_version) == (0.8, version - 1)
-    assert recorder.replayed == before + 1  # by the graph of the old ones, without waiting
+    assert capturer.replayed == before + 1  # by the graph of the old ones, without waiting
     assert 'capturing' in engine.status
-    recorder.held.set()
+    capturer.held.set()
     settled(engine)
     assert policy.pending_version is None
     after = policy.act(look(2))
     assert (after.alpha, after.params_version) == (0.5, version)
-    assert recorder.replayed == before + 2
+    assert capturer.replayed == before + 2
     assert after.tokens.mean < during.tokens.mean
 
 
 def test_of_many_changes_the_last_one_counts(loaded, made):
-    recorder = TapeRecorder()
-    policy, engine = graphed(loaded, made, recorder=recorder)
+    capturer = TapeCapturer()
+    policy, engine = graphed(loaded, made, capturer=capturer)
     policy.warm_up('lift the red cube')
-    recorder.held.clear()
+    capturer.held.clear()
     for alpha in (0.7, 0.6, 0.5, 0.4):
         version = policy.set_params(policy.params.replace(alpha=alpha))
-    recorder.held.set()
+    capturer.held.set()
     settled(engine)
     assert policy.pending_version is None
     result = policy.act(look(0))
     assert (result.alpha, result.params_version) == (0.4, version)
     # The first was under way; those between were never begun.
-    assert recorder.recorded <= 3 * 3
+    assert capturer.recorded <= 3 * 3
 
 
 def test_who_waits_for_parameters_that_were_replaced_is_told_all_the_same(loaded, made):
-    recorder = TapeRecorder()
-    policy, engine = graphed(loaded, made, recorder=recorder)
+    capturer = TapeCapturer()
+    policy, engine = graphed(loaded, made, capturer=capturer)
     policy.act(look(0))
     settled(engine)
-    recorder.held.clear()
+    capturer.held.clear()
     told = []
     prompt = loaded.tokenizer.encode('lift the red cube')
     for alpha in (0.7, 0.6, 0.5):
         params = PruningParams().replace(alpha=alpha)
         engine.prepare(params, prompt, lambda alpha=alpha: told.append(alpha))
-    recorder.held.set()
+    capturer.held.set()
     settled(engine)
     assert sorted(told) == [0.5, 0.6, 0.7]
 
 
 def test_warming_up_waits_for_parameters_that_were_just_set(loaded, made):
-    recorder = TapeRecorder()
-    policy, engine = graphed(loaded, made, recorder=recorder)
+    capturer = TapeCapturer()
+    policy, engine = graphed(loaded, made, capturer=capturer)
     policy.warm_up('lift the red cube')
     for mode in ('dense', 'coarse'):
         version = policy.set_params(PruningParams().replace(mode=mode))
         policy.warm_up('lift the red cube')
         assert policy.params_version == version and policy.pending_version is None
-        before = recorder.replayed
+        before = capturer.replayed
         for step in range(3):
             policy.act(look(step))
-        assert recorder.replayed == before + 3
+        assert capturer.replayed == before + 3
         policy.reset()
 
 
 def test_what_only_the_controller_reads_needs_no_new_graph(loaded, made):
-    recorder = TapeRecorder()
-    policy, engine = graphed(loaded, made, recorder=recorder)
+    capturer = TapeCapturer()
+    policy, engine = graphed(loaded, made, capturer=capturer)
     policy.warm_up('lift the red cube')
-    count = recorder.recorded
-    recorder.held.clear()  # nor the capturing thread
+    count = capturer.recorded
+    capturer.held.clear()  # nor the capturing thread
     policy.set_params(policy.params.replace(v_t_threshold=0.2, history_max=4, mode='fine'))
     policy.act(look(0))
     assert policy.act(look(1)).mode is Mode.FINE
-    assert recorder.recorded == count
+    assert capturer.recorded == count
 
 
 class Watched(PruningParams):
@@ -256,19 +257,18 @@ class Watched(PruningParams):
 
 @pytest.mark.parametrize('name', some(names(), 'specprune'))
 def test_no_pass_reads_what_is_decided_before_it(loaded, monkeypatch, name):
-    """What the list names is made the same in every form, so it may mean nothing to a pass."""
-    from specprune_ros.policy.engine.eager import Eager
+    """What the list names is made the same in every key, so it may mean nothing to a pass."""
 
     assert set(BEFORE_THE_PASS) <= {f.name for f in fields(PruningParams)}
     plain = PruningParams().replace(pruner=name)
     watched = Watched(**{f.name: getattr(plain, f.name) for f in fields(plain)})
 
-    class Watching(Eager):
-        def ask(self, form, question):
-            object.__setattr__(form, 'params', watched)
+    class Watching(EagerEngine):
+        def run(self, key, inputs):
+            object.__setattr__(key, 'params', watched)
             monkeypatch.setattr(Watched, 'armed', True)
             try:
-                return super().ask(form, question)
+                return super().run(key, inputs)
             finally:
                 monkeypatch.setattr(Watched, 'armed', False)
 
@@ -278,8 +278,8 @@ def test_no_pass_reads_what_is_decided_before_it(loaded, monkeypatch, name):
 
 
 def test_a_driver_without_graphs_leaves_the_eager_engine_and_its_reason(loaded, made):
-    recorder = TapeRecorder(RuntimeError('CUDA driver does not support graphs\nmore text'))
-    policy, engine = graphed(loaded, made, recorder=recorder)
+    capturer = TapeCapturer(RuntimeError('CUDA driver does not support graphs\nmore text'))
+    policy, engine = graphed(loaded, made, capturer=capturer)
     plain = Policy(loaded)
     policy.warm_up('lift the red cube')
     for step in range(6):
@@ -294,10 +294,10 @@ def test_a_driver_without_graphs_leaves_the_eager_engine_and_its_reason(loaded, 
 
 
 def test_too_little_memory_for_one_more_graph_is_survived(loaded, made):
-    recorder = TapeRecorder()
-    policy, engine = graphed(loaded, made, recorder=recorder)
+    capturer = TapeCapturer()
+    policy, engine = graphed(loaded, made, capturer=capturer)
     policy.warm_up('lift the red cube')
-    recorder.broken = torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB')
+    capturer.broken = torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB')
     policy.set_params(policy.params.replace(alpha=0.5))
     settled(engine)
     for step in range(3):
@@ -305,7 +305,7 @@ def test_too_little_memory_for_one_more_graph_is_survived(loaded, made):
         settled(engine)
     assert result.alpha == 0.5
     assert engine.trouble.startswith('no CUDA graph: CUDA out of memory')
-    recorder.broken = None
+    capturer.broken = None
     policy.set_params(PruningParams())
     settled(engine)
     policy.reset()
@@ -314,8 +314,8 @@ def test_too_little_memory_for_one_more_graph_is_survived(loaded, made):
 
 
 def test_the_longest_unused_graph_leaves(loaded, made):
-    recorder = TapeRecorder()
-    policy, engine = graphed(loaded, made, recorder=recorder, limit=3)
+    capturer = TapeCapturer()
+    policy, engine = graphed(loaded, made, capturer=capturer, limit=3)
     policy.warm_up('lift the red cube')
     assert engine.status == '3 CUDA graphs'
     policy.set_params(policy.params.replace(alpha=0.5))
@@ -359,7 +359,7 @@ def test_actions_that_are_not_finite_do_not_leave_a_replay_either(loaded, made):
 
 
 def test_closing_ends_the_thread(loaded):
-    engine = CudaGraphEngine(loaded, TapeRecorder())
+    engine = CudaGraphEngine(loaded, TapeCapturer())
     policy = Policy(loaded, engine=engine)
     policy.act(look(0))
     policy.close()

@@ -13,7 +13,7 @@ from specprune_ros.models.preprocess import Preprocessor
 from specprune_ros.models.presets import COGACT_7B, DB_OFT_7B, OPENVLA_OFT_7B, default_tokenizer
 from specprune_ros.models.statistics import Statistics
 from specprune_ros.models.tokens import PromptTokenizer
-from specprune_ros.policy.forward_step import HostMarks, StepInputs, answer
+from specprune_ros.policy.forward_step import HostStageTimer, StepInputs, forward_step
 from specprune_ros.pruning.interface import Mode
 from specprune_ros.pruning.params import PruningParams
 
@@ -53,7 +53,7 @@ def released(config, layers):
     return LoadedModel(model, config, preprocessor, tokenizer, Statistics.identity())
 
 
-def question(loaded, prompt):
+def inputs(loaded, prompt):
     config = loaded.config
     side = config.image_size
     shape = (len(config.cameras), side, side, 3)
@@ -82,18 +82,18 @@ def test_a_query_reads_no_value_and_stays_on_its_device(family, pruner, layers):
     params = PruningParams().replace(pruner=pruner)
     loaded = released(FAMILIES[family], layers)
     prompt = loaded.tokenizer.encode('lift the red cube')
-    asked = question(loaded, prompt)
+    asked = inputs(loaded, prompt)
     layout = loaded.model.layout(prompt)
     for mode in (Mode.DENSE, Mode.COARSE, Mode.FINE):
-        form = asked.form(layout, params, mode)
-        answer(loaded, form, asked, HostMarks())  # constants are made once, and kept
+        key = asked.graph_key(layout, params, mode)
+        forward_step(loaded, key, asked, HostStageTimer())  # constants are made once, and kept
         with Elsewhere() as elsewhere:
-            given = answer(loaded, form, asked, HostMarks())
+            given = forward_step(loaded, key, asked, HostStageTimer())
         assert not elsewhere.found
         assert all(tensor.is_meta for tensor in given.tensors().values())
         assert given.packed.dtype is torch.float32
         asked = replace(asked, carry=given.carry, then=asked.images)
-    pruned = given.told.mean < layout.vision_tokens
+    pruned = given.metadata.mean < layout.vision_tokens
     assert pruned == (pruner != 'dense')
 
 
@@ -104,7 +104,7 @@ def test_a_tensor_left_on_the_host_is_found():
     assert elsewhere.found
     loaded = released(OPENVLA_OFT_7B, layers=8)
     prompt = loaded.tokenizer.encode('lift the red cube')
-    asked = replace(question(loaded, prompt), proprio=torch.zeros(8))
-    form = asked.form(loaded.model.layout(prompt), PruningParams(), Mode.DENSE)
+    asked = replace(inputs(loaded, prompt), proprio=torch.zeros(8))
+    key = asked.graph_key(loaded.model.layout(prompt), PruningParams(), Mode.DENSE)
     with pytest.raises(RuntimeError):
-        answer(loaded, form, asked, HostMarks())
+        forward_step(loaded, key, asked, HostStageTimer())

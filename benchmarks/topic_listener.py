@@ -12,7 +12,7 @@ from rclpy.executors import SingleThreadedExecutor
 from specprune_ros.nodes.common.qos import every
 
 
-class Ear:
+class TopicListener:
     """A node that only listens: what is measured with it is not delayed by what is sent."""
 
     def __init__(self, name: str) -> None:
@@ -23,7 +23,9 @@ class Ear:
         self._executor.add_node(self.node)
         self._thread = threading.Thread(target=self._executor.spin, daemon=True)
 
-    def hear(self, kind: type, topic: str, callback: Callable[..., Any], depth: int = 10) -> None:
+    def subscribe(
+        self, kind: type, topic: str, callback: Callable[..., Any], depth: int = 10
+    ) -> None:
         """Call ``callback`` with every message of a topic."""
         self.node.create_subscription(kind, topic, callback, every(depth))
 
