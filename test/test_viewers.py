@@ -17,10 +17,14 @@ NODES = ROOT / 'specprune_ros' / 'nodes'
 def names_of(node):
     """Topics and services that a node's source names: ``~/overlay/agent`` as /node/overlay/..."""
     files = {
-        'specprune_node': ('specprune_node', 'inputs'),
-        'chunk_executor': ('chunk_executor', 'arm_state', 'arm_ports'),
-        'sim_arm': ('sim_arm',),
-        'patch_cloud': ('patch_cloud',),
+        'specprune_node': ('policy_node/node', 'policy_node/inputs'),
+        'chunk_executor': (
+            'executor_node/node',
+            'executor_node/arm_state',
+            'executor_node/arm_ports',
+        ),
+        'sim_arm': ('sim_arm_node',),
+        'patch_cloud': ('patch_cloud_node',),
     }[node]
     text = ''.join((NODES / f'{file}.py').read_text() for file in files)
     return {f'/{node}/{name}' for name in re.findall(r"'~/([a-z_/{}]+)'", text)}

@@ -76,7 +76,7 @@ class StepInputs:
     displacement: float | None = None
 
     def graph_key(self, layout: TokenLayout, params: PruningParams, mode: Mode) -> GraphKey:
-        """The key of this inputs when it is asked so."""
+        """The graph key of these inputs."""
         carried = tuple(
             (name, tuple(value.shape), value.dtype) for name, value in sorted(self.carry.items())
         )
@@ -95,13 +95,13 @@ class StepInputs:
         return {name: value for name, value in named.items() if value is not None}
 
     def on(self, device: torch.device) -> StepInputs:
-        """This inputs with all of it on the device."""
+        """These inputs, all on the device."""
         if self.proprio is None or self.proprio.device == device:
             return self
         return replace(self, proprio=self.proprio.to(device))
 
     def with_tensors(self, tensors: Mapping[str, Tensor]) -> StepInputs:
-        """This inputs with other tensors of the same names."""
+        """These inputs with other tensors of the same names."""
         carry = {name: tensors[f'carry.{name}'] for name in self.carry}
         plain = {n: t for n, t in tensors.items() if not n.startswith('carry.')}
         return replace(self, carry=carry, **plain)

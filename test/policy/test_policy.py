@@ -179,7 +179,7 @@ def test_absurd_actions_never_leave(policy):
 def test_images_are_held_until_the_device_has_looked(policy, monkeypatch):
     """The history may let go of them meanwhile, and their memory be used for another."""
     held = []
-    ask = policy._engine.ask
+    ask = policy._engine.run
 
     def watch(form, question):
         held.append([tensor.shape for tensor in policy._held])

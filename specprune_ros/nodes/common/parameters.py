@@ -26,6 +26,7 @@ class ParameterSpec:
 
     ``live`` settings may change at any time; the others only while the node is unconfigured.
     ``kind`` (``int[]``, ``float[]``, ``str[]``) is needed only where the default is an empty list.
+    ``formerly`` is the name before a renaming; it still sets the parameter, with a warning.
     """
 
     name: str
@@ -37,6 +38,7 @@ class ParameterSpec:
     choices: tuple[str, ...] = ()
     live: bool = False
     kind: str = ''
+    formerly: str = ''
 
     def descriptor(self) -> ParameterDescriptor:
         """The ROS descriptor: description with unit, choices and range."""
@@ -105,9 +107,12 @@ class NodeParameters:
         self._settings = {setting.name: setting for setting in settings}
         self._check = check
         self._apply = apply
+        self._renamed = {s.formerly: s.name for s in self._settings.values() if s.formerly}
         self.frozen = False
         for setting in self._settings.values():
             self._declare(setting)
+        for old, new in self._renamed.items():
+            self._declare_alias(old, self._settings[new])
         node.add_on_set_parameters_callback(self._on_set)
         node.add_post_set_parameters_callback(self._after_set)
 
@@ -120,6 +125,21 @@ class NodeParameters:
         given = self._node.declare_parameter(setting.name, kind, setting.descriptor())
         if given.type_ is Parameter.Type.NOT_SET:
             self._node.set_parameters([Parameter(setting.name, kind, [])])
+
+    def _declare_alias(self, old: str, setting: ParameterSpec) -> None:
+        """Declare the former name, and take what the command line or a file gave it."""
+        descriptor = setting.descriptor()
+        descriptor.description = f'Former name of {setting.name}, accepted for one release.'
+        given = self._node.declare_parameter(old, setting.default, descriptor).value
+        if old in getattr(self._node, '_parameter_overrides', {}):
+            self._warn_renamed(old)
+            self._node.set_parameters([Parameter(setting.name, value=_plain(given))])
+
+    def _warn_renamed(self, old: str) -> None:
+        self._node.get_logger().warning(
+            f'parameter {old} is now called {self._renamed[old]}; the old name goes in the next '
+            'release'
+        )
 
     def values(self) -> dict[str, Any]:
         """Every parameter's value by name."""
@@ -172,12 +192,19 @@ class NodeParameters:
         return SetParametersResult(successful=True)
 
     def _after_set(self, parameters: list[Parameter]) -> None:
-        request = self._requested(parameters)
+        for parameter in parameters:
+            if parameter.name in self._renamed:
+                self._warn_renamed(parameter.name)
+                self._node.set_parameters(
+                    [Parameter(self._renamed[parameter.name], value=_plain(parameter.value))]
+                )
+        request = {p.name: _plain(p.value) for p in parameters if p.name in self._settings}
         if request and self._apply is not None:
             self._apply(self.values(), request)
 
     def _requested(self, parameters: list[Parameter]) -> dict[str, Any]:
-        return {p.name: _plain(p.value) for p in parameters if p.name in self._settings}
+        names = ((self._renamed.get(p.name, p.name), p.value) for p in parameters)
+        return {name: _plain(value) for name, value in names if name in self._settings}
 
 
 def _refused(reason: str) -> SetParametersResult:

@@ -15,7 +15,7 @@ from std_msgs.msg import Float64
 from specprune_ros.nodes.common.qos import every
 from specprune_ros.nodes.executor_node.arm_ports import load
 from specprune_ros.robot import profile as profiles
-from specprune_ros.robot.profile import GripperPort as GripperSettings
+from specprune_ros.robot.profile import GripperConfig
 
 
 class GripperPort(Protocol):
@@ -31,7 +31,7 @@ class GripperPort(Protocol):
 class Float64Port:
     """A Float64 between the driver's ``closed`` and ``open``."""
 
-    def __init__(self, node: LifecycleNode, settings: GripperSettings, topic: str) -> None:
+    def __init__(self, node: LifecycleNode, settings: GripperConfig, topic: str) -> None:
         self._node, self._settings = node, settings
         self._publisher = node.create_publisher(Float64, topic, every())
 
@@ -51,7 +51,7 @@ class ActionPort:
     ``client`` names the actions by purpose; a new goal ends the one before it at the server.
     """
 
-    def __init__(self, node: LifecycleNode, settings: GripperSettings) -> None:
+    def __init__(self, node: LifecycleNode, settings: GripperConfig) -> None:
         self._node, self._settings = node, settings
         self._clients: list[ActionClient] = []
 
@@ -81,7 +81,7 @@ class ActionPort:
 class GripperCommandPort(ActionPort):
     """control_msgs/action/GripperCommand: position in the driver's unit and the largest effort."""
 
-    def __init__(self, node: LifecycleNode, settings: GripperSettings) -> None:
+    def __init__(self, node: LifecycleNode, settings: GripperConfig) -> None:
         super().__init__(node, settings)
         self._type = load('control_msgs', 'action', 'GripperCommand')
         self._action = self._client(self._type, settings.name)
@@ -97,7 +97,7 @@ class GripperCommandPort(ActionPort):
 class ParallelGripperPort(ActionPort):
     """control_msgs/action/ParallelGripperCommand: a JointState with position, velocity, effort."""
 
-    def __init__(self, node: LifecycleNode, settings: GripperSettings) -> None:
+    def __init__(self, node: LifecycleNode, settings: GripperConfig) -> None:
         super().__init__(node, settings)
         self._type = load('control_msgs', 'action', 'ParallelGripperCommand')
         self._action = self._client(self._type, settings.name)
@@ -118,7 +118,7 @@ class FlexivGripperPort(ActionPort):
     positive force closes.
     """
 
-    def __init__(self, node: LifecycleNode, settings: GripperSettings) -> None:
+    def __init__(self, node: LifecycleNode, settings: GripperConfig) -> None:
         super().__init__(node, settings)
         self._move_type = load('flexiv_msgs', 'action', 'Move')
         self._grasp_type = load('flexiv_msgs', 'action', 'Grasp')
@@ -138,12 +138,12 @@ class FlexivGripperPort(ActionPort):
         return self._goal(self._move, goal)
 
 
-def _between(settings: GripperSettings, opening: float) -> float:
+def _between(settings: GripperConfig, opening: float) -> float:
     return settings.closed + (settings.open - settings.closed) * opening
 
 
 def make_gripper(
-    node: LifecycleNode, settings: GripperSettings, dry_topic: str = ''
+    node: LifecycleNode, settings: GripperConfig, dry_topic: str = ''
 ) -> GripperPort | None:
     """The adapter the profile names, ``None`` without a gripper. Raises ``MissingMessages``.
 

@@ -47,6 +47,7 @@ NODE_PARAMETERS = (
         'model.fast_images',
         False,
         "Leave out the JPEG round trip of the authors' image path: faster, not bit-exact.",
+        formerly='model.fast_pictures',
     ),
     ParameterSpec(
         'model.prepare_on_arrival',
@@ -159,6 +160,7 @@ NODE_PARAMETERS = (
         low=0.02,
         high=10.0,
         live=True,
+        formerly='max_age.picture',
     ),
     ParameterSpec(
         'max_age.state',
@@ -185,6 +187,7 @@ NODE_PARAMETERS = (
         low=1.0,
         high=1000.0,
         live=True,
+        formerly='absurd_action',
     ),
     ParameterSpec(
         'measure.action_deviation',

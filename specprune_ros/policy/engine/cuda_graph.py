@@ -273,13 +273,13 @@ class CudaGraphEngine:
 
     def _record(self, key: GraphKey, inputs: StepInputs, sample: DeviceOutputs) -> None:
         """One capture: ``inputs`` is what to warm up with, ``sample`` its answer."""
-        inputs = {name: self._buffer(name, tensor) for name, tensor in inputs.tensors().items()}
+        buffers = {name: self._buffer(name, tensor) for name, tensor in inputs.tensors().items()}
         outputs = {name: self._buffer(name, tensor) for name, tensor in sample.tensors().items()}
-        asked = inputs.with_tensors(inputs)
+        captured = inputs.with_tensors(buffers)
         timer = self._capturer.timer()
 
         def run() -> None:
-            given = forward_step(self.loaded, key, asked, timer)
+            given = forward_step(self.loaded, key, captured, timer)
             for name, tensor in given.tensors().items():
                 outputs[name].copy_(tensor)
 
@@ -292,10 +292,10 @@ class CudaGraphEngine:
             carry={name: outputs[f'carry.{name}'] for name in sample.carry},
             sets={name: outputs[f'set.{name}'] for name in sample.sets},
             left=outputs.get('left'),
-            told=sample.metadata,
+            metadata=sample.metadata,
         )
         with self._changed:
-            self._graphs[key] = _Captured(replay, inputs, kept, timer)
+            self._graphs[key] = _Captured(replay, buffers, kept, timer)
             while len(self._graphs) > self._limit:
                 self._graphs.popitem(last=False)
 
