@@ -60,6 +60,12 @@ ARGUMENTS = (
         description='Parameters of the policy and the executor.',
     ),
     DeclareLaunchArgument(
+        'view',
+        default_value='false',
+        choices=('true', 'false'),
+        description='A page in the browser that shows and steers it (docs/view.md).',
+    ),
+    DeclareLaunchArgument(
         'log_level',
         default_value='info',
         choices=('debug', 'info', 'warn', 'error', 'fatal'),

@@ -46,6 +46,7 @@ from specprune_ros.nodes.common.remapping import (
 from specprune_ros.robot.profile import Profile, ProfileError, load
 
 PACKAGE, POLICY, EXECUTOR = 'specprune_ros', 'specprune_node', 'chunk_executor'
+VIEWER = 'viewer_node'
 COMPRESSED = '/compressed'  # how image_transport names the second topic
 ROBOTS = sorted(path.stem for path in (share() / 'config' / 'robots').glob('*.yaml'))
 SMALL_SHM = 256 * 2**20  # bytes of /dev/shm below which the smaller DDS profile is taken
@@ -103,6 +104,21 @@ ARGUMENTS = (
         default_value='true',
         choices=SWITCH,
         description='false: only the policy, for an executor of your own.',
+    ),
+    DeclareLaunchArgument(
+        'view',
+        default_value='false',
+        choices=SWITCH,
+        description='true: a page in the browser that shows and steers both (docs/view.md); the '
+        'log says where.',
+    ),
+    DeclareLaunchArgument(
+        'view_host',
+        default_value='127.0.0.1',
+        description='Interface of the page; any but the loopback one needs the token of the log.',
+    ),
+    DeclareLaunchArgument(
+        'view_port', default_value='8080', description='First port the page tries.'
     ),
     DeclareLaunchArgument(
         'namespace',
@@ -199,6 +215,23 @@ def nodes(context: LaunchContext) -> list[Any]:
                 **({'dry_run': True} if given['dry_run'] == 'true' else {}),
             },
             {'~/action_chunk': f'{POLICY}/action_chunk'},  # relative: in the same namespace
+        )
+    if given['view'] == 'true':
+        actions += node(
+            # Whoever looks on does not stop the arm.
+            {**given, 'on_failure': 'keep'},
+            space,
+            VIEWER,
+            files,
+            {
+                'profile': str(path),
+                'robot_sn': given['robot_sn'],
+                'policy': f'{space}/{POLICY}',
+                'executor': f'{space}/{EXECUTOR}',
+                'host': given['view_host'],
+                'port': int(given['view_port']),
+            },
+            {},
         )
     return actions
 

@@ -116,7 +116,7 @@ pip_install() {
 install_wheels() {
   say "installing what constraints.txt pins (the first time takes minutes: PyTorch and ROS 2 are large)"
   pip_install -c constraints.txt -r requirements/build.txt -r requirements/ros.txt \
-    -r requirements/run.txt -r requirements/sim.txt -r requirements/test.txt
+    -r requirements/run.txt -r requirements/sim.txt -r requirements/view.txt -r requirements/test.txt
   # The message wheels export the include folders of the machine that built them.
   local include
   include=$("$venv/bin/python" -c 'import sysconfig, numpy; print(sysconfig.get_paths()["include"] + ";" + numpy.get_include())')
@@ -137,7 +137,7 @@ install_host() {
   "$python" -c 'import pinocchio' 2>/dev/null || apt_install "No Pinocchio" "ros-$ROS_DISTRO-pinocchio" || exit 1
   grep -vE '^(numpy|pin|pytest|packaging|pyyaml|ros-.*)==' constraints.txt >"$venv/constraints.txt"
   echo "numpy==$numpy" >>"$venv/constraints.txt"
-  grep -vhE '^(pin)$' requirements/run.txt requirements/sim.txt requirements/test.txt >"$venv/requirements.txt"
+  grep -vhE '^(pin)$' requirements/run.txt requirements/sim.txt requirements/view.txt requirements/test.txt >"$venv/requirements.txt"
   have colcon || cat requirements/build.txt >>"$venv/requirements.txt"
   say "installing what your ROS $ROS_DISTRO lacks (NumPy stays at $numpy)"
   pip_install -c "$venv/constraints.txt" -r "$venv/requirements.txt"

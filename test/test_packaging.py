@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-NODES = ('chunk_executor', 'patch_cloud', 'sim_arm', 'specprune_node')
+NODES = ('chunk_executor', 'patch_cloud', 'sim_arm', 'specprune_node', 'viewer_node')
 # Import name to distribution, where they differ.
 DISTRIBUTION = {'PIL': 'pillow', 'yaml': 'pyyaml', 'pinocchio': 'pin', 'OpenGL': 'pyopengl'}
 
@@ -84,7 +84,7 @@ def test_colcon_accepts_package_xml():
     assert [group.name for group in package.member_of_groups] == ['rosidl_interface_packages']
 
 
-@pytest.mark.parametrize('name', ['run', 'sim', 'test', 'build', 'ros'])
+@pytest.mark.parametrize('name', ['run', 'sim', 'view', 'test', 'build', 'ros'])
 def test_every_requirement_is_pinned(name):
     missing = requirements(name) - constraints().keys()
     assert not missing, f'pin in constraints.txt: {sorted(missing)}'
@@ -110,7 +110,9 @@ def test_what_is_imported_is_required():
     run = requirements('run')
     known = dict.fromkeys(('pruning', 'models', 'policy', 'robot', 'cli'), run)
     known['sim'] = run | requirements('sim')
-    known['nodes'] = run | {normal(name) for name in declared(package_xml())}
+    known['nodes'] = (
+        run | requirements('view') | {normal(name) for name in declared(package_xml())}
+    )
     missing = [
         f'{path}: {top}'
         for folder, names in known.items()

@@ -124,10 +124,19 @@ class BagReader:
         """Type name by topic."""
         return {connection.topic: connection.msgtype for connection in self._reader.connections}
 
-    def messages(self, classes: dict[str, type]) -> Iterator[Recorded]:
-        """Messages of the topics in ``classes`` (topic to message class), in time order."""
+    @property
+    def start_ns(self) -> int:
+        """When the first message was received."""
+        return self._reader.start_time
+
+    def messages(
+        self, classes: dict[str, type], start_ns: int | None = None, stop_ns: int | None = None
+    ) -> Iterator[Recorded]:
+        """Messages of the topics in ``classes`` (topic to message class), in time order, received
+        from ``start_ns`` on and before ``stop_ns``.
+        """
         chosen = [c for c in self._reader.connections if c.topic in classes]
-        for connection, stamp, data in self._reader.messages(connections=chosen):
+        for connection, stamp, data in self._reader.messages(chosen, start_ns, stop_ns):
             try:
                 message = deserialize_message(bytes(data), classes[connection.topic])
             except Exception as error:  # the middleware's own errors have no common type

@@ -19,6 +19,10 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         'demo', help='run the simulated arm, the policy and the executor over ROS 2'
     )
     parser.add_argument('--seconds', type=float, default=75.0, help='how long (default 75)')
+    parser.add_argument(
+        '--stay', action='store_true', help='keep running until Ctrl-C, to be talked to'
+    )
+    parser.add_argument('--no-view', action='store_true', help='without the page in the browser')
     parser.add_argument('--out', type=Path, default=Path('out'), help='folder for the results')
     parser.add_argument('--json', type=Path, help='summary file (default OUT/demo.json)')
     parser.add_argument(
@@ -62,5 +66,7 @@ def run(args: argparse.Namespace) -> int:
             instructions=tuple(args.instruction or DEFAULT_INSTRUCTIONS),
             query_rate=args.query_rate,
             query_when=args.query_when,
+            stay=args.stay,
+            view=not args.no_view,
         )
     )

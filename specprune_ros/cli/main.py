@@ -10,6 +10,7 @@ import sys
 COMMANDS = (
     'demo',
     'say',
+    'view',
     'replay',
     'params',
     'bench',

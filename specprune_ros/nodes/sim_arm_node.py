@@ -7,13 +7,15 @@ from __future__ import annotations
 import array
 from typing import Any
 
+import numpy as np
 from diagnostic_msgs.msg import DiagnosticStatus
-from geometry_msgs.msg import PoseStamped, TwistStamped
+from geometry_msgs.msg import Pose, PoseStamped, TwistStamped, Vector3
 from rclpy.time import Time
 from rosgraph_msgs.msg import Clock
-from sensor_msgs.msg import Image, JointState
-from std_msgs.msg import Float64, String
+from sensor_msgs.msg import CameraInfo, Image, JointState
+from std_msgs.msg import ColorRGBA, Float64, String
 from std_srvs.srv import Trigger
+from visualization_msgs.msg import Marker, MarkerArray
 
 from specprune_ros.nodes.common.images import to_message
 from specprune_ros.nodes.common.lifecycle import AutoLifecycleNode, run
@@ -27,6 +29,7 @@ from specprune_ros.sim.tasks.task_result import UNKNOWN, TaskResult
 from specprune_ros.sim.tasks.tasks import layout_for
 
 FRAME = 'base_link'
+MARKERS = {'box': Marker.CUBE, 'sphere': Marker.SPHERE, 'cylinder': Marker.CYLINDER}
 LONGEST_STEP = 0.1  # s; a machine that stalled longer than this loses simulated time, not the arm
 
 SETTINGS = (
@@ -49,6 +52,14 @@ SETTINGS = (
     ),
     ParameterSpec(
         'state_ticks', 3, 'Joint states, poses and twists for each image.', low=1, high=50
+    ),
+    ParameterSpec(
+        'view_every',
+        6,
+        'Objects, depth images, camera poses and CameraInfo for every how many images, where '
+        'somebody listens.',
+        low=1,
+        high=100,
     ),
     ParameterSpec('publish_clock', False, 'Publish simulated time on /clock and stamp with it.'),
     ParameterSpec(
@@ -83,6 +94,8 @@ class SimArm(AutoLifecycleNode):
         self._pose = self.create_publisher(PoseStamped, '~/tcp_pose', newest(reliable=True))
         self._twist = self.create_publisher(TwistStamped, '~/tcp_twist', newest(reliable=True))
         self._description = self.create_publisher(String, '~/robot_description', latched())
+        self._objects = self.create_publisher(MarkerArray, '~/objects', newest(reliable=True))
+        self._depths: dict[str, tuple[Any, Any, Any]] = {}
         self._verdicts = self.create_publisher(DiagnosticStatus, '~/verdict', latched())
         self._sim_clock: Any = None
         self.create_service(Trigger, '~/reset', self._on_reset)
@@ -99,6 +112,13 @@ class SimArm(AutoLifecycleNode):
                 self._world.render(camera)
                 self._cameras[camera] = self.create_publisher(
                     Image, f'~/{camera}/image_raw', newest(reliable=True)
+                )
+                self._depths[camera] = (
+                    self.create_publisher(Image, f'~/{camera}/depth', newest(reliable=True)),
+                    self.create_publisher(
+                        CameraInfo, f'~/{camera}/camera_info', newest(reliable=True)
+                    ),
+                    self.create_publisher(PoseStamped, f'~/{camera}/pose', newest(reliable=True)),
                 )
         if values['publish_clock']:
             self._sim_clock = self.create_publisher(Clock, '/clock', every())
@@ -118,7 +138,7 @@ class SimArm(AutoLifecycleNode):
         self._ticks = 0
         self._commanded_ns = None
         self._stepped_ns = self._now_ns()
-        self._state_ticks = values['state_ticks']
+        self._state_ticks, self._view_every = values['state_ticks'], values['view_every']
         self._timer = self.create_timer(
             1.0 / (values['image_rate'] * self._state_ticks), self._tick
         )
@@ -136,9 +156,10 @@ class SimArm(AutoLifecycleNode):
 
     def teardown(self) -> None:
         """Free the renderer."""
-        for publisher in self._cameras.values():
+        for publisher in (*self._cameras.values(), *sum(self._depths.values(), ())):
             self.destroy_publisher(publisher)
         self._cameras.clear()
+        self._depths.clear()
         if self._sim_clock is not None:
             self.destroy_publisher(self._sim_clock)
             self._sim_clock = None
@@ -183,6 +204,8 @@ class SimArm(AutoLifecycleNode):
         self._publish_state(stamp)
         if self._ticks % self._state_ticks == 0:
             self._publish_images(stamp)
+        if self._ticks % (self._state_ticks * self._view_every) == 0:
+            self._publish_view(stamp)
         self._ticks += 1
 
     def _publish_state(self, stamp: Any) -> None:
@@ -197,6 +220,20 @@ class SimArm(AutoLifecycleNode):
             message.header.stamp = stamp
             message.header.frame_id = camera
             self._cameras[camera].publish(message)
+
+    def _publish_view(self, stamp: Any) -> None:
+        """What only viewers want, each part where somebody listens."""
+        if self._objects.get_subscription_count():
+            self._objects.publish(object_markers(self._world, stamp))
+        for camera, (depth, info, pose) in self._depths.items():
+            if depth.get_subscription_count():
+                depth.publish(depth_image(self._world, camera, stamp))
+            if info.get_subscription_count():
+                info.publish(camera_info(self._world, camera, stamp))
+            if pose.get_subscription_count():
+                message = PoseStamped(pose=pose_of(*self._world.camera_pose(camera)))
+                message.header.stamp, message.header.frame_id = stamp, FRAME
+                pose.publish(message)
 
     def _on_twist(self, message: TwistStamped) -> None:
         linear, angular = message.twist.linear, message.twist.angular
@@ -282,12 +319,8 @@ def joint_state(world: World, stamp: Any) -> JointState:
 
 def tool_pose(world: World, stamp: Any) -> PoseStamped:
     """Pose of the tool centre point in the base frame."""
-    message = PoseStamped()
+    message = PoseStamped(pose=pose_of(*world.tcp_pose()))
     message.header.stamp, message.header.frame_id = stamp, FRAME
-    position, turn = world.tcp_pose()
-    point, quaternion = message.pose.position, message.pose.orientation
-    point.x, point.y, point.z = map(float, position)
-    quaternion.x, quaternion.y, quaternion.z, quaternion.w = map(float, turn)
     return message
 
 
@@ -299,6 +332,55 @@ def tool_twist(world: World, stamp: Any) -> TwistStamped:
     motion = message.twist
     motion.linear.x, motion.linear.y, motion.linear.z = map(float, linear)
     motion.angular.x, motion.angular.y, motion.angular.z = map(float, angular)
+    return message
+
+
+def pose_of(position: np.ndarray, quaternion: np.ndarray) -> Pose:
+    """A message from metres ``[3]`` and x y z w."""
+    pose = Pose()
+    pose.position.x, pose.position.y, pose.position.z = map(float, position)
+    turn = pose.orientation
+    turn.x, turn.y, turn.z, turn.w = map(float, quaternion)
+    return pose
+
+
+def object_markers(world: World, stamp: Any) -> MarkerArray:
+    """Table, cubes, plates and whatever else stands there, in the base frame."""
+    markers = []
+    for shape in world.objects():
+        marker = Marker(
+            ns=shape.body,
+            id=shape.number,
+            type=MARKERS[shape.kind],
+            action=Marker.ADD,
+            pose=pose_of(shape.position, shape.quaternion),
+            scale=Vector3(**dict(zip('xyz', shape.size, strict=True))),
+            color=ColorRGBA(**dict(zip('rgba', shape.rgba, strict=True))),
+        )
+        marker.header.stamp, marker.header.frame_id = stamp, FRAME
+        markers.append(marker)
+    return MarkerArray(markers=markers)
+
+
+def depth_image(world: World, camera: str, stamp: Any) -> Image:
+    """Depth registered to a camera's images, 32FC1 in metres."""
+    depth = np.ascontiguousarray(world.render_depth(camera), '<f4')
+    height, width = depth.shape
+    message = Image(height=height, width=width, encoding='32FC1', step=4 * width)
+    message.header.stamp, message.header.frame_id = stamp, camera
+    message.data = array.array('B', depth.tobytes())
+    return message
+
+
+def camera_info(world: World, camera: str, stamp: Any) -> CameraInfo:
+    """An ideal pinhole camera."""
+    height, width = world.image_size
+    fx, fy, cx, cy = world.intrinsics(camera)
+    message = CameraInfo(height=height, width=width, distortion_model='plumb_bob', d=[0.0] * 5)
+    message.k = [fx, 0.0, cx, 0.0, fy, cy, 0.0, 0.0, 1.0]
+    message.r = [1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0]
+    message.p = [fx, 0.0, cx, 0.0, 0.0, fy, cy, 0.0, 0.0, 0.0, 1.0, 0.0]
+    message.header.stamp, message.header.frame_id = stamp, camera
     return message
 
 

@@ -16,6 +16,7 @@ MODULES = {
     'chunk_executor': 'nodes.executor_node.node',
     'sim_arm': 'nodes.sim_arm_node',
     'patch_cloud': 'nodes.patch_cloud_node',
+    'viewer_node': 'nodes.viewer_node.node',
     'play': 'apps.image_playback',
 }
 

@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 import numpy as np
 
 from specprune_ros.policy.constants import COLOURS, OTHER
-from specprune_ros.policy.result import Overlay
 
 TINT = 0.16  # share of the colour on a kept patch
 EDGE = 0.85  # the same on its rim
 DIM = 0.32  # brightness left to a dropped patch
+
+
+@dataclass(frozen=True)
+class Overlay:
+    """What an image of the query needs: the policy's images and the patches kept, by set.
+
+    ``images``: uint8 ``[cameras, height, width, 3]``; ``sets`` and ``kept``: bool ``[V]``.
+    """
+
+    images: np.ndarray
+    grid: tuple[int, int]
+    sets: Mapping[str, np.ndarray]
+    kept: np.ndarray
 
 
 def patch_colours(overlay: Overlay, camera: int) -> tuple[np.ndarray, np.ndarray]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from specprune_ros.policy.overlay import Overlay
 from specprune_ros.pruning.controller import SpeedSample
 from specprune_ros.pruning.interface import Mode
 
@@ -39,19 +40,6 @@ class TokenCounts:
     layers: tuple[int, ...]
     after: tuple[int, ...]
     mean: float
-
-
-@dataclass(frozen=True)
-class Overlay:
-    """What an image of the query needs: the policy's images and the patches kept, by set.
-
-    ``images``: uint8 ``[cameras, height, width, 3]``; ``sets`` and ``kept``: bool ``[V]``.
-    """
-
-    images: np.ndarray
-    grid: tuple[int, int]
-    sets: Mapping[str, np.ndarray]
-    kept: np.ndarray
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,17 @@ PRUNERS = (
     'team_vla',
 )
 PRESETS = ('default', 'paper', 'authors')
+# The first parameter of each group, in the order of the fields; those of other methods follow.
+GROUPS = {
+    'preset': 'Method',
+    'alpha': 'Token budgets',
+    'layers_local': 'Where it observes and prunes',
+    'prior_fill': 'The last query as prior',
+    'history_slope': 'Reference image',
+    'prune_layers': 'Layer by layer',
+    'v_t_threshold': 'Speed and mode',
+    'scheduler': 'Queries without the model',
+}
 ROWS = ('text', 'prompt', 'action', 'last', 'all')
 
 
@@ -58,6 +69,7 @@ class ParamSpec:
 
     ``type`` is one of ``bool``, ``int``, ``float``, ``str``, ``int[]``, ``float[]``. ``range`` is
     ``(low, high, step)``, both ends allowed, step 0 for any value between; lists: of each element.
+    ``group`` is a heading to show it under.
     """
 
     name: str
@@ -68,6 +80,7 @@ class ParamSpec:
     choices: tuple[str, ...]
     description: str
     source: str
+    group: str = ''
 
     @property
     def low(self) -> float | None:
@@ -873,10 +886,12 @@ def _planned_mode(params: PruningParams) -> Any:
 @cache
 def specs() -> tuple[ParamSpec, ...]:
     """Every parameter in the order of :class:`PruningParams`."""
-    return tuple(
-        ParamSpec(name=f.name, default=f.default, **f.metadata)
-        for f in dataclasses.fields(PruningParams)
-    )
+    found, group = [], ''
+    for f in dataclasses.fields(PruningParams):
+        method = next((p for p in PRUNERS if f.name.startswith(f'{p}_')), '')
+        group = f'Method {method}' if method else GROUPS.get(f.name, group)
+        found.append(ParamSpec(name=f.name, default=f.default, group=group, **f.metadata))
+    return tuple(found)
 
 
 @cache

@@ -52,10 +52,18 @@ class ProfileError(ValueError):
 
 @dataclass(frozen=True)
 class Camera:
-    """A camera of the policy: topic, and whether that has ``raw`` or ``compressed`` images."""
+    """A camera of the policy: topic, and whether that has ``raw`` or ``compressed`` images.
+
+    For viewers, where they exist: its registered ``depth`` images, their ``camera_info``, and the
+    camera's ``pose`` (PoseStamped, z forward) in the base frame. Without ``pose`` the frame of the
+    depth images is looked for among the links of ``robot_description``.
+    """
 
     topic: str
     type: str = 'raw'
+    depth: str = ''
+    camera_info: str = ''
+    pose: str = ''
 
 
 @dataclass(frozen=True)
@@ -196,7 +204,9 @@ def _observation(node: _Node) -> ObservationTopics:
     for name in cameras_node.names():
         camera = cameras_node.section(name)
         cameras[name] = Camera(
-            camera.topic('topic'), camera.text('type', 'raw', choices=IMAGE_TYPES)
+            camera.topic('topic'),
+            camera.text('type', 'raw', choices=IMAGE_TYPES),
+            *(camera.topic(name, '') for name in ('depth', 'camera_info', 'pose')),
         )
         camera.finish()
     if not cameras:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import shutil
+import socket
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import rclpy
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from geometry_msgs.msg import PoseStamped, TwistStamped
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.signals import SignalHandlerOptions
@@ -17,6 +22,7 @@ from rich.console import Console
 from rich.live import Live
 from sensor_msgs.msg import Image, JointState
 from std_msgs.msg import String
+from visualization_msgs.msg import MarkerArray
 
 from specprune_ros.apps.bag import BagWriter, jpeg
 from specprune_ros.apps.demo import report as demo_report
@@ -36,6 +42,7 @@ from specprune_ros.robot.profile import Profile, load
 from specprune_ros.sim.arm.render_backend import prepare
 
 POLICY, ARM, EXECUTOR = 'specprune_node', 'sim_arm', 'chunk_executor'
+PORT = 8080  # of the page, or the next free one
 LEAST = 3.0  # s; fewer chunks than one in this time is no success
 RECORD_RATE = 10.0  # images a second in the recording
 STATUS_RATE = 4.0  # Hz
@@ -47,7 +54,8 @@ class DemoOptions:
     """What ``specprune demo`` was asked for; see its help.
 
     ``checkpoint`` is a folder; empty takes the weights that come with the package, or random ones
-    with ``random`` and where none came.
+    with ``random`` and where none came. With ``stay`` it ends only when it is stopped, and
+    ``seconds`` do not count. ``view``: the page in the browser too.
     """
 
     seconds: float
@@ -59,6 +67,8 @@ class DemoOptions:
     instructions: tuple[str, ...]
     query_rate: float
     query_when: str
+    stay: bool = False
+    view: bool = True
 
 
 def bundled_recording() -> Path:
@@ -94,6 +104,7 @@ class DemoRecorder:
         self._bag.__enter__()
         self._node = node
         self._due: dict[str, int] = {}
+        self._closed = False
         seen = profile.observation
         for number, camera in enumerate(seen.cameras.values()):
             # The first camera shows the scene.
@@ -105,18 +116,29 @@ class DemoRecorder:
             (TwistStamped, profile.command.topic),
             (ActionChunk, f'/{POLICY}/action_chunk'),
             (PruneStats, f'/{POLICY}/prune_stats'),
+            (DiagnosticArray, '/diagnostics'),
+            (MarkerArray, f'/{ARM}/objects'),
+            *((Image, f'/{POLICY}/kept/{name}') for name in seen.cameras),
         ):
             node.create_subscription(kind, topic, self._message(topic), every())
         for topic in (seen.robot_description, f'/{POLICY}/instruction'):
             node.create_subscription(String, topic, self._message(topic), latched())
+        topic = f'/{ARM}/verdict'
+        node.create_subscription(DiagnosticStatus, topic, self._message(topic), latched())
 
     def say(self, instruction: str) -> None:
         """Record an instruction that goes to the policy as a parameter and not over the topic."""
-        self._bag.write(f'/{POLICY}/instruction', String(data=instruction), self._now())
+        self._write(f'/{POLICY}/instruction', String(data=instruction))
 
     def close(self) -> None:
-        """Finish the recording."""
-        self._bag.__exit__(None, None, None)
+        """Finish the recording; what comes later is not written."""
+        if not self._closed:
+            self._closed = True
+            self._bag.__exit__(None, None, None)
+
+    def _write(self, topic: str, message: Any) -> None:
+        if not self._closed:
+            self._bag.write(topic, message, self._now())
 
     def _now(self) -> int:
         return self._node.get_clock().now().nanoseconds
@@ -126,16 +148,16 @@ class DemoRecorder:
             if see is not None:
                 see(message)
             stamp = stamp_ns(message)
-            if stamp < self._due.get(topic, 0):
+            if self._closed or stamp < self._due.get(topic, 0):
                 return
             # By stamp, so that the cameras of one moment are kept or left together.
             self._due[topic] = stamp + round(0.9e9 / RECORD_RATE)
-            self._bag.write(f'{topic}/compressed', jpeg(message), self._now())
+            self._write(f'{topic}/compressed', jpeg(message))
 
         return store
 
     def _message(self, topic: str) -> Any:
-        return lambda message: self._bag.write(topic, message, self._now())
+        return partial(self._write, topic)
 
 
 def run_demo(options: DemoOptions) -> int:
@@ -169,7 +191,10 @@ def run_demo(options: DemoOptions) -> int:
         recorder.say(options.instructions[0])
         for process in _processes(options, weights, profile, renders=not missing):
             processes.append(process)
+        address = _start_page(options, processes, console)
         console.print('starting ' + ', '.join(p.name for p in processes))
+        if address:
+            console.print(f'see it and steer it in the browser: {address}', highlight=False)
         console.print('say something else meanwhile:')
         console.print(f'  {demo_report.invitation()}', highlight=False, soft_wrap=True)
         with Live(console=console, auto_refresh=False, transient=True) as live:
@@ -183,7 +208,11 @@ def run_demo(options: DemoOptions) -> int:
                 lambda text: console.print(text, highlight=False, markup=False),
             )
             display.attempts = demo_sequence.attempts
-            demo_sequence.run(options.instructions, options.seconds)
+            demo_sequence.run(
+                options.instructions,
+                math.inf if options.stay else options.seconds,
+                recorder.close if options.stay else lambda: None,
+            )
         ok = monitor.tally.chunks >= options.seconds / LEAST
     except NodeDied as error:
         console.print(f'[red]{error}[/]', highlight=False)
@@ -230,7 +259,8 @@ class _Display:
     def __init__(
         self, options: DemoOptions, monitor: Monitor, console: Console, live: Live
     ) -> None:
-        self._seconds, self._monitor = options.seconds, monitor
+        self._seconds = math.inf if options.stay else options.seconds
+        self._monitor = monitor
         self._console, self._live = console, live
         self._drawn, self._reported = 0.0, time.monotonic()
         self.attempts: list[Any] = []
@@ -288,6 +318,37 @@ def _processes(
         ),
         log / 'chunk_executor.log',
     )
+
+
+def _start_page(options: DemoOptions, processes: list[NodeProcess], console: Console) -> str:
+    """Start the page in the browser and add its process; returns its address, empty without."""
+    if not options.view:
+        return ''
+    if find_spec('viser') is None:
+        console.print('no page in the browser: viser is not installed (requirements/view.txt)')
+        return ''
+    port = _free_port(PORT)
+    processes.append(
+        NodeProcess(
+            'viewer_node',
+            ros_arguments({}, {'port': port}),
+            options.out / 'log' / 'viewer_node.log',
+        )
+    )
+    return f'http://127.0.0.1:{port}'
+
+
+def _free_port(first: int) -> int:
+    """The first port from ``first`` on that nobody listens on."""
+    for port in range(first, first + 100):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(('127.0.0.1', port))
+            except OSError:
+                continue
+            return port
+    raise NodeDied(f'no free port from {first} on')
 
 
 def _fresh_folder(path: Path) -> Path:

@@ -106,10 +106,16 @@ class DemoSequence:
         self.not_reached: list[tuple[str, str]] = []
         self.memory: dict[str, list[int]] = {process.name: [] for process in processes}
 
-    def run(self, instructions: Sequence[str], seconds: float) -> None:
+    def run(
+        self,
+        instructions: Sequence[str],
+        seconds: float,
+        performed: Callable[[], None] = lambda: None,
+    ) -> None:
         """Wait for the first chunk, then perform for ``seconds``. Raises :class:`NodeDied`.
 
-        The seconds count from the first instruction.
+        The seconds count from the first instruction. ``performed`` is called when the sequence is
+        over and only people speak.
         """
         self._wait_for_chunk()
         self._begin = time.monotonic()
@@ -120,6 +126,7 @@ class DemoSequence:
             for words, pruner in plan:
                 self._perform(words, pruner)
                 done += 1
+            performed()
             self._listen()
         except TimeIsUp:
             pass
@@ -229,6 +236,8 @@ class DemoSequence:
         finally:
             self._number = max(self._number, attempt.verdict.number)
             attempt.take(monitor.tally.since(mark))
+            if said_by == PERSON and monitor.tally.last is not None:
+                attempt.pruner = monitor.tally.last.pruner  # a person may change that too
 
     def _heard(self, attempt: Attempt) -> bool:
         """Take the arm's word on this instruction; whether it is final."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Sequence
@@ -66,6 +67,8 @@ def status(monitor: Monitor, attempts: Sequence[Attempt], elapsed: float, second
     table.add_row('images', rates or 'waiting')
     table.add_row('health', monitor.diagnosis)
     table.add_row('say something', invitation())
+    if seconds == math.inf:
+        return Group(table, 'until Ctrl-C')
     return Group(table, ProgressBar(total=seconds, completed=elapsed, width=60))
 
 

@@ -6,7 +6,7 @@ import ctypes
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FrameType
 
 import rclpy
@@ -139,13 +139,18 @@ class AutoLifecycleNode(LifecycleNode):
         return True
 
 
-def run(make_node: Callable[[], AutoLifecycleNode]) -> int:
+def run(make_node: Callable[[], AutoLifecycleNode], arguments: Sequence[str] | None = None) -> int:
     """Run one node until SIGINT or SIGTERM. Returns the process's exit status.
+
+    ``arguments`` are those for ROS, without the program's name; ``None`` takes the command line's.
 
     The signals are handled here and not by rclpy, so that the context is still alive when the node
     stops its arm.
     """
-    rclpy.init(args=sys.argv, signal_handler_options=SignalHandlerOptions.NO)
+    rclpy.init(
+        args=sys.argv if arguments is None else ['', *arguments],
+        signal_handler_options=SignalHandlerOptions.NO,
+    )
     asked: list[int] = []
     parent = os.environ.get(PARENT)
 

@@ -13,7 +13,7 @@ from sensor_msgs.msg import Image
 
 from specprune_ros.nodes.common.images import ImageError
 from specprune_ros.policy.constants import COLOURS, OTHER
-from specprune_ros.policy.result import Overlay
+from specprune_ros.policy.overlay import Overlay
 
 KEPT = 128
 BITS = {'global': 1, 'dynamic': 2, 'local': 4}

@@ -25,6 +25,7 @@ from std_srvs.srv import SetBool, Trigger
 
 from specprune_ros.bench.calibration import calibrator
 from specprune_ros.models.accel import fused
+from specprune_ros.models.preprocess import CROP_AREA
 from specprune_ros.msg import ActionChunk, PruneStats
 from specprune_ros.nodes.common import patch_mask
 from specprune_ros.nodes.common.images import to_message
@@ -484,6 +485,8 @@ class SpecPruneNode(AutoLifecycleNode):
                 f'{version} ({pending} is being prepared)' if pending else version
             )
             values['engine'] = self._engine()
+            crop = CROP_AREA**0.5 if self._policy.config.center_crop else 1.0
+            values['image share seen'] = f'{crop:.4f}'  # of width and height, for viewers
             values['images prepared'] = self._prepared_where()
             values['kernels'] = fused.status()
         if self._last is not None:

@@ -7,6 +7,7 @@ and per pass. World and arm base share one frame; the table top is z = 0, x poin
 from __future__ import annotations
 
 import math
+import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 from xml.sax.saxutils import quoteattr
 
@@ -170,6 +171,12 @@ def _arm() -> str:
     gripper = _gripper().replace('<body ', '<body gravcomp="1" ')
     parts.append(gripper + '</body>' * len(rizon4.JOINTS) + '</body>')
     return ''.join(parts)
+
+
+def arm_shapes() -> dict[str, list[ElementTree.Element]]:
+    """The ``geom`` elements of each body of the arm, in the body's frame, by the body's name."""
+    bodies = ElementTree.fromstring(_arm()).iter('body')
+    return {body.get('name', ''): body.findall('geom') for body in bodies}
 
 
 def _things() -> str:

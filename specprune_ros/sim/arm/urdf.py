@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import xml.etree.ElementTree as ElementTree
 
-from specprune_ros.sim.arm import rizon4
+from specprune_ros.sim.arm import rizon4, scene
 
 BASE_FRAME, TCP_FRAME = 'base_link', 'tcp'
 
@@ -18,14 +19,13 @@ def _link(
     mass: float,
     centre: tuple[float, ...],
     inertia: tuple[float, float, float],
-    shape: str = '',
+    visuals: str,
 ) -> str:
     ixx, iyy, izz = inertia
-    visual = f'<visual>{shape}</visual>' if shape else ''
     return (
         f'<link name="{name}"><inertial><origin xyz="{_text(centre)}"/><mass value="{mass}"/>'
         f'<inertia ixx="{ixx:.6g}" ixy="0" ixz="0" iyy="{iyy:.6g}" iyz="0" izz="{izz:.6g}"/>'
-        f'</inertial>{visual}</link>'
+        f'</inertial>{visuals}</link>'
     )
 
 
@@ -38,9 +38,41 @@ def _fixed(
     )
 
 
-def _box(half: tuple[float, float, float], centre: tuple[float, ...]) -> str:
-    size = _text(tuple(2 * h for h in half))
-    return f'<origin xyz="{_text(centre)}"/><geometry><box size="{size}"/></geometry>'
+def _visual(origin: str, shape: str, rgba: str) -> str:
+    return (
+        f'<visual><origin {origin}/><geometry>{shape}</geometry>'
+        f'<material name="{rgba.replace(" ", "_")}"><color rgba="{rgba}"/></material></visual>'
+    )
+
+
+def _visuals(geoms: list[ElementTree.Element]) -> str:
+    """The scene's shapes of one body, which has the same frame as the link."""
+    parts = []
+    for geom in geoms:
+        size = [float(value) for value in geom.get('size', '').split()]
+        rgba = geom.get('rgba', '')
+        if geom.get('type') == 'box':
+            sides = _text(tuple(2 * half for half in size))
+            parts.append(_visual(f'xyz="{geom.get("pos")}"', f'<box size="{sides}"/>', rgba))
+            continue
+        ends = [float(value) for value in geom.get('fromto', '').split()]
+        low, high = ends[:3], ends[3:]
+        along = [b - a for a, b in zip(low, high, strict=True)]
+        length = math.sqrt(sum(c * c for c in along))
+        middle = _text(tuple((a + b) / 2 for a, b in zip(low, high, strict=True)))
+        # A URDF cylinder lies along z: pitch it down to the direction, then yaw it there.
+        pitch, yaw = math.acos(along[2] / length), math.atan2(along[1], along[0])
+        parts.append(
+            _visual(
+                f'xyz="{middle}" rpy="0 {pitch:.15g} {yaw:.15g}"',
+                f'<cylinder radius="{size[0]}" length="{length:.15g}"/>',
+                rgba,
+            )
+        )
+        if geom.get('type') == 'capsule':
+            ball = f'<sphere radius="{size[0]}"/>'
+            parts += [_visual(f'xyz="{_text(tuple(end))}"', ball, rgba) for end in (low, high)]
+    return ''.join(parts)
 
 
 def urdf(name: str = 'rizon4_like') -> str:
@@ -49,17 +81,19 @@ def urdf(name: str = 'rizon4_like') -> str:
     Joints are :data:`.rizon4.JOINT_NAMES`, in that order. ``tcp`` lies between the finger tips,
     its x axis points out of the tool and y is the direction the fingers move in.
     """
-    parts = [f'<link name="{BASE_FRAME}"/>']
+    shapes = scene.arm_shapes()
+    parts = [f'<link name="{BASE_FRAME}">{_visuals(shapes[BASE_FRAME])}</link>']
     parent = BASE_FRAME
     for index, joint in enumerate(rizon4.JOINTS, start=1):
         child = f'link{index}'
-        rod = (
-            '<origin xyz="0 0 0.1"/><geometry><cylinder radius="0.05" length="0.2"/></geometry>'
-            if index < len(rizon4.JOINTS)
-            else '<geometry><cylinder radius="0.042" length="0.1"/></geometry>'
-        )
         parts.append(
-            _link(child, joint.mass, joint.centre, rizon4.link_inertia(joint.mass), rod)
+            _link(
+                child,
+                joint.mass,
+                joint.centre,
+                rizon4.link_inertia(joint.mass),
+                _visuals(shapes[child]),
+            )
             + f'<joint name="{joint.name}" type="revolute"><parent link="{parent}"/>'
             f'<child link="{child}"/>'
             f'<origin xyz="{_text(joint.offset)}" rpy="{_text(joint.rpy)}"/>'
@@ -75,7 +109,7 @@ def urdf(name: str = 'rizon4_like') -> str:
             rizon4.HAND_MASS,
             (0, 0, 0.045),
             rizon4.box_inertia(rizon4.HAND_MASS, hand),
-            _box(hand, (0, 0, hand[2])),
+            _visuals(shapes['hand']),
         )
         + _fixed('flange_joint', parent, 'flange', rizon4.FLANGE, yaw=math.pi)
     )
@@ -88,7 +122,7 @@ def urdf(name: str = 'rizon4_like') -> str:
                 rizon4.FINGER_MASS,
                 centre,
                 rizon4.box_inertia(rizon4.FINGER_MASS, finger),
-                _box(finger, centre),
+                _visuals(shapes[child]),
             )
             + f'<joint name="{joint}" type="prismatic"><parent link="flange"/>'
             f'<child link="{child}"/><origin xyz="0 0 {rizon4.FINGER_REACH - 0.004:.15g}"/>'

@@ -9,6 +9,7 @@ import atexit
 import math
 import weakref
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -38,6 +39,12 @@ _POSTURE_GAIN = 0.6  # 1/s, pull of the redundant joint towards the start postur
 _JOINT_MARGIN = 0.02  # rad kept to the joint limits
 _DISTRACTOR_COLOURS = ((0.88, 0.88, 0.86), (0.36, 0.37, 0.40))
 _PARKED = (0.0, 0.0, -5.0)
+
+_SHAPES = {
+    int(mujoco.mjtGeom.mjGEOM_BOX): 'box',
+    int(mujoco.mjtGeom.mjGEOM_SPHERE): 'sphere',
+    int(mujoco.mjtGeom.mjGEOM_CYLINDER): 'cylinder',
+}
 
 _open_worlds: weakref.WeakSet[World] = weakref.WeakSet()
 
@@ -83,6 +90,21 @@ def _bounded(twist: np.ndarray) -> np.ndarray:
     for part, most in ((twist[:3], MAX_LINEAR), (twist[3:], MAX_ANGULAR)):
         part *= min(1.0, most / max(float(np.linalg.norm(part)), 1e-9))
     return twist
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One shape of the scene: ``kind`` is box, sphere or cylinder (along z), ``size`` its sides or
+    diameters (m), ``rgba`` 0 to 1, and its pose in the base frame: m, quaternion x y z w.
+    """
+
+    number: int
+    body: str
+    kind: str
+    size: tuple[float, ...]
+    rgba: tuple[float, ...]
+    position: np.ndarray
+    quaternion: np.ndarray
 
 
 class World:
@@ -478,6 +500,35 @@ class World:
         body = self._data.body(name)
         return body.xpos.copy(), body.xmat.reshape(3, 3).copy()
 
+    def objects(self) -> list[Shape]:
+        """What is in sight besides the arm and the floor: the table and the things on it."""
+        self._refresh()
+        model, found = self._model, []
+        for index in np.flatnonzero(~self._is_robot):
+            kind = _SHAPES.get(int(model.geom_type[index]))
+            position = self._data.geom_xpos[index]
+            if kind is None or position[2] < _PARKED[2] / 2:
+                continue
+            quaternion = np.empty(4)
+            mujoco.mju_mat2Quat(quaternion, self._data.geom_xmat[index])
+            size = model.geom_size[index]
+            if kind == 'sphere':
+                size = size[[0, 0, 0]]
+            elif kind == 'cylinder':
+                size = size[[0, 0, 1]]
+            found.append(
+                Shape(
+                    int(index),
+                    self._body_name(index),
+                    kind,
+                    tuple(float(v) for v in 2 * size),
+                    tuple(float(v) for v in model.geom_rgba[index]),
+                    position.copy(),
+                    np.roll(quaternion, -1),
+                )
+            )
+        return found
+
     def touches(self, first: str, second: str) -> bool:
         """Whether two bodies or geoms, named by the start of their name, are in contact."""
         for pair in self._data.contact.geom:
@@ -495,6 +546,19 @@ class World:
 
         Raises :class:`.render_backend.NoRenderer` where nothing can render.
         """
+        self._aim(camera)
+        return self._renderer.render()
+
+    def render_depth(self, camera: str) -> np.ndarray:
+        """Depth along the viewing direction now: float32 ``[height, width]``, metres."""
+        self._aim(camera)
+        self._renderer.enable_depth_rendering()
+        try:
+            return self._renderer.render()
+        finally:
+            self._renderer.disable_depth_rendering()
+
+    def _aim(self, camera: str) -> None:
         if camera not in self.cameras:
             raise ValueError(f'camera: {camera!r}, this world has {list(self.cameras)}')
         if self._renderer is None:
@@ -508,7 +572,24 @@ class World:
             self._options.sitegroup[:] = 0
         self._refresh()
         self._renderer.update_scene(self._data, camera=camera, scene_option=self._options)
-        return self._renderer.render()
+
+    def intrinsics(self, camera: str) -> tuple[float, float, float, float]:
+        """Focal lengths and principal point fx, fy, cx, cy of a camera, pixels."""
+        height, width = self.image_size
+        half = math.radians(self._model.cam_fovy[self._model.camera(camera).id]) / 2
+        focal = 0.5 * height / math.tan(half)
+        return focal, focal, (width - 1) / 2, (height - 1) / 2
+
+    def camera_pose(self, camera: str) -> tuple[np.ndarray, np.ndarray]:
+        """Pose of a camera in the base frame: position (m), quaternion x y z w. Its z axis looks
+        forward, x right and y down, as in ROS.
+        """
+        self._refresh()
+        index = self._model.camera(camera).id
+        rotation = self._data.cam_xmat[index].reshape(3, 3) * (1.0, -1.0, -1.0)
+        quaternion = np.empty(4)
+        mujoco.mju_mat2Quat(quaternion, rotation.ravel())
+        return self._data.cam_xpos[index].copy(), np.roll(quaternion, -1)
 
     def project(self, camera: str, point: Sequence[float] | np.ndarray) -> np.ndarray:
         """Where a point (m) appears in a camera's image: ``[2]``, right and down as shares 0..1.

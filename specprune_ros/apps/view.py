@@ -1,0 +1,192 @@
+"""``specprune view``: the page of ``viewer_node`` on running nodes, or on a recording."""
+
+from __future__ import annotations
+
+import bisect
+import threading
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from sensor_msgs.msg import CompressedImage
+
+from specprune_ros.apps.bag import BagError, BagReader
+from specprune_ros.nodes.common.lifecycle import run
+from specprune_ros.nodes.common.remapping import profile_path, ros_arguments
+from specprune_ros.nodes.common.time import SECOND_NS
+from specprune_ros.nodes.viewer_node.access import Access, serve
+from specprune_ros.nodes.viewer_node.feed import Feed, Source, sources
+from specprune_ros.nodes.viewer_node.node import ViewerNode, package_folders
+from specprune_ros.nodes.viewer_node.page import Page
+from specprune_ros.robot.profile import Profile, load
+
+PACKED = '/compressed'
+LOOK_BACK = 2 * SECOND_NS  # ns before the cursor in which images are looked for
+FRAME = 0.1  # s between two frames while playing
+
+
+@dataclass(frozen=True)
+class ViewOptions:
+    """What ``specprune view`` was asked for; see its help."""
+
+    robot: str
+    robot_sn: str
+    host: str
+    port: int
+    policy: str
+    executor: str
+    arm: str
+    bag: Path | None
+
+
+def run_view(options: ViewOptions) -> int:
+    """Show the page until Ctrl-C. Returns the exit status."""
+    if options.bag is not None:
+        return _view_bag(options, options.bag)
+    parameters = {
+        'profile': str(profile_path(options.robot)),
+        'robot_sn': options.robot_sn,
+        'host': options.host,
+        'port': options.port,
+        'policy': options.policy,
+        'executor': options.executor,
+        'arm': options.arm,
+    }
+    return run(ViewerNode, ros_arguments({}, parameters))
+
+
+def _view_bag(options: ViewOptions, path: Path) -> int:
+    console = Console()
+    profile = load(
+        profile_path(options.robot), {'robot_sn': options.robot_sn} if options.robot_sn else {}
+    )
+    try:
+        with BagReader(path) as bag:
+            access = Access(options.host)
+            server = serve(options.host, options.port, access)
+            recording = Recording(bag, profile, options.policy, options.arm)
+            page = Page(server, f'{profile.name}: {path.name}')
+            cursor = Cursor(server, page, recording, profile, options)
+            console.print(
+                f'{path}, {bag.duration:.1f} s: {access.address(options.host, server.get_port())}',
+                highlight=False,
+                soft_wrap=True,
+            )
+            cursor.run()
+    except BagError as error:
+        console.print(f'[red]{error}[/]', highlight=False)
+        return 2
+    return 0
+
+
+class Recording:
+    """A recording, ready to be looked at from any moment.
+
+    Everything but the images is read at once; images are read where they are needed. Raises
+    :class:`BagError` where the recording has nothing to show.
+    """
+
+    def __init__(self, bag: BagReader, profile: Profile, policy: str, arm: str) -> None:
+        arm = ('/sim_arm' if profile.name == 'sim_arm' else '') if arm == 'auto' else arm
+        there = bag.topics()
+        self._bag = bag
+        self._images: dict[str, tuple[str, type]] = {}
+        small: dict[str, Source] = {}
+        for source in sources(profile, policy, arm):
+            if source.role.startswith('image '):
+                bare = source.topic.removesuffix(PACKED)
+                for topic, kind in ((bare + PACKED, CompressedImage), (bare, source.kind)):
+                    if topic in there:
+                        self._images[topic] = source.role, kind
+                        break
+            elif source.topic in there:
+                small[source.topic] = source
+        if not (small or self._images):
+            raise BagError(
+                f'{bag.path}: nothing of {profile.name} in it; it has {", ".join(sorted(there))}'
+            )
+        kinds = {topic: source.kind for topic, source in small.items()}
+        self._messages: dict[str, list[Any]] = {source.role: [] for source in small.values()}
+        self._stamps: dict[str, list[int]] = {role: [] for role in self._messages}
+        for recorded in bag.messages(kinds):
+            role = small[recorded.topic].role
+            self._messages[role].append(recorded.message)
+            self._stamps[role].append(recorded.stamp_ns)
+        self.start_ns, self.end_ns = bag.start_ns, bag.start_ns + round(bag.duration * SECOND_NS)
+
+    def until(self, moment_ns: int, since_ns: int | None = None) -> Iterable[tuple[str, Any]]:
+        """Roles and messages that make the picture at a moment, oldest first for each role.
+
+        Of statistics and diagnostics all, of everything else the newest; with ``since_ns`` only
+        what came after that.
+        """
+        for role, stamps in self._stamps.items():
+            end = bisect.bisect_right(stamps, moment_ns)
+            begin = 0 if since_ns is None else bisect.bisect_right(stamps, since_ns)
+            if role not in ('stats', 'diagnostics'):
+                begin = max(begin, end - 1)
+            for message in self._messages[role][begin:end]:
+                yield role, message
+        begin_ns = moment_ns - LOOK_BACK if since_ns is None else since_ns
+        kinds = {topic: kind for topic, (_, kind) in self._images.items()}
+        for recorded in self._bag.messages(kinds, begin_ns, moment_ns + 1):
+            yield self._images[recorded.topic][0], recorded.message
+
+
+class Cursor:
+    """The moment that the page shows, with a slider for it."""
+
+    def __init__(
+        self,
+        server: Any,
+        page: Page,
+        recording: Recording,
+        profile: Profile,
+        options: ViewOptions,
+    ) -> None:
+        self._recording = recording
+        self._feed = Feed(
+            page, profile, options.policy, options.executor, package_folders(), print
+        )
+        self._changed = threading.Event()
+        seconds = (recording.end_ns - recording.start_ns) / SECOND_NS
+        self._slider = page.add_time(seconds)
+        self._play = page.add_play()
+        self._slider.on_update(lambda event: self._changed.set())
+        self._play.on_update(lambda event: self._changed.set())
+        self._shown_ns: int | None = None
+        self._seconds = seconds
+
+    def run(self) -> None:
+        """Follow the slider, and move it while playing. Ends with ``KeyboardInterrupt``."""
+        self._changed.set()
+        begin = time.monotonic()
+        while True:
+            self._changed.wait(FRAME if self._play.value else None)
+            self._changed.clear()
+            now = time.monotonic()
+            if self._play.value:
+                at = self._slider.value + min(now - begin, 1.0)
+                if at >= self._seconds:
+                    at, self._play.value = self._seconds, False
+                self._slider.value = at
+            begin = now
+            self.show(self._recording.start_ns + round(self._slider.value * SECOND_NS))
+
+    def show(self, moment_ns: int) -> None:
+        """Draw the page as it was at a moment."""
+        if moment_ns == self._shown_ns:
+            return
+        since = self._shown_ns
+        if since is None or not since < moment_ns <= since + LOOK_BACK:
+            self._feed.forget()
+            since = None
+        for role, message in self._recording.until(moment_ns, since):
+            self._feed.take(role, message)
+        self._feed.draw_motion()
+        self._feed.draw_images()
+        self._feed.draw_text()
+        self._shown_ns = moment_ns

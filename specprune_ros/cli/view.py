@@ -1,0 +1,44 @@
+"""``specprune view``: a page in the browser that shows the arm and the policy."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+
+def add_parser(subparsers: Any) -> argparse.ArgumentParser:
+    """Declare the command."""
+    parser = subparsers.add_parser(
+        'view', help='show and steer running nodes in the browser, or look through a recording'
+    )
+    parser.add_argument('--bag', type=Path, help='an MCAP or sqlite3 recording instead of nodes')
+    parser.add_argument('--robot', default='sim_arm', help='robot profile: a name or a YAML file')
+    parser.add_argument('--robot-sn', default='', help='serial number for profiles that need one')
+    parser.add_argument(
+        '--host',
+        default='127.0.0.1',
+        help='interface to listen on; any but the loopback one needs the token that is printed',
+    )
+    parser.add_argument('--port', type=int, default=8080, help='first port to try (default 8080)')
+    parser.add_argument('--policy', default='/specprune_node', help='name of the policy node')
+    parser.add_argument('--executor', default='/chunk_executor', help='name of the executor node')
+    parser.add_argument(
+        '--arm',
+        default='auto',
+        help='name of the simulated arm, empty for none; auto: /sim_arm with its profile',
+    )
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command."""
+    from specprune_ros.apps.view import ViewOptions, run_view
+    from specprune_ros.robot.profile import ProfileError
+
+    options = {name: value for name, value in vars(args).items() if name not in ('command', 'run')}
+    try:
+        return run_view(ViewOptions(**options))
+    except (ProfileError, OSError) as error:
+        print(error)
+        return 2

@@ -1,0 +1,130 @@
+"""Who may open the page. viser itself lets in whoever reaches its port, so every HTTP and
+WebSocket request is looked at first.
+
+On the loopback interface no token is needed, but a request must name a loopback host and, where a
+browser says which page sends it, come from this page: another web site open in the same browser
+could otherwise steer the arm. On any other interface a token is needed, given once as ``?token=``
+and kept by the browser as a cookie.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hmac
+import io
+import ipaddress
+import os
+import secrets
+from collections.abc import Callable, Iterator
+from http import HTTPStatus
+from http.cookies import CookieError, SimpleCookie
+from typing import Any
+from unittest import mock
+from urllib.parse import parse_qs, urlsplit
+
+import viser
+import websockets.asyncio.server
+from viser import _messages
+
+TOKEN_VARIABLE = 'SPECPRUNE_VIEW_TOKEN'
+COOKIE = 'specprune_view'
+MAX_CLIENTS = 16
+COOKIE_AGE = 12 * 3600  # s
+LOOPBACK_NAMES = ('localhost', '127.0.0.1', '::1')
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches an interface."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == 'localhost'
+
+
+class Access:
+    """Decides about one request after the other. ``token`` is empty where none is needed."""
+
+    def __init__(self, host: str) -> None:
+        self.token = (
+            ''
+            if is_loopback(host)
+            else os.environ.get(TOKEN_VARIABLE) or secrets.token_urlsafe(18)
+        )
+
+    def address(self, host: str, port: int) -> str:
+        """What to open in the browser."""
+        shown = f'[{host}]' if ':' in host else host
+        return f'http://{shown}:{port}' + (f'/?token={self.token}' if self.token else '')
+
+    def refuse(self, connection: Any, request: Any) -> Any:
+        """The response that ends a request, ``None`` for one that may go on."""
+        headers = request.headers
+        host, origin = headers.get('Host', ''), headers.get('Origin')
+        websocket = headers.get('Upgrade', '').lower() == 'websocket'
+        if websocket and origin is not None and urlsplit(origin).netloc != host:
+            return connection.respond(
+                HTTPStatus.FORBIDDEN, 'this page answers its own site only\n'
+            )
+        if websocket and len(connection.server.connections) >= MAX_CLIENTS:
+            return connection.respond(
+                HTTPStatus.SERVICE_UNAVAILABLE, f'{MAX_CLIENTS} pages are open already\n'
+            )
+        if not self.token:
+            # A foreign name that resolves to this machine (DNS rebinding) is no loopback name.
+            if urlsplit(f'//{host}').hostname not in LOOPBACK_NAMES:
+                return connection.respond(HTTPStatus.FORBIDDEN, 'open it as localhost\n')
+            return None
+        given = parse_qs(urlsplit(request.path).query).get('token', [''])[0]
+        if self._right(given) and not websocket:
+            response = connection.respond(HTTPStatus.SEE_OTHER, '')
+            response.headers['Location'] = '/'
+            response.headers['Set-Cookie'] = (
+                f'{COOKIE}={self.token}; HttpOnly; SameSite=Strict; Path=/; Max-Age={COOKIE_AGE}'
+            )
+            return response
+        if self._right(_cookie(headers.get('Cookie', ''))):
+            return None
+        return connection.respond(
+            HTTPStatus.UNAUTHORIZED, 'a token is needed: open the address the viewer printed\n'
+        )
+
+    def _right(self, given: str) -> bool:
+        return hmac.compare_digest(given.encode(), self.token.encode())
+
+
+def _cookie(text: str) -> str:
+    try:
+        found = SimpleCookie(text).get(COOKIE)
+    except CookieError:
+        return ''
+    return '' if found is None else found.value
+
+
+def serve(host: str, port: int, access: Access) -> viser.ViserServer:
+    """A running page server behind ``access``, on the next free port from ``port`` on.
+
+    Raises ``OSError`` where nothing can listen on ``host``.
+    """
+    with _guarded(access), contextlib.redirect_stdout(io.StringIO()):
+        server = viser.ViserServer(host=host, port=port, verbose=False)
+    # Any page could else ask for a public tunnel to this server.
+    server._websock_server.unregister_handler(_messages.ShareUrlRequest)
+    server._websock_server.unregister_handler(_messages.ShareUrlDisconnect)
+    return server
+
+
+@contextlib.contextmanager
+def _guarded(access: Access) -> Iterator[None]:
+    """viser has no hook for requests: for the moment in which it starts listening, what it listens
+    with asks ``access`` first.
+    """
+    listen: Callable[..., Any] = websockets.asyncio.server.serve
+
+    def guarded(*args: Any, process_request: Callable[..., Any], **options: Any) -> Any:
+        def ask(connection: Any, request: Any) -> Any:
+            return access.refuse(connection, request) or process_request(connection, request)
+
+        return listen(*args, process_request=ask, **options)
+
+    with mock.patch.object(websockets.asyncio.server, 'serve', guarded):
+        yield

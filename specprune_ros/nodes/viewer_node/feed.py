@@ -1,0 +1,408 @@
+"""From ROS messages, live or recorded, to what the page shows."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import viser
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from geometry_msgs.msg import Point, PoseStamped, Quaternion
+from PIL import Image as PillowImage
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, JointState
+from std_msgs.msg import String
+from visualization_msgs.msg import Marker, MarkerArray
+
+from specprune_ros.msg import ActionChunk, PruneStats
+from specprune_ros.nodes.common import patch_mask
+from specprune_ros.nodes.common.images import ImageError, compressed_to_rgb, to_rgb
+from specprune_ros.nodes.common.task_results import from_message as task_result
+from specprune_ros.nodes.common.time import SECOND_NS, nanoseconds, stamp_ns
+from specprune_ros.nodes.executor_node.node import chunk_of
+from specprune_ros.nodes.patch_cloud_node import cloud_of, depth_of
+from specprune_ros.nodes.viewer_node.page import BAD, GOOD, NEUTRAL, WARNING, Layers, Object, Page
+from specprune_ros.nodes.viewer_node.robot_model import RobotModel, RobotModelError
+from specprune_ros.nodes.viewer_node.timelines import Query, Thresholds
+from specprune_ros.policy.overlay import Overlay, draw
+from specprune_ros.robot.geometry import Pose, rotate
+from specprune_ros.robot.profile import Profile
+from specprune_ros.robot.timeline import ChunkError, path_of
+
+MODES = {
+    PruneStats.MODE_DENSE: 'dense',
+    PruneStats.MODE_COARSE: 'coarse',
+    PruneStats.MODE_FINE: 'fine',
+    PruneStats.MODE_SKIPPED: 'skipped',
+}
+LEVELS = {
+    DiagnosticStatus.OK: GOOD,
+    DiagnosticStatus.WARN: WARNING,
+    DiagnosticStatus.ERROR: BAD,
+    DiagnosticStatus.STALE: BAD,
+}
+IMAGES_KEPT = 64  # of each camera, to find the one a query saw
+MAX_SKEW = 0.05 * SECOND_NS  # ns an image may lie from the mask drawn on it
+PATCH = 14  # pixels, side of a patch as drawn on a 16 x 16 grid
+SIDE = 16 * PATCH
+STRIDE = 3  # pixels between two points of the cloud
+MAX_RANGE = 3.0  # m
+LIFT = 0.003  # m towards the camera, so that no point sinks into what it lies on
+SHAPES = {Marker.CUBE: 'box', Marker.SPHERE: 'sphere', Marker.CYLINDER: 'cylinder'}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A topic the page listens to. ``role`` says what for; ``newest_only``: one message is as
+    good as many, and it may be lost; ``latched``: the last one was sent before we came.
+    """
+
+    role: str
+    topic: str
+    kind: type
+    newest_only: bool = False
+    latched: bool = False
+
+
+def sources(profile: Profile, policy: str, arm: str) -> list[Source]:
+    """What there is to listen to. ``policy`` and ``arm`` are node names such as
+    ``/specprune_node``; ``arm`` is empty where no simulated arm is there.
+    """
+    seen = profile.observation
+    found = [
+        Source('robot', seen.robot_description, String, latched=True),
+        Source('joints', seen.joint_states, JointState, newest_only=True),
+        Source('pose', seen.ee_pose, PoseStamped, newest_only=True),
+        Source('instruction', f'{policy}/instruction', String, latched=True),
+        Source('chunk', f'{policy}/action_chunk', ActionChunk),
+        Source('stats', f'{policy}/prune_stats', PruneStats),
+        Source('diagnostics', '/diagnostics', DiagnosticArray),
+    ]
+    for name, camera in seen.cameras.items():
+        kind = CompressedImage if camera.type == 'compressed' else Image
+        found += [
+            Source(f'image {name}', camera.topic, kind, newest_only=True),
+            Source(f'kept {name}', f'{policy}/kept/{name}', Image),
+        ]
+        if camera.depth and camera.camera_info:
+            found += [
+                Source(f'depth {name}', camera.depth, Image, newest_only=True),
+                Source(f'info {name}', camera.camera_info, CameraInfo, newest_only=True),
+                Source(f'camera {name}', camera.pose, PoseStamped, newest_only=True),
+            ]
+    if arm:
+        found += [
+            Source('objects', f'{arm}/objects', MarkerArray, newest_only=True),
+            Source('task', f'{arm}/verdict', DiagnosticStatus, latched=True),
+        ]
+    return [source for source in found if source.topic]
+
+
+class Feed:
+    """Remembers the newest of everything and draws what changed.
+
+    :meth:`take` only stores, and may be called for every message; :meth:`draw` does the work, as
+    often as the page should move. ``warn`` is told of messages that cannot be shown.
+    """
+
+    def __init__(
+        self,
+        page: Page,
+        profile: Profile,
+        policy: str,
+        executor: str,
+        packages: Sequence[Path] = (),
+        warn: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        self._page, self._profile, self._warn = page, profile, warn
+        self._nodes = {'Policy': policy.lstrip('/'), 'Executor': executor.lstrip('/')}
+        self._packages = packages
+        self._cameras = tuple(profile.observation.cameras)
+        self._robot: RobotModel | None = None
+        self._said_about: set[str] = set()
+        self.seen_share = 1.0
+        self.forget()
+
+    def forget(self) -> None:
+        """Nothing was heard: before a jump in a recording."""
+        self._new: set[str] = set()
+        self._last: dict[str, Any] = {}
+        self._images: dict[str, deque[Any]] = {
+            camera: deque(maxlen=IMAGES_KEPT) for camera in self._cameras
+        }
+        self._status: dict[str, DiagnosticStatus] = {}
+        self._page.timelines.clear()
+        self._path_of: int | None = None
+
+    def take(self, role: str, message: Any) -> None:
+        """Store one message."""
+        if role.startswith('image '):
+            self._images[role.removeprefix('image ')].append(message)
+            return
+        if role == 'stats':
+            self._page.timelines.add(query_of(message))
+        elif role == 'diagnostics':
+            self._take_diagnostics(message)
+        self._last[role] = message
+        self._new.add(role)
+
+    def set_thresholds(self, translation: float, rotation: float) -> None:
+        """The speeds below which the arm counts as slow, for the plot; m/s and rad/s."""
+        self._page.timelines.thresholds = Thresholds(translation, rotation)
+
+    def draw_motion(self) -> None:
+        """The arm, the objects and the path."""
+        self._attempt('robot', self._draw_robot)
+        if 'joints' in self._new and self._robot is not None:
+            joints = self._last['joints']
+            if self._robot.move(dict(zip(joints.name, joints.position, strict=False))):
+                self._page.move_robot(self._robot)
+        if 'objects' in self._new:
+            self._page.show_objects(objects_of(self._last['objects']))
+        if 'chunk' in self._new:
+            self._attempt('chunk', self._draw_path)
+        self._new -= {'robot', 'joints', 'objects', 'chunk'}
+
+    def draw_images(self) -> None:
+        """The cameras with what was kept, and the points where depth is known."""
+        if any(f'kept {camera}' in self._new for camera in self._cameras):
+            self._attempt('images', self._draw_cameras)
+            self._attempt('depth', self._draw_points)
+        self._new -= {f'kept {camera}' for camera in self._cameras}
+        if 'stats' in self._new:
+            self._page.show_layers(layers_of(self._last['stats']))
+
+    def draw_text(self) -> None:
+        """Time lines, banner, state."""
+        if 'stats' in self._new:
+            self._page.timelines.draw()
+        if 'instruction' in self._new:
+            self._page.show_instruction(self._last['instruction'].data)
+        elif 'chunk' in self._last and 'instruction' not in self._last:
+            self._page.show_instruction(self._last['chunk'].instruction)
+        if self._new & {'diagnostics', 'task', 'instruction', 'stats'}:
+            self._draw_state()
+        self._new -= {'stats', 'instruction', 'diagnostics', 'task'}
+
+    def _attempt(self, what: str, act: Callable[[], None]) -> None:
+        try:
+            act()
+        except (ImageError, RobotModelError, ChunkError) as error:
+            text = f'{what}: {error}'
+            if text not in self._said_about:
+                self._said_about.add(text)
+                self._warn(text)
+
+    def _draw_robot(self) -> None:
+        if 'robot' not in self._new:
+            return
+        self._new.discard('robot')
+        robot = RobotModel(self._last['robot'].data, self._packages, self._profile.joint_prefix)
+        for name in robot.missing:
+            self._warn(f'mesh {name} of robot_description is not on this machine: left out')
+        self._robot = robot
+        self._page.show_robot(robot)
+
+    def _draw_path(self) -> None:
+        chunk, start = self._last['chunk'], self._tool()
+        kinds = (ActionChunk.KIND_EE_DELTA, ActionChunk.KIND_EE_POSE)
+        if start is None or chunk.kind not in kinds:
+            return
+        poses = path_of(chunk_of(chunk), start, self._profile.tool_frame)
+        self._page.show_path(np.array([pose.position for pose in poses]))
+
+    def _tool(self) -> Pose | None:
+        if 'pose' in self._last:
+            pose = self._last['pose'].pose
+            return Pose(_xyz(pose.position), _xyzw(pose.orientation))
+        return None
+
+    def _draw_cameras(self) -> None:
+        shown = {}
+        for camera in self._cameras:
+            message = self._last.get(f'kept {camera}')
+            image = None if message is None else self._image_at(camera, stamp_ns(message))
+            if image is not None:
+                mask = patch_mask.from_message(message)
+                shown[camera] = overlaid(image, mask, self.seen_share)
+        self._page.show_cameras(shown)
+
+    def _image_at(self, camera: str, stamp: int) -> np.ndarray | None:
+        near = min(
+            self._images[camera], key=lambda image: abs(stamp_ns(image) - stamp), default=None
+        )
+        if near is None or abs(stamp_ns(near) - stamp) > MAX_SKEW:
+            return None
+        return compressed_to_rgb(near) if isinstance(near, CompressedImage) else to_rgb(near)
+
+    def _draw_points(self) -> None:
+        points, colours = [], []
+        for camera in self._cameras:
+            needed = [self._last.get(f'{role} {camera}') for role in ('depth', 'info', 'kept')]
+            if self._robot is None or any(message is None for message in needed):
+                continue
+            depth, info, kept = needed
+            position, rotation = self._camera_frame(camera, depth.header.frame_id)
+            at, colour = cloud_of(
+                depth_of(depth),
+                tuple(float(info.k[i]) for i in (0, 4, 2, 5)),
+                patch_mask.from_message(kept),
+                self.seen_share,
+                STRIDE,
+                max_range=MAX_RANGE,
+            )
+            at *= 1 - LIFT / np.linalg.norm(at, axis=1, keepdims=True)
+            points.append(at @ rotation.T + position)
+            colours.append(colour)
+        if points:
+            self._page.show_points(np.concatenate(points), np.concatenate(colours))
+
+    def _camera_frame(self, camera: str, link: str) -> tuple[np.ndarray, np.ndarray]:
+        """Position ``[3]`` and rotation ``[3, 3]`` of a camera in the base frame."""
+        measured = self._last.get(f'camera {camera}')
+        if measured is not None:
+            return np.array(_xyz(measured.pose.position)), rotation_of(measured.pose.orientation)
+        frame = self._robot.frame(link)
+        if frame is None:
+            raise ImageError(f'{link} of the depth image is no link of robot_description')
+        return frame
+
+    def _take_diagnostics(self, message: DiagnosticArray) -> None:
+        for status in message.status:
+            for heading, node in self._nodes.items():
+                if status.name.split(':')[0].strip('/') == node:
+                    self._status[heading] = status
+        policy = self._status.get('Policy')
+        if policy is not None:
+            share = {v.key: v.value for v in policy.values}.get('image share seen')
+            self.seen_share = float(share) if share else self.seen_share
+
+    def _draw_state(self) -> None:
+        stats, task = self._last.get('stats'), self._last.get('task')
+        sections = {
+            heading: {'status': status.message, **{v.key: v.value for v in status.values}}
+            for heading, status in self._status.items()
+        }
+        sections['Versions'] = versions(stats)
+        self._page.show_state(sections)
+        executor, chunk = self._status.get('Executor'), self._last.get('chunk')
+        told = f'“{chunk.instruction}”' if chunk is not None else ''
+        if task is not None:
+            result = task_result(task)
+            told = f'“{result.instruction}”: {result.outcome.replace("_", " ")}'
+            if result.final:
+                told += f', {result.seconds:.1f} s'
+        detail = f'{stats.pruner}, {stats.reason}' if stats is not None else ''
+        if executor is not None:
+            self._page.banner(executor.message, LEVELS.get(executor.level, NEUTRAL), detail, told)
+        elif stats is not None:
+            self._page.banner('querying', NEUTRAL, detail, told)
+
+
+def overlaid(image: np.ndarray, mask: np.ndarray, seen_share: float) -> np.ndarray:
+    """The part of an image that the policy sees, with what it kept; uint8 ``[H, W, 3]``."""
+    height, width = image.shape[:2]
+    rows, columns = mask.shape
+    top, left = (1 - seen_share) / 2 * height, (1 - seen_share) / 2 * width
+    patch = max(SIDE // rows, 1)
+    seen = PillowImage.fromarray(image).resize(
+        (columns * patch, rows * patch),
+        PillowImage.Resampling.BILINEAR,
+        box=(left, top, width - left, height - top),
+    )
+    kept = mask >= patch_mask.KEPT
+    sets = {name: (mask & bit) > 0 for name, bit in patch_mask.BITS.items()}
+    sets['other'] = (mask & patch_mask.OTHER_BIT) > 0
+    return draw(
+        Overlay(
+            np.asarray(seen)[None],
+            (rows, columns),
+            {name: members.ravel() for name, members in sets.items()},
+            kept.ravel(),
+        ),
+        0,
+    )
+
+
+def objects_of(message: MarkerArray) -> list[Object]:
+    """The boxes, spheres and cylinders of a MarkerArray."""
+    return [
+        Object(
+            f'{marker.ns}{marker.id}',
+            SHAPES[marker.type],
+            _xyz(marker.scale),
+            (marker.color.r, marker.color.g, marker.color.b, marker.color.a),
+            np.array(_xyz(marker.pose.position)),
+            np.roll(_xyzw(marker.pose.orientation), 1),
+        )
+        for marker in message.markers
+        if marker.type in SHAPES and marker.action == Marker.ADD
+    ]
+
+
+def layers_of(stats: PruneStats) -> Layers:
+    """The layer-by-layer account of one query."""
+    steps = [('in', stats.tokens_in)]
+    for layer, count in zip(stats.prune_layers, stats.tokens_after, strict=False):
+        steps.append((f'layer {layer}' if len(stats.prune_layers) < 6 else f'{layer}', count))
+    pruned = stats.mode in (PruneStats.MODE_COARSE, PruneStats.MODE_FINE)
+    sets = {
+        'global': stats.tokens_global,
+        'dynamic': stats.tokens_dynamic,
+        'local': stats.tokens_local,
+    }
+    headline = (
+        f'query {stats.sequence}, {MODES[stats.mode]}: {stats.tokens_mean:.0f} tokens on average, '
+        f'{stats.flops_ratio:.0%} of the operations'
+    )
+    return Layers(steps, sets if pruned else {}, headline)
+
+
+def query_of(stats: PruneStats) -> Query:
+    """One query, for the time lines."""
+    return Query(
+        nanoseconds(stats.header.stamp) / SECOND_NS,
+        MODES[stats.mode],
+        stats.tokens_in,
+        stats.tokens_mean,
+        stats.flops_ratio,
+        stats.prior_recall,
+        (stats.time_preprocess, stats.time_vision, stats.time_decoder, stats.time_head),
+        stats.time_total,
+        stats.speed_translation,
+        stats.speed_rotation,
+    )
+
+
+def versions(stats: PruneStats | None) -> Mapping[str, str]:
+    """Versions of what is running."""
+    try:
+        ours = version('specprune_ros')
+    except PackageNotFoundError:
+        ours = 'from a checkout'
+    found = {'specprune_ros': ours, 'viser': viser.__version__}
+    if stats is not None:
+        found |= {
+            'parameters version': str(stats.params_version),
+            'episode': str(stats.episode),
+            'query': str(stats.sequence),
+            'device': stats.device,
+        }
+    return found
+
+
+def rotation_of(value: Quaternion) -> np.ndarray:
+    """A rotation matrix ``[3, 3]``."""
+    return np.stack([rotate(_xyzw(value), axis) for axis in np.eye(3).tolist()], axis=1)
+
+
+def _xyz(value: Point) -> tuple[float, float, float]:
+    return (value.x, value.y, value.z)
+
+
+def _xyzw(value: Quaternion) -> tuple[float, float, float, float]:
+    return (value.x, value.y, value.z, value.w)
