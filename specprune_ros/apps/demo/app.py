@@ -73,12 +73,12 @@ class DemoOptions:
 
 def bundled_recording() -> Path:
     """The small recording shipped with the package."""
-    return Path(__file__).parents[1] / 'sim' / 'recording'
+    return Path(__file__).parents[2] / 'sim' / 'recording'
 
 
 def bundled_weights() -> str:
     """Folder of the policy trained for the simulated arm; empty where none was shipped."""
-    folder = Path(__file__).parents[1] / 'sim' / 'weights'
+    folder = Path(__file__).parents[2] / 'sim' / 'weights'
     return str(folder) if folder.is_dir() and any(folder.iterdir()) else ''
 
 

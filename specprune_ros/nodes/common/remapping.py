@@ -20,7 +20,7 @@ def profile_path(name: str) -> Path:
 
 def share() -> Path:
     """Where ``config`` and ``msg`` are: the checkout, or the installed share folder."""
-    checkout = Path(__file__).parents[2]
+    checkout = Path(__file__).parents[3]
     if (checkout / 'config' / 'robots').is_dir():
         return checkout
     from ament_index_python.packages import get_package_share_directory

@@ -13,13 +13,13 @@ from specprune_ros.models.load import save_policy_model
 from specprune_ros.sim.training.recipe import Recipe, tokenizer
 from specprune_ros.sim.training.train import Trainer, TrainError
 
-SHIPPED = Path(__file__).parent / 'weights'
+SHIPPED = Path(__file__).parents[1] / 'weights'
 RECIPE = 'recipe.json'
 
 
 def revision() -> str:
     """The git revision of this checkout, with ``+`` when files differ; empty without git."""
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
 
     def git(*arguments: str) -> str:
         done = subprocess.run(
