@@ -1,4 +1,4 @@
-"""When a gripper command is worth sending.
+"""When a gripper command is worth sending, and whether it was done.
 
 Gripper actions abort the running one when a new goal comes (Flexiv), so a command goes out on
 change only, and a policy that hovers about the middle must not make the fingers chatter.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 
 @dataclass
@@ -73,3 +74,88 @@ class GripperHysteresis:
         else:
             return None  # keep; and say nothing at all before the first clear wish
         return None if state == self._sent else state
+
+
+class GoalState(StrEnum):
+    """Where the gripper's present goal stands."""
+
+    IDLE = 'idle'  # nothing was asked for yet
+    WAITING = 'waiting for the server'
+    MOVING = 'moving'
+    DONE = 'done'
+    RETRYING = 'retrying'
+    FAILED = 'failed'
+
+
+@dataclass
+class GripperGoal:
+    """Sees one opening at a time through: sent again where it was refused, aborted or lost.
+
+    ``retries`` times, ``retry_s`` seconds apart; then it has failed until another opening is asked
+    for or :meth:`again` is called. A server that went away and came back is sent the goal anew.
+    With ``stall_is_success`` a closing goal (below ``closing``) that aborts counts as done: the
+    driver means that an object stopped the fingers.
+
+    The caller brings the time (ns) and whether a server is there; each goal sent has a number, so
+    that answers to an earlier one do not count.
+    """
+
+    retries: int = 3
+    retry_s: float = 0.5
+    stall_is_success: bool = False
+    closing: float = 0.5
+    state: GoalState = field(default=GoalState.IDLE, init=False)
+    opening: float | None = field(default=None, init=False)
+    reason: str = field(default='', init=False)
+    number: int = field(default=0, init=False)
+    _tried: int = field(default=0, init=False)
+    _after_ns: int = field(default=0, init=False)
+
+    def want(self, opening: float) -> None:
+        """Another opening, 0 closed to 1 open."""
+        self.opening = opening
+        self.again()
+
+    def again(self) -> None:
+        """Try the present opening from the beginning: a person says so, or the server is new."""
+        if self.opening is not None:
+            self.state, self.reason = GoalState.WAITING, ''
+            self._tried = self._after_ns = 0
+            self.number += 1
+
+    @property
+    def trouble(self) -> str:
+        """Why what was asked for is not done or on its way; empty: it is."""
+        if self.state in (GoalState.RETRYING, GoalState.FAILED):
+            return f'{self.reason}, sent {self._tried} of {self.retries + 1} times'
+        return ''
+
+    def due(self, now_ns: int, ready: bool) -> float | None:
+        """The opening to send now, if any; ``number`` is then the goal's."""
+        if not ready:
+            if self.state in (GoalState.MOVING, GoalState.DONE, GoalState.RETRYING):
+                self.again()  # its server is gone, and with it what it was told
+            return None
+        if self.state not in (GoalState.WAITING, GoalState.RETRYING) or now_ns < self._after_ns:
+            return None
+        self.state = GoalState.MOVING
+        self._tried += 1
+        self.number += 1
+        return self.opening
+
+    def succeeded(self, number: int) -> None:
+        """The server says it is done."""
+        if number == self.number and self.state is GoalState.MOVING:
+            self.state, self.reason = GoalState.DONE, ''
+
+    def failed(self, number: int, reason: str, now_ns: int, stalled: bool = False) -> None:
+        """The server refused or aborted; ``stalled``: it aborted a goal it had accepted."""
+        if number != self.number or self.state is not GoalState.MOVING:
+            return
+        if stalled and self.stall_is_success and self.opening <= self.closing:
+            self.state, self.reason = GoalState.DONE, ''
+            return
+        self.reason = reason
+        self._after_ns = now_ns + round(self.retry_s * 1e9)
+        left = self._tried <= self.retries
+        self.state = GoalState.RETRYING if left else GoalState.FAILED

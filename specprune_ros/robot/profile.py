@@ -35,6 +35,9 @@ NO_GRIPPER, FLOAT64, GRIPPER_COMMAND, PARALLEL_GRIPPER, FLEXIV_GRIPPER = (
 )
 GRIPPER_ADAPTERS = (NO_GRIPPER, FLOAT64, GRIPPER_COMMAND, PARALLEL_GRIPPER, FLEXIV_GRIPPER)
 
+STOP, CONTINUE = 'stop', 'continue'
+ON_GRIPPER_FAILURE = (STOP, CONTINUE)
+
 ZERO, HOLD = 'zero', 'hold'
 STOP_ACTIONS = (ZERO, HOLD)
 
@@ -107,7 +110,10 @@ class GripperConfig:
     """Where gripper commands go and what open and closed are there.
 
     ``open`` and ``closed`` are in the driver's unit (m, rad, or a share); ``effort`` in N or Nm
-    and ``velocity`` in m/s where the driver takes them; ``joint`` for ParallelGripperCommand.
+    and ``velocity`` in m/s where the driver takes them; ``joint`` for ParallelGripperCommand. A
+    goal that is refused or aborted is sent again ``retries`` times, ``retry_s`` apart.
+    ``stall_is_success``: the driver aborts a closing goal when an object stops the fingers.
+    ``on_failure``: ``stop`` holds the arm until the gripper has done what it was asked to.
     """
 
     adapter: str = NO_GRIPPER
@@ -121,6 +127,10 @@ class GripperConfig:
     open_above: float = 0.6
     continuous: bool = False
     dwell_s: float = 0.0
+    retries: int = 3
+    retry_s: float = 0.5
+    stall_is_success: bool = False
+    on_failure: str = STOP
 
 
 @dataclass(frozen=True)
@@ -256,6 +266,10 @@ def _gripper(node: _Node) -> GripperConfig:
         open_above=node.number('open_above', 0.6, low=0.0, high=1.0),
         continuous=node.boolean('continuous', False),
         dwell_s=node.number('dwell_s', 0.0, low=0.0, high=5.0),
+        retries=round(node.number('retries', 3.0, low=0.0, high=100.0)),
+        retry_s=node.number('retry_s', 0.5, low=0.0, exclusive=True, high=60.0),
+        stall_is_success=node.boolean('stall_is_success', False),
+        on_failure=node.text('on_failure', STOP, choices=ON_GRIPPER_FAILURE),
     )
     if out.close_below > out.open_above:
         raise node.error('close_below', f'is {out.close_below}, above open_above {out.open_above}')
@@ -285,6 +299,7 @@ def _limits(node: _Node) -> safety.SafetyLimits:
             upper,
             row.number('velocity', math.inf, low=0.0, exclusive=True),
             row.number('acceleration', math.inf, low=0.0, exclusive=True),
+            _optional(row, 'jerk'),
         )
         row.finish()
     positive = {'low': 0.0, 'exclusive': True}
@@ -293,6 +308,8 @@ def _limits(node: _Node) -> safety.SafetyLimits:
         rotation_speed=node.number('rotation_speed', **positive),
         translation_acceleration=node.number('translation_acceleration', **positive),
         rotation_acceleration=node.number('rotation_acceleration', **positive),
+        translation_jerk=_optional(node, 'translation_jerk'),
+        rotation_jerk=_optional(node, 'rotation_jerk'),
         translation_step=node.number('translation_step', math.inf, **positive),
         rotation_step=node.number('rotation_step', math.inf, **positive),
         workspace=workspace,
@@ -301,10 +318,20 @@ def _limits(node: _Node) -> safety.SafetyLimits:
             node.number('lead_translation', math.inf, **positive),
             node.number('lead_rotation', math.inf, **positive),
         ),
+        state_speed=(
+            node.number('state_translation_speed', 2.0, **positive),
+            node.number('state_rotation_speed', 8.0, **positive),
+        ),
         joints=joints,
     )
     node.finish()
     return out
+
+
+def _optional(node: _Node, key: str) -> float | None:
+    """A number above 0 that may be left out."""
+    value = node.number(key, math.inf, low=0.0, exclusive=True)
+    return None if math.isinf(value) else value
 
 
 def _watchdog(node: _Node) -> watchdog.WatchdogLimits:
@@ -352,6 +379,9 @@ def _cross_check(profile: Profile, root: _Node) -> None:
         missing = [j for j in profile.joints if j not in profile.limits.joints]
         if missing:
             raise root.error('limits.joints', f'lacks {", ".join(missing)}')
+        for joint in profile.joints:
+            if math.isinf(profile.limits.joints[joint].acceleration):
+                raise root.error(f'limits.joints.{joint}.acceleration', 'is needed to brake with')
     if command.adapter in (POSE, MOTION_FORCE) and not (seen.ee_pose or profile.tool_link):
         raise root.error(
             'observation.ee_pose', f"is needed for command.adapter '{command.adapter}'"

@@ -8,57 +8,92 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+
+import numpy as np
 
 from specprune_ros.robot import geometry
 from specprune_ros.robot.geometry import Pose, Twist, Vector
+from specprune_ros.robot.plausible import pose_distance
+from specprune_ros.robot.stop_motion import (
+    AXIS_SHARE,
+    INSIDE,
+    JerkWindow,
+    MotionState,
+    brake,
+    reach,
+    window_length,
+)
 
 TURNS_OUTSIDE = 0.01  # m outside the workspace where turning the tool has faded out
-
-# A scaled vector may come out a rounding error too long; aim this much inside.
-_INSIDE = 1.0 - 1e-9
+# 1/s: jerk over acceleration where a profile names no jerk. The acceleration then builds up over
+# 40 ms, and a command comes 15 ms later than without a limit (at 100 Hz).
+JERK_RATIO = 50.0
+# m and rad between the place held and the measured one within which motion goes on from the former
+# (a compliant controller does not go all the way). Further off, somebody has moved the arm.
+HELD = (0.02, 0.1)
 
 
 @dataclass(frozen=True)
 class JointLimit:
-    """One joint: range in rad, speed in rad/s, acceleration in rad/s^2 (infinite: no limit)."""
+    """One joint: range in rad, speed in rad/s, acceleration in rad/s^2, jerk in rad/s^3.
+
+    Infinite means no limit; ``jerk`` ``None`` is :data:`JERK_RATIO` times the acceleration. A
+    joint without a range is a continuous one: whole turns make no difference.
+    """
 
     lower: float = -math.inf
     upper: float = math.inf
     velocity: float = math.inf
     acceleration: float = math.inf
+    jerk: float | None = None
 
     def __post_init__(self) -> None:
         if not self.lower < self.upper:
             raise ValueError(f'joint limit: lower {self.lower} must be below upper {self.upper}')
         if not (self.velocity > 0.0 and self.acceleration > 0.0):
             raise ValueError('joint limit: velocity and acceleration must be above 0')
+        if self.jerk is not None and not self.jerk > 0.0:
+            raise ValueError(f'joint limit: jerk {self.jerk} must be above 0')
+
+    @property
+    def continuous(self) -> bool:
+        """Whether the joint has no range."""
+        return math.isinf(self.lower) and math.isinf(self.upper)
+
+    @property
+    def jerk_limit(self) -> float:
+        """The jerk in force, rad/s^3."""
+        return JERK_RATIO * self.acceleration if self.jerk is None else self.jerk
 
 
 @dataclass(frozen=True)
 class SafetyLimits:
     """What a command may never exceed.
 
-    Speeds in m/s and rad/s, accelerations in m/s^2 and rad/s^2, steps (motion of one control
-    period) in m and rad. ``workspace`` holds the lowest and highest corner of the box the tool
+    Speeds in m/s and rad/s, accelerations in m/s^2 and rad/s^2, jerks in m/s^3 and rad/s^3
+    (``None``: :data:`JERK_RATIO` times the acceleration), steps (motion of one control period) in
+    m and rad. ``workspace`` holds the lowest and highest corner of the box the tool
     point stays in, metres in the base frame; ``reaction_s`` is how long the arm moves on after a
     command, and what it covers in that time is kept from the walls as well. ``lead`` is how far
     the commanded pose may run ahead of the measured one (m, rad) before the arm counts as not
-    following. ``latched`` names the stop reasons that hold until :meth:`SafetyFilter.enable`; the
-    others clear with the next good command. Infinite means no limit.
+    following. ``state_speed`` is how fast the arm can be moved at all, by anybody (m/s, rad/s): a
+    measured pose that it cannot have reached is not believed. Infinite means no limit.
     """
 
     translation_speed: float = 0.25
     rotation_speed: float = 1.0
     translation_acceleration: float = 2.0
     rotation_acceleration: float = 8.0
+    translation_jerk: float | None = None
+    rotation_jerk: float | None = None
     translation_step: float = math.inf
     rotation_step: float = math.inf
     workspace: tuple[Vector, Vector] | None = None
     reaction_s: float = 0.0
     lead: tuple[float, float] = (math.inf, math.inf)
+    state_speed: tuple[float, float] = (2.0, 8.0)
     joints: dict[str, JointLimit] = field(default_factory=dict)
-    latched: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         for name in (
@@ -71,6 +106,12 @@ class SafetyLimits:
         ):
             if not getattr(self, name) > 0.0:
                 raise ValueError(f'{name} is {getattr(self, name)}; a number above 0 is needed')
+        for name in ('translation_jerk', 'rotation_jerk'):
+            value = getattr(self, name)
+            if value is not None and not value > 0.0:
+                raise ValueError(f'{name} is {value}; a number above 0 is needed')
+        if not all(x > 0.0 for x in self.state_speed):
+            raise ValueError(f'state_speed is {self.state_speed}; two numbers above 0 are needed')
         if not (math.isfinite(self.reaction_s) and self.reaction_s >= 0.0):
             raise ValueError(f'reaction_s is {self.reaction_s}; 0 or more seconds are needed')
         if not all(x > 0.0 for x in self.lead):
@@ -81,6 +122,15 @@ class SafetyLimits:
                 raise ValueError('workspace: corners must be finite')
             if not all(a < b for a, b in zip(low, high, strict=True)):
                 raise ValueError(f'workspace: lowest corner {low} must be below highest {high}')
+
+    @property
+    def jerks(self) -> tuple[float, float]:
+        """The jerks in force, m/s^3 and rad/s^3."""
+        pairs = (
+            (self.translation_jerk, self.translation_acceleration),
+            (self.rotation_jerk, self.rotation_acceleration),
+        )
+        return tuple(JERK_RATIO * a if jerk is None else jerk for jerk, a in pairs)
 
 
 @dataclass(frozen=True)
@@ -116,34 +166,48 @@ STOP_REASONS = (NOT_FINITE, NO_POSE, NOT_FOLLOWING, UNKNOWN_JOINT)
 
 
 class SafetyFilter:
-    """Filters one command per control period.
+    """Filters one command per control period, and brakes.
 
-    Speeds and steps bound the norm of the output; accelerations bound the norm of its change
-    against the last output, starting from rest. At a wall of the workspace the outward speed
-    falls with the distance left, so that the arm can brake; should the arm be nearer than that
-    (it was pushed), the outward part is cut at once and the acceleration limit yields. A tool
-    already outside may only move inwards, and turns less the further out it is. Joint commands
-    beyond a speed limit are scaled together, so that the tool keeps its direction; position and
-    acceleration limits hold joint by joint.
+    Speeds and steps bound the norm of the output; accelerations and jerks bound the norms of its
+    changes from the outputs before, starting from rest (:mod:`.stop_motion` says how). At a wall
+    of the workspace the outward speed falls with the distance left, so that the arm can brake;
+    should it be nearer than that (it was pushed), it brakes as hard as allowed. A tool already
+    outside may only move inwards, and turns less the further out it is. Joint commands beyond a
+    speed limit are scaled together, so that the tool keeps its direction; ranges, accelerations
+    and jerks hold joint by joint. A joint outside its range may only move inwards; it is never
+    thrown back.
 
     ``tracked`` integrates the commanded pose (pose outputs), and looks at the walls from there;
-    otherwise the measured pose counts.
+    otherwise the measured pose counts. ``joints`` makes it a filter of their velocities.
+
+    After a ``Stop`` the motion goes on from where it is, by :meth:`brake` or by a good command.
     """
 
-    def __init__(self, limits: SafetyLimits, period_s: float, *, tracked: bool = False) -> None:
+    def __init__(
+        self,
+        limits: SafetyLimits,
+        period_s: float,
+        *,
+        tracked: bool = False,
+        joints: Sequence[str] = (),
+    ) -> None:
         if not (math.isfinite(period_s) and period_s > 0.0):
             raise ValueError(f'period is {period_s} s; a number above 0 is needed')
         self.limits = limits
         self.period_s = period_s
+        self.joints = tuple(joints)
         self._tracked = tracked
         self._blind_s = period_s + limits.reaction_s
-        self._stop: Stop | None = None
-        self.rest()
-
-    @property
-    def stopped(self) -> Stop | None:
-        """The latched stop in force, if any."""
-        return self._stop
+        if self.joints:
+            known = [limits.joints[name] for name in self.joints if name in limits.joints]
+            pairs = [(limit.acceleration, limit.jerk_limit) for limit in known]
+        else:
+            accelerations = (limits.translation_acceleration, limits.rotation_acceleration)
+            pairs = list(zip(accelerations, limits.jerks, strict=True))
+        # One window for all parts, or they would not move together.
+        length = max((window_length(a, j, period_s) for a, j in pairs), default=1)
+        self._window = JerkWindow(length, len(self.joints) or 6)
+        self.forget()
 
     @property
     def pose(self) -> Pose | None:
@@ -155,17 +219,58 @@ class SafetyFilter:
         """The joint positions the commanded motion has reached, rad."""
         return self._positions
 
-    def enable(self) -> None:
-        """Clear a latched stop; motion starts from rest."""
-        self._stop = None
-        self.rest()
+    @property
+    def at_rest(self) -> bool:
+        """Whether the last command was one of standing still, for good."""
+        return self._window.at_rest
+
+    @property
+    def state(self) -> MotionState:
+        """All that is needed to bring the motion to rest from here."""
+        limits = self.limits
+        place: np.ndarray | None = None
+        if self.joints:
+            accelerations = [self._acceleration(name) for name in self.joints]
+            if self._positions:
+                place = np.array([self._positions[name] for name in self.joints])
+        else:
+            accelerations = [limits.translation_acceleration, limits.rotation_acceleration]
+            if self._pose is not None:
+                place = np.array([*self._pose.position, *self._pose.orientation])
+        return MotionState(
+            self._window.rows, np.array(accelerations), self.period_s, place, joints=self.joints
+        )
 
     def rest(self) -> None:
-        """Take the arm to stand still where it is measured next: after a stop action."""
-        self._twist = Twist()
-        self._velocities: dict[str, float] = {}
+        """The motion has ended: the next one starts at the place held, or where the arm is then
+        if somebody has moved it.
+        """
+        self._window.clear()
+        self._held = self._pose or self._held
+        self._held_joints = self._positions or self._held_joints
         self._pose: Pose | None = None
         self._positions: dict[str, float] = {}
+
+    def forget(self) -> None:
+        """As :meth:`rest`, and the next motion starts where the arm is measured then."""
+        self._window.clear()
+        self._pose, self._positions = None, {}
+        self._held: Pose | None = None
+        self._held_joints: dict[str, float] = {}
+
+    def brake(self) -> Command:
+        """One control period's command on the way to rest, from the last command on."""
+        dt, inner = self.period_s, self._window.inner
+        if self.joints:
+            slower = [
+                brake((v,), self._acceleration(name) * dt)[0]
+                for name, v in zip(self.joints, inner, strict=True)
+            ]
+            return self._send_joints(slower)
+        limits = self.limits
+        linear = brake(inner[:3], limits.translation_acceleration * dt)
+        angular = brake(inner[3:], limits.rotation_acceleration * dt)
+        return self._send_twist((*linear, *angular))
 
     def filter(
         self,
@@ -177,18 +282,6 @@ class SafetyFilter:
 
         ``measured`` is the tool pose in the base frame; ``measured_joints`` the positions in rad.
         """
-        if self._stop is not None:
-            return self._stop
-        out = self._apply(command, measured, measured_joints or {})
-        if isinstance(out, Stop):
-            self.rest()
-            if out.reason in self.limits.latched:
-                self._stop = out
-        return out
-
-    def _apply(
-        self, command: Command, measured: Pose | None, measured_joints: dict[str, float]
-    ) -> Command | Stop:
         gripper = command.gripper
         if gripper is not None:
             if not math.isfinite(gripper):
@@ -196,53 +289,56 @@ class SafetyFilter:
             gripper = min(1.0, max(0.0, gripper))
         if measured is not None and not measured.finite():
             return Stop(NOT_FINITE, f'measured pose is not finite: {measured}')
-        if command.twist is not None:
-            out = self._cartesian(command.twist, measured)
-        elif command.velocities is not None:
-            out = self._joints(command, measured_joints)
+        if command.velocities is not None:
+            out = self._joint_motion(command, measured_joints or {})
         else:
-            out = Command()
-        if isinstance(out, Stop):
-            return out
-        return Command(
-            out.twist, out.pose, out.joints, out.velocities, out.positions, gripper=gripper
-        )
+            out = self._tool_motion(command.twist or Twist(), measured)
+        return out if isinstance(out, Stop) else replace(out, gripper=gripper)
 
-    def _cartesian(self, twist: Twist, measured: Pose | None) -> Command | Stop:
+    def _tool_motion(self, twist: Twist, measured: Pose | None) -> Command | Stop:
         if not twist.finite():
             return Stop(NOT_FINITE, f'commanded twist is not finite: {twist}')
         limits, dt = self.limits, self.period_s
-        where = measured
+        at = measured
         if self._tracked:
-            if self._pose is None:
-                self._pose = measured
-            where = self._pose
-        if where is None and (limits.workspace is not None or self._tracked):
+            at = self._pose or self._start(measured)
+        if at is None and (limits.workspace is not None or self._tracked):
             return Stop(NO_POSE, 'no measured tool pose to check the workspace from')
         if self._tracked and measured is not None:
-            stop = self._following(measured)
+            stop = self._following(at, measured)
             if stop is not None:
                 return stop
+        if self._tracked:
+            self._pose = at
         linear = _clip(twist.linear, min(limits.translation_speed, limits.translation_step / dt))
         angular = _clip(twist.angular, min(limits.rotation_speed, limits.rotation_step / dt))
+        before = self._window.inner
+        walls = (math.inf,) * 3
         if limits.workspace is not None:
-            linear = self._slow_at_walls(linear, where.position)
-            angular = geometry.scale(angular, self._turning_share(where.position))
-        linear = _towards(self._twist.linear, linear, limits.translation_acceleration * dt)
-        angular = _towards(self._twist.angular, angular, limits.rotation_acceleration * dt)
-        if limits.workspace is not None:
-            linear = self._keep_inside(linear, where.position)
-        out = Twist(linear, angular)
-        self._twist = out
-        if self._tracked:
-            self._pose = geometry.integrate(self._pose, out, dt)
+            # What has been let through already is still to come.
+            ahead = geometry.add(at.position, self._window.pending(dt)[:3])
+            linear, walls = self._slow_at_walls(linear, before[:3], ahead)
+            angular = geometry.scale(angular, self._turning_share(ahead))
+        linear = _towards(before[:3], linear, limits.translation_acceleration * dt, walls)
+        angular = _towards(before[3:], angular, limits.rotation_acceleration * dt)
+        return self._send_twist((*linear, *angular))
+
+    def _send_twist(self, inner: tuple[float, ...]) -> Command:
+        out = Twist.of(self._window.push(inner))
+        if self._pose is not None:
+            self._pose = geometry.integrate(self._pose, out, self.period_s)
         return Command(twist=out, pose=self._pose)
 
-    def _following(self, measured: Pose) -> Stop | None:
-        far = geometry.norm(geometry.subtract(self._pose.position, measured.position))
-        turned = geometry.norm(
-            geometry.rotation_between(measured.orientation, self._pose.orientation)
-        )
+    def _start(self, measured: Pose | None) -> Pose | None:
+        """Where a motion starts: at the place held, unless the arm was moved from there."""
+        held = self._held
+        if held is None or measured is None:
+            return measured
+        near = zip(pose_distance(held, measured), HELD, strict=True)
+        return held if all(far <= most for far, most in near) else measured
+
+    def _following(self, at: Pose, measured: Pose) -> Stop | None:
+        far, turned = pose_distance(measured, at)
         if far > self.limits.lead[0] or turned > self.limits.lead[1]:
             return Stop(
                 NOT_FOLLOWING,
@@ -251,16 +347,24 @@ class SafetyFilter:
             )
         return None
 
-    def _slow_at_walls(self, linear: Vector, position: Vector) -> Vector:
+    def _slow_at_walls(
+        self, linear: Vector, before: Sequence[float], position: Vector
+    ) -> tuple[Vector, Vector]:
+        """The wish brought below what the walls allow, and the most each axis may have outward
+        in its present direction.
+        """
         low, high = self.limits.workspace
         # Three walls at once may each claim their share of the acceleration.
-        braking = self.limits.translation_acceleration / math.sqrt(3.0)
-        out = []
-        for v, p, a, b in zip(linear, position, low, high, strict=True):
+        braking = self.limits.translation_acceleration * AXIS_SHARE
+        out, walls = [], []
+        for v, u, p, a, b in zip(linear, before, position, low, high, strict=True):
             outward = b - p if v > 0.0 else p - a
-            allowed = _braking_speed(braking, outward, self._blind_s)
-            out.append(math.copysign(min(abs(v), allowed), v))
-        return (out[0], out[1], out[2])
+            out.append(math.copysign(min(abs(v), self._wall_speed(braking, outward)), v))
+            walls.append(self._wall_speed(braking, b - p if u > 0.0 else p - a))
+        return (out[0], out[1], out[2]), (walls[0], walls[1], walls[2])
+
+    def _wall_speed(self, braking: float, distance: float) -> float:
+        return _braking_speed(braking, distance, self._blind_s)
 
     def _turning_share(self, position: Vector) -> float:
         """How much of a turn is let through: an arm near the ends of its joints cannot turn the
@@ -270,65 +374,92 @@ class SafetyFilter:
         depth = max(max(a - p, p - b, 0.0) for p, a, b in zip(position, low, high, strict=True))
         return max(0.0, 1.0 - depth / TURNS_OUTSIDE)
 
-    def _keep_inside(self, linear: Vector, position: Vector) -> Vector:
-        low, high = self.limits.workspace
-        out = []
-        for v, p, a, b in zip(linear, position, low, high, strict=True):
-            room = max(0.0, b - p) if v > 0.0 else max(0.0, p - a)
-            if abs(v) * self._blind_s > room:
-                v = math.copysign(room / self._blind_s * _INSIDE, v)
-            out.append(v)
-        return (out[0], out[1], out[2])
+    def _acceleration(self, name: str) -> float:
+        limit = self.limits.joints.get(name)
+        return math.inf if limit is None else limit.acceleration
 
-    def _joints(self, command: Command, measured: dict[str, float]) -> Command | Stop:
+    def _joint_motion(self, command: Command, measured: dict[str, float]) -> Command | Stop:
         names, wanted = command.joints, command.velocities
         if len(names) != len(wanted):
             return Stop(UNKNOWN_JOINT, f'{len(wanted)} joint velocities for {len(names)} joints')
+        if names != self.joints:
+            return Stop(
+                UNKNOWN_JOINT,
+                f'joints are {", ".join(names)}; this robot has {", ".join(self.joints)}',
+            )
         if not geometry.all_finite(wanted):
             return Stop(NOT_FINITE, f'commanded joint velocities are not finite: {wanted}')
-        dt = self.period_s
-        limits = []
+        limits, at = [], {}
+        start = self._positions or self._joint_start(measured)
         for name in names:
             limit = self.limits.joints.get(name)
             if limit is None:
                 return Stop(UNKNOWN_JOINT, f"joint '{name}' has no limits in the robot profile")
-            position = self._positions.get(name, measured.get(name, math.nan))
+            real = measured.get(name, math.nan)
+            position = start.get(name, math.nan)
             if not math.isfinite(position):
                 return Stop(NO_POSE, f"no measured position of joint '{name}'")
-            self._positions.setdefault(name, position)
-            real = measured.get(name, position)
-            if abs(real - position) > self.limits.lead[1]:
+            behind = _turned(real, position, limit) if math.isfinite(real) else 0.0
+            if behind > self.limits.lead[1]:
                 return Stop(
                     NOT_FOLLOWING,
-                    f"joint '{name}' is {abs(real - position):.3f} rad from its command; at most "
+                    f"joint '{name}' is {behind:.3f} rad from its command; at most "
                     f'{self.limits.lead[1]:g} rad',
                 )
+            at[name] = position
             limits.append(limit)
+        self._positions = at
         # One factor for all joints keeps the direction of the tool.
         share = 1.0
         for v, limit in zip(wanted, limits, strict=True):
             if abs(v) > limit.velocity:
-                share = min(share, limit.velocity / abs(v) * _INSIDE)
-        velocities, positions = [], []
-        for name, v, limit in zip(names, wanted, limits, strict=True):
-            q = self._positions[name]
-            v = v * share if share < 1.0 else v
-            outward = limit.upper - q if v > 0.0 else q - limit.lower
-            if math.isfinite(outward) and math.isfinite(limit.acceleration):
-                allowed = _braking_speed(limit.acceleration, outward, dt)
-                v = math.copysign(min(abs(v), allowed), v)
-            before = self._velocities.get(name, 0.0)
-            change = limit.acceleration * dt
-            if abs(v - before) > change:
-                v = before + math.copysign(change * _INSIDE, v - before)
-            room = max(0.0, limit.upper - q) if v > 0.0 else max(0.0, q - limit.lower)
-            if abs(v) * dt > room:
-                v = math.copysign(room / dt * _INSIDE, v)
-            velocities.append(v)
-            positions.append(q + v * dt)
-        self._velocities.update(zip(names, velocities, strict=True))
-        self._positions.update(zip(names, positions, strict=True))
-        return Command(joints=names, velocities=tuple(velocities), positions=tuple(positions))
+                share = min(share, limit.velocity / abs(v) * INSIDE)
+        pending = self._window.pending(self.period_s)
+        inner = [
+            self._joint_speed(v * share, before, at[name] + ahead, limit)
+            for name, v, before, ahead, limit in zip(
+                names, wanted, self._window.inner, pending, limits, strict=True
+            )
+        ]
+        return self._send_joints(inner)
+
+    def _joint_start(self, measured: dict[str, float]) -> dict[str, float]:
+        held, limits = self._held_joints, self.limits.joints
+        near = all(
+            name in held
+            and _turned(held[name], measured.get(name, math.nan), self.limits.joints[name])
+            <= HELD[1]
+            for name in self.joints
+            if name in limits
+        )
+        return held if near and held else measured
+
+    def _joint_speed(self, v: float, before: float, at: float, limit: JointLimit) -> float:
+        """The inner velocity of one joint, ``at`` where it has been let go to."""
+        dt = self.period_s
+        outward = limit.upper - at if v > 0.0 else at - limit.lower
+        if math.isinf(limit.acceleration):
+            return math.copysign(min(abs(v), max(0.0, outward) / dt * INSIDE), v)
+        if math.isfinite(outward):
+            allowed = _braking_speed(limit.acceleration, outward, dt)
+            v = math.copysign(min(abs(v), allowed), v)
+        change = limit.acceleration * dt
+        if abs(v - before) > change:
+            v = before + math.copysign(change * INSIDE, v - before)
+        return v
+
+    def _send_joints(self, inner: Sequence[float]) -> Command:
+        velocities = self._window.push(inner)
+        for name, v in zip(self.joints, velocities, strict=True):
+            if name in self._positions:
+                self._positions[name] += v * self.period_s
+        positions = tuple(self._positions.get(name, math.nan) for name in self.joints)
+        return Command(joints=self.joints, velocities=velocities, positions=positions)
+
+
+def _turned(a: float, b: float, limit: JointLimit) -> float:
+    """Radians between two positions of a joint; of a continuous one the shorter way."""
+    return abs(math.remainder(b - a, math.tau) if limit.continuous else b - a)
 
 
 def _braking_speed(acceleration: float, distance: float, blind_s: float) -> float:
@@ -352,15 +483,30 @@ def _clip(vector: Vector, longest: float) -> Vector:
         biggest = max(abs(c) for c in vector)
         vector = geometry.scale(vector, 1.0 / biggest)
         length = geometry.norm(vector)
-    return geometry.scale(vector, longest / length * _INSIDE)
+    return geometry.scale(vector, longest / length * INSIDE)
 
 
-def _towards(before: Vector, wanted: Vector, furthest: float) -> Vector:
-    change = geometry.subtract(wanted, before)
-    length = geometry.norm(change)
-    if length <= furthest:
+def _towards(
+    before: Sequence[float],
+    wanted: Vector,
+    furthest: float,
+    walls: Sequence[float] = (math.inf,) * 3,
+) -> Vector:
+    """``before`` changed towards ``wanted`` by at most ``furthest`` in norm.
+
+    Axes faster than ``walls`` brake first, each by up to its share of the change.
+    """
+    change = tuple(w - b for w, b in zip(wanted, before, strict=True))
+    if geometry.norm(change) <= furthest:
         return wanted
-    return geometry.add(before, geometry.scale(change, furthest / length * _INSIDE))
+    least = furthest * AXIS_SHARE * INSIDE
+    first = tuple(
+        -math.copysign(min(max(abs(b) - wall, 0.0), least), b)
+        for b, wall in zip(before, walls, strict=True)
+    )
+    rest = geometry.subtract(change, first)
+    share = reach(first, rest, furthest * INSIDE)
+    return tuple(b + f + share * r for b, f, r in zip(before, first, rest, strict=True))
 
 
 def joint_limits(
@@ -378,5 +524,6 @@ def joint_limits(
             min(own.upper, upper),
             min(own.velocity, velocity if velocity > 0.0 else math.inf),
             own.acceleration,
+            own.jerk,
         )
     return out

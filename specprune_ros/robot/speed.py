@@ -23,6 +23,10 @@ ACTION = 'action'
 SOURCES = (JOINT_STATES, TWIST, ACTION)
 
 MAX_URDF = 8_000_000  # characters; a detailed humanoid has under a tenth of that
+STILL = 0.02  # rad/s by the positions, above which velocities of 0 are not believed
+FASTER = 2.0  # times its limit a joint may move, by whomever
+ANY_JOINT = 10.0  # rad/s, where a URDF has no limit
+REACH_SLACK = 0.05  # rad: noise, and stamps that are not measurement times
 MAX_JOINTS = 256  # names in a joint state; a humanoid with two hands has under 100
 
 
@@ -88,8 +92,9 @@ class JointSpeed:
     on either side.
 
     Velocities come from the message; where it has none (empty, or NaN for every joint, as
-    joint_state_broadcaster writes a velocity nobody measures) they are differences of positions
-    over stamps, smoothed by a first-order low-pass with ``cutoff_hz``.
+    joint_state_broadcaster writes a velocity nobody measures), or says 0 while the positions move
+    (``contradiction`` then says so), they are differences of positions over stamps, smoothed by a
+    first-order low-pass with ``cutoff_hz``.
 
     ``base_frame`` is the frame the speed is measured against and expressed in; by default the
     root.
@@ -152,6 +157,7 @@ class JointSpeed:
         self._last_v: np.ndarray | None = None
         self._last_stamp: int | None = None
         self._last_speed: Speed | None = None
+        self.contradiction = ''
 
     def update(
         self,
@@ -164,19 +170,47 @@ class JointSpeed:
 
         Positions in radians (metres for sliding joints), velocities per second. A stamp before
         the last one, or more than ``max_gap_s`` after it, restarts the differences; an equal
-        stamp returns the last speed. Raises ``JointStateError``.
+        stamp returns the last speed. Raises ``JointStateError``, also for positions no joint can
+        have reached since the last ones.
         """
         index = self._match(names)
         q = self._configuration(index, names, positions)
         v = self._velocities(index, names, velocities)
-        if v is None:
-            v = self._differentiate(q, stamp_ns)
-            if v is None:
+        self._check_reach(q, v, stamp_ns)
+        moved = self._differentiate(q, stamp_ns)
+        self.contradiction = ''
+        if v is not None and not v.any() and moved is not None:
+            fastest = float(np.abs(moved).max())
+            if fastest > STILL:
+                self.contradiction = (
+                    f'velocities are 0 while positions move at {fastest:.2f} rad/s'
+                )
+        if v is None or self.contradiction:
+            if moved is None:
                 return self._last_speed if stamp_ns == self._last_stamp else None
-        else:
-            self._last_q, self._last_v, self._last_stamp = q, v, stamp_ns
+            v = moved
         self._last_speed = self._speed(q, v, stamp_ns)
         return self._last_speed
+
+    def _check_reach(self, q: np.ndarray, v: np.ndarray | None, stamp_ns: int) -> None:
+        """Raises ``JointStateError`` for a state that no joint can have reached, or be passing."""
+        limit = np.where(self.model.velocityLimit > 0.0, self.model.velocityLimit, np.inf)
+        fastest = FASTER * np.minimum(limit, ANY_JOINT)
+        names = list(self.model.names)[1:]
+        if v is not None and (np.abs(v) > fastest).any():
+            i = int(np.argmax(np.abs(v) / fastest))
+            raise JointStateError(f"joint state: '{names[i]}' is said to move at {v[i]:.1f} rad/s")
+        if self._last_q is None or self._last_stamp is None:
+            return
+        dt = (stamp_ns - self._last_stamp) * 1e-9
+        if not 0.0 < dt <= self._max_gap_s:
+            return
+        far = np.abs(pin.difference(self.model, self._last_q, q))
+        if (far > fastest * dt + REACH_SLACK).any():
+            i = int(np.argmax(far - fastest * dt))
+            raise JointStateError(
+                f"joint state: '{names[i]}' jumps by {far[i]:.3f} rad in {dt:.3f} s"
+            )
 
     def tool_pose(self, names: Sequence[str], positions: Sequence[float]) -> Pose:
         """Pose of ``tip_frame`` in ``base_frame``. Raises ``JointStateError``."""

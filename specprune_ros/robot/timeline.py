@@ -108,12 +108,14 @@ class ChunkRules:
     """What the arm at hand can interpret.
 
     ``frames`` are the frames end-effector rows may be written in; ``joints`` the joint names a
-    joint chunk must have, in any order (empty: joint chunks are refused).
+    joint chunk must have, in any order (empty: joint chunks are refused). Of those in
+    ``continuous`` whole turns make no difference.
     """
 
     frames: tuple[str, ...]
     joints: tuple[str, ...] = ()
     kinds: tuple[int, ...] = (KIND_EE_DELTA, KIND_EE_POSE, KIND_JOINT_POSITION, KIND_JOINT_DELTA)
+    continuous: frozenset[str] = frozenset()
 
 
 def check(chunk: Chunk, rules: ChunkRules) -> None:
@@ -514,6 +516,8 @@ class ChunkTimeline:
             else:
                 start = rows[0] if joints is None else np.asarray(joints, dtype=np.float64)
                 knots = np.vstack([start, rows])
+                turning = [j in self.rules.continuous for j in self.rules.joints]
+                knots[:, turning] = np.unwrap(knots[:, turning], axis=0)
                 rates = np.diff(knots, axis=0) / chunk.step_dt
         return ScheduledChunk(chunk, origin, self._axis, 0.0, rates, knots, chunk.opening)
 

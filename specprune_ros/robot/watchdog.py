@@ -20,6 +20,10 @@ STALE_STATE = 'stale_state'
 STALE_OBSERVATION = 'stale_observation'
 STALE_CHUNK = 'stale_chunk'
 DRY_QUEUE = 'dry_queue'
+HELD = 'held'
+GRIPPER = 'gripper'
+IMPLAUSIBLE = 'implausible_state'
+ENDED = 'ended'  # the node was deactivated, or its process ends
 REASONS = (
     DISABLED,
     DRIVER,
@@ -31,7 +35,11 @@ REASONS = (
     STALE_OBSERVATION,
     STALE_CHUNK,
     DRY_QUEUE,
+    HELD,
+    GRIPPER,
+    IMPLAUSIBLE,
 )
+DOUBT_S = 0.5  # s in which no impossible state may have come before the arm moves
 
 
 class State(StrEnum):
@@ -113,6 +121,9 @@ class Watchdog:
         self._driver = (True, '')
         self._error = self._unsafe = self._jumped = ''
         self._error_judged = True
+        self._held = False
+        self._gripper = ''
+        self._doubt: tuple[int, str] | None = None
         self._stamps: dict[str, int | None] = dict.fromkeys(states)
         self._observation_ns: int | None = None
         self._chunk_ns: int | None = None
@@ -153,17 +164,34 @@ class Watchdog:
         """The safety filter stopped the arm; holds until the next chunk (if latched, enable)."""
         self._unsafe = detail
 
+    def implausible(self, detail: str, now_ns: int) -> None:
+        """A measured state arrived that cannot be true: no motion while that goes on."""
+        self._doubt = (now_ns, detail)
+
+    def gripper(self, detail: str) -> None:
+        """The gripper did not do what it was asked to; empty: it has."""
+        self._gripper = detail
+
+    def hold(self, held: bool) -> None:
+        """Pause in place, or go on."""
+        self._held = held
+
+    def stand_down(self) -> None:
+        """The motion was ended from outside; nobody holds it any more."""
+        self._state, self._held = State.WAITING, False
+        self._forget_motion()
+
     def enable(self, enabled: bool) -> None:
         """Enable or disable motion; enabling clears latched stops and forgets old chunks."""
         self.enabled = enabled
         if enabled:
             self._latch = False
-            self._error = self._unsafe = self._jumped = ''
+            self._error = self._unsafe = self._jumped = self._gripper = ''
             self._forget_motion()
 
     def reset(self) -> None:
         """Forget chunks and errors; what latched stays latched."""
-        self._error = self._unsafe = self._jumped = ''
+        self._error = self._unsafe = self._jumped = self._gripper = ''
         self._forget_motion()
 
     def age(self, name: str, now_ns: int) -> float | None:
@@ -241,14 +269,17 @@ class Watchdog:
         jumped, self._jumped = self._jumped, ''
         checks: tuple[Callable[[], tuple[str, str]], ...] = (
             lambda: (DISABLED, 'motion is disabled') if not self.enabled else ('', ''),
+            lambda: (HELD, 'paused by ~/hold') if self._held else ('', ''),
             lambda: (DRIVER, self._driver[1]) if not self._driver[0] else ('', ''),
             self._policy_error,
             self._take_unsafe,
             lambda: (CLOCK, jumped) if jumped else ('', ''),
             lambda: (CLOCK, 'no time yet; is /clock published?') if now_ns <= 0 else ('', ''),
             lambda: self._stalled(real_ns),
+            lambda: self._doubted(now_ns),
             lambda: self._stale_state(now_ns),
             lambda: self._stale_motion(now_ns),
+            lambda: (GRIPPER, self._gripper) if self._gripper else ('', ''),
         )
         for check in checks:
             reason, detail = check()
@@ -264,6 +295,12 @@ class Watchdog:
         # A command is judged anew with the next chunk, so this complaint is made once.
         detail, self._unsafe = self._unsafe, ''
         return (SAFETY, detail) if detail else ('', '')
+
+    def _doubted(self, now_ns: int) -> tuple[str, str]:
+        if self._doubt is None or not 0 <= now_ns - self._doubt[0] < DOUBT_S * 1e9:
+            self._doubt = None
+            return '', ''
+        return IMPLAUSIBLE, self._doubt[1]
 
     def _stale_state(self, now_ns: int) -> tuple[str, str]:
         for name, stamp_ns in self._stamps.items():

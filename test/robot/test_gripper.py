@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from specprune_ros.robot.gripper import GripperHysteresis
+from specprune_ros.robot.gripper import GoalState, GripperGoal, GripperHysteresis
 
 
 def feed(gripper, openings, period_ns=10_000_000):
@@ -55,3 +55,62 @@ def test_reset_sends_again():
 def test_thresholds_must_ascend():
     with pytest.raises(ValueError, match='must ascend'):
         GripperHysteresis(close_below=0.7, open_above=0.3)
+
+
+SECOND = 1_000_000_000
+
+
+def _goal(**options) -> GripperGoal:
+    goal = GripperGoal(retries=2, retry_s=0.5, **options)
+    goal.want(0.0)
+    return goal
+
+
+def test_a_refused_goal_is_sent_again_and_then_given_up():
+    goal, sent = _goal(), []
+    for tick in range(300):
+        now = tick * SECOND // 100
+        if (opening := goal.due(now, ready=True)) is not None:
+            sent.append((now, opening))
+            goal.failed(goal.number, 'refused', now)
+    assert [now for now, _ in sent] == [0, SECOND // 2, SECOND]
+    assert goal.state is GoalState.FAILED
+    assert goal.trouble == 'refused, sent 3 of 3 times'
+    goal.want(1.0)
+    assert goal.due(4 * SECOND, ready=True) == 1.0 and not goal.trouble
+
+
+def test_an_aborted_grasp_is_success_where_the_driver_means_a_stall_by_it():
+    for stall_is_success, state in ((True, GoalState.DONE), (False, GoalState.RETRYING)):
+        goal = _goal(stall_is_success=stall_is_success)
+        goal.due(0, ready=True)
+        goal.failed(goal.number, 'aborted', 0, stalled=True)
+        assert goal.state is state
+    opening = GripperGoal(stall_is_success=True)
+    opening.want(1.0)
+    opening.due(0, ready=True)
+    opening.failed(opening.number, 'aborted', 0, stalled=True)
+    assert opening.state is GoalState.RETRYING  # nothing is held by opening
+
+
+def test_a_restarted_server_is_told_again():
+    goal = _goal()
+    assert goal.due(0, ready=False) is None
+    assert goal.due(0, ready=True) == 0.0
+    goal.succeeded(goal.number)
+    assert goal.state is GoalState.DONE and goal.due(1, ready=True) is None
+    assert goal.due(2, ready=False) is None
+    assert goal.due(3, ready=True) == 0.0
+
+
+def test_the_answer_to_an_earlier_goal_does_not_count():
+    goal = _goal()
+    goal.due(0, ready=True)
+    first = goal.number
+    goal.want(1.0)
+    goal.due(1, ready=True)
+    goal.succeeded(first)
+    goal.failed(first, 'aborted', 1)
+    assert goal.state is GoalState.MOVING
+    goal.succeeded(goal.number)
+    assert goal.state is GoalState.DONE

@@ -3,6 +3,7 @@
 import math
 import random
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,6 +18,7 @@ from specprune_ros.robot.safety import (
     Stop,
     joint_limits,
 )
+from specprune_ros.robot.stop_motion import window_length
 
 DT = 0.01
 BOX = ((0.2, -0.3, 0.0), (0.8, 0.3, 0.6))
@@ -44,27 +46,25 @@ limits_of_any_size = st.builds(
 )
 
 
-def check_twist(limits, before, out, measured):
-    """Every limit of one Cartesian output. ``before`` is the last output."""
+def check_twist(limits, sent, out):
+    """Every limit of one Cartesian output on speed, acceleration and jerk.
+
+    ``sent`` are the outputs before, from two of rest on.
+    """
     assert out.finite()
     v, w = geometry.norm(out.linear), geometry.norm(out.angular)
     assert v <= limits.translation_speed * TIGHT and v * DT <= limits.translation_step * TIGHT
     assert w <= limits.rotation_speed * TIGHT and w * DT <= limits.rotation_step * TIGHT
-    turned = geometry.norm(geometry.subtract(out.angular, before.angular))
-    assert turned <= limits.rotation_acceleration * DT * TIGHT + 1e-12
-    change = geometry.subtract(out.linear, before.linear)
-    if limits.workspace is None:
-        assert geometry.norm(change) <= limits.translation_acceleration * DT * TIGHT + 1e-12
-        return
-    for i, (p, low, high) in enumerate(zip(measured.position, *limits.workspace, strict=True)):
-        ahead = p + out.linear[i] * (DT + limits.reaction_s)
-        if low <= p <= high:
-            assert low - 1e-12 <= ahead <= high + 1e-12
-        else:  # outside: inwards or not at all
-            assert out.linear[i] * (0.5 * (low + high) - p) >= 0.0
-        # No axis speeds up faster than allowed; only a wall may slow it down faster.
-        if abs(out.linear[i]) > abs(before.linear[i]) or out.linear[i] * before.linear[i] < 0.0:
-            assert abs(change[i]) <= limits.translation_acceleration * DT * TIGHT + 1e-12
+    rows = np.array([twist.six for twist in (*sent[-2:], out)])
+    changes = np.diff(rows, axis=0) / DT
+    jerk = np.diff(changes, axis=0)[0] / DT
+    tiny = 1e-9 * np.abs(rows).max() / DT  # rounding of differences
+    for part, acceleration, most in (
+        (slice(0, 3), limits.translation_acceleration, limits.jerks[0]),
+        (slice(3, 6), limits.rotation_acceleration, limits.jerks[1]),
+    ):
+        assert np.linalg.norm(changes[1][part]) <= acceleration * TIGHT + tiny
+        assert np.linalg.norm(jerk[part]) <= most * TIGHT + tiny / DT
 
 
 @settings(max_examples=400, deadline=None)
@@ -73,17 +73,16 @@ def check_twist(limits, before, out, measured):
     st.lists(st.tuples(any_vector, any_vector, some_vector), min_size=1, max_size=30),
 )
 def test_twists_of_any_kind_come_out_finite_and_within_limits(limits, commands):
-    guard, before = SafetyFilter(limits, DT), Twist()
+    guard, sent = SafetyFilter(limits, DT), [Twist(), Twist()]
     for linear, angular, position in commands:
-        measured = Pose(position)
-        out = guard.filter(Command(twist=Twist(linear, angular)), measured)
+        out = guard.filter(Command(twist=Twist(linear, angular)), Pose(position))
         if isinstance(out, Stop):
             assert out.reason == safety.NOT_FINITE and not Twist(linear, angular).finite()
-            before = Twist()
+            out = guard.brake()
         else:
             assert Twist(linear, angular).finite()
-            check_twist(limits, before, out.twist, measured)
-            before = out.twist
+        check_twist(limits, sent, out.twist)
+        sent.append(out.twist)
 
 
 @settings(max_examples=200, deadline=None)
@@ -106,7 +105,7 @@ def test_a_tracked_pose_never_leaves_the_box(commands):
 @given(
     st.floats(0.0, 0.999), st.floats(0.0, 0.999), some_vector, some_vector, st.floats(0.0, 0.999)
 )
-def test_safe_input_passes_unchanged(speed, turn, linear, angular, gripper):
+def test_safe_input_passes_unchanged_after_the_window(speed, turn, linear, angular, gripper):
     limits = SafetyLimits(workspace=BOX)
     guard = SafetyFilter(limits, DT)
 
@@ -115,27 +114,15 @@ def test_safe_input_passes_unchanged(speed, turn, linear, angular, gripper):
 
     # Within what one period may accelerate to from rest, which is less than the speed limit.
     safe = Twist(inside(linear, 2.0 * DT, speed), inside(angular, 8.0 * DT, turn))
-    out = guard.filter(Command(twist=safe, gripper=gripper), MIDDLE)
-    assert out == Command(twist=safe, gripper=gripper)
-    assert guard.filter(out, MIDDLE) == out  # and again
-
-
-@settings(max_examples=200, deadline=None)
-@given(limits_of_any_size, st.lists(st.tuples(some_vector, some_vector), min_size=1, max_size=20))
-def test_what_came_out_may_go_in_again(limits, commands):
-    first, second = SafetyFilter(limits, DT), SafetyFilter(limits, DT)
-    limits_free = limits.workspace is None
-    for linear, angular in commands:
-        once = first.filter(Command(twist=Twist(linear, angular)), MIDDLE)
-        twice = second.filter(once, MIDDLE)
-        if limits_free:
-            assert twice.twist == once.twist
+    for _ in range(window_length(2.0, limits.jerks[0], DT)):
+        out = guard.filter(Command(twist=safe, gripper=gripper), MIDDLE)
+    assert out.twist.six == pytest.approx(safe.six) and out.gripper == gripper
 
 
 JOINTS = {
     'a': JointLimit(-1.0, 1.0, 2.0, 10.0),
     'b': JointLimit(-0.1, 3.0, 0.5, 100.0),
-    'c': JointLimit(velocity=1.0),
+    'c': JointLimit(velocity=1.0, acceleration=5.0, jerk=1e4),
 }
 
 
@@ -145,34 +132,38 @@ JOINTS = {
     st.tuples(st.floats(-1.5, 1.5), st.floats(-1.0, 4.0), st.floats(-9.0, 9.0)),
 )
 def test_joint_commands_come_out_finite_and_within_limits(commands, start):
-    guard = SafetyFilter(SafetyLimits(joints=JOINTS), DT)
     names = tuple(JOINTS)
+    guard = SafetyFilter(SafetyLimits(joints=JOINTS), DT, joints=names)
     measured = dict(zip(names, start, strict=True))
-    before, at = dict.fromkeys(names, 0.0), dict(measured)
+    sent, at = [(0.0,) * 3] * 2, dict(measured)
     for wanted in commands:
         out = guard.filter(Command(joints=names, velocities=wanted), measured_joints=measured)
         if isinstance(out, Stop):
             assert out.reason == safety.NOT_FINITE and not geometry.all_finite(wanted)
-            before, at = dict.fromkeys(names, 0.0), dict(measured)
-            continue
-        for name, v, q in zip(names, out.velocities, out.positions, strict=True):
-            limit = JOINTS[name]
+            out = guard.brake()
+        rows = np.array([*sent[-2:], out.velocities])
+        changes = np.diff(rows, axis=0) / DT
+        for i, name in enumerate(names):
+            limit, v = JOINTS[name], out.velocities[i]
             assert math.isfinite(v) and abs(v) <= limit.velocity * TIGHT
-            faster = abs(v) > abs(before[name]) or v * before[name] < 0.0
-            assert not faster or abs(v - before[name]) <= limit.acceleration * DT * TIGHT
+            assert abs(changes[1][i]) <= limit.acceleration * TIGHT
+            assert abs(changes[1][i] - changes[0][i]) <= limit.jerk_limit * DT * TIGHT + 1e-9
+            if not guard.positions:
+                continue
+            q = guard.positions[name]
             if limit.lower <= at[name] <= limit.upper:
                 assert limit.lower - 1e-12 <= q <= limit.upper + 1e-12
-            else:
-                assert abs(q - 0.5 * (limit.lower + limit.upper)) <= abs(
+            else:  # outside: inwards or not at all
+                assert abs(q - 0.5 * (limit.lower + limit.upper)) <= 1e-12 + abs(
                     at[name] - 0.5 * (limit.lower + limit.upper)
                 )
-            before[name], at[name] = v, q
+            at[name] = q
+        sent.append(out.velocities)
 
 
 def test_joints_beyond_a_speed_limit_keep_their_proportion():
-    guard = SafetyFilter(
-        SafetyLimits(joints={'a': JointLimit(velocity=1.0), 'b': JointLimit(velocity=9.0)}), DT
-    )
+    joints = {'a': JointLimit(velocity=1.0), 'b': JointLimit(velocity=9.0)}
+    guard = SafetyFilter(SafetyLimits(joints=joints), DT, joints=('a', 'b'))
     out = guard.filter(
         Command(joints=('a', 'b'), velocities=(4.0, 2.0)), measured_joints={'a': 0.0, 'b': 0.0}
     )
@@ -217,13 +208,14 @@ def test_a_tool_that_was_dragged_outside_stops_turning():
 @pytest.mark.parametrize('bad', [math.nan, math.inf])
 def test_nothing_unfinite_passes(bad):
     guard = SafetyFilter(SafetyLimits(joints=JOINTS), DT)
-    for command in (
-        Command(twist=Twist((bad, 0, 0))),
-        Command(twist=Twist((0, 0, 0), (0, bad, 0))),
-        Command(twist=Twist(), gripper=bad),
-        Command(joints=('a',), velocities=(bad,)),
+    joint_guard = SafetyFilter(SafetyLimits(joints=JOINTS), DT, joints=('a',))
+    for filter_, command in (
+        (guard, Command(twist=Twist((bad, 0, 0)))),
+        (guard, Command(twist=Twist((0, 0, 0), (0, bad, 0)))),
+        (guard, Command(twist=Twist(), gripper=bad)),
+        (joint_guard, Command(joints=('a',), velocities=(bad,))),
     ):
-        assert guard.filter(command, MIDDLE, {'a': 0.0}).reason == safety.NOT_FINITE
+        assert filter_.filter(command, MIDDLE, {'a': 0.0}).reason == safety.NOT_FINITE
     assert guard.filter(Command(twist=Twist()), Pose((bad, 0, 0))).reason == safety.NOT_FINITE
 
 
@@ -237,7 +229,7 @@ def test_without_a_pose_there_is_no_motion_in_a_box():
         == safety.NO_POSE
     )
     assert (
-        SafetyFilter(SafetyLimits(joints=JOINTS), DT)
+        SafetyFilter(SafetyLimits(joints=JOINTS), DT, joints=('a',))
         .filter(Command(joints=('a',), velocities=(0.1,)))
         .reason
         == safety.NO_POSE
@@ -245,7 +237,7 @@ def test_without_a_pose_there_is_no_motion_in_a_box():
 
 
 def test_joints_without_limits_are_not_moved():
-    guard = SafetyFilter(SafetyLimits(), DT)
+    guard = SafetyFilter(SafetyLimits(), DT, joints=('x',))
     out = guard.filter(Command(joints=('x',), velocities=(0.1,)), measured_joints={'x': 0.0})
     assert out.reason == safety.UNKNOWN_JOINT
     out = guard.filter(Command(joints=('x',), velocities=(0.1, 0.2)), measured_joints={'x': 0.0})
@@ -264,26 +256,74 @@ def test_an_arm_that_does_not_follow_is_stopped():
     assert out.reason == safety.NOT_FOLLOWING and 'behind its command' in out.detail
 
 
-@pytest.mark.parametrize('latched', [False, True])
-def test_a_stop_holds_until_enabled_where_so_configured(latched):
-    reasons = frozenset({safety.NOT_FINITE} if latched else ())
-    guard = SafetyFilter(SafetyLimits(latched=reasons), DT)
-    good = Command(twist=Twist((0.01, 0.0, 0.0)))
-    assert guard.filter(good) == good
-    assert isinstance(guard.filter(Command(twist=Twist((math.nan, 0, 0)))), Stop)
-    for _ in range(10):
-        assert isinstance(guard.filter(good), Stop) == latched
-    guard.enable()
-    assert guard.filter(good) == good
-
-
-def test_motion_starts_from_rest_after_a_stop():
+def test_motion_goes_on_from_where_it_is_after_a_stop():
     guard = SafetyFilter(SafetyLimits(), DT)
     for _ in range(50):
         guard.filter(Command(twist=Twist((0.2, 0.0, 0.0))))
-    guard.filter(Command(twist=Twist((math.nan, 0.0, 0.0))))
-    out = guard.filter(Command(twist=Twist((0.2, 0.0, 0.0))))
-    assert out.twist.linear[0] == pytest.approx(2.0 * DT)
+    assert isinstance(guard.filter(Command(twist=Twist((math.nan, 0.0, 0.0)))), Stop)
+    speeds = [guard.brake().twist.linear[0] for _ in range(5)]
+    assert 0.1 < speeds[-1] < 0.2 and speeds == sorted(speeds, reverse=True)
+    again = [guard.filter(Command(twist=Twist((0.2, 0.0, 0.0)))).twist for _ in range(20)]
+    assert min(t.linear[0] for t in again) > 0.05 and again[-1].linear[0] == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize('speed', [0.0, 0.2, -0.9])
+def test_a_joint_outside_its_range_is_not_thrown_back(speed):
+    """1.571 rad with an upper limit of 1.0 became 1.0 within 0.06 s."""
+    joints = {'a': JointLimit(-1.0, 1.0, 1.0, 4.0)}
+    guard = SafetyFilter(SafetyLimits(joints=joints), DT, joints=('a',))
+    at = [1.571]
+    for _ in range(200):
+        out = guard.filter(Command(joints=('a',), velocities=(speed,)), None, {'a': at[-1]})
+        at.append(out.positions[0])
+    steps = np.diff(at)
+    assert (steps <= 1e-12).all() and np.abs(steps).max() <= 1.0 * DT
+    assert speed < 0.0 or at[-1] == 1.571  # inwards only where that was asked for
+
+
+def test_a_range_that_narrows_in_motion_is_braked_for():
+    joints = {'a': JointLimit(-3.0, 3.0, 1.0, 4.0)}
+    guard = SafetyFilter(SafetyLimits(joints=joints), DT, joints=('a',))
+    out = []
+    for i in range(200):
+        if i == 80:
+            joints['a'] = JointLimit(-0.5, 0.5, 0.3, 4.0)  # a later robot_description
+        command = Command(joints=('a',), velocities=(0.9,))
+        out.append(guard.filter(command, None, {'a': guard.positions.get('a', 0.0)}))
+    speeds = np.array([0.0, *(c.velocities[0] for c in out)])
+    changes = np.diff(speeds) / DT
+    assert out[80].positions[0] > 0.5 and speeds[-1] == 0.0
+    assert np.abs(changes).max() <= 4.0 * TIGHT
+    assert np.abs(np.diff(changes)).max() / DT <= joints['a'].jerk_limit * TIGHT
+
+
+def test_a_continuous_joint_follows_across_pi():
+    joints = {'a': JointLimit(velocity=1.0, acceleration=4.0)}
+    guard = SafetyFilter(SafetyLimits(joints=joints, lead=(0.05, 0.3)), DT, joints=('a',))
+    at = 3.0
+    for _ in range(60):
+        measured = {'a': math.remainder(at, math.tau)}
+        out = guard.filter(Command(joints=('a',), velocities=(0.5,)), None, measured)
+        assert not isinstance(out, Stop), out
+        at = out.positions[0]
+    assert at > math.pi
+
+
+def test_after_rest_motion_goes_on_from_the_place_held_unless_the_arm_was_moved():
+    guard = SafetyFilter(SafetyLimits(), DT, tracked=True)
+    for _ in range(20):
+        held = guard.filter(Command(twist=Twist((0.2, 0.0, 0.0))), MIDDLE).pose
+    while not guard.at_rest:
+        held = guard.brake().pose
+    guard.rest()
+    sagged = Pose((held.position[0], 0.0, 0.295))
+    still = Command(twist=Twist())
+    assert guard.filter(still, sagged).pose.position == held.position
+    guard.rest()
+    moved = Pose((0.4, 0.1, 0.3))
+    assert guard.filter(still, moved).pose == moved
+    guard.forget()
+    assert guard.filter(still, sagged).pose == sagged
 
 
 @pytest.mark.parametrize(
@@ -295,6 +335,8 @@ def test_motion_starts_from_rest_after_a_stop():
         ({'workspace': ((0, 0, 0), (1, math.inf, 1))}, 'corners must be finite'),
         ({'lead': (0.0, 1.0)}, 'lead is'),
         ({'reaction_s': -1.0}, 'reaction_s is -1.0'),
+        ({'translation_jerk': 0.0}, 'translation_jerk is 0.0'),
+        ({'state_speed': (0.0, 1.0)}, 'state_speed is'),
     ],
 )
 def test_limits_must_make_sense(bad, message):
@@ -325,9 +367,8 @@ def storm(count, seed):
         translation_step=0.0025,
         workspace=BOX,
         reaction_s=0.02,
-        latched=frozenset({safety.NOT_FINITE}),
     )
-    guard, before, position = SafetyFilter(limits, DT), Twist(), (0.5, 0.0, 0.3)
+    guard, sent, position = SafetyFilter(limits, DT), [Twist(), Twist()], (0.5, 0.0, 0.3)
     stops = moved = 0
     for _ in range(count):
         kind = rng.random()
@@ -338,14 +379,14 @@ def storm(count, seed):
         measured = Pose(position)
         out = guard.filter(Command(twist=Twist.of(six)), measured)
         if isinstance(out, Stop):
-            assert not geometry.all_finite(six) and guard.stopped is not None
-            assert isinstance(guard.filter(Command(twist=Twist()), measured), Stop)
-            guard.enable()
-            stops, before = stops + 1, Twist()
-            continue
-        check_twist(limits, before, out.twist, measured)
-        before, moved = out.twist, moved + 1
+            assert not geometry.all_finite(six)
+            out, stops = guard.brake(), stops + 1
+        else:
+            moved += 1
+        check_twist(limits, sent, out.twist)
+        sent = [sent[-1], out.twist]
         position = geometry.add(position, geometry.scale(out.twist.linear, DT))
+        assert all(a <= p <= b for p, a, b in zip(position, *BOX, strict=True))
     return stops, moved
 
 

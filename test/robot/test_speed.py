@@ -288,3 +288,28 @@ def test_speed_agrees_with_the_simulators_own():
         assert len(errors) > 100 and max(errors) < 0.01
     finally:
         world.close()
+
+
+def test_velocities_of_zero_are_not_believed_while_positions_move():
+    arm = JointSpeed(wheel(), 'tip')
+    speeds = [arm.update(['turn'], [0.005 * i], [0.0], i * SECOND // 100) for i in range(1, 40)]
+    assert speeds[-1].translation == pytest.approx(0.5, rel=0.02)
+    assert 'velocities are 0 while positions move at 0.50 rad/s' in arm.contradiction
+    for i in range(40, 140):
+        still = arm.update(['turn'], [0.005 * 39], [0.0], i * SECOND // 100)
+    assert still.translation == 0.0 and not arm.contradiction
+
+
+def test_joint_states_of_a_second_publisher_are_refused():
+    """Zeros in between were believed at 50 m/s."""
+    arm = JointSpeed(wheel(), 'tip')
+    speeds = []
+    for i in range(1, 100):
+        if i % 2:
+            speeds.append(arm.update(['turn'], [1.0], None, i * SECOND // 100))
+        else:
+            with pytest.raises(JointStateError, match='jumps by 1.000 rad in 0.010 s'):
+                arm.update(['turn'], [0.0], None, i * SECOND // 100)
+    assert max(speed.translation for speed in speeds[1:]) == 0.0
+    with pytest.raises(JointStateError, match='is said to move at 50'):
+        arm.update(['turn'], [1.0], [50.0], SECOND)

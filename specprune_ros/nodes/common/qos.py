@@ -38,3 +38,11 @@ def latched() -> QoSProfile:
         reliability=ReliabilityPolicy.RELIABLE,
         durability=DurabilityPolicy.TRANSIENT_LOCAL,
     )
+
+
+def both_durabilities() -> tuple[QoSProfile, QoSProfile]:
+    """For two subscriptions of one topic: one gets what was latched before, but does not match
+    publishers that latch nothing (``ros2 topic pub``); the other hears those. A message may come
+    by both.
+    """
+    return latched(), every()

@@ -1,12 +1,13 @@
-"""Where arm commands go: one class per kind of controller, each with ``send`` and ``stop``.
+"""Where arm commands go: one class per kind of controller.
 
-Every command arrives here limited by the safety filter. ``stop`` is sent once: zero motion for
-controllers that follow velocities, the measured place for those that follow places.
+Every command arrives here limited by the safety filter, those of a stop included. The last one of
+a stop is one of rest: zero motion for controllers that follow velocities, the place reached for
+those that follow places.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib import import_module
 from typing import Any, Protocol
 
@@ -22,10 +23,9 @@ from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 from specprune_ros.nodes.common.qos import every
 from specprune_ros.nodes.common.time import SECOND_NS
 from specprune_ros.robot import profile as profiles
+from specprune_ros.robot import trajectory
 from specprune_ros.robot.geometry import Pose, Twist
 from specprune_ros.robot.safety import Command, JointLimit
-
-BRAKE_S = 0.1  # s, shortest time a joint trajectory takes to come to rest after its last point
 
 
 class MissingMessages(RuntimeError):
@@ -53,9 +53,6 @@ class ArmPort(Protocol):
 
     def send(self, command: Command, stamp: TimeMessage) -> None:
         """Send one control period's command."""
-
-    def stop(self, stamp: TimeMessage, measured: Pose | None, joints: Mapping[str, float]) -> bool:
-        """Send the stop action; false where there is no measured place to hold."""
 
 
 def twist_message(twist: Twist) -> TwistMessage:
@@ -91,11 +88,6 @@ class TwistPort:
             )
         )
 
-    def stop(self, stamp: TimeMessage, measured: Pose | None, joints: Mapping[str, float]) -> bool:
-        """Zero twist."""
-        self.send(Command(twist=Twist()), stamp)
-        return True
-
 
 class PosePort:
     """PoseStamped: controllers that follow a target pose and hold it."""
@@ -111,13 +103,6 @@ class PosePort:
                 header=Header(stamp=stamp, frame_id=self._frame), pose=pose_message(command.pose)
             )
         )
-
-    def stop(self, stamp: TimeMessage, measured: Pose | None, joints: Mapping[str, float]) -> bool:
-        """The measured pose."""
-        if measured is None:
-            return False
-        self.send(Command(pose=measured), stamp)
-        return True
 
 
 class MotionForcePort:
@@ -138,70 +123,33 @@ class MotionForcePort:
         message.pose = pose_message(command.pose)
         self.publisher.publish(message)
 
-    def stop(self, stamp: TimeMessage, measured: Pose | None, joints: Mapping[str, float]) -> bool:
-        """The measured pose."""
-        if measured is None:
-            return False
-        self.send(Command(pose=measured), stamp)
-        return True
-
 
 class TrajectoryPort:
-    """JointTrajectory: where the joints are ``reach`` seconds on, and a second point at rest.
-
-    Each message replaces the one before it, so the second point is reached only when the stream
-    ends: the arm then comes to rest by itself, and controllers that refuse a trajectory ending in
-    motion (``allow_nonzero_velocity_at_trajectory_end`` false) take it.
-    """
+    """JointTrajectory: see :mod:`specprune_ros.robot.trajectory`."""
 
     def __init__(
         self,
         node: LifecycleNode,
         topic: str,
-        joints: Sequence[str],
         limits: Mapping[str, JointLimit],
         reach: float,
         period: float,
         positions_only: bool,
     ) -> None:
         self.publisher = node.create_publisher(JointTrajectory, topic, every())
-        self._joints, self._limits = list(joints), limits
-        self._reach, self._period = reach, period
+        self._limits, self._reach, self._period = limits, reach, period
         self._positions_only = positions_only
 
     def send(self, command: Command, stamp: TimeMessage) -> None:
-        """Send the joints' motion from here on."""
-        ahead = self._reach - self._period
-        brake = BRAKE_S
-        for name, v in zip(command.joints, command.velocities, strict=True):
-            brake = max(brake, abs(v) / self._limits[name].acceleration)
-        moving, resting = [], []
-        for name, q, v in zip(command.joints, command.positions, command.velocities, strict=True):
-            limit = self._limits[name]
-            moving.append(min(max(q + v * ahead, limit.lower), limit.upper))
-            resting.append(min(max(moving[-1] + 0.5 * v * brake, limit.lower), limit.upper))
-        self._publish(
-            (self._reach, moving, list(command.velocities)),
-            (self._reach + brake, resting, [0.0] * len(resting)),
-        )
-
-    def stop(self, stamp: TimeMessage, measured: Pose | None, joints: Mapping[str, float]) -> bool:
-        """The measured joints, at rest."""
-        if any(name not in joints for name in self._joints):
-            return False
-        here = [joints[name] for name in self._joints]
-        self._publish((BRAKE_S, here, [0.0] * len(here)))
-        return True
-
-    def _publish(self, *points: tuple[float, list[float], list[float]]) -> None:
+        """Send the joints' motion from here on, brought to rest."""
         # A zero stamp means "now": controllers drop points that already lie in the past.
-        message = JointTrajectory(joint_names=self._joints)
-        for seconds, positions, velocities in points:
-            whole, rest = divmod(round(seconds * SECOND_NS), SECOND_NS)
+        message = JointTrajectory(joint_names=command.joints)
+        for point in trajectory.points(command, self._limits, self._reach, self._period):
+            whole, rest = divmod(round(point.seconds * SECOND_NS), SECOND_NS)
             message.points.append(
                 JointTrajectoryPoint(
-                    positions=positions,
-                    velocities=[] if self._positions_only else velocities,
+                    positions=point.positions,
+                    velocities=[] if self._positions_only else point.velocities,
                     time_from_start=Duration(sec=whole, nanosec=rest),
                 )
             )
@@ -217,7 +165,6 @@ def make_port(
         return TrajectoryPort(
             node,
             topic,
-            profile.joints,
             limits,
             command.reach_s,
             1.0 / command.rate,

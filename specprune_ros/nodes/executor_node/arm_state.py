@@ -1,8 +1,7 @@
-"""What the executor knows of the arm: tool pose, joints, and whether the driver is ready."""
+"""What the executor is told of the arm: tool pose, joints, and whether the driver is ready."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,52 +10,30 @@ from rclpy.lifecycle import LifecycleNode
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Bool, String
 
-from specprune_ros.nodes.common.qos import latched, newest
-from specprune_ros.nodes.common.time import stamp_ns
 from specprune_ros.nodes.executor_node.arm_ports import load
-from specprune_ros.robot import profile as profiles
-from specprune_ros.robot.geometry import Pose, normalised
-from specprune_ros.robot.profile import Profile
-from specprune_ros.robot.speed import JointSpeed, JointStateError, UrdfError, check_joint_count
-from specprune_ros.robot.watchdog import Watchdog
-
-POSE, JOINTS = 'tool pose', 'joint states'
+from specprune_ros.nodes.common.qos import both_durabilities, latched, newest
+from specprune_ros.nodes.common.time import stamp_ns
+from specprune_ros.robot.geometry import Pose
+from specprune_ros.robot.motion import POSE, ArmMotion
+from specprune_ros.robot.speed import JointSpeed, UrdfError
 
 _FLEXIV_DRIVER_READY = 1  # flexiv_msgs/OperationalStatus DRIVER_READY
 
 
-def needed(profile: Profile) -> tuple[str, ...]:
-    """The measured states that must be fresh while this arm moves."""
-    states = []
-    if profile.observation.ee_pose or profile.tool_link:
-        states.append(POSE)
-    if profile.command.adapter == profiles.JOINT_TRAJECTORY:
-        states.append(JOINTS)
-    return tuple(states)
-
-
 class ArmState:
-    """Subscribes on construction; :meth:`close` unsubscribes.
+    """Subscribes on construction and tells the motion; :meth:`close` unsubscribes.
 
     The tool pose comes from the profile's pose topic, or from joint states and
     ``robot_description`` where the arm has none. What arrives wrong is complained about and does
-    not count as arrived, so that the watchdog's age runs on. ``tighten`` takes the joint limits
-    of ``robot_description`` where joints are commanded.
+    not count as arrived, so that the watchdog's age runs on.
     """
 
     def __init__(
-        self,
-        node: LifecycleNode,
-        profile: Profile,
-        watchdog: Watchdog,
-        complain: Callable[[str, str], None],
-        tighten: Callable[[dict[str, tuple[float, float, float]]], None] = lambda limits: None,
+        self, node: LifecycleNode, motion: ArmMotion, complain: Callable[[str, str], None]
     ) -> None:
-        self._node, self._profile, self._watchdog = node, profile, watchdog
-        self._complain, self._tighten = complain, tighten
-        self.pose: Pose | None = None
-        self.joints: dict[str, float] = {}
-        self.kinematics: JointSpeed | None = None
+        self._node, self._motion, self._complain = node, motion, complain
+        self._profile, self._watchdog = motion.profile, motion.watchdog
+        self._description = ''
         self._subscriptions: list[Any] = []
         self._subscribe()
 
@@ -66,18 +43,15 @@ class ArmState:
             self._node.destroy_subscription(subscription)
         self._subscriptions.clear()
 
-    def forget(self) -> None:
-        """Drop what was measured: after a jump of the clock."""
-        self.pose, self.joints = None, {}
-
     def _subscribe(self) -> None:
         seen, driver = self._profile.observation, self._profile.driver
-        commands_joints = self._profile.command.adapter == profiles.JOINT_TRAJECTORY
+        commands_joints = self._motion.commands_joints
         if seen.ee_pose:
             self._listen(PoseStamped, seen.ee_pose, self._on_pose, newest())
         if commands_joints or not seen.ee_pose:
             self._listen(JointState, seen.joint_states, self._on_joints, newest())
-            self._listen(String, seen.robot_description, self._on_description, latched())
+            for quality in both_durabilities():
+                self._listen(String, seen.robot_description, self._on_description, quality)
         if driver.ready_type == 'bool':
             self._watchdog.driver(False, f'nothing on {driver.ready_topic} yet')
             self._listen(Bool, driver.ready_topic, self._on_ready, latched())
@@ -99,63 +73,35 @@ class ArmState:
             return
         at, turn = message.pose.position, message.pose.orientation
         pose = Pose((at.x, at.y, at.z), (turn.x, turn.y, turn.z, turn.w))
-        if not pose.finite():
-            self._complain(POSE, f'is not finite or its quaternion is not of unit length: {pose}')
-            return
-        self.pose = Pose(pose.position, normalised(pose.orientation))
-        self._watchdog.measured(POSE, stamp_ns(message))
+        self._motion.measured_pose(pose, stamp_ns(message), self._now_ns())
 
     def _on_joints(self, message: JointState) -> None:
-        stamp = stamp_ns(message)
-        try:
-            check_joint_count(message.name)
-        except JointStateError as error:
-            self._complain(JOINTS, str(error))
-            return
-        if len(message.position) != len(message.name):
-            self._complain(
-                JOINTS, f'{len(message.position)} positions for {len(message.name)} names'
-            )
-            return
-        at = dict(zip(message.name, message.position, strict=True))
-        if self._profile.command.adapter == profiles.JOINT_TRAJECTORY:
-            missing = [name for name in self._profile.joints if name not in at]
-            if missing:
-                self._complain(JOINTS, f'lack {", ".join(missing)}; they name {", ".join(at)}')
-                return
-            joints = {name: at[name] for name in self._profile.joints}
-            wrong = [name for name, value in joints.items() if not math.isfinite(value)]
-            if wrong:
-                self._complain(JOINTS, f'position of {", ".join(wrong)} is not finite')
-                return
-            self.joints = joints
-            self._watchdog.measured(JOINTS, stamp)
-        if self._profile.observation.ee_pose or self.kinematics is None:
-            return
-        try:
-            self.pose = self.kinematics.tool_pose(message.name, message.position)
-        except JointStateError as error:
-            self._complain(JOINTS, str(error))
-            return
-        self._watchdog.measured(POSE, stamp)
+        self._motion.measured_joints(
+            message.name, message.position, stamp_ns(message), self._now_ns()
+        )
+
+    def _now_ns(self) -> int:
+        return self._node.get_clock().now().nanoseconds
 
     def _on_description(self, message: String) -> None:
-        profile = self._profile
+        if message.data == self._description:
+            return  # heard by both subscriptions
+        self._description = message.data
+        profile, kinematics = self._profile, None
         try:
-            self.kinematics = JointSpeed(
+            kinematics = JointSpeed(
                 message.data,
                 profile.tool_link,
                 base_frame=profile.base_frame,
                 prefix=profile.joint_prefix,
             )
-            if profile.command.adapter == profiles.JOINT_TRAJECTORY:
-                self._tighten(self.kinematics.limits())
+            self._motion.described(kinematics)
+            return
         except UrdfError as error:
-            self.kinematics = None
             self._complain('robot_description', str(error))
         except ValueError as error:
-            self.kinematics = None
             self._complain('robot_description', f'and the profile leave no range: {error}')
+        self._motion.described(None)
 
     def _on_ready(self, message: Bool) -> None:
         topic = self._profile.driver.ready_topic

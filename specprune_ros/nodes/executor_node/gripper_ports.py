@@ -1,28 +1,34 @@
 """Where gripper commands go: a topic or an action, each sent on change only.
 
-``send`` takes the opening (0 closed to 1 open) and answers whether it could be sent; an action
-server that is not there yet is asked again later.
+What comes of a goal is told to a :class:`specprune_ros.robot.gripper.GripperGoal`, which sends it
+again where it must.
 """
 
 from __future__ import annotations
 
+import time
 from typing import Any, Protocol
 
+from action_msgs.msg import GoalStatus
 from rclpy.action import ActionClient
 from rclpy.lifecycle import LifecycleNode
 from std_msgs.msg import Float64
 
-from specprune_ros.nodes.common.qos import every
 from specprune_ros.nodes.executor_node.arm_ports import load
+from specprune_ros.nodes.common.qos import every
 from specprune_ros.robot import profile as profiles
-from specprune_ros.robot.profile import GripperConfig
+from specprune_ros.robot.gripper import GripperGoal
+from specprune_ros.robot.profile import GripperPort as GripperSettings
 
 
 class GripperPort(Protocol):
     """What the executor sends gripper openings to."""
 
-    def send(self, opening: float) -> bool:
-        """Send an opening, 0 closed to 1 open; false if nobody is there to take it."""
+    def ready(self) -> bool:
+        """Whether somebody is there to take an opening."""
+
+    def send(self, opening: float, goal: GripperGoal) -> None:
+        """Send an opening, 0 closed to 1 open, and tell ``goal`` what comes of it."""
 
     def close(self) -> None:
         """Give the publisher or client back."""
@@ -31,14 +37,18 @@ class GripperPort(Protocol):
 class Float64Port:
     """A Float64 between the driver's ``closed`` and ``open``."""
 
-    def __init__(self, node: LifecycleNode, settings: GripperConfig, topic: str) -> None:
+    def __init__(self, node: LifecycleNode, settings: GripperSettings, topic: str) -> None:
         self._node, self._settings = node, settings
         self._publisher = node.create_publisher(Float64, topic, every())
 
-    def send(self, opening: float) -> bool:
+    def ready(self) -> bool:
+        """Always: nobody answers on a topic."""
+        return True
+
+    def send(self, opening: float, goal: GripperGoal) -> None:
         """Publish."""
         self._publisher.publish(Float64(data=_between(self._settings, opening)))
-        return True
+        goal.succeeded(goal.number)
 
     def close(self) -> None:
         """Destroy the publisher."""
@@ -46,12 +56,9 @@ class Float64Port:
 
 
 class ActionPort:
-    """What the grippers behind actions have in common: goals sent without waiting for results.
+    """What the grippers behind actions have in common: a new goal ends the one before it."""
 
-    ``client`` names the actions by purpose; a new goal ends the one before it at the server.
-    """
-
-    def __init__(self, node: LifecycleNode, settings: GripperConfig) -> None:
+    def __init__(self, node: LifecycleNode, settings: GripperSettings) -> None:
         self._node, self._settings = node, settings
         self._clients: list[ActionClient] = []
 
@@ -60,16 +67,34 @@ class ActionPort:
         self._clients.append(client)
         return client
 
-    def _goal(self, client: ActionClient, goal: Any) -> bool:
-        if not client.server_is_ready():
-            return False
-        client.send_goal_async(goal).add_done_callback(self._answered)
-        return True
+    def ready(self) -> bool:
+        """Whether every server is there."""
+        return all(client.server_is_ready() for client in self._clients)
 
-    def _answered(self, future: Any) -> None:
-        handle = future.result()
-        if handle is not None and not handle.accepted:
-            self._node.get_logger().warning('the gripper refused a goal')
+    def _goal(self, client: ActionClient, message: Any, goal: GripperGoal) -> None:
+        number = goal.number
+
+        def answered(future: Any) -> None:
+            handle = future.result()
+            if handle is None or not handle.accepted:
+                self._tell(goal, number, 'refused')
+                return
+            handle.get_result_async().add_done_callback(ended)
+
+        def ended(future: Any) -> None:
+            result = future.result()
+            status = GoalStatus.STATUS_UNKNOWN if result is None else result.status
+            if status == GoalStatus.STATUS_SUCCEEDED:
+                goal.succeeded(number)
+            elif status == GoalStatus.STATUS_CANCELED:
+                self._tell(goal, number, 'cancelled')
+            else:
+                self._tell(goal, number, 'aborted', stalled=True)
+
+        client.send_goal_async(message).add_done_callback(answered)
+
+    def _tell(self, goal: GripperGoal, number: int, reason: str, stalled: bool = False) -> None:
+        goal.failed(number, f'goal {reason}', time.monotonic_ns(), stalled)
 
     def close(self) -> None:
         """Destroy the clients."""
@@ -81,34 +106,34 @@ class ActionPort:
 class GripperCommandPort(ActionPort):
     """control_msgs/action/GripperCommand: position in the driver's unit and the largest effort."""
 
-    def __init__(self, node: LifecycleNode, settings: GripperConfig) -> None:
+    def __init__(self, node: LifecycleNode, settings: GripperSettings) -> None:
         super().__init__(node, settings)
         self._type = load('control_msgs', 'action', 'GripperCommand')
         self._action = self._client(self._type, settings.name)
 
-    def send(self, opening: float) -> bool:
+    def send(self, opening: float, goal: GripperGoal) -> None:
         """Send the position as a goal."""
-        goal = self._type.Goal()
-        goal.command.position = _between(self._settings, opening)
-        goal.command.max_effort = self._settings.effort
-        return self._goal(self._action, goal)
+        message = self._type.Goal()
+        message.command.position = _between(self._settings, opening)
+        message.command.max_effort = self._settings.effort
+        self._goal(self._action, message, goal)
 
 
 class ParallelGripperPort(ActionPort):
     """control_msgs/action/ParallelGripperCommand: a JointState with position, velocity, effort."""
 
-    def __init__(self, node: LifecycleNode, settings: GripperConfig) -> None:
+    def __init__(self, node: LifecycleNode, settings: GripperSettings) -> None:
         super().__init__(node, settings)
         self._type = load('control_msgs', 'action', 'ParallelGripperCommand')
         self._action = self._client(self._type, settings.name)
 
-    def send(self, opening: float) -> bool:
+    def send(self, opening: float, goal: GripperGoal) -> None:
         """Send the position as a goal."""
-        goal = self._type.Goal()
-        goal.command.name = [self._settings.joint] if self._settings.joint else []
-        goal.command.position = [_between(self._settings, opening)]
-        goal.command.effort = [self._settings.effort] if self._settings.effort else []
-        return self._goal(self._action, goal)
+        message = self._type.Goal()
+        message.command.name = [self._settings.joint] if self._settings.joint else []
+        message.command.position = [_between(self._settings, opening)]
+        message.command.effort = [self._settings.effort] if self._settings.effort else []
+        self._goal(self._action, message, goal)
 
 
 class FlexivGripperPort(ActionPort):
@@ -118,32 +143,33 @@ class FlexivGripperPort(ActionPort):
     positive force closes.
     """
 
-    def __init__(self, node: LifecycleNode, settings: GripperConfig) -> None:
+    def __init__(self, node: LifecycleNode, settings: GripperSettings) -> None:
         super().__init__(node, settings)
         self._move_type = load('flexiv_msgs', 'action', 'Move')
         self._grasp_type = load('flexiv_msgs', 'action', 'Grasp')
         self._move = self._client(self._move_type, f'{settings.name}/move')
         self._grasp = self._client(self._grasp_type, f'{settings.name}/grasp')
 
-    def send(self, opening: float) -> bool:
+    def send(self, opening: float, goal: GripperGoal) -> None:
         """Move to a width, or grasp where fully closed is asked for."""
         if opening <= 0.0:
-            goal = self._grasp_type.Goal()
-            goal.force = self._settings.effort
-            return self._goal(self._grasp, goal)
-        goal = self._move_type.Goal()
-        goal.width = _between(self._settings, opening)
-        goal.velocity = self._settings.velocity
-        goal.max_force = self._settings.effort
-        return self._goal(self._move, goal)
+            message = self._grasp_type.Goal()
+            message.force = self._settings.effort
+            self._goal(self._grasp, message, goal)
+            return
+        message = self._move_type.Goal()
+        message.width = _between(self._settings, opening)
+        message.velocity = self._settings.velocity
+        message.max_force = self._settings.effort
+        self._goal(self._move, message, goal)
 
 
-def _between(settings: GripperConfig, opening: float) -> float:
+def _between(settings: GripperSettings, opening: float) -> float:
     return settings.closed + (settings.open - settings.closed) * opening
 
 
 def make_gripper(
-    node: LifecycleNode, settings: GripperConfig, dry_topic: str = ''
+    node: LifecycleNode, settings: GripperSettings, dry_topic: str = ''
 ) -> GripperPort | None:
     """The adapter the profile names, ``None`` without a gripper. Raises ``MissingMessages``.
 

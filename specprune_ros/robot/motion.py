@@ -1,0 +1,527 @@
+"""The executor without ROS: chunks and measured states in, a command per control period out.
+
+Every command, those of a stop included, leaves through the safety filter. The watchdog says
+whether the arm may move; when it says no, the motion is braked from where it is, whatever the
+reason.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+
+from specprune_ros.robot import geometry, timeline
+from specprune_ros.robot import profile as profiles
+from specprune_ros.robot.geometry import Pose, Twist, add, rotate, scale, twist_between
+from specprune_ros.robot.kinematics import joint_velocities
+from specprune_ros.robot.plausible import (
+    PlausibleState,
+    joint_distance,
+    pose_distance,
+    turn_distance,
+)
+from specprune_ros.robot.profile import Profile
+from specprune_ros.robot.safety import (
+    NOT_FOLLOWING,
+    Command,
+    JointLimit,
+    SafetyFilter,
+    Stop,
+    joint_limits,
+)
+from specprune_ros.robot.speed import JointSpeed, JointStateError, check_joint_count
+from specprune_ros.robot.stop_motion import MotionState
+from specprune_ros.robot.timeline import Chunk, ChunkRules, ChunkTimeline, Joined, Setpoint
+from specprune_ros.robot.watchdog import State, Verdict, Watchdog
+
+POSE, JOINTS = 'tool pose', 'joint states'
+
+POSE_SLACK = (0.02, 0.1)  # m, rad: noise, and stamps that are not measurement times
+JOINT_SLACK = 0.05  # rad
+JOINT_SPEED = 20.0  # rad/s, of a joint whose speed limit nobody knows
+FASTER = 2.0  # times its own speed limit a joint may be moved at, by whomever
+# Of a joint's acceleration: a controller's spline through the points sent to it asks for up to
+# half as much again as the commands behind them (test_motion holds it to the limit).
+SPLINE_SHARE = 0.66
+YIELD_GAIN = 4.0  # 1/s
+YIELD_S = 1.0  # s in which a blocked arm's command comes back to where the arm is
+YIELDED = (0.001, 0.005)  # m, rad that are near enough
+
+
+def needed(profile: Profile) -> tuple[str, ...]:
+    """The measured states that must be fresh while this arm moves."""
+    states = []
+    if profile.observation.ee_pose or profile.tool_link:
+        states.append(POSE)
+    if profile.command.adapter == profiles.JOINT_TRAJECTORY:
+        states.append(JOINTS)
+    return tuple(states)
+
+
+@dataclass(frozen=True)
+class Tick:
+    """What one control period brings: ``command`` is to be sent (``None``: nothing).
+
+    ``braking``: it belongs to a stop. ``ended``: it is the last one, the arm is told to hold;
+    ``ended`` without a command means that there was no place to hold. ``gripper`` is the opening
+    asked for, 0 to 1.
+    """
+
+    verdict: Verdict
+    command: Command | None = None
+    gripper: float | None = None
+    braking: bool = False
+    ended: bool = False
+
+
+def _with_reserve(limits: Mapping[str, JointLimit]) -> dict[str, JointLimit]:
+    return {
+        name: dataclasses.replace(limit, acceleration=SPLINE_SHARE * limit.acceleration)
+        for name, limit in limits.items()
+    }
+
+
+class _Phase(Enum):
+    NONE = 0  # no stop under way
+    BRAKE = 1
+    YIELD = 2
+
+
+_ENDING = Verdict(State.STOPPED)
+
+
+@dataclass
+class _Joint:
+    state: PlausibleState[float]
+    stamp_ns: int
+
+
+class ArmMotion:
+    """One arm, wired as its profile says. ``complain`` takes a source and a text."""
+
+    def __init__(
+        self,
+        profile: Profile,
+        joining: str = '',
+        complain: Callable[[str, str], None] = lambda source, text: None,
+    ) -> None:
+        self.profile, self._complain = profile, complain
+        command = profile.command
+        period = 1.0 / command.rate
+        self.commands_joints = command.adapter == profiles.JOINT_TRAJECTORY
+        tracked = command.adapter in (profiles.POSE, profiles.MOTION_FORCE)
+        limits = profile.limits
+        # One table for everybody: robot_description may tighten it when it comes.
+        self.joint_limits: dict[str, JointLimit] = _with_reserve(limits.joints)
+        if self.commands_joints:
+            # The joints' own filter smooths; twice would only be later.
+            smooth = {'translation_jerk': math.inf, 'rotation_jerk': math.inf}
+            self._tool = SafetyFilter(dataclasses.replace(limits, **smooth), period)
+            self._output = SafetyFilter(
+                dataclasses.replace(limits, joints=self.joint_limits),
+                period,
+                joints=profile.joints,
+            )
+        else:
+            self._tool = self._output = SafetyFilter(limits, period, tracked=tracked)
+        self.watchdog = Watchdog(profile.watchdog, needed(profile), enabled=False)
+        ee = (timeline.KIND_EE_DELTA, timeline.KIND_EE_POSE)
+        joint = (timeline.KIND_JOINT_POSITION, timeline.KIND_JOINT_DELTA)
+        frames = tuple(f for f in (profile.base_frame, profile.tool_frame) if f)
+        self.timeline = ChunkTimeline(
+            ChunkRules(
+                frames,
+                profile.joints if self.commands_joints else (),
+                ee + joint if self.commands_joints else ee,
+            ),
+            joining or profile.joining,
+            profile.tool_frame,
+        )
+        self.kinematics: JointSpeed | None = None
+        self._pose = PlausibleState(pose_distance, limits.state_speed, POSE_SLACK, ('m', 'rad'))
+        self._tool_pose: Pose | None = None
+        self._joints: dict[str, _Joint] = {}
+        self._phase = _Phase.NONE
+        self._blocked = self._forget_place = False
+        self._yield_left = 0
+        self._last_ns: int | None = None
+        self.moving = False  # whether a motion is under way, a stop's included
+
+    # What is measured.
+
+    @property
+    def pose(self) -> Pose | None:
+        """The last plausible tool pose, in the base frame."""
+        return self._tool_pose
+
+    @property
+    def joints(self) -> dict[str, float]:
+        """The last plausible positions of the joints known, rad, by name."""
+        return {
+            name: joint.state.value
+            for name, joint in self._joints.items()
+            if joint.state.value is not None
+        }
+
+    def measured_pose(self, pose: Pose, stamp_ns: int, now_ns: int) -> None:
+        """A measured tool pose arrived."""
+        if not pose.finite():
+            self._complain(POSE, f'is not finite or its quaternion is not of unit length: {pose}')
+            return
+        pose = Pose(pose.position, geometry.normalised(pose.orientation))
+        wrong = self._pose.offer(pose, stamp_ns)
+        if wrong:
+            self._doubt(POSE, wrong, now_ns)
+            return
+        self._tool_pose = pose
+        self.watchdog.measured(POSE, stamp_ns)
+
+    def measured_joints(
+        self, names: Sequence[str], positions: Sequence[float], stamp_ns: int, now_ns: int
+    ) -> None:
+        """A message of joint positions arrived; it may name some joints and not others.
+
+        Each joint keeps its newest value and stamp; joints of other parts are ignored.
+        """
+        try:
+            check_joint_count(names)
+        except JointStateError as error:
+            self._complain(JOINTS, str(error))
+            return
+        ours = [(i, mine) for i, name in enumerate(names) if (mine := self._ours(name))]
+        if not ours or not len(positions):
+            return
+        if len(positions) != len(names):
+            self._complain(JOINTS, f'{len(positions)} positions for {len(names)} names')
+            return
+        for i, name in ours:
+            self._measured_joint(name, float(positions[i]), stamp_ns, now_ns)
+        self._judge_joints()
+
+    def _ours(self, name: str) -> str:
+        """Our name of a joint that is written with or without the prefix; empty: not ours."""
+        wanted = set(self.profile.joints)
+        if self.kinematics is not None:
+            wanted |= set(self.kinematics.joint_names)
+        prefix = self.profile.joint_prefix
+        known = (name, prefix + name, name.removeprefix(prefix)) if prefix else (name,)
+        return next((candidate for candidate in known if candidate in wanted), '')
+
+    def _measured_joint(self, name: str, position: float, stamp_ns: int, now_ns: int) -> None:
+        if not math.isfinite(position):
+            self._complain(JOINTS, f'position of {name} is not finite')
+            return
+        joint = self._joints.get(name)
+        if joint is None:
+            limit = self.joint_limits.get(name, JointLimit())
+            speed = FASTER * limit.velocity if math.isfinite(limit.velocity) else JOINT_SPEED
+
+            def distance(a: float, b: float) -> tuple[float]:
+                limit = self.joint_limits.get(name)
+                apart = turn_distance if limit is None or limit.continuous else joint_distance
+                return apart(a, b)
+
+            state = PlausibleState(distance, (speed,), (JOINT_SLACK,), ('rad',))
+            joint = self._joints[name] = _Joint(state, stamp_ns)
+        wrong = joint.state.offer(position, stamp_ns)
+        if wrong:
+            self._doubt(JOINTS, f'{name} {wrong}', now_ns)
+        else:
+            joint.stamp_ns = stamp_ns
+
+    def _judge_joints(self) -> None:
+        """How old what is known of the joints is: as old as the oldest of them."""
+        if self.commands_joints:
+            self._arrived(JOINTS, self.profile.joints)
+        if self.profile.observation.ee_pose or self.kinematics is None:
+            return
+        names = self.kinematics.joint_names
+        if not self._arrived(POSE, names):
+            return
+        try:
+            at = self.joints
+            self._tool_pose = self.kinematics.tool_pose(names, [at[name] for name in names])
+        except JointStateError as error:
+            self._complain(JOINTS, str(error))
+
+    def _arrived(self, what: str, names: Sequence[str]) -> bool:
+        missing = [name for name in names if name not in self._joints]
+        if missing:
+            self._complain(
+                JOINTS, f'lack {", ".join(missing)}; named so far: {", ".join(self._joints)}'
+            )
+            return False
+        self.watchdog.measured(what, min(self._joints[name].stamp_ns for name in names))
+        return True
+
+    def _doubt(self, what: str, wrong: str, now_ns: int) -> None:
+        if wrong.endswith('old'):
+            return  # out of order: its age runs on
+        self._complain(what, f'cannot be true: {wrong}')
+        self.watchdog.implausible(f'{what} {wrong}', now_ns)
+
+    def described(self, kinematics: JointSpeed | None) -> None:
+        """``robot_description`` was read. Raises ``ValueError`` where it and the profile leave no
+        range to a joint.
+        """
+        self.kinematics = kinematics
+        if kinematics is not None and self.commands_joints:
+            limits = self.profile.limits.joints
+            both = joint_limits(self.profile.joints, kinematics.limits(), limits)
+            self.joint_limits.update(_with_reserve(both))
+        turning = frozenset(n for n in self.profile.joints if self._limit(n).continuous)
+        self.timeline.rules = dataclasses.replace(self.timeline.rules, continuous=turning)
+
+    def _limit(self, name: str) -> JointLimit:
+        return self.joint_limits.get(name, JointLimit())
+
+    # What people and policies say.
+
+    def begin(self) -> None:
+        """Become active: nothing is remembered of before, and enabled is what the profile says."""
+        self.forget_states()
+        self.timeline.reset()
+        self.watchdog.reset()
+        self.watchdog.stand_down()
+        self.watchdog.enable(self.profile.enabled_at_start)
+        self._forget_place = True
+        self._end_stop()
+
+    def end(self) -> None:
+        """Become inactive: whatever moved has ended, and that a person enabled it is forgotten."""
+        self.watchdog.stand_down()
+        self.watchdog.enable(False)
+
+    def enable(self, enabled: bool) -> None:
+        """A person's word. Motion then starts from where the arm is, with chunks still to come."""
+        self.watchdog.enable(enabled)
+        self.timeline.reset()
+        self._forget_place = True
+        if not self.moving:
+            self._rest()
+
+    def hold(self, held: bool) -> None:
+        """Pause in place, or go on with the next chunk."""
+        self.watchdog.hold(held)
+
+    def reset(self) -> None:
+        """Drop chunks and errors; what latched stays latched."""
+        self.timeline.reset()
+        self.watchdog.reset()
+
+    def forget_states(self) -> None:
+        """Believe whatever is measured next: after a jump of the clock."""
+        self._pose.forget()
+        self._tool_pose = None
+        self._joints.clear()
+
+    def chunk(self, chunk: Chunk, now_ns: int) -> Joined:
+        """Take a chunk in. Raises ``ChunkError``."""
+        at = self._output.positions if self.commands_joints else {}
+        at = at or self.joints
+        joints = [at.get(name, math.nan) for name in self.profile.joints]
+        known = self.commands_joints and all(math.isfinite(value) for value in joints)
+        joined = self.timeline.add(
+            chunk, now_ns, self._tool.pose or self.pose, joints if known else None
+        )
+        self.watchdog.chunk(chunk.stamp_ns, now_ns)
+        return joined
+
+    # The control period.
+
+    @property
+    def state(self) -> MotionState:
+        """What brings the arm to rest from here, for whoever outlives this process."""
+        state = self._output.state
+        if self.commands_joints:
+            at = self.joints
+            if all(name in at for name in self.profile.joints):
+                known = np.array([at[name] for name in self.profile.joints])
+                return dataclasses.replace(state, plausible=known)
+        elif self.pose is not None:
+            known = np.array([*self.pose.position, *self.pose.orientation])
+            return dataclasses.replace(state, plausible=known)
+        return state
+
+    def tick(self, now_ns: int, real_ns: int | None = None) -> Tick:
+        """One control period; ``real_ns`` is a steady clock, to notice a stalled one."""
+        if self._last_ns is not None and now_ns < self._last_ns:
+            self.forget_states()
+        self._last_ns = now_ns
+        verdict = self.watchdog.check(now_ns, real_ns)
+        blocked = False
+        if verdict.may_move:
+            out = self._move(now_ns)
+            if not isinstance(out, Stop):
+                self.moving, self._phase = True, _Phase.NONE
+                return Tick(verdict, out, out.gripper)
+            blocked = out.reason == NOT_FOLLOWING
+            self.watchdog.unsafe(f'{out.reason}: {out.detail}')
+            verdict = self.watchdog.check(now_ns, real_ns)
+        self.timeline.stop()
+        if verdict.stop_now:
+            self.begin_stop(blocked)
+        return self.brake(verdict)
+
+    def begin_stop(self, blocked: bool = False) -> None:
+        """Brake from here on. An arm that was ``blocked`` is let off afterwards: the command comes
+        back to where the arm is, so that the controller stops pushing.
+        """
+        if self._phase is _Phase.NONE:
+            self._phase = _Phase.BRAKE
+            self._blocked = blocked
+            self._yield_left = round(YIELD_S * self.profile.command.rate)
+            if self._tool is not self._output:
+                self._tool.rest()
+
+    def finish(self) -> Iterator[Tick]:
+        """The periods that bring a motion under way to rest: for a process that ends. Send them
+        at control rate.
+        """
+        if self.moving:
+            self.begin_stop()
+            self._blocked = False
+            if self._phase is _Phase.YIELD:
+                self._phase = _Phase.BRAKE
+            while self.stopping:
+                yield self.brake()
+
+    @property
+    def stopping(self) -> bool:
+        """Whether a stop is under way."""
+        return self._phase is not _Phase.NONE
+
+    def brake(self, verdict: Verdict = _ENDING) -> Tick:
+        """One period of the stop under way, if any."""
+        if self._phase is _Phase.NONE:
+            return Tick(verdict)
+        if not self._placed and self.profile.stop_action == profiles.HOLD:
+            self._end_stop()
+            return Tick(verdict, braking=True, ended=True)
+        if self._phase is _Phase.YIELD:
+            command = self._yield()
+            if command is not None:
+                return Tick(verdict, command, braking=True)
+            self._phase, self._blocked = _Phase.BRAKE, False
+        command = self._output.brake()
+        ended = self._output.at_rest and not self._blocked
+        if ended:
+            self._end_stop()
+        elif self._output.at_rest:
+            self._phase = _Phase.YIELD
+        return Tick(verdict, command, braking=True, ended=ended)
+
+    @property
+    def _placed(self) -> bool:
+        """Whether the commanded motion has a place."""
+        return bool(self._output.positions) or self._output.pose is not None
+
+    def _yield(self) -> Command | None:
+        """Towards where the arm is, within the limits; ``None`` when near, or out of time."""
+        self._yield_left -= 1
+        output = self._output
+        if self._yield_left <= 0 or not self._placed:
+            return None
+        if self.commands_joints:
+            here = self.joints
+            gaps = tuple(
+                self._apart(name, at, here.get(name, at)) for name, at in output.positions.items()
+            )
+            if max(map(abs, gaps)) <= YIELDED[1]:
+                return None
+            speeds = tuple(YIELD_GAIN * gap for gap in gaps)
+            command = output.filter(Command(joints=output.joints, velocities=speeds))
+        else:
+            if self.pose is None:
+                return None
+            near = zip(pose_distance(output.pose, self.pose), YIELDED, strict=True)
+            if all(far <= most for far, most in near):
+                return None
+            pull = twist_between(output.pose, self.pose, 1.0 / YIELD_GAIN)
+            command = output.filter(Command(twist=pull))
+        return None if isinstance(command, Stop) else command
+
+    def _end_stop(self) -> None:
+        self._phase, self.moving = _Phase.NONE, False
+        self._rest()
+
+    def _rest(self) -> None:
+        for filter_ in (self._tool, self._output):
+            filter_.forget() if self._forget_place else filter_.rest()
+        self._forget_place = False
+
+    # What is asked for.
+
+    def _move(self, now_ns: int) -> Command | Stop:
+        setpoint = self.timeline.sample(now_ns)
+        self.watchdog.queue(setpoint.done, now_ns)
+        if setpoint.joint_velocities is not None:
+            return self._output.filter(self._joint_setpoint(setpoint), self.pose, self.joints)
+        twist = self._wanted_twist(setpoint)
+        out = self._tool.filter(Command(twist=twist, gripper=setpoint.gripper), self.pose)
+        if isinstance(out, Stop) or not self.commands_joints:
+            return out
+        wanted = self._joint_command(out)
+        if isinstance(wanted, Stop):
+            return wanted
+        return self._output.filter(wanted, self.pose, self.joints)
+
+    def _wanted_twist(self, setpoint: Setpoint) -> Twist:
+        twist = setpoint.twist or Twist()
+        pose = self._tool.pose or self.pose
+        if setpoint.frame and setpoint.frame == self.profile.tool_frame:
+            # Stale or missing poses never get here: the watchdog needs one.
+            turn = pose.orientation
+            return Twist(rotate(turn, twist.linear), rotate(turn, twist.angular))
+        if setpoint.pose is not None and pose is not None:
+            pull, gain = twist_between(pose, setpoint.pose, 1.0), self.profile.command.gain
+            twist = Twist(
+                add(twist.linear, scale(pull.linear, gain)),
+                add(twist.angular, scale(pull.angular, gain)),
+            )
+        return twist
+
+    def _joint_command(self, command: Command) -> Command | Stop:
+        """Joint velocities for a tool velocity that is within the limits."""
+        kinematics, joints = self.kinematics, self.profile.joints
+        if kinematics is None:
+            return Stop('no_description', 'no usable robot_description to move the tool by')
+        if set(kinematics.joint_names) != set(joints):
+            return Stop(
+                'unknown_joint',
+                f'robot_description moves the tool by {", ".join(kinematics.joint_names)}, the '
+                f'profile names {", ".join(joints)}',
+            )
+        at = self._output.positions or self.joints
+        speeds = dict(
+            zip(
+                kinematics.joint_names,
+                joint_velocities(
+                    kinematics.jacobian(list(joints), [at[name] for name in joints]),
+                    command.twist,
+                ),
+                strict=True,
+            )
+        )
+        velocities = tuple(speeds[name] for name in joints)
+        return Command(joints=joints, velocities=velocities, gripper=command.gripper)
+
+    def _joint_setpoint(self, setpoint: Setpoint) -> Command:
+        joints, speeds = self.profile.joints, setpoint.joint_velocities
+        at = self._output.positions or self.joints
+        if setpoint.joint_positions is not None and at:
+            gain = self.profile.command.gain
+            speeds = tuple(
+                v + gain * self._apart(name, at[name], goal)
+                for name, v, goal in zip(joints, speeds, setpoint.joint_positions, strict=True)
+            )
+        return Command(joints=joints, velocities=speeds, gripper=setpoint.gripper)
+
+    def _apart(self, name: str, a: float, b: float) -> float:
+        """From one position of a joint to another; of a continuous one the shorter way."""
+        return math.remainder(b - a, math.tau) if self._limit(name).continuous else b - a

@@ -1,0 +1,581 @@
+"""What leaves the executor, over every adapter: within limits whatever comes in, and stops too."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from specprune_ros.robot import geometry, profile, timeline
+from specprune_ros.robot.geometry import Pose
+from specprune_ros.robot.motion import ArmMotion
+from specprune_ros.robot.safety import JointLimit
+from specprune_ros.robot.speed import JointSpeed
+from specprune_ros.robot.stop_motion import StopMotion
+from specprune_ros.robot.timeline import Chunk, ChunkError
+from specprune_ros.robot.trajectory import points
+from specprune_ros.sim import rizon4
+from specprune_ros.sim.urdf import urdf
+
+TICK = 10_000_000
+DT = 0.01
+SECOND = 1_000_000_000
+TIGHT = 1.0 + 1e-6
+NAMES = tuple(joint.name for joint in rizon4.JOINTS)
+HOME = np.array(rizon4.HOME)
+ADAPTERS = profile.ADAPTERS
+ARM = JointSpeed(urdf(), 'tcp', base_frame='base_link')
+
+
+def make_profile(adapter: str, **changes: object) -> profile.Profile:
+    """A profile of the simulated arm behind another controller."""
+    tree = {
+        'robot': 'arm',
+        'base_frame': 'base_link',
+        'tool_link': 'tcp',
+        'joints': list(NAMES),
+        'observation': {
+            'cameras': {'agent': {'topic': '/image'}},
+            'joint_states': '/joint_states',
+            'ee_pose': '' if adapter == profile.JOINT_TRAJECTORY else '/pose',
+        },
+        'command': {'adapter': adapter, 'topic': '/command', 'frame': 'base_link', 'rate': 100.0},
+        'limits': {
+            'translation_speed': 0.2,
+            'rotation_speed': 0.8,
+            'translation_acceleration': 1.5,
+            'rotation_acceleration': 5.0,
+            'lead_translation': 0.05,
+            'lead_rotation': 0.3,
+            'workspace': {'min': [0.28, -0.45, 0.02], 'max': [0.75, 0.45, 0.7]},
+            'joints': {n: {'velocity': 1.0, 'acceleration': 4.0} for n in NAMES},
+        },
+        'stop_action': 'zero' if adapter == profile.TWIST else 'hold',
+        **changes,
+    }
+    return profile.parse(tree, 'test')
+
+
+class Controller:
+    """A joint trajectory controller: cubic segments from where it is when a message comes."""
+
+    def __init__(self, q: np.ndarray) -> None:
+        self.q, self.v, self.points, self.t = q.copy(), np.zeros_like(q), [], 0.0
+
+    def take(self, new: tuple) -> None:
+        self.points = [(p.seconds, np.array(p.positions), np.array(p.velocities)) for p in new]
+        self.begin, self.t = (0.0, self.q.copy(), self.v.copy()), 0.0
+
+    def run(self, seconds: float) -> float:
+        """Largest share of 1 rad/s^2 asked for, per joint ``[n]``, while running on."""
+        hardest = np.zeros_like(self.q)
+        for _ in range(round(seconds / 0.002)):
+            self.t += 0.002
+            hardest = np.maximum(hardest, np.abs(self._step()))
+        return hardest
+
+    def _step(self) -> np.ndarray:
+        before = self.begin if self.points else None
+        for point in self.points:
+            if self.t <= point[0] + 1e-12:
+                length, u = point[0] - before[0], self.t - before[0]
+                way, v0, v1 = point[1] - before[1], before[2], point[2]
+                c2 = (3.0 * way / length - 2.0 * v0 - v1) / length
+                c3 = (v0 + v1 - 2.0 * way / length) / length**2
+                self.q = before[1] + v0 * u + c2 * u * u + c3 * u**3
+                self.v = v0 + 2.0 * c2 * u + 3.0 * c3 * u * u
+                return 2.0 * c2 + 6.0 * c3 * u
+            before = point
+        if before is not None:
+            self.q, self.v = before[1], np.zeros_like(self.q)
+        return np.zeros_like(self.q)
+
+
+class World:
+    """An arm, its sensors and a policy round one executor; every command is judged."""
+
+    def __init__(self, adapter: str, seed: int, **changes: object) -> None:
+        self.rng = np.random.default_rng(seed)
+        self.profile = make_profile(adapter, **changes)
+        self.said: list[str] = []
+        self.motion = ArmMotion(self.profile, complain=lambda s, text: self.said.append(text))
+        self.jointed = adapter == profile.JOINT_TRAJECTORY
+        if self.jointed:
+            self.motion.described(ARM)
+        self.limits = self.profile.limits
+        self.now = 10 * SECOND
+        self.q = HOME.copy()
+        self.pose = Pose((0.5, -0.1, 0.3), (1.0, 0.0, 0.0, 0.0))
+        self.controller = Controller(self.q)
+        self.sequence = self.commands = 0
+        self.follows, self.measures, self.queries = True, 'true', True
+        self.size = 0.02
+        self.sent: list[np.ndarray] = []  # velocities of one motion, from rest on
+        self.place: np.ndarray | None = None  # last one sent
+        self.stops: Counter[str] = Counter()
+        self.ticks = 0
+        self.begin()
+
+    def begin(self) -> None:
+        self.motion.begin()
+        self.motion.enable(True)
+
+    # What goes in.
+
+    def run(self, periods: int) -> None:
+        for _ in range(periods):
+            self.now += TICK
+            self.ticks += 1
+            self._measure()
+            if self.queries and self.ticks % 10 == 0:
+                self.chunk()
+            self.tick()
+
+    def _measure(self) -> None:
+        wrong = self.measures
+        if wrong == 'silent':
+            return
+        stamp = self.now - (60 * SECOND if wrong == 'stale' else 0)
+        if wrong == 'alternating':
+            wrong = ('zero', 'true')[self.ticks % 2]
+        if self.jointed:
+            q = {'zero': 0.0 * self.q, 'nan': self.q * math.nan, 'other': self.q + 1.0}.get(
+                wrong, self.q
+            )
+            cut = 4 if wrong == 'half' else 7  # arm and gripper, or two drivers
+            for part in (slice(0, cut), slice(cut, 7)):
+                self.motion.measured_joints(NAMES[part], q[part], stamp, self.now)
+            return
+        other = Pose((0.2, 0.9, 0.9), (0.0, 1.0, 0.0, 0.0))
+        nan = Pose((math.nan, 0.0, 0.0))
+        pose = {'zero': Pose((0.0, 0.0, 0.0)), 'nan': nan, 'other': other}.get(wrong, self.pose)
+        self.motion.measured_pose(pose, stamp, self.now)
+
+    def chunk(self) -> None:
+        self.sequence += 1
+        joint = self.jointed and self.rng.random() < 0.5
+        size = 7 if joint else 6
+        rows = self.rng.normal(0.0, self.size, (8, size))
+        kind = timeline.KIND_JOINT_DELTA if joint else timeline.KIND_EE_DELTA
+        reference, rotation = timeline.REFERENCE_PREVIOUS_STEP, timeline.ROTATION_VECTOR
+        if self.rng.random() < 0.2:
+            kind, reference = kind - 1 if joint else kind + 1, timeline.REFERENCE_NONE
+            rows = np.cumsum(rows, axis=0)
+            if joint:
+                rows += self.q
+            else:
+                rows[:, :3] += self.pose.position
+        dims = NAMES if joint else ('x', 'y', 'z', 'rx', 'ry', 'rz')
+        chunk = Chunk(
+            self.now - 2 * TICK, 'base_link', self.sequence, 1, 0.05, 8, tuple(dims), kind,
+            timeline.ROTATION_NONE if joint else rotation, reference, rows,
+        )  # fmt: skip
+        try:
+            self.motion.chunk(chunk, self.now)
+        except ChunkError as error:
+            self.motion.watchdog.policy_error(str(error))
+
+    # What comes out.
+
+    def tick(self) -> None:
+        tick = self.motion.tick(self.now)
+        if tick.verdict.stop_now:
+            self.stops[tick.verdict.reason] += 1
+        self.take(tick)
+
+    def take(self, tick) -> None:
+        if tick.command is not None:
+            self.commands += 1
+            self._judge(tick)
+            self._follow(tick.command)
+        elif self.jointed:
+            self.controller.run(DT)
+        if tick.ended:
+            assert not self.motion.moving
+            assert tick.command is None or not self.sent[-1].any()
+            self.sent = []
+        if self.follows and self.jointed:
+            self.q = self.controller.q.copy()
+
+    def _judge(self, tick) -> None:
+        command = tick.command
+        v = np.array(command.velocities if self.jointed else command.twist.six)
+        if not self.sent:
+            self.sent = [np.zeros_like(v)] * 2
+            self._starts_where_it_is(command, v)
+        rows = np.array([*self.sent[-2:], v])
+        a = np.diff(rows, axis=0) / DT
+        jerk = np.diff(a, axis=0)[0] / DT
+        assert np.isfinite(rows).all()
+        if self.jointed:
+            table = [self.limits.joints[n] for n in NAMES]
+            assert (np.abs(v) <= np.array([x.velocity for x in table]) * TIGHT).all()
+            assert (np.abs(a[1]) <= np.array([x.acceleration for x in table]) * TIGHT).all()
+            assert (np.abs(jerk) <= np.array([x.jerk_limit for x in table]) * TIGHT + 1e-6).all()
+        else:
+            limits = self.limits
+            for part, speed, acceleration, most in (
+                (slice(0, 3), limits.translation_speed, limits.translation_acceleration, 0),
+                (slice(3, 6), limits.rotation_speed, limits.rotation_acceleration, 1),
+            ):
+                assert np.linalg.norm(v[part]) <= speed * TIGHT
+                assert np.linalg.norm(a[1][part]) <= acceleration * TIGHT
+                assert np.linalg.norm(jerk[part]) <= limits.jerks[most] * TIGHT + 1e-6
+        self._place_goes_along(command, v)
+        self.sent.append(v)
+
+    def _where(self, command) -> np.ndarray | None:
+        if self.jointed:
+            return np.array(command.positions)
+        return None if command.pose is None else np.array(command.pose.position)
+
+    def _starts_where_it_is(self, command, v: np.ndarray) -> None:
+        """The first command of a motion is one period from the last one, or from the arm."""
+        at = self._where(command)
+        if at is None:
+            return
+        known = self.motion.joints if self.jointed else self.motion.pose
+        measured = (
+            np.array([known[n] for n in NAMES]) if self.jointed else np.array(known.position)
+        )
+        step = v * DT if self.jointed else v[:3] * DT
+        starts = [measured] if self.place is None else [measured, self.place]
+        assert min(np.abs(at - step - start).max() for start in starts) < 1e-9
+        self.place = at - step
+        if self.jointed and np.abs(self.controller.q - self.place).max() > 1e-3:
+            self.controller = Controller(self.place)  # somebody else had the arm
+
+    def _place_goes_along(self, command, v: np.ndarray) -> None:
+        at = self._where(command)
+        if at is None:
+            return
+        step = v * DT if self.jointed else v[:3] * DT
+        assert np.abs(at - self.place - step).max() < 1e-9
+        self.place = at
+
+    def _follow(self, command) -> None:
+        if self.jointed:
+            self.controller.take(points(command, self.motion.joint_limits, 0.05, DT))
+            asked = self.controller.run(DT)
+            allowed = np.array([self.limits.joints[n].acceleration for n in NAMES])
+            assert (asked <= allowed * TIGHT).all(), (asked / allowed).max()
+        elif self.follows and command.pose is not None:
+            self.pose = command.pose
+        elif self.follows:
+            self.pose = geometry.integrate(self.pose, command.twist, DT)
+
+    # Things that happen.
+
+    def happen(self, event: str) -> None:
+        motion, dog = self.motion, self.motion.watchdog
+        if event in ('zero', 'nan', 'other', 'silent', 'stale', 'alternating', 'half', 'true'):
+            self.measures = event
+        elif event == 'blocked':
+            self.follows = not self.follows
+        elif event == 'pushed':
+            self.q = self.q + self.rng.uniform(-0.3, 0.3, 7)
+            offset = tuple(self.rng.uniform(-0.1, 0.1, 3))
+            self.pose = Pose(geometry.add(self.pose.position, offset), self.pose.orientation)
+        elif event == 'violent':
+            self.size = float(self.rng.choice([0.02, 0.5, 100.0, 1e4]))
+        elif event == 'no chunks':
+            self.queries = not self.queries
+        elif event == 'disable':
+            motion.enable(False)
+        elif event == 'enable':
+            motion.enable(True)
+        elif event == 'hold':
+            motion.hold(bool(self.rng.integers(2)))
+        elif event == 'reset':
+            motion.reset()
+        elif event == 'driver':
+            dog.driver(bool(self.rng.integers(2)), 'the driver says so')
+        elif event == 'error':
+            dog.policy_error('made up')
+        elif event == 'gripper':
+            dog.gripper(str(self.rng.choice(['', 'aborted'])))
+        elif event == 'clock':
+            self.now += int(self.rng.integers(-5, 5)) * SECOND
+        elif event == 'deactivate':
+            self.end()
+            self.begin()
+            self.sent = []
+
+    def end(self) -> None:
+        """What a process does that ends: the stop, and nothing after it."""
+        motion = self.motion
+        for i, tick in enumerate(motion.finish()):
+            self.take(tick)
+            assert i < 100
+        assert not motion.moving
+        motion.end()
+        assert motion.tick(self.now).command is None
+
+    def recover(self) -> None:
+        """Whatever happened, afterwards the arm moves again when a person says so."""
+        self.follows, self.measures, self.queries, self.size = True, 'true', True, 0.02
+        self.motion.hold(False)
+        self.motion.watchdog.driver(True)
+        self.now += SECOND
+        self.run(150)
+        self.motion.enable(True)
+        before = self.commands
+        self.run(60)
+        assert self.commands > before, self.said[-3:]
+
+
+# The inputs of public bug reports.
+
+
+def _places(world: World) -> list[np.ndarray]:
+    """Fills with the places sent from here on, m or rad."""
+    places: list[np.ndarray] = []
+    take = world.take
+
+    def watch(tick) -> None:
+        take(tick)
+        if tick.command is not None:
+            places.append(world.place.copy())
+
+    world.take = watch
+    return places
+
+
+@pytest.mark.parametrize('adapter', ADAPTERS[1:])
+@pytest.mark.parametrize('wrong', ['zero', 'other'])
+def test_one_impossible_state_stops_in_place_and_is_said(adapter, wrong):
+    """A pose of zeros gave the targets (0.528, -0.1, 0.3), (0, 0, 0), and silence; joints of
+    zeros gave "all joints at 0.0 within 0.1 s".
+    """
+    world = World(adapter, 0)
+    world.run(60)
+    before = world.place.copy()
+    places = _places(world)
+    world.measures = wrong
+    world.run(1)
+    world.measures = 'true'
+    world.run(40)
+    assert world.stops == {'implausible_state': 1}
+    assert any('cannot be true' in text and 'jumps by' in text for text in world.said)
+    # Braked to rest: where it was going, and at most as far as it needs for that.
+    assert len(places) > 5 and np.abs(places[-1] - before).max() < 0.1
+    assert np.linalg.norm(np.diff(places, axis=0), axis=1).max() < 0.03
+    assert not world.motion.moving
+    world.run(100)  # when nothing impossible has come for a while it goes on
+    assert world.motion.moving
+
+
+@pytest.mark.parametrize('adapter', ADAPTERS[1:])
+def test_a_lagging_arm_is_not_pulled_back_by_a_stop(adapter):
+    """0.1 s behind at 0.9 rad/s, the hold asked a spline for -101 to 83 rad/s^2."""
+    world = World(adapter, 1)
+    world.run(60)
+    lag = world.place
+    world.follows = False  # what is measured stays behind from here on
+    world.run(8)
+    places = _places(world)
+    world.motion.enable(False)
+    world.run(60)
+    assert world.stops == {'disabled': 1}
+    steps = np.diff([lag, *places], axis=0)
+    along = steps @ (steps[0] / np.linalg.norm(steps[0]))
+    assert along.min() > -1e-3  # onwards to rest, never back to where it was measured
+
+
+def test_a_blocked_arm_is_let_off():
+    """It stops as not following, and the command then comes back to where the arm is."""
+    world = World(profile.POSE, 2)
+    world.run(60)
+    world.follows, world.size = False, 0.0
+    twist = np.array([[0.02, 0, 0, 0, 0, 0]] * 8)
+    for i in range(8):
+        chunk = Chunk(
+            world.now - TICK, 'base_link', 100 + i, 2, 0.05, 8, ('x', 'y', 'z', 'rx', 'ry', 'rz'),
+            timeline.KIND_EE_DELTA, timeline.ROTATION_VECTOR, timeline.REFERENCE_PREVIOUS_STEP,
+            twist,
+        )  # fmt: skip
+        world.queries = False
+        world.motion.chunk(chunk, world.now)
+        world.run(10)
+        if world.stops:
+            break
+    assert world.stops == {'safety': 1}
+    pushed = np.linalg.norm(world.place - world.pose.position)
+    assert 0.04 < pushed < 0.08
+    world.run(150)
+    assert np.linalg.norm(world.place - world.pose.position) < 0.01
+
+
+def test_states_of_arm_and_gripper_may_come_apart():
+    """Each message dropped what the other gave: one chunk in ten seconds."""
+    world = World(profile.JOINT_TRAJECTORY, 3)
+    world.measures = 'half'
+    for _ in range(100):
+        world.run(1)
+        world.motion.measured_joints(('finger_joint1',), (0.04,), world.now, world.now)
+        world.motion.measured_joints(('lamp', 'fan'), (1.0, 2.0), world.now, world.now)
+    assert world.motion.moving and not world.stops
+    assert all('lack joint5' in text for text in world.said) and len(world.said) <= 2  # at first
+
+
+def test_a_joint_that_is_named_no_more_stops_the_arm():
+    world = World(profile.JOINT_TRAJECTORY, 4)
+    world.run(60)
+    world.measures = 'silent'
+    for _ in range(60):
+        world.run(1)
+        world.motion.measured_joints(NAMES[:6], world.q[:6], world.now, world.now)
+    assert world.stops == {'stale_state': 1}
+
+
+def test_continuous_joints_take_the_shorter_way_across_pi():
+    """A goal of -3.1 from 3.1 went the long way round and stopped as not following 6.27 rad."""
+    names = ('turn', 'lift')
+    limits = {n: {'velocity': 1.0, 'acceleration': 4.0} for n in names}
+    tree = dataclasses.replace(
+        make_profile(profile.JOINT_TRAJECTORY),
+        joints=names,
+        tool_link='',
+        limits=dataclasses.replace(
+            make_profile(profile.JOINT_TRAJECTORY).limits,
+            joints={n: JointLimit(**limits[n]) for n in names},
+            workspace=None,
+        ),
+    )
+    motion = ArmMotion(tree)
+    motion.begin()
+    motion.enable(True)
+    motion.described(None)
+    q, now, swept = np.array([3.1, 0.0]), SECOND, 0.0
+    rows = np.linspace([3.1, 0.0], [3.3, 0.1], 8)
+    rows[:, 0] = [math.remainder(x, math.tau) for x in rows[:, 0]]
+    for tick in range(100):
+        now += TICK
+        measured = [math.remainder(x, math.tau) for x in q]
+        motion.measured_joints(names, measured, now, now)
+        if tick == 2:
+            kind = timeline.KIND_JOINT_POSITION
+            chunk = Chunk(now - TICK, '', 1, 1, 0.05, 8, names, kind, 0, 0, rows)
+            motion.chunk(chunk, now)
+        out = motion.tick(now)
+        if out.command is not None:
+            swept += abs(out.command.positions[0] - q[0])
+            q = np.array(out.command.positions)
+        assert out.verdict.reason in ('', 'dry_queue')
+    assert 3.2 < q[0] < 3.4 and swept < 0.3
+
+
+# A person's word.
+
+
+@pytest.mark.parametrize('adapter', ADAPTERS)
+def test_enabled_is_lost_at_deactivation_and_refused_while_inactive(adapter):
+    """Enabled, deactivated, activated: it moved 0.2 s later though nobody had enabled it."""
+    world = World(adapter, 5, enabled_at_start=False)
+    world.run(60)
+    assert world.commands
+    world.end()
+    world.motion.begin()
+    before = world.commands
+    world.run(100)
+    assert world.commands == before and not world.motion.watchdog.enabled
+    world.motion.enable(True)
+    world.run(60)
+    assert world.commands > before
+
+
+@pytest.mark.parametrize('adapter', ADAPTERS[1:])
+def test_a_person_takes_over_and_motion_starts_from_where_the_arm_is_then(adapter):
+    world = World(adapter, 6)
+    world.run(60)
+    world.motion.enable(False)
+    world.run(60)
+    world.follows = False
+    for _ in range(50):  # 0.5 s of guiding by hand, or another controller
+        world.q = world.q + 0.004
+        world.pose = Pose(geometry.add(world.pose.position, (0.002, 0.002, 0.002)))
+        world.run(1)
+    here = world.q if world.motion.commands_joints else np.array(world.pose.position)
+    world.follows, world.controller = True, Controller(world.q)
+    world.motion.enable(True)
+    places = _places(world)
+    world.run(30)
+    assert np.abs(places[0] - here).max() < 1e-3
+
+
+@pytest.mark.parametrize('adapter', ADAPTERS)
+def test_hold_pauses_in_place_and_goes_on(adapter):
+    world = World(adapter, 7)
+    world.run(60)
+    world.motion.hold(True)
+    world.run(60)
+    assert world.stops == {'held': 1} and not world.motion.moving
+    held = world.commands
+    world.run(100)
+    assert world.commands == held
+    world.motion.hold(False)
+    world.run(40)
+    assert world.commands > held
+
+
+@pytest.mark.parametrize('adapter', ADAPTERS)
+def test_what_a_process_leaves_behind_brings_the_arm_to_rest(adapter):
+    """The motion's state alone, as a supervisor has it, gives the very stop the executor makes."""
+    world = World(adapter, 8)
+    world.run(60)
+    stop = StopMotion.of(world.motion.state)
+    assert not world.motion.state.at_rest
+    sent = []
+    for tick in world.motion.finish():
+        command = tick.command
+        sent.append(command.velocities if world.motion.commands_joints else command.twist.six)
+    assert np.allclose(stop.velocities[: len(sent)], sent, atol=1e-9)
+    assert len(sent) == len(stop.velocities) and stop.seconds < 0.6
+
+
+EVENTS = (
+    'zero', 'nan', 'other', 'silent', 'stale', 'alternating', 'half', 'true', 'blocked', 'pushed',
+    'violent', 'no chunks', 'disable', 'enable', 'hold', 'reset', 'driver', 'error', 'gripper',
+    'clock', 'deactivate',
+)  # fmt: skip
+scripts = st.lists(st.tuples(st.sampled_from(EVENTS), st.integers(1, 60)), max_size=12)
+counted: Counter[str] = Counter()
+
+
+def play(adapter: str, seed: int, script: list[tuple[str, int]]) -> None:
+    world = World(adapter, seed)
+    world.run(60)
+    for event, periods in script:
+        world.happen(event)
+        world.run(periods)
+    world.recover()
+    world.end()
+    counted[adapter] += world.commands
+
+
+@pytest.mark.parametrize('adapter', ADAPTERS)
+@settings(max_examples=12, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), script=scripts)
+def test_whatever_happens_every_command_keeps_the_limits(adapter, seed, script):
+    play(adapter, seed, script)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize('adapter', ADAPTERS)
+def test_a_million_commands_keep_the_limits(adapter):
+    """A quarter of a million for each of the four adapters."""
+
+    @settings(max_examples=100, deadline=None, database=None)
+    @given(seed=st.integers(0, 2**32 - 1), script=scripts)
+    def some(seed, script):
+        play(adapter, seed, script)
+
+    while counted[adapter] < 250_000:
+        some()
+    print(f'{adapter}: {counted[adapter]} commands')
