@@ -36,8 +36,8 @@ from specprune_ros.robot.safety import (
 )
 from specprune_ros.robot.speed import JointSpeed, JointStateError, check_joint_count
 from specprune_ros.robot.stop_motion import MotionState
-from specprune_ros.robot.timeline import Chunk, ChunkRules, ChunkTimeline, Joined, Setpoint
-from specprune_ros.robot.watchdog import State, Verdict, Watchdog
+from specprune_ros.robot.timeline import AddResult, Chunk, ChunkRules, ChunkTimeline, Setpoint
+from specprune_ros.robot.watchdog import State, Watchdog, WatchdogDecision
 
 POSE, JOINTS = 'tool pose', 'joint states'
 
@@ -72,7 +72,7 @@ class Tick:
     asked for, 0 to 1.
     """
 
-    verdict: Verdict
+    verdict: WatchdogDecision
     command: Command | None = None
     gripper: float | None = None
     braking: bool = False
@@ -92,7 +92,7 @@ class _Phase(Enum):
     YIELD = 2
 
 
-_ENDING = Verdict(State.STOPPED)
+_ENDING = WatchdogDecision(State.STOPPED)
 
 
 @dataclass
@@ -320,7 +320,7 @@ class ArmMotion:
         self._tool_pose = None
         self._joints.clear()
 
-    def chunk(self, chunk: Chunk, now_ns: int) -> Joined:
+    def chunk(self, chunk: Chunk, now_ns: int) -> AddResult:
         """Take a chunk in. Raises ``ChunkError``."""
         at = self._output.positions if self.commands_joints else {}
         at = at or self.joints
@@ -396,7 +396,7 @@ class ArmMotion:
         """Whether a stop is under way."""
         return self._phase is not _Phase.NONE
 
-    def brake(self, verdict: Verdict = _ENDING) -> Tick:
+    def brake(self, verdict: WatchdogDecision = _ENDING) -> Tick:
         """One period of the stop under way, if any."""
         if self._phase is _Phase.NONE:
             return Tick(verdict)

@@ -458,7 +458,7 @@ def test_a_pose_in_another_frame_does_not_count(bench):
     assert b.commands == [] and 'no tool pose yet' in b.health()
 
 
-def test_poses_follow_the_twist_and_hold_the_measured_one_on_stop(bench):
+def test_poses_follow_the_twist_and_come_to_rest_on_a_stop(bench):
     from geometry_msgs.msg import PoseStamped
 
     b = bench(
@@ -474,9 +474,14 @@ def test_poses_follow_the_twist_and_hold_the_measured_one_on_stop(bench):
     begin = time.monotonic()
     b.alive.discard('pose')
     b.run(0.6)
-    at, last = poses[-1]
-    assert at - begin <= 0.35 and b.stops() == 1
-    assert (last.pose.position.x, last.pose.position.y) == START[:2]
+    assert b.stops() == 1
+    at = np.array([t for t, _ in poses])
+    xs = np.array([m.pose.position.x for _, m in poses])
+    speeds = np.diff(xs) / 0.01
+    slowing = at[1:][speeds < 0.99 * speeds[at[1:] < begin][-1]]
+    assert slowing[slowing > begin][0] - begin <= 0.35  # it brakes, on from where it was sent to
+    assert speeds.min() >= 0.0 and speeds[-1] == pytest.approx(0.0, abs=0.03)
+    assert np.abs(np.diff(speeds)).max() / 0.01 <= 4.0 * (1.0 + 1e-6)
 
 
 def test_tool_motion_becomes_joint_motion_with_times_and_velocities(bench):
@@ -515,7 +520,7 @@ def test_tool_motion_becomes_joint_motion_with_times_and_velocities(bench):
     arm = JointSpeed(urdf(), 'tcp')
     tool = arm.jacobian(names, home) @ np.array(sent[40][1].points[0].velocities)
     assert tool[0] == pytest.approx(0.1, abs=0.01) and np.abs(tool[1:3]).max() < 0.01
-    # More joints than are read count as silence: the measured joints, at rest, once.
+    # More joints than are read count as silence: it comes to rest.
     end = time.monotonic() + 0.6
     crowd = [f'lamp{i}' for i in range(MAX_JOINTS)]
     while time.monotonic() < end:
@@ -524,7 +529,9 @@ def test_tool_motion_becomes_joint_motion_with_times_and_velocities(bench):
     assert b.stops() == 1
     assert f'{MAX_JOINTS + 7} names; at most {MAX_JOINTS}' in b.dut._complaints['joint states'][0]
     hold = sent[-1][1].points
-    assert len(hold) == 1 and list(hold[0].positions) == pytest.approx(home)
+    # It holds where the motion has come to, which is within the limits of the command before.
+    before = np.array(sent[-2][1].points[0].positions)
+    assert len(hold) == 1 and np.abs(np.array(hold[0].positions) - before).max() < 0.02
 
 
 def test_joint_limits_are_the_tighter_of_profile_and_description(bench):
@@ -676,7 +683,7 @@ def test_as_a_process_at_100_hz_and_sigint_stops_the_arm(ros, tmp_path):
         b.run(0.2)
         assert b.commands[-1][1].twist.linear.x == 0.0
         text = log.read_text()
-        assert 'Traceback' not in text and 'stop: deactivated' in text
+        assert 'Traceback' not in text and 'stop: ended' in text
     finally:
         if process.poll() is None:
             process.kill()
@@ -732,8 +739,8 @@ def test_flexiv_motion_grasp_and_driver_state(bench):
     status.publish(package.OperationalStatus(driver_state=2, fault=True, message='collision'))
     b.run(0.5)
     assert b.stops() == 1 and 'collision' in b.health()
-    assert sent[-1][0] - begin <= 0.1
-    assert sent[-1][1].pose.position.x == START[0]  # where the arm is measured
+    assert sent[-1][0] - begin <= 0.3  # at rest
+    assert sent[-1][1].pose.position.x > START[0]
     status.publish(ready)  # recovered by itself: still waits for a person
     count = len(sent)
     b.run(0.5)

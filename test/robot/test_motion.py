@@ -19,8 +19,8 @@ from specprune_ros.robot.speed import JointSpeed
 from specprune_ros.robot.stop_motion import StopMotion
 from specprune_ros.robot.timeline import Chunk, ChunkError
 from specprune_ros.robot.trajectory import points
-from specprune_ros.sim import rizon4
-from specprune_ros.sim.urdf import urdf
+from specprune_ros.sim.arm import rizon4
+from specprune_ros.sim.arm.urdf import urdf
 
 TICK = 10_000_000
 DT = 0.01

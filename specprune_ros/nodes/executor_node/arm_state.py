@@ -10,9 +10,9 @@ from rclpy.lifecycle import LifecycleNode
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Bool, String
 
-from specprune_ros.nodes.executor_node.arm_ports import load
 from specprune_ros.nodes.common.qos import both_durabilities, latched, newest
 from specprune_ros.nodes.common.time import stamp_ns
+from specprune_ros.nodes.executor_node.arm_ports import load
 from specprune_ros.robot.geometry import Pose
 from specprune_ros.robot.motion import POSE, ArmMotion
 from specprune_ros.robot.speed import JointSpeed, UrdfError

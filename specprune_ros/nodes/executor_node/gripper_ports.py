@@ -14,11 +14,11 @@ from rclpy.action import ActionClient
 from rclpy.lifecycle import LifecycleNode
 from std_msgs.msg import Float64
 
-from specprune_ros.nodes.executor_node.arm_ports import load
 from specprune_ros.nodes.common.qos import every
+from specprune_ros.nodes.executor_node.arm_ports import load
 from specprune_ros.robot import profile as profiles
 from specprune_ros.robot.gripper import GripperGoal
-from specprune_ros.robot.profile import GripperPort as GripperSettings
+from specprune_ros.robot.profile import GripperConfig
 
 
 class GripperPort(Protocol):
@@ -37,7 +37,7 @@ class GripperPort(Protocol):
 class Float64Port:
     """A Float64 between the driver's ``closed`` and ``open``."""
 
-    def __init__(self, node: LifecycleNode, settings: GripperSettings, topic: str) -> None:
+    def __init__(self, node: LifecycleNode, settings: GripperConfig, topic: str) -> None:
         self._node, self._settings = node, settings
         self._publisher = node.create_publisher(Float64, topic, every())
 
@@ -58,7 +58,7 @@ class Float64Port:
 class ActionPort:
     """What the grippers behind actions have in common: a new goal ends the one before it."""
 
-    def __init__(self, node: LifecycleNode, settings: GripperSettings) -> None:
+    def __init__(self, node: LifecycleNode, settings: GripperConfig) -> None:
         self._node, self._settings = node, settings
         self._clients: list[ActionClient] = []
 
@@ -106,7 +106,7 @@ class ActionPort:
 class GripperCommandPort(ActionPort):
     """control_msgs/action/GripperCommand: position in the driver's unit and the largest effort."""
 
-    def __init__(self, node: LifecycleNode, settings: GripperSettings) -> None:
+    def __init__(self, node: LifecycleNode, settings: GripperConfig) -> None:
         super().__init__(node, settings)
         self._type = load('control_msgs', 'action', 'GripperCommand')
         self._action = self._client(self._type, settings.name)
@@ -122,7 +122,7 @@ class GripperCommandPort(ActionPort):
 class ParallelGripperPort(ActionPort):
     """control_msgs/action/ParallelGripperCommand: a JointState with position, velocity, effort."""
 
-    def __init__(self, node: LifecycleNode, settings: GripperSettings) -> None:
+    def __init__(self, node: LifecycleNode, settings: GripperConfig) -> None:
         super().__init__(node, settings)
         self._type = load('control_msgs', 'action', 'ParallelGripperCommand')
         self._action = self._client(self._type, settings.name)
@@ -143,7 +143,7 @@ class FlexivGripperPort(ActionPort):
     positive force closes.
     """
 
-    def __init__(self, node: LifecycleNode, settings: GripperSettings) -> None:
+    def __init__(self, node: LifecycleNode, settings: GripperConfig) -> None:
         super().__init__(node, settings)
         self._move_type = load('flexiv_msgs', 'action', 'Move')
         self._grasp_type = load('flexiv_msgs', 'action', 'Grasp')
@@ -164,12 +164,12 @@ class FlexivGripperPort(ActionPort):
         self._goal(self._move, message, goal)
 
 
-def _between(settings: GripperSettings, opening: float) -> float:
+def _between(settings: GripperConfig, opening: float) -> float:
     return settings.closed + (settings.open - settings.closed) * opening
 
 
 def make_gripper(
-    node: LifecycleNode, settings: GripperSettings, dry_topic: str = ''
+    node: LifecycleNode, settings: GripperConfig, dry_topic: str = ''
 ) -> GripperPort | None:
     """The adapter the profile names, ``None`` without a gripper. Raises ``MissingMessages``.
 

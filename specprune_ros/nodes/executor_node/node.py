@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter, deque
-from collections.abc import Callable
 from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
@@ -23,15 +22,15 @@ from std_msgs.msg import Header
 from std_srvs.srv import SetBool, Trigger
 
 from specprune_ros.msg import ActionChunk
+from specprune_ros.nodes.common.lifecycle import AutoLifecycleNode, run
+from specprune_ros.nodes.common.parameters import NodeParameters, ParameterSpec
+from specprune_ros.nodes.common.qos import every, newest
+from specprune_ros.nodes.common.rates import Percentiles, RateMeter
+from specprune_ros.nodes.common.remapping import profile_path
 from specprune_ros.nodes.executor_node.arm_ports import SECOND_NS, ArmPort, make_port, pose_message
 from specprune_ros.nodes.executor_node.arm_state import ArmState
 from specprune_ros.nodes.executor_node.gripper_ports import GripperPort, make_gripper
-from specprune_ros.nodes.common.lifecycle import AutoLifecycleNode, run
-from specprune_ros.nodes.common.rates import Percentiles, RateMeter
-from specprune_ros.nodes.common.parameters import Setting, Settings
-from specprune_ros.nodes.common.qos import every, newest
 from specprune_ros.nodes.executor_node.realtime import ask_for_priority, freeze_gc
-from specprune_ros.nodes.common.remapping import profile_path
 from specprune_ros.robot import profile as profiles
 from specprune_ros.robot import timeline
 from specprune_ros.robot.gripper import GoalState, GripperGoal, GripperHysteresis
@@ -44,7 +43,7 @@ from specprune_ros.robot.watchdog import (
     ENDED,
     HELD,
     State,
-    Verdict,
+    WatchdogDecision,
 )
 
 DIAGNOSTICS_PERIOD = 1.0  # s
@@ -54,22 +53,24 @@ SLOW = (3, 10.0)  # stops for a dry queue within s after which the policy is cal
 FLUSH = 0.2  # s, how long a last stop may take to reach the driver
 
 SETTINGS = (
-    Setting('profile', 'sim_arm', 'Robot profile: a YAML file, or a name in config/robots.'),
-    Setting('robot_sn', '', "The robot's serial number, for profiles that hold {robot_sn}."),
-    Setting('dry_run', False, 'Publish on ~/dry_run/... what would be sent, and send nothing.'),
-    Setting(
+    ParameterSpec('profile', 'sim_arm', 'Robot profile: a YAML file, or a name in config/robots.'),
+    ParameterSpec('robot_sn', '', "The robot's serial number, for profiles that hold {robot_sn}."),
+    ParameterSpec(
+        'dry_run', False, 'Publish on ~/dry_run/... what would be sent, and send nothing.'
+    ),
+    ParameterSpec(
         'joining',
         '',
         "How a chunk joins the motion under way; empty takes the profile's rule.",
         choices=('', *timeline.JOINING_RULES),
     ),
-    Setting(
+    ParameterSpec(
         'policy',
         'specprune_node',
         'Node whose errors on /diagnostics stop the arm, in the own namespace unless it begins '
         'with /; empty listens to none.',
     ),
-    Setting(
+    ParameterSpec(
         'realtime_priority',
         20,
         'Real-time priority (SCHED_FIFO) of this process where the system grants it, so that a '
@@ -85,7 +86,7 @@ class ChunkExecutor(AutoLifecycleNode):
 
     def __init__(self) -> None:
         super().__init__('chunk_executor')
-        self._settings = Settings(self, SETTINGS)
+        self._settings = NodeParameters(self, SETTINGS)
         self._profile: profiles.Profile | None = None
         self._port: ArmPort | None = None
         self._gripper: GripperPort | None = None
@@ -94,7 +95,7 @@ class ChunkExecutor(AutoLifecycleNode):
         self._state: ArmState | None = None
         self._timer: Any = None
         self._listening: list[Any] = []
-        self._verdict = Verdict(State.WAITING)
+        self._verdict = WatchdogDecision(State.WAITING)
         self._complaints: dict[str, tuple[str, float, int]] = {}
         self._lasts = 0.0
         self._counts: Counter[str] = Counter()
@@ -183,11 +184,11 @@ class ChunkExecutor(AutoLifecycleNode):
             self.destroy_timer(self._timer)
             self._timer = None
             if self._motion.moving:
-                self._begin_stop(Verdict(State.STOPPED, ENDED, 'deactivated or ending'))
+                self._begin_stop(WatchdogDecision(State.STOPPED, ENDED, 'deactivated or ending'))
                 self._finish()
                 self._port.publisher.wait_for_all_acked(Duration(seconds=FLUSH))
             self._motion.end()
-            self._verdict = Verdict(State.WAITING)
+            self._verdict = WatchdogDecision(State.WAITING)
         if self._state is not None:
             self._state.close()
             self._state = None
@@ -349,7 +350,7 @@ class ChunkExecutor(AutoLifecycleNode):
         if self._profile.gripper.on_failure == profiles.STOP:
             self._motion.watchdog.gripper(goal.trouble)
 
-    def _begin_stop(self, verdict: Verdict) -> None:
+    def _begin_stop(self, verdict: WatchdogDecision) -> None:
         """Count a stop and say why, each reason not more often than every few seconds."""
         self._counts['stops'] += 1
         self._counts[f'stops for {verdict.reason}'] += 1
@@ -375,7 +376,7 @@ class ChunkExecutor(AutoLifecycleNode):
 
     # What is shown.
 
-    def _show(self, verdict: Verdict) -> None:
+    def _show(self, verdict: WatchdogDecision) -> None:
         before = self._verdict
         if (verdict.state, verdict.reason) == (before.state, before.reason):
             return
@@ -399,23 +400,24 @@ class ChunkExecutor(AutoLifecycleNode):
 
     def _note(self, text: str) -> None:
         """Log what may happen many times a second, but not more often than every few seconds."""
-        self._limited(text, '', self.get_logger().info)
+        if said := self._limited(text, ''):
+            self.get_logger().info(said)
 
     def _complain(self, source: str, reason: str, urgent: bool = True) -> None:
         """As :meth:`_note`, a warning; another reason from the same source is said sooner."""
-        self._limited(source, reason, self.get_logger().warning, urgent)
+        if said := self._limited(source, reason, urgent):
+            self.get_logger().warning(said)
 
-    def _limited(
-        self, source: str, reason: str, say: Callable[[str], object], urgent: bool = False
-    ) -> None:
+    def _limited(self, source: str, reason: str, urgent: bool = False) -> str:
+        """The line to log; empty while it is too soon, which is counted."""
         last, at, more = self._complaints.get(source, ('', -math.inf, 0))
         now = time.monotonic()
         if now - at > COMPLAIN_PERIOD or (urgent and reason != last and now - at > 1.0):
-            text = f'{source}: {reason}' if reason else source
-            say(text + (f' ({more} more times before)' if more else ''))
             self._complaints[source] = (reason, now, 0)
-        else:
-            self._complaints[source] = (last, at, more + 1)
+            text = f'{source}: {reason}' if reason else source
+            return text + (f' ({more} more times before)' if more else '')
+        self._complaints[source] = (last, at, more + 1)
+        return ''
 
     def _report(self) -> None:
         verdict = self._verdict
@@ -485,7 +487,7 @@ class ChunkExecutor(AutoLifecycleNode):
                 found.append(f'{len(names)} publishers on {topic}: {", ".join(names)}')
         return '; '.join(found)
 
-    def _health(self, verdict: Verdict) -> tuple[bytes, str]:
+    def _health(self, verdict: WatchdogDecision) -> tuple[bytes, str]:
         if self.last_error:
             return DiagnosticStatus.ERROR, self.last_error
         if self._timer is None:
