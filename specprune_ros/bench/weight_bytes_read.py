@@ -36,13 +36,17 @@ def weight_traffic(model: Network, work: Sequence[LayerRows]) -> WeightBytesRead
     A diffusion head reads its weights once per step. Embedding tables are looked up, not read.
     """
     before = (getattr(model, name, None) for name in ('vision', 'projector', 'proprio'))
-    dit = model.config.dit
+    dit, ddim = model.config.dit, model.config.ddim
+    head = weight_bytes(model.action_head) * (dit.ddim_steps if dit else 1)
+    decoder = sum(
+        weight_bytes(layer)
+        for layer, rows in zip(model.decoder.layers, work, strict=True)
+        if rows.inputs
+    )
+    if ddim is not None:  # every step runs the decoder once more
+        head = ddim.steps * (head + decoder + weight_bytes(model.noisy_action))
     return WeightBytesRead(
         vision=sum(weight_bytes(part) for part in before if isinstance(part, nn.Module)),
-        decoder=sum(
-            weight_bytes(layer)
-            for layer, rows in zip(model.decoder.layers, work, strict=True)
-            if rows.inputs
-        ),
-        head=weight_bytes(model.action_head) * (1 if dit is None else dit.ddim_steps),
+        decoder=decoder,
+        head=head,
     )

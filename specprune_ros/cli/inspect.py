@@ -20,9 +20,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     )
     parser.add_argument('path', type=Path, help='local folder of a downloaded checkpoint')
     parser.add_argument('--unnorm-key', default=None, help='which robot of the statistics')
-    parser.add_argument(
-        '--platform', choices=('libero', 'aloha', 'bridge'), help='robot of an OpenVLA-OFT model'
-    )
+    parser.add_argument('--platform', help='robot or benchmark the checkpoint was trained for')
     parser.add_argument('--json', type=Path, help='write the report to this file')
     return parser
 

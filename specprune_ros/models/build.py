@@ -21,6 +21,7 @@ CLASSES: dict[str, type[nn.Module]] = {
     'openvla-oft': OpenVLAOFT,
     'db-oft': DBOFT,
     'cogact': CogACT,
+    'db-cogact': CogACT,
 }
 
 
@@ -70,7 +71,7 @@ def build(
 
 
 def cast(model: Network, dtype: torch.dtype) -> Network:
-    """The network in ``dtype``; CogACT's diffusion head stays in float32, as published."""
+    """The network in ``dtype``; a diffusion transformer head stays in float32."""
     model.to(dtype)
     if isinstance(model, CogACT):
         model.action_head.float()

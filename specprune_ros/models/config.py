@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from types import UnionType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
-FAMILIES = ('openvla-oft', 'db-oft', 'cogact')
+FAMILIES = ('openvla-oft', 'db-oft', 'cogact', 'db-cogact')
+COGNITION = ('cogact', 'db-cogact')  # one row conditions a diffusion transformer
 ACTIVATIONS = ('gelu', 'quick_gelu')
 NORMS = ('q99', 'min_max', 'identity')
 KINDS = ('ee_delta', 'ee_pose', 'joint_position', 'joint_delta')
 ROTATIONS = ('none', 'vector', 'euler_xyz', 'quaternion')
 REFERENCES = ('none', 'previous_step', 'observation')
+ACCUMULATES = ('command', 'measurement', 'none')
 GRIPPER_SENSES = ('one_is_open', 'one_is_closed')
-RESIZES = ('lanczos3', 'bicubic', 'pad_bicubic')
+RESIZES = ('lanczos3', 'bicubic', 'pad_bicubic', 'square_lanczos')
+PRE_FILTERS = ('bicubic', 'area', 'linear')
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -155,7 +161,10 @@ class ActionConfig:
 
     ``scale`` turns un-normalised action units into SI per dimension (metres, radians, gripper
     0..1); LIBERO's actions, for example, are commands in -1..1 of a controller that moves 0.05 m
-    and 0.5 rad per unit.
+    and 0.5 rad per unit. ``gripper_range`` are the values of the gripper column that mean 0 and 1;
+    a binary gripper switches half-way between. ``accumulates`` says what the authors' own client
+    adds a delta to: the last ``command`` or the ``measurement`` (for the reader; an executor that
+    integrates a chunk does the first).
     """
 
     dims: tuple[str, ...] = ('x', 'y', 'z', 'rx', 'ry', 'rz', 'gripper')
@@ -164,6 +173,8 @@ class ActionConfig:
     reference: str = 'previous_step'
     gripper_dim: int = 6
     gripper_sense: str = 'one_is_open'
+    gripper_range: tuple[float, float] = (0.0, 1.0)
+    accumulates: str = 'command'
     scale: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
@@ -173,6 +184,12 @@ class ActionConfig:
         _one_of(self, 'rotation', ROTATIONS)
         _one_of(self, 'reference', REFERENCES)
         _one_of(self, 'gripper_sense', GRIPPER_SENSES)
+        _one_of(self, 'accumulates', ACCUMULATES)
+        low, high = self.gripper_range
+        _require(low < high, f'action.gripper_range must ascend, is {self.gripper_range}')
+        _require(
+            len(set(self.dims)) == len(self.dims), f'action.dims holds a name twice: {self.dims}'
+        )
         _require(
             -1 <= self.gripper_dim < len(self.dims),
             f'action.gripper_dim {self.gripper_dim} must be -1..{len(self.dims) - 1}',
@@ -182,10 +199,35 @@ class ActionConfig:
             f'action.scale has {len(self.scale)} entries, action.dims has {len(self.dims)}',
         )
 
+    @property
+    def gripper_threshold(self) -> float:
+        """Value of the gripper column at which a binary gripper switches."""
+        return sum(self.gripper_range) / 2
+
+
+@dataclass(frozen=True)
+class DDIMConfig:
+    """The sampler of DB-OFT's head called DiT: the language model itself predicts the noise."""
+
+    steps: int = 10
+    train_steps: int = 100
+
+    def __post_init__(self) -> None:
+        for field in ('steps', 'train_steps'):
+            _positive(self, field)
+        _require(
+            self.steps <= self.train_steps,
+            f'ddim.steps {self.steps} must not exceed ddim.train_steps {self.train_steps}',
+        )
+
 
 @dataclass(frozen=True)
 class DiTConfig:
-    """CogACT's diffusion transformer head and its sampler."""
+    """CogACT's diffusion transformer head and its sampler.
+
+    ``guidance`` is the classifier-free guidance scale; up to 1 it is off and a step runs one
+    branch.
+    """
 
     width: int = 768
     depth: int = 12
@@ -198,10 +240,24 @@ class DiTConfig:
         for field in ('width', 'depth', 'heads', 'ddim_steps', 'train_steps'):
             _positive(self, field)
         _require(self.width % self.heads == 0, 'dit.width must be a multiple of dit.heads')
-        _require(
-            self.train_steps % self.ddim_steps == 0,
-            f'dit.ddim_steps {self.ddim_steps} must divide dit.train_steps {self.train_steps}',
-        )
+        _require(0 <= self.guidance <= 100, f'dit.guidance must be 0 to 100, is {self.guidance}')
+        strided_times(self.train_steps, self.ddim_steps)
+
+
+def strided_times(train_steps: int, steps: int) -> list[int]:
+    """Sampled times, ascending, as OpenAI's respacing (``ddimN``) and CogACT's change of it choose
+    them: the first stride that gives exactly ``steps``; a single one lies at 50.
+    """
+    if steps == 1:
+        return [50]
+    for stride in range(1, train_steps):
+        times = list(range(0, train_steps, stride))
+        if len(times) == steps:
+            return times
+    raise ConfigError(
+        f'dit.ddim_steps {steps}: no stride through {train_steps} training steps gives that many; '
+        'take 1, 2, 4, 5, 10, 20, 25 or 50'
+    )
 
 
 @dataclass(frozen=True)
@@ -210,8 +266,13 @@ class PolicyConfig:
 
     ``cameras`` names the images in the order the model takes them. ``control_hz`` is the number
     of action rows played per second. ``proprio_dim`` 0 means no proprioception token.
+    ``convention`` names the row of ``conventions.CONVENTIONS`` the checkpoint follows, if any.
+    ``execute`` is how many rows of a chunk its authors run before they ask again; 0: all.
     ``projector`` is the hidden widths between the towers' channels and the decoder, by default
-    the family's. ``center_crop`` and ``jpeg`` belong to the authors' image path. ``template``
+    the family's. ``resize`` is how an image gets to the towers' size, ``pre_resize`` a square that
+    it is stretched to before that (0: none), with ``pre_filter``; ``center_crop``, ``jpeg`` and
+    ``reencode`` (JPEG and resampling also for an image that has the right size already) belong to
+    the authors' image path. ``template``
     names the prompt (``tokens.TEMPLATES``), cut off by an error above ``max_prompt`` tokens.
     ``stop_id`` is the token that ends the sequence. ``position_code`` adds, after the projector,
     a LayerNorm and a unit-size 2-D sine code; small policies trained from scratch need it,
@@ -232,23 +293,34 @@ class PolicyConfig:
     film: bool = False
     head_blocks: int = 2
     dit: DiTConfig | None = None
+    ddim: DDIMConfig | None = None
     resize: str = 'lanczos3'
     pre_resize: int = 0
+    pre_filter: str = 'bicubic'
     center_crop: bool = True
     jpeg: bool = True
+    reencode: bool = False
     position_code: bool = False
     template: str = 'openvla'
     max_prompt: int = 512
     stop_id: int = 2
+    execute: int = 0
+    convention: str = ''
 
     def __post_init__(self) -> None:
         _one_of(self, 'family', FAMILIES)
         if not self.projector:
             width = self.decoder.width
-            hidden = (width,) if self.family == 'db-oft' else (4 * self.vision_width, width)
+            dexbotic = self.family.startswith('db-')
+            hidden = (width,) if dexbotic else (4 * self.vision_width, width)
             object.__setattr__(self, 'projector', hidden)
         _one_of(self, 'norm', NORMS)
         _one_of(self, 'resize', RESIZES)
+        _one_of(self, 'pre_filter', PRE_FILTERS)
+        _require(self.execute >= 0, f'execute must be >= 0, is {self.execute}')
+        _require(
+            0 <= self.pre_resize <= 4096, f'pre_resize must be 0 to 4096, is {self.pre_resize}'
+        )
         _require(len(self.towers) > 0, 'towers must name at least one vision tower')
         _require(
             0 <= self.stop_id < self.decoder.vocab,
@@ -271,9 +343,16 @@ class PolicyConfig:
             len(self.action.dims) == self.action_dim,
             f'action.dims names {len(self.action.dims)} columns, action_dim is {self.action_dim}',
         )
-        if self.family == 'cogact':
-            _require(self.dit is not None, 'dit must be given for family cogact')
-            _require(self.proprio_dim == 0, 'proprio_dim must be 0 for family cogact')
+        _require(
+            (self.dit is not None) == (self.family in COGNITION),
+            f'dit belongs to the families {" and ".join(COGNITION)}, and they need it',
+        )
+        _require(
+            self.ddim is None or self.family == 'db-oft',
+            f'ddim belongs to the family db-oft, not to {self.family}',
+        )
+        if self.family in COGNITION:
+            _require(self.proprio_dim == 0, f'proprio_dim must be 0 for family {self.family}')
         if self.family == 'openvla-oft':
             _require(
                 not self.decoder.causal,
@@ -300,8 +379,13 @@ class PolicyConfig:
 
     @property
     def action_tokens(self) -> int:
-        """Rows the actions are read from, A = K * D (1 for CogACT)."""
-        return 1 if self.family == 'cogact' else self.chunk * self.action_dim
+        """Rows the actions are read from, A = K * D (1 for CogACT and DB-CogACT)."""
+        return 1 if self.family in COGNITION else self.chunk * self.action_dim
+
+    @property
+    def rows_run(self) -> int:
+        """Rows of a chunk that are run before the policy is asked again."""
+        return min(self.execute or self.chunk, self.chunk)
 
     @property
     def vision_width(self) -> int:
@@ -315,18 +399,37 @@ class PolicyConfig:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> PolicyConfig:
         """Inverse of :meth:`to_dict`. Raises ``ConfigError`` naming an unknown or bad field."""
-        values = dict(data)
-        _require(isinstance(values.get('towers'), list | tuple), 'towers must be a list')
-        values['towers'] = tuple(
-            _build(VisionConfig, tower, f'towers[{i}]') for i, tower in enumerate(values['towers'])
-        )
-        _require('decoder' in values, 'decoder is missing')
-        values['decoder'] = _build(DecoderConfig, values['decoder'], 'decoder')
-        if 'action' in values:
-            values['action'] = _build(ActionConfig, values['action'], 'action')
-        if values.get('dit') is not None:
-            values['dit'] = _build(DiTConfig, values['dit'], 'dit')
-        return _build(cls, values, 'config')
+        return _build(cls, data, '')
+
+    def override(self, changes: Mapping[str, Any]) -> PolicyConfig:
+        """A checked copy with some fields changed. Objects are merged field by field, ``towers``
+        tower by tower; lists and numbers are replaced. Raises ``ConfigError``.
+        """
+        changes = dict(changes)
+        towers = changes.get('towers')
+        if towers is not None:
+            _require(
+                isinstance(towers, list | tuple) and len(towers) == len(self.towers),
+                f'towers must be a list of {len(self.towers)} objects, one per tower',
+            )
+        plain = self.to_dict()
+        if 'decoder' in changes and 'projector' not in changes:
+            plain['projector'] = ()  # follows from the widths
+        return self.from_dict(_merged(plain, changes))
+
+
+def _merged(old: Any, new: Any) -> Any:
+    """``new`` over ``old``, objects field by field."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        return {**old, **{key: _merged(old.get(key), value) for key, value in new.items()}}
+    if (
+        isinstance(old, list)
+        and old
+        and isinstance(old[0], Mapping)
+        and isinstance(new, list | tuple)
+    ):
+        return [_merged(a, b) for a, b in zip(old, new, strict=True)]
+    return new
 
 
 def _plain(value: Any) -> Any:
@@ -337,35 +440,49 @@ def _plain(value: Any) -> Any:
     return value
 
 
-_SCALARS: dict[str, tuple[type, ...]] = {
-    'int': (int,),
-    'float': (float, int),
-    'str': (str,),
-    'bool': (bool,),
-}
-
-
 def _build(kind: type[_T], data: Any, where: str) -> _T:
-    _require(isinstance(data, Mapping), f'{where} must be an object, is {type(data).__name__}')
+    """The dataclass ``kind`` from plain data, every field checked against its annotation."""
+    name = where or 'config'
+    _require(isinstance(data, Mapping), f'{name} must be an object, is {data!r}')
     fields = {field.name: field for field in dataclasses.fields(kind)}
-    unknown = sorted(set(data) - set(fields))
-    _require(not unknown, f'{where} has unknown fields {unknown}; known are {sorted(fields)}')
-    values = {}
-    for name, value in data.items():
-        value = tuple(value) if isinstance(value, list) else value
-        expected = _SCALARS.get(str(fields[name].type))
-        if expected is not None:
-            right = isinstance(value, expected) and (
-                bool in expected or not isinstance(value, bool)
-            )
-            _require(right, f'{where}.{name} must be {fields[name].type}, is {value!r}')
-        values[name] = value
+    for key in data:
+        if key not in fields:
+            close = difflib.get_close_matches(str(key), fields, n=1)
+            hint = f'did you mean {close[0]}? ' if close else ''
+            raise ConfigError(f'{name} has no field {key!r}; {hint}known are {sorted(fields)}')
     missing = sorted(
         name
         for name, field in fields.items()
-        if name not in values
+        if name not in data
         and field.default is dataclasses.MISSING
         and field.default_factory is dataclasses.MISSING
     )
-    _require(not missing, f'{where} lacks {missing}')
-    return kind(**values)
+    _require(not missing, f'{name} lacks {missing}')
+    hints = get_type_hints(kind)
+    prefix = f'{where}.' if where else ''
+    return kind(**{key: _value(hints[key], item, f'{prefix}{key}') for key, item in data.items()})
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    """``value`` as ``hint`` wants it, or ``ConfigError``."""
+    if get_origin(hint) is UnionType:  # X | None
+        if value is None:
+            return None
+        hint = get_args(hint)[0]
+    if dataclasses.is_dataclass(hint):
+        return value if isinstance(value, hint) else _build(hint, value, where)
+    if get_origin(hint) is tuple:
+        kinds = get_args(hint)
+        _require(isinstance(value, list | tuple), f'{where} must be a list, is {value!r}')
+        if kinds[-1] is ...:
+            kinds = (kinds[0],) * len(value)
+        _require(
+            len(kinds) == len(value), f'{where} must have {len(kinds)} entries, has {len(value)}'
+        )
+        pairs = enumerate(zip(kinds, value, strict=True))
+        return tuple(_value(kind, item, f'{where}[{i}]') for i, (kind, item) in pairs)
+    allowed = (int, float) if hint is float else hint
+    right = isinstance(value, allowed) and (hint is bool or not isinstance(value, bool))
+    right = right and (hint is not float or math.isfinite(value))
+    _require(right, f'{where} must be {hint.__name__}, is {value!r}')
+    return value

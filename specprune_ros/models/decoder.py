@@ -40,6 +40,16 @@ class ObservedAttention(NamedTuple):
     keys: int
 
 
+LayerKV = tuple[Tensor, Tensor]  # keys and values of a layer, each [B, kv_heads, n, head_dim]
+Context = tuple[LayerKV | None, ...]  # of every layer; None for one that was skipped
+
+
+class Extended(NamedTuple):
+    """Rows run after a context: ``hidden`` ``[B, m, D]`` after the final norm."""
+
+    hidden: Tensor
+
+
 class KVCache:
     """Keys and values of every layer for all ``L`` positions, kept from query to query
     (VLA-Cache).
@@ -92,7 +102,8 @@ class DecoderOutput:
     """What a pass leaves.
 
     ``hidden``: ``[1, L', D]`` after the final norm, the rows left (with ``read``, only that
-    range). ``positions``: int64 ``[L']`` their original positions (a merged token has the
+    range). ``context``: keys and values of all layers, of the rows that were there, where ``read``
+    is empty. ``positions``: int64 ``[L']`` their original positions (a merged token has the
     position it took). ``vision_ids``: int64 ``[v]`` patch ids left after the last boundary, -1
     for merged tokens. ``layer_tokens``: vision tokens present in each layer, 0 for a skipped one.
     ``layer_rows``: rows whose output each layer computed. ``work``: the same in full, for
@@ -109,6 +120,7 @@ class DecoderOutput:
     observed: tuple[ObservedAttention, ...] = ()
     cache: KVCache | None = None
     read: tuple[int, int] | None = None
+    context: Context = ()
 
     def rows(self, start: int, stop: int, layout: TokenLayout) -> Tensor:
         """Final hidden states ``[1, stop - start, D]`` of original positions behind the images.
@@ -225,6 +237,7 @@ class _Rows:
     layout: TokenLayout
     normed: Tensor | None = None
     reusing: bool = False
+    context: list[LayerKV | None] | None = None
     work: list[LayerRows] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
     observed: list[ObservedAttention] = field(default_factory=list)
@@ -262,7 +275,8 @@ class Decoder(nn.Module):
 
         ``hidden``: ``[1, L, D]`` (``[B, L, D]`` without ``prune``, for training). ``read``:
         half-open range of original positions behind the images; the last layer then computes
-        those rows only and only they come back. Rows keep their order, and their positions for
+        those rows only and only they come back. An empty range (at ``L``) reads none and leaves
+        ``context`` for :meth:`extend`. Rows keep their order, and their positions for
         RoPE. Without ``prune``, or when it keeps every row, the result is the dense one bit for
         bit.
 
@@ -272,6 +286,8 @@ class Decoder(nn.Module):
         schedule = PruneSchedule() if prune is None else prune.schedule
         self._check(hidden, layout, schedule, prune, cache, read)
         rows = self._begin(hidden, layout)
+        if read is not None and read[0] == read[1]:
+            rows.context = []
         run = [n for n in range(1, self.config.depth + 1) if n not in schedule.skip]
         last = run[-1]
         norms = [*(self.layers[n - 1].attn_norm for n in run[1:]), self.norm]
@@ -282,6 +298,8 @@ class Decoder(nn.Module):
             if number in schedule.skip:
                 rows.work.append(LayerRows(0, 0, 0))
                 rows.tokens.append(0)
+                if rows.context is not None:
+                    rows.context.append(None)
             else:
                 groups = schedule.observed_layers.get(number, ())
                 asked = read if number == last else None
@@ -306,7 +324,44 @@ class Decoder(nn.Module):
             observed=tuple(rows.observed),
             cache=cache,
             read=read,
+            context=tuple(rows.context or ()),
         )
+
+    def extend(self, hidden: Tensor, context: Context, start: int, skip: int = 0) -> Extended:
+        """Run rows ``[B, m, D]`` at positions ``start``, ... behind a context.
+
+        Every row sees the whole context and, unless the decoder is causal, every other row.
+        Nothing is added to the context: it serves any number of calls. The last layer leaves out
+        the first ``skip`` rows, and they do not come back.
+        """
+        count, device = hidden.shape[1], hidden.device
+        tables = self.rotary(start + count, device, hidden.dtype)
+        cos, sin = (table[start:] for table in tables)
+        run = [i for i, kept in enumerate(context) if kept is not None]
+        norms = [*(self.layers[i].attn_norm for i in run[1:]), self.norm]
+        normed = self.layers[run[0]].attn_norm(hidden)
+        masks: dict[int, Tensor | None] = {}  # by columns of the context: it shrinks where pruned
+        for i, after in zip(run, norms, strict=True):
+            block, before = self.layers[i], context[i][0].shape[2]
+            queries, keys, values = block.attn.project(normed, cos, sin)
+            if before not in masks:
+                masks[before] = self._mask_behind(before, count, device)
+            mask = masks[before]
+            if i == run[-1] and skip:
+                hidden, queries = hidden[:, skip:], queries[:, :, skip:]
+                mask = None if mask is None else mask[skip:]
+            keys = torch.cat((context[i][0], keys), 2)
+            values = torch.cat((context[i][1], values), 2)
+            mixed = block.attn.attend(queries, keys, values, Mask(tensor=mask))
+            hidden, normed = block.finish(hidden, mixed, after)
+        return Extended(normed)
+
+    def _mask_behind(self, before: int, count: int, device: torch.device) -> Tensor | None:
+        """bool ``[count, before + count]``, or ``None`` where everything is seen."""
+        if not self.config.causal:
+            return None
+        columns = torch.arange(before + count, device=device)
+        return columns <= columns[before:, None]
 
     def probe(self, hidden: Tensor, layout: TokenLayout, layer: int, group: RowGroup) -> Tensor:
         """Head-mean attention, float32 ``[rows, V]``, that ``layer`` (from 1) would compute on the
@@ -364,8 +419,15 @@ class Decoder(nn.Module):
                 cache.store(number - 1, keys, values)
             else:  # rows are gone for good: the next query must not find a half-filled cache
                 cache.reset()
+        if rows.context is not None:
+            rows.context.append((keys, values))
         for group in groups:
             self._listen(rows, number, group, prune, x, queries, keys)
+        if read is not None and read[0] == read[1]:  # its keys and values are all there is to do
+            rows.work.append(LayerRows(inputs, 0, keys.shape[2]))
+            rows.tokens.append(rows.layout.vision_tokens if rows.reusing else rows.vision)
+            rows.hidden = rows.normed = residual[:, :0]
+            return
         if read is not None:
             first, stop = read[0] - rows.dropped, read[1] - rows.dropped
             queries = block.attn.project_queries(
@@ -514,7 +576,10 @@ class Decoder(nn.Module):
                 f'layout says depth {layout.depth}, causal {layout.causal}; the decoder has '
                 f'{depth}, {self.config.causal}'
             )
-        if read is not None and not layout.vision_stop <= read[0] < read[1] <= layout.length:
+        if read is not None and not (
+            layout.vision_stop <= read[0] < read[1] <= layout.length
+            or read == (layout.length, layout.length)
+        ):
             raise ValueError(
                 f'read {read} must lie behind the images: {layout.vision_stop}..{layout.length}'
             )

@@ -89,7 +89,7 @@ def count(
         observing=sum(
             item.rows * item.keys * decoder.head_dim * decoder.heads for item in observed
         ),
-        head=head_macs(config),
+        head=head_macs(config) + denoise_macs(config, work),
     )
 
 
@@ -114,6 +114,20 @@ def layer_macs(config: DecoderConfig, rows: LayerRows) -> int:
     )
 
 
+def denoise_macs(config: PolicyConfig, prefix: Sequence[LayerRows]) -> int:
+    """Multiply-adds of the decoder in the DDIM steps of DB-OFT's DiT head: a time row and the
+    action rows per step, against the keys of the ``prefix``, which is not run again.
+    """
+    if config.ddim is None:
+        return 0
+    actions, width = config.action_tokens, config.decoder.width
+    present = [rows for rows in prefix if rows.inputs]
+    work = [LayerRows(actions + 1, actions + 1, rows.keys + actions + 1) for rows in present]
+    work[-1] = work[-1]._replace(queries=actions)
+    step = sum(layer_macs(config.decoder, rows) for rows in work)
+    return config.ddim.steps * (step + actions * (width + width**2))
+
+
 def head_macs(config: PolicyConfig) -> int:
     """Multiply-adds of the action head."""
     width, dim = config.decoder.width, config.action_dim
@@ -122,9 +136,10 @@ def head_macs(config: PolicyConfig) -> int:
         block = tokens * 12 * dit.width**2 + 2 * tokens**2 * dit.width
         ends = width * dit.width + 2 * config.chunk * dim * dit.width
         ends += dit.width * 256 + dit.width**2
-        return dit.ddim_steps * 2 * (dit.depth * block + ends)
+        branches = 2 if dit.guidance > 1 else 1
+        return dit.ddim_steps * branches * (dit.depth * block + ends)
     step = width * dim * width + config.head_blocks * width**2 + width * dim
-    return config.chunk * step
+    return config.chunk * step * (config.ddim.steps if config.ddim else 1)
 
 
 def _chain(widths: tuple[int, ...]) -> int:

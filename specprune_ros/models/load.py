@@ -13,10 +13,16 @@ from tokenizers import Tokenizer
 from torch import nn
 from tqdm import tqdm
 
+from specprune_ros.models import conventions
 from specprune_ros.models.accel.device_memory import check_device_memory
 from specprune_ros.models.build import Network, build, cast, empty
-from specprune_ros.models.checkpoint import cogact, db_oft, oft, own
-from specprune_ros.models.checkpoint.files import CheckpointError, check_values, read_json
+from specprune_ros.models.checkpoint import cogact, dexbotic, oft, own
+from specprune_ros.models.checkpoint.files import (
+    CheckpointError,
+    check_values,
+    read_json,
+    refuse_pointer,
+)
 from specprune_ros.models.checkpoint.own import save_policy_model
 from specprune_ros.models.checkpoint.report import Report, human
 from specprune_ros.models.config import ConfigError, PolicyConfig
@@ -39,6 +45,7 @@ FAMILY_RULES: dict[str, dict[str, Any]] = {
     'openvla-oft': {},
     'db-oft': {'epsilon': 0.0, 'clip_actions': True},
     'cogact': {'epsilon': 0.0, 'clip_actions': True, 'binarise': 6},
+    'db-cogact': {'epsilon': 0.0, 'clip_actions': True},
 }
 
 
@@ -84,32 +91,30 @@ def inspect_checkpoint(
     return report
 
 
-def _inspect(report: Report, unnorm_key: str | None, overrides: dict[str, Any]) -> None:
+def _inspect(report: Report, key: str | None, overrides: dict[str, Any]) -> None:
     folder = report.path
     config = _config(folder)
     if (folder / OVERRIDES).exists():
         overrides = {**read_json(folder / OVERRIDES), **overrides}
-        if isinstance(overrides.get('cameras'), list):
-            overrides['cameras'] = tuple(overrides['cameras'])
-    unknown = sorted(set(overrides) - {'platform', *PolicyConfig.__dataclass_fields__})
-    if unknown:
-        raise CheckpointError(f'{folder / OVERRIDES}: unknown fields {unknown}')
+    if not isinstance(overrides.get('platform') or '', str):
+        raise CheckpointError(f'{folder / OVERRIDES}: platform must be a name')
     family, part = _family(folder, config)
     report.family = family
     report.fact('family', family, 'config.json')
     statistics = folder / 'dataset_statistics.json'
-    if family in ('openvla-oft', 'cogact', own.FORMAT):
+    if part is not dexbotic:
         if statistics.exists():
             report.statistics = read_json(statistics)
-            report.statistics_keys = tuple(report.statistics)
+            report.statistics_keys = keys = tuple(report.statistics)
+            report.asked_key = key or (keys[0] if len(keys) == 1 else None)
         elif family != own.FORMAT:
             report.problem(
                 f'{statistics} is absent: actions cannot be scaled without it (the sets in '
                 'config.json are those of pre-training); download it'
             )
     part.inspect(report, config, overrides)
-    if family == 'db-oft':
-        report.statistics = db_oft.statistics(report)
+    if part is dexbotic:
+        report.statistics = dexbotic.statistics(report)
         report.statistics_keys = tuple(report.statistics)
     policy = report.config
     if policy is None:
@@ -117,7 +122,7 @@ def _inspect(report: Report, unnorm_key: str | None, overrides: dict[str, Any]) 
     report.family = policy.family
     _tokenizer(report, policy)
     if report.statistics is not None:
-        scales = _scales(report, policy, unnorm_key)
+        scales = _scales(report, policy, key)
         report.unnorm_key = scales.key
     elif policy.norm != 'identity':
         report.problem(f'{statistics} is absent: norm is {policy.norm}')
@@ -143,20 +148,23 @@ def _family(folder: Path, config: Mapping[str, Any]) -> tuple[str, Any]:
         return own.FORMAT, own
     if kind == 'openvla':
         return 'openvla-oft', oft
-    if kind == 'dexbotic_oft':
-        return 'db-oft', db_oft
+    if kind in dexbotic.BASES:
+        return dexbotic.BASES[kind].family, dexbotic
+    if isinstance(kind, str) and kind.startswith('dexbotic'):
+        dexbotic.refuse(folder / 'config.json', kind)
     if isinstance(config.get('vla'), Mapping):
         return 'cogact', cogact
     raise CheckpointError(
         f'{folder / "config.json"}: model_type {kind!r} is not known; OpenVLA-OFT (openvla), '
-        'DB-OFT (dexbotic_oft), CogACT (a "vla" section) and our own format can be loaded'
+        'DB-OFT (dexbotic_oft), DB-CogACT (dexbotic_cogact), CogACT (a "vla" section) and our '
+        'own format can be loaded'
     )
 
 
 def _scales(report: Report, policy: PolicyConfig, key: str | None) -> Statistics:
     name = choose_key(report.statistics, key, f'{report.path}: statistics')
     # Dexbotic serves proprioception raw.
-    raw = policy.family == 'db-oft'
+    raw = policy.family in conventions.DEXBOTIC
     return Statistics.from_json(
         report.statistics,
         name,
@@ -185,6 +193,7 @@ def _tokenizer(report: Report, policy: PolicyConfig) -> None:
 
 
 def _prompts(path: Path, policy: PolicyConfig) -> PromptTokenizer:
+    refuse_pointer(path)
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception

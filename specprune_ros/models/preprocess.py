@@ -79,22 +79,30 @@ class Preprocessor:
     def image(self, image: NDArray[np.uint8], name: str = 'image') -> Tensor:
         """One camera's image as the policy sees it, uint8 ``[S, S, 3]`` on the device."""
         check_image(image, name)
-        side = self.config.image_size
-        if self.config.resize == 'pad_bicubic':
-            tower = self.config.towers[0]
+        config, side = self.config, self.config.image_size
+        if config.pre_resize:
+            image = self._stretch(image, config.pre_resize)
+        if config.resize == 'pad_bicubic':
+            tower = config.towers[0]
             padded = pad_square(image, tuple(int(255 * m) for m in tower.mean))
             return self._upload(resize_bicubic(padded, side))
-        if self.config.pre_resize:
-            image = resize_bicubic(image, self.config.pre_resize)
-        fits = image.shape[:2] == (side, side)
-        if self.jpeg and not fits:
+        if config.resize == 'square_lanczos':
+            return self._upload(square_lanczos(image, side))
+        ready = image.shape[:2] == (side, side) and not config.reencode
+        if self.jpeg and not ready:
             image = jpeg_round_trip(image)
-        if not fits and self.config.resize != 'lanczos3':
-            image, fits = resize_bicubic(image, side), True
+        if config.resize == 'bicubic':
+            image, ready = resize_bicubic(image, side), True
         image = self._upload(image)
-        if not fits:
+        if not ready:
             image = resize_lanczos3(image, side)
-        return center_crop(image) if self.config.center_crop else image
+        return center_crop(image) if config.center_crop else image
+
+    def _stretch(self, image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+        """To a square, as the client of the checkpoint's benchmark does."""
+        if self.config.pre_filter == 'bicubic':
+            return resize_bicubic(image, side)
+        return resize_opencv(image, side, self.config.pre_filter)
 
     def _upload(self, image: NDArray[np.uint8]) -> Tensor:
         """On the device. A GPU copies from pinned memory, in the current stream and without the
@@ -153,10 +161,22 @@ def jpeg_round_trip(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 def resize_lanczos3(image: Tensor, side: int) -> Tensor:
     """uint8 ``[H, W, 3]`` to ``[side, side, 3]``, antialiased; rounds half to even, clips."""
-    height, width = image.shape[:2]
-    rows = lanczos3_matrix(height, side, image.device)
-    columns = lanczos3_matrix(width, side, image.device)
-    x = (rows @ image.to(torch.float32).view(height, width * 3)).view(side, width, 3)
+    weights = (lanczos3_matrix(size, side, image.device) for size in image.shape[:2])
+    return _resample(image, *weights)
+
+
+def resize_opencv(image: NDArray[np.uint8], side: int, kind: str) -> NDArray[np.uint8]:
+    """uint8 ``[H, W, 3]`` to ``[side, side, 3]`` as OpenCV's INTER_AREA (``area``) or INTER_LINEAR
+    (``linear``) does, up to its rounding (1 of 255).
+    """
+    weights = (opencv_matrix(size, side, kind) for size in image.shape[:2])
+    return _resample(torch.from_numpy(image), *weights).numpy()
+
+
+def _resample(image: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Rows ``[side, H]``, then columns ``[side, W]``; rounds half to even, clips, uint8."""
+    side, (height, width) = len(rows), image.shape[:2]
+    x = (rows @ image.to(torch.float32).reshape(height, width * 3)).view(side, width, 3)
     x = (x.permute(0, 2, 1).reshape(side * 3, width) @ columns.T).view(side, 3, side)
     x = x.permute(0, 2, 1).contiguous()
     return x.round_().clamp_(0, 255).to(torch.uint8)
@@ -164,13 +184,58 @@ def resize_lanczos3(image: Tensor, side: int) -> Tensor:
 
 @lru_cache(maxsize=32)
 def lanczos3_matrix(size: int, side: int, device: torch.device | None = None) -> Tensor:
-    """Resampling weights, float32 ``[side, size]``, rows summing to one."""
+    """Resampling weights, float32 ``[side, size]``, rows summing to one; computed in float32, as
+    TensorFlow does.
+    """
+    single, pi = np.float32, np.float32(math.pi)
+    scale = single(1) / (single(side) / single(size))
+    wide = max(scale, single(1))
+    centre = (np.arange(side, dtype=single)[:, None] + single(0.5)) * scale
+    x = np.abs((np.arange(size, dtype=single) + single(0.5) - centre) * (single(1) / wide))
+    with np.errstate(divide='ignore', invalid='ignore'):
+        kernel = single(3) * np.sin(pi * x) * np.sin(pi * x / single(3)) / (pi * pi * x * x)
+    weights = np.where(x <= single(1e-3), single(1), np.where(x > single(3), single(0), kernel))
+    total = np.cumsum(weights, 1, dtype=single)[:, -1:]  # one after the other
+    return torch.from_numpy(weights * (single(1) / total)).to(device)
+
+
+@lru_cache(maxsize=32)
+def opencv_matrix(size: int, side: int, kind: str) -> Tensor:
+    """Resampling weights of OpenCV, float32 ``[side, size]``: the share of each pixel's area that
+    an output pixel covers, or bilinear between pixel centres. ``area`` is bilinear when enlarging.
+    """
     scale = size / side
-    wide = max(scale, 1.0)
-    centre = (torch.arange(side, dtype=torch.float64)[:, None] + 0.5) * scale
-    x = (torch.arange(size, dtype=torch.float64) + 0.5 - centre) / wide
-    weights = torch.where(x.abs() < 3, torch.sinc(x) * torch.sinc(x / 3), 0.0)
-    return (weights / weights.sum(1, keepdim=True)).to(torch.float32).to(device)
+    index = torch.arange(size, dtype=torch.float64)
+    place = torch.arange(side, dtype=torch.float64)[:, None]
+    if kind == 'area' and scale > 1:
+        covered = torch.minimum(index + 1, (place + 1) * scale) - torch.maximum(
+            index, place * scale
+        )
+        weights = covered.clamp_min(0)
+    else:
+        centre = ((place + 0.5) * scale - 0.5).clamp(0, size - 1)
+        weights = (1 - (index - centre).abs()).clamp_min(0)
+    return (weights / weights.sum(1, keepdim=True)).float()
+
+
+def square_lanczos(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    """CogACT's ``scripts/deploy.py``: the middle square, Pillow's Lanczos to ``side``, the middle
+    nine tenths of its area, Lanczos again. Raises ``ImageError`` for an upright image.
+    """
+    from PIL import Image
+
+    height, width = image.shape[:2]
+    if height > width:
+        raise ImageError(
+            f'{width} x {height} pixels: this image path takes landscape or square images only'
+        )
+    left = (width - height) // 2
+    square = Image.fromarray(image).crop((left, 0, left + height, height))
+    square = square.resize((side, side), Image.Resampling.LANCZOS)
+    inner = int(side * math.sqrt(CROP_AREA))
+    margin = (side - inner) // 2
+    square = square.crop((margin, margin, margin + inner, margin + inner))
+    return np.array(square.resize((side, side), Image.Resampling.LANCZOS))
 
 
 def center_crop(image: Tensor, area: float = CROP_AREA) -> Tensor:
@@ -198,7 +263,7 @@ def _unit(device: torch.device) -> Tensor:
 @lru_cache(maxsize=8)
 def _crop_samples(side: int, area: float, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """For each output row: the rows below and above, and the fraction between them."""
-    factor = np.float32(math.sqrt(area))
+    factor = np.sqrt(np.float32(area))  # in float32, as TensorFlow does
     first = np.float32((1 - factor) / 2)
     last = np.float32(first + factor)
     step = np.float32((last - first) * np.float32(side - 1) / np.float32(side - 1))

@@ -11,11 +11,13 @@ from specprune_ros.models.config import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     ActionConfig,
+    DDIMConfig,
     DecoderConfig,
     DiTConfig,
     PolicyConfig,
     VisionConfig,
 )
+from specprune_ros.models.conventions import LIBERO_ACTION
 from specprune_ros.models.tokens import word_tokenizer
 
 # The ImageNet statistics as the OFT checkpoints apply them: rounded to bfloat16.
@@ -65,9 +67,6 @@ QWEN25_7B = DecoderConfig(
     qkv_bias=True,
 )
 
-# LIBERO's actions are commands of a controller in -1..1 (0.05 m and 0.5 rad a unit, robosuite).
-LIBERO_ACTION = ActionConfig(scale=(0.05,) * 3 + (0.5,) * 3 + (1.0,))
-
 OPENVLA_OFT_7B = PolicyConfig(
     family='openvla-oft',
     towers=(DINOV2_L, SIGLIP_SO400M),
@@ -90,6 +89,8 @@ DB_OFT_7B = PolicyConfig(
     template='dexbotic',
     stop_id=0,
 )
+DB_OFT_DIT_7B = replace(DB_OFT_7B, ddim=DDIMConfig())
+DB_COGACT_7B = replace(DB_OFT_7B, family='db-cogact', dit=DiTConfig())
 COGACT_7B = PolicyConfig(
     family='cogact',
     towers=(
@@ -102,6 +103,8 @@ COGACT_7B = PolicyConfig(
     chunk=16,
     control_hz=5.0,
     action=ActionConfig(rotation='euler_xyz'),
+    resize='bicubic',
+    center_crop=False,
     jpeg=False,
     dit=DiTConfig(),
     template='cogact',
@@ -133,6 +136,8 @@ PRESETS = {
     'oft-medium': OFT_MEDIUM,
     'openvla-oft-7b': OPENVLA_OFT_7B,
     'db-oft-7b': DB_OFT_7B,
+    'db-oft-dit-7b': DB_OFT_DIT_7B,
+    'db-cogact-7b': DB_COGACT_7B,
     'cogact-7b': COGACT_7B,
 }
 

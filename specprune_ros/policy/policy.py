@@ -22,7 +22,7 @@ from specprune_ros.policy.engine.eager import EagerEngine
 from specprune_ros.policy.forward_step import StepInputs, StepOutputs, compares
 from specprune_ros.policy.image_buffer import FrameHistory
 from specprune_ros.policy.memory import SECOND_NS, Memory
-from specprune_ros.policy.observation import CameraImage, Observation
+from specprune_ros.policy.observation import CameraImage, Observation, ObservationError
 from specprune_ros.policy.result import Overlay, PolicyResult, StageTimes, TokenCounts
 from specprune_ros.pruning.controller import Controller, Decision, history_offset
 from specprune_ros.pruning.interface import Mode, TokenLayout
@@ -168,22 +168,27 @@ class Policy:
         )
 
     @torch.inference_mode()
-    def act(self, observation: Observation) -> PolicyResult:
-        """One query.
+    def act(self, observation: Observation, noise: np.ndarray | None = None) -> PolicyResult:
+        """One query. ``noise`` ``[K, D]`` is what a diffusion head starts from; by default it is
+        drawn, the same for the same number of queries since a reset.
 
         Raises ``ObservationError`` for an observation that does not fit the model and
         :class:`PolicyError` for actions that are not finite or absurd; memory is then forgotten.
         """
         observation.check(len(self.config.cameras), self.config.proprio_dim)
         try:
-            return self._query(observation, *self._snapshot)
+            return self._query(observation, *self._snapshot, noise)
         except Exception as error:
             # Half a query must not be the next one's past.
             self.reset(f'after an error: {error}')
             raise
 
     def _query(
-        self, observation: Observation, params: PruningParams, version: int
+        self,
+        observation: Observation,
+        params: PruningParams,
+        version: int,
+        noise: np.ndarray | None,
     ) -> PolicyResult:
         start = time.perf_counter()
         method = pruner(params.pruner)
@@ -214,7 +219,7 @@ class Policy:
             ids=id_rows(prompt.ids, self._device),
             then=None if mode is Mode.DENSE else then,
             proprio=self._proprio(observation),
-            noise=self.loaded.model.noise(seed=memory.queries),
+            noise=self._noise(noise, memory.queries),
             carry=memory.carry,
             cache=cache,
             seed=memory.queries,
@@ -394,6 +399,17 @@ class Policy:
             return None
         normalised = self.loaded.statistics.normalise_proprio(observation.proprio)
         return torch.from_numpy(np.asarray(normalised, np.float32))
+
+    def _noise(self, given: np.ndarray | None, seed: int) -> Tensor | None:
+        drawn = self.loaded.model.noise(seed=seed)
+        if given is None or drawn is None:
+            return drawn
+        noise = torch.from_numpy(np.asarray(given, np.float32)).to(drawn.device)
+        if noise.shape != drawn.shape:
+            raise ObservationError(
+                f'noise has shape {list(noise.shape)}, the head starts from {list(drawn.shape)}'
+            )
+        return noise
 
     def _cache(self, reuses: bool) -> KVCache | None:
         if not reuses:

@@ -30,7 +30,7 @@ class RowGroup(StrEnum):
 
     TEXT = 'text'  # the words of the instruction, without the prompt template
     PROMPT = 'prompt'  # every text row after the images
-    ACTION = 'action'  # the rows the actions are read from
+    ACTION = 'action'  # the rows the actions are read from; the last row where they come later
     LAST = 'last'  # the last row of the sequence
     ALL = 'all'  # every row
 
@@ -50,7 +50,8 @@ class TokenLayout:
 
     ``vision_start`` is the first vision row; cameras follow each other, each ``rows x columns``
     patches in row-major order. ``text`` and ``prompt`` are positions in ascending order and may be
-    empty. ``action`` is a half-open range. ``depth`` is the number of decoder layers.
+    empty. ``action`` is a half-open range, empty where the actions are denoised after the pass, in
+    rows that follow it. ``depth`` is the number of decoder layers.
     ``latency_curve`` is what rows cost where the query runs, ``None`` where nobody measured it.
     """
 
@@ -86,9 +87,9 @@ class TokenLayout:
             return self.text
         if group is RowGroup.PROMPT:
             return self.prompt
-        if group is RowGroup.ACTION:
+        if group is RowGroup.ACTION and self.action[0] < self.action[1]:
             return tuple(range(*self.action))
-        if group is RowGroup.LAST:
+        if group in (RowGroup.ACTION, RowGroup.LAST):
             return (self.length - 1,)
         return tuple(range(self.length))
 

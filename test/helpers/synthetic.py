@@ -263,13 +263,15 @@ def write_film(folder, condition, g, dtype):
             stored[f'{stem}.lora_A.default.weight'] = down
             stored[f'{stem}.lora_B.default.weight'] = up
             delta = 0.5 * up.flatten(1).float() @ down.flatten(1).float()
-            merged[key] = (value.float() + delta.reshape(value.shape)).to(dtype)
+            merged[key] = value.float() + delta.reshape(value.shape)
     torch.save(stored, folder / 'vision_backbone--150000_checkpoint.pt')
     return {f'film.{name}': value for name, value in merged.items()}
 
 
-def write_db_oft(folder, seed=0, chunk=4, proprio=0, kind='Linear', dtype=torch.bfloat16):
-    """A DB-OFT folder: CLIP tower, Qwen2 with two key/value heads, head and queries inside."""
+def write_db_oft(folder, seed=0, chunk=4, proprio=0, dtype=torch.bfloat16):
+    """A DB-OFT folder: CLIP tower, Qwen2 with two key/value heads, head and queries inside. The
+    golden packs have the DiT head and DB-CogACT.
+    """
     folder.mkdir(exist_ok=True)
     g = torch.Generator().manual_seed(seed)
     llm = {**LLM, 'num_attention_heads': 4, 'num_key_value_heads': 2, 'vocab_size': 64}
@@ -295,11 +297,17 @@ def write_db_oft(folder, seed=0, chunk=4, proprio=0, kind='Linear', dtype=torch.
     write_shards(folder, t, 2)
     config = {
         'model_type': 'dexbotic_oft',
-        'llm_config': {'model_type': 'qwen2', **llm},
+        'architectures': ['OFTForCausalLM'],
+        'llm_config': 'Qwen/Qwen2.5-7B',
+        **llm,
+        'rope_scaling': None,
+        'use_sliding_window': False,
+        'sliding_window': 4096,
         'mm_vision_tower': 'openai/clip-vit-large-patch14-336',
         'mm_projector_type': 'mlp2x_gelu',
         'chat_template': 'dexbotic',
-        'action_model_type': kind,
+        'action_model_type': 'Linear',
+        'mm_hidden_size': 32,
         'action_dim': 7,
         'chunk_size': chunk,
         'use_proprio': bool(proprio),

@@ -65,7 +65,8 @@ def test_lanczos_weights_are_those_of_the_definition():
                     a = math.pi * x
                     taps.append(3 * math.sin(a) * math.sin(a / 3) / a**2)
             taps = np.array(taps) / sum(taps)
-            np.testing.assert_allclose(matrix[j].numpy(), taps, atol=2e-7)
+            # TensorFlow computes them in float32, where the distance to a far pixel is rough.
+            np.testing.assert_allclose(matrix[j].numpy(), taps, atol=2e-5)
 
 
 @pytest.mark.parametrize('shape', [(256, 256), (480, 640), (120, 90)])

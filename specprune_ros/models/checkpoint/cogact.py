@@ -9,7 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
+from specprune_ros.models import conventions
 from specprune_ros.models.checkpoint import layout
+from specprune_ros.models.checkpoint.dexbotic import dit_sizes
 from specprune_ros.models.checkpoint.files import CheckpointError, TensorDict, load_pt
 from specprune_ros.models.checkpoint.report import Report, entry_bytes
 from specprune_ros.models.checkpoint.vision_sizes import count_layers, timm_sizes
@@ -17,13 +19,11 @@ from specprune_ros.models.config import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     DecoderConfig,
-    DiTConfig,
     PolicyConfig,
 )
 from specprune_ros.models.presets import COGACT_7B, DINOV2_L, SIGLIP_SO400M
 
 PARTS = ('vision_backbone', 'projector', 'llm_backbone', 'action_model')
-HEADS = {384: 4, 768: 12, 1024: 16}  # DiT small, base, large
 BASE = 'prism-dinosiglip-224px+7b'
 HEAD_DIM = 128  # of Llama 2 7B, the base of every CogACT
 
@@ -102,19 +102,28 @@ def _config(
     )
     report.fact('decoder', f'{decoder.depth} x {decoder.width}', f'{path.name}, tensor shapes')
     report.fact('rms_norm_eps', 1e-5, 'Llama 2, as CogACT keeps it')
-    dit_width, action_dim = shape(f'{net}x_embedder.linear.weight')
-    dit = DiTConfig(
-        width=dit_width,
-        depth=count_layers(shapes, f'{net}blocks.'),
-        heads=HEADS.get(dit_width, max(1, dit_width // 64)),
-    )
+    action_dim = shape(f'{net}x_embedder.linear.weight')[1]
+    dit = dit_sizes(shapes, net)
     chunk = shape(f'{net}positional_embedding')[0] - 1
     for name, value in (('action_dim', action_dim), ('chunk', chunk), ('proprio_dim', 0)):
         report.fact(name, value, f'{path.name}, tensor shapes')
     report.fact('action head', f'DiT {dit.depth} x {dit.width}', f'{path.name}, tensor shapes')
-    overrides = dict(overrides)
-    overrides.pop('platform', None)
-    return replace(
+    given = overrides.get('platform')
+    platform = given or conventions.from_statistics(report.asked_key)
+    row = conventions.find(platform, 'cogact')
+    fields: dict[str, Any] = {}
+    if row is not None:
+        report.follow(row, 'given' if given else f'the statistics {report.asked_key}')
+        fields = {**row.fields, 'convention': row.name}
+    elif given:
+        raise CheckpointError(
+            f'platform {given!r} has no row for cogact; there are '
+            f'{", ".join(conventions.platforms("cogact"))}'
+        )
+    if action_dim != len(COGACT_7B.action.dims):
+        dims = tuple(f'action_{i + 1}' for i in range(action_dim))
+        fields['action'] = conventions.plain_action(dims)
+    policy = replace(
         COGACT_7B,
         towers=tuple(towers),
         decoder=decoder,
@@ -122,5 +131,6 @@ def _config(
         action_dim=action_dim,
         chunk=chunk,
         dit=dit,
-        **overrides,
+        **fields,
     )
+    return report.override(policy, overrides)

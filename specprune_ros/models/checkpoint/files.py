@@ -18,6 +18,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 HEADER_LIMIT = 100 << 20
+LFS_POINTER = b'version https://git-lfs'
 _PIECE = 1 << 19
 DTYPES = {
     'F64': torch.float64,
@@ -38,12 +39,25 @@ class TensorInfo(NamedTuple):
     dtype: str
 
 
+def refuse_pointer(path: Path) -> None:
+    """Raise ``CheckpointError`` for what Git leaves in place of a large file it did not get."""
+    with path.open('rb') as file:
+        if file.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise CheckpointError(
+                f'{path}: a Git LFS pointer, not the file: run `git lfs pull` in the clone, or '
+                'download the folder anew'
+            )
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object. Raises ``CheckpointError``."""
     try:
+        refuse_pointer(path)
         data = json.loads(path.read_text(encoding='utf-8'))
     except OSError as error:
         raise CheckpointError(f'{path}: cannot be read ({error.strerror})') from error
+    except CheckpointError:
+        raise
     except ValueError as error:
         raise CheckpointError(f'{path}: not valid JSON ({error}); download it again') from error
     if not isinstance(data, dict):
@@ -73,6 +87,7 @@ class SafetensorsFile:
 def safetensors_header(path: Path) -> dict[str, TensorInfo]:
     """Names, shapes and dtypes. Raises ``CheckpointError`` for a truncated or broken file."""
     try:
+        refuse_pointer(path)
         size = path.stat().st_size
         with path.open('rb') as file:
             start = file.read(8)
@@ -141,6 +156,7 @@ def load_pt(path: Path) -> dict[str, Any]:
     """
     options = {'map_location': 'cpu', 'weights_only': True}
     try:
+        refuse_pointer(path)
         with path.open('rb') as file:
             zipped = file.read(2) == b'PK'
         data = torch.load(path, mmap=zipped, **options)
@@ -148,6 +164,8 @@ def load_pt(path: Path) -> dict[str, Any]:
         raise CheckpointError(f'{path}: refused, {_why_refused(error)}') from error
     except OSError as error:
         raise CheckpointError(f'{path}: cannot be read ({error.strerror or error})') from error
+    except CheckpointError:
+        raise
     except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise CheckpointError(
             f'{path}: not a whole torch file; download it again ({_first_line(error)})'

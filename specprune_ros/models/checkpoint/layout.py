@@ -294,8 +294,9 @@ def oft_film(config: PolicyConfig) -> Entries:
     )
 
 
-def db_oft_model(config: PolicyConfig) -> Entries:
-    """All tensors of a DB-OFT checkpoint with a linear action head."""
+def dexbotic_model(config: PolicyConfig) -> Entries:
+    """All tensors of a DB-OFT or DB-CogACT checkpoint."""
+    head = 'model.action_head.'
     entries = (
         llama('model.llm.', config.decoder, 'lm_head.weight')
         | clip_tower(
@@ -304,13 +305,21 @@ def db_oft_model(config: PolicyConfig) -> Entries:
             'vision.towers.0.',
         )
         | projector(('model.mm_projector.0', 'model.mm_projector.2'), config)
-        | l1_head('model.action_head.model.', config)
     )
-    entries['model.action_head.action_query'] = _put(
-        (1, config.action_tokens, config.decoder.width), 'action_query'
-    )
+    if config.dit is not None:
+        return entries | dit(f'{head}net.', config, config.dit)
+    if config.ddim is not None:
+        d, ours = config.decoder.width, 'noisy_action.'
+        entries |= l1_head(f'{head}noise_predictor.mlp_resnet.', config)
+        entries |= _affine(f'{head}noisy_action_projector.fc1', (d, 1), f'{ours}fc1')
+        entries |= _affine(f'{head}noisy_action_projector.fc2', (d, d), f'{ours}fc2')
+    else:
+        entries |= l1_head(f'{head}model.', config)
+        entries[f'{head}action_query'] = _put(
+            (1, config.action_tokens, config.decoder.width), 'action_query'
+        )
     if config.proprio_dim:
-        entries |= proprio('model.action_head.proprio_projector.', config)
+        entries |= proprio(f'{head}proprio_projector.', config)
     return entries
 
 

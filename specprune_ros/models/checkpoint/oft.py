@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from specprune_ros.models import conventions
 from specprune_ros.models.checkpoint import layout, lora, shards
 from specprune_ros.models.checkpoint.files import CheckpointError, TensorDict, load_pt, read_json
-from specprune_ros.models.checkpoint.platforms import PLATFORMS, guess
 from specprune_ros.models.checkpoint.report import Report, entry_bytes, human
 from specprune_ros.models.checkpoint.vision_sizes import Shapes, timm_sizes
 from specprune_ros.models.config import DecoderConfig, PolicyConfig, VisionConfig
@@ -83,16 +83,18 @@ def _config(
     action_dim = _dim(head, 'model.fc2.weight', 0)
     proprio_dim = _dim(proprio, 'fc1.weight', 1)
     keys = list(report.statistics_keys)
-    overrides = dict(overrides)
-    given = overrides.pop('platform', None)
-    platform = given or guess(keys, action_dim, proprio_dim)
-    if platform not in PLATFORMS:
+    given = overrides.get('platform')
+    platform = given or conventions.from_dimensions(keys, action_dim, proprio_dim)
+    row = conventions.find(platform, 'openvla-oft')
+    if row is None:
         report.problem(
             f'{report.path}: no file says which robot this is for (action dimension {action_dim}, '
-            f'proprioception {proprio_dim}); give platform as one of {", ".join(PLATFORMS)}'
+            f'proprioception {proprio_dim}, platform {platform}); give platform as one of '
+            f'{", ".join(conventions.platforms("openvla-oft"))}'
         )
         return None
-    constants = dict(PLATFORMS[platform])
+    report.follow(row, 'given' if given else 'dimensions and statistics')
+    constants = dict(row.fields)
     for name, value, source in (
         ('action_dim', action_dim, head),
         ('proprio_dim', proprio_dim, proprio),
@@ -102,18 +104,22 @@ def _config(
             report.fact(name, value, f'{source.path.name}, tensor shapes')
         else:
             report.fact(name, overrides.get(name, constants[name]), f'platform {platform}')
-    report.fact('platform', platform, 'given' if given else 'dimensions and statistics')
-    for name in ('chunk', 'cameras', 'norm', 'control_hz'):
-        source = 'given' if name in overrides else f'platform {platform}: no file holds it'
-        report.fact(name, overrides.get(name, constants[name]), source)
+    if constants['action_dim'] != len(constants['action'].dims):
+        dims = tuple(f'action_{i + 1}' for i in range(constants['action_dim']))
+        constants['action'] = conventions.plain_action(dims)
     policy = PolicyConfig(
         family='openvla-oft',
         towers=_towers(report, config, shapes, film),
         decoder=_decoder(report, config),
         film=film is not None,
         template='openvla',
-        **{**constants, **overrides},
+        convention=row.name,
+        **constants,
     )
+    policy = report.override(policy, overrides)
+    for name in ('chunk', 'cameras', 'norm', 'control_hz'):
+        source = 'given' if name in overrides else f'platform {platform}: no file holds it'
+        report.fact(name, getattr(policy, name), source)
     fc1 = shapes.get('projector.fc1.weight')
     if fc1 is not None and fc1[0] != policy.projector[0]:
         raise CheckpointError(f'{report.path}: projector.fc1 has {fc1[0]} rows, not 4 x channels')

@@ -34,9 +34,7 @@ def inspect(report: Report, config: Mapping[str, Any], overrides: Mapping[str, A
             f'{where}: version {config.get("version")}, this release reads version {VERSION}'
         )
         return
-    overrides = dict(overrides)
-    overrides.pop('platform', None)
-    policy = PolicyConfig.from_dict({**config.get('policy', {}), **overrides})
+    policy = report.override(PolicyConfig.from_dict(config.get('policy', {})), overrides)
     report.config = policy
     for name in ('action_dim', 'proprio_dim', 'chunk', 'cameras', 'control_hz', 'norm'):
         report.fact(name, getattr(policy, name), 'given' if name in overrides else 'config.json')

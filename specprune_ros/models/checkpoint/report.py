@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from specprune_ros.models.checkpoint.files import DTYPES, CheckpointError, Source
 from specprune_ros.models.checkpoint.layout import Entries, Entry
-from specprune_ros.models.config import PolicyConfig
+from specprune_ros.models.config import ConfigError, PolicyConfig
+from specprune_ros.models.conventions import Convention
 
 _FLOATS = {*DTYPES, *(str(dtype).removeprefix('torch.') for dtype in DTYPES.values())}
 
@@ -36,7 +37,8 @@ class Report:
     """Result of inspecting a checkpoint folder. ``ok`` means the node could load it.
 
     ``work`` lists, per file, the tensors to load from it. ``dropped`` counts unused tensors by
-    reason. ``parameters`` are those our network holds.
+    reason. ``parameters`` are those our network holds. ``asked_key`` is the robot of the
+    statistics that was asked for, or the only one; ``unnorm_key`` the one found.
     """
 
     path: Path
@@ -54,6 +56,7 @@ class Report:
     statistics: Path | dict[str, Any] | None = None
     statistics_keys: tuple[str, ...] = ()
     unnorm_key: str | None = None
+    asked_key: str | None = None
     tokenizer: Path | None = None
     work: list[tuple[Source, list[tuple[str, Entry]]]] = field(default_factory=list)
 
@@ -69,6 +72,29 @@ class Report:
     def problem(self, message: str) -> None:
         """Note something that keeps the checkpoint from loading."""
         self.problems.append(message)
+
+    def override(self, policy: PolicyConfig, overrides: Mapping[str, Any]) -> PolicyConfig:
+        """``policy`` with what was given besides the checkpoint; a list of ``cameras`` stays what
+        it is. Raises ``CheckpointError``.
+        """
+        changes = {name: value for name, value in overrides.items() if name != 'platform'}
+        try:
+            return policy.override(changes)
+        except ConfigError as error:
+            raise CheckpointError(
+                f'{self.path}: specprune.json or what was given: {error}'
+            ) from error
+
+    def follow(self, row: Convention, source: str) -> None:
+        """Note the row of the table of conventions the checkpoint follows."""
+        action = row.fields['action']
+        self.fact('platform', row.platform, source)
+        self.fact('actions', f'{action.kind} {action.rotation}, {row.name}', row.source)
+        if action.gripper_dim >= 0:
+            sense = action.gripper_sense.replace('one_is', 'above it')
+            self.fact('gripper', f'cut at {action.gripper_threshold:g}, {sense}', row.source)
+        if row.note:
+            self.notes.append(f'{row.name}: {row.note}')
 
     def raise_problems(self) -> None:
         """Raise ``CheckpointError`` with everything that is wrong."""

@@ -1,7 +1,8 @@
-"""CogACT: two fused towers, causal Llama, one cognition row, diffusion transformer head.
+"""CogACT and DB-CogACT: causal decoder, one cognition row, diffusion transformer head.
 
-Sequence (``docs/checkpoints.md``): BOS, vision, prompt (its last id is the stop token). Only the
-last row, after the final norm, conditions the head.
+Sequence (``docs/checkpoints.md``): prompt up to the images (CogACT: BOS), vision, rest of the
+prompt (its last id is the stop token). Only the last row, after the final norm, conditions the
+head.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from specprune_ros.models.config import PolicyConfig
 from specprune_ros.models.decoder import Decoder, DecoderOutput
 from specprune_ros.models.families.base import Embedded
-from specprune_ros.models.families.dit import DiT
+from specprune_ros.models.families.dit import DiT, start_noise
 from specprune_ros.models.preprocess import check_count
 from specprune_ros.models.tokens import Prompt, id_rows
 from specprune_ros.models.vision import Projector, VisionBackbone
@@ -35,13 +36,13 @@ class CogACT(nn.Module):
 
     def layout(self, prompt: Prompt) -> TokenLayout:
         """Where every row of a query with this prompt sits."""
-        v, p = self.config.vision_tokens, len(prompt.ids)
+        v, p, at = self.config.vision_tokens, len(prompt.ids), prompt.vision_at
         return TokenLayout(
             cameras=len(self.config.cameras),
             grid=self.config.grid,
-            vision_start=1,
+            vision_start=at,
             text=tuple(v + i for i in range(*prompt.instruction)),
-            prompt=tuple(range(v + 1, v + p)),
+            prompt=tuple(range(v + at, v + p)),
             action=(v + p - 1, v + p),
             length=v + p,
             depth=self.config.decoder.depth,
@@ -67,21 +68,13 @@ class CogACT(nn.Module):
         ids = id_rows(prompt.ids, pixels.device) if ids is None else ids
         words = self.decoder.embed_tokens(ids)
         vision = self.projector(self.vision(pixels.to(words.dtype))).flatten(0, 1)
-        hidden = torch.cat((words[:, :1], vision[None], words[:, 1:]), 1)
-        return Embedded(hidden, self.layout(prompt), vision=vision, text=words[0, 1:])
+        at = prompt.vision_at
+        hidden = torch.cat((words[:, :at], vision[None], words[:, at:]), 1)
+        return Embedded(hidden, self.layout(prompt), vision=vision, text=words[0, at:])
 
     def noise(self, seed: int | None = None) -> Tensor:
-        """What the head starts from, float32 ``[K, D]``.
-
-        ``seed`` fixes it (compare pruned with dense under the same one); ``None`` draws it afresh,
-        as the authors do.
-        """
-        device = self.action_head.uncondition.device
-        generator = None
-        if seed is not None:
-            generator = torch.Generator(device=device).manual_seed(seed)
-        shape = (self.config.chunk, self.config.action_dim)
-        return torch.randn(shape, generator=generator, device=device)
+        """What the head starts from, float32 ``[K, D]`` (:func:`start_noise`)."""
+        return start_noise(self.config, self.action_head.uncondition.device, seed)
 
     def head(
         self, output: DecoderOutput, layout: TokenLayout, noise: Tensor | None = None

@@ -1,17 +1,23 @@
-"""DB-OFT (Dexbotic): one CLIP tower, causal Qwen2, learned action queries, L1 head.
+"""DB-OFT (Dexbotic): one CLIP tower and a causal decoder that reads or denoises the actions.
 
-Sequence (``docs/checkpoints.md``): text before the images, vision, text after, proprioception
-(if used), K * D learned queries. The head reads the queries' own rows, unshifted.
+Sequence (``docs/checkpoints.md``): text before the images, vision, text after, proprioception (if
+used), then the action rows. Head ``Linear``: K * D learned queries, one pass, actions from their
+own rows, unshifted. Head ``DiT``: a row for the diffusion time and K * D rows of the noisy chunk,
+once per DDIM step; what comes before them is run once and its keys and values are kept.
 """
 
 from __future__ import annotations
+
+import math
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
 
 from specprune_ros.models.config import PolicyConfig
-from specprune_ros.models.decoder import Decoder, DecoderOutput
+from specprune_ros.models.decoder import Context, Decoder, DecoderOutput
 from specprune_ros.models.families.base import Embedded
+from specprune_ros.models.families.dit import ddim_steps, ddim_update, leading_times, start_noise
 from specprune_ros.models.families.oft import L1Head, ProprioProjector
 from specprune_ros.models.preprocess import check_count
 from specprune_ros.models.tokens import Prompt, id_rows
@@ -32,7 +38,10 @@ class DBOFT(nn.Module):
         self.projector = Projector(config.vision_width, config.projector, width)
         self.proprio = ProprioProjector(config.proprio_dim, width) if config.proprio_dim else None
         self.decoder = Decoder(config.decoder)
-        self.action_query = nn.Parameter(torch.zeros(1, config.action_tokens, width))
+        if config.ddim is None:
+            self.action_query = nn.Parameter(torch.zeros(1, config.action_tokens, width))
+        else:
+            self.noisy_action = ProprioProjector(1, width)  # one row per single number
         self.action_head = L1Head(width, config.action_dim, config.head_blocks)
 
     def layout(self, prompt: Prompt) -> TokenLayout:
@@ -40,21 +49,22 @@ class DBOFT(nn.Module):
         config = self.config
         v, r = config.vision_tokens, int(config.proprio_dim > 0)
         first = v + len(prompt.ids) + r
+        last = first + (config.action_tokens if config.ddim is None else 0)
         return TokenLayout(
             cameras=len(config.cameras),
             grid=config.grid,
             vision_start=prompt.vision_at,
             text=tuple(v + i for i in range(*prompt.instruction)),
             prompt=tuple(range(v + prompt.vision_at, v + len(prompt.ids))),
-            action=(first, first + config.action_tokens),
-            length=first + config.action_tokens,
+            action=(first, last),
+            length=last,
             depth=config.decoder.depth,
             causal=True,
             latency_curve=self.latency_curve,
         )
 
     def read(self, layout: TokenLayout) -> tuple[int, int]:
-        """The rows the head needs: the argument ``read`` of the decoder."""
+        """The rows the head needs, the decoder's ``read``; none with the DiT head."""
         return layout.action
 
     def embed(
@@ -79,15 +89,53 @@ class DBOFT(nn.Module):
                     f'{None if proprio is None else list(proprio.shape)}'
                 )
             parts.append(self.proprio(proprio.to(words.dtype))[None, None])
-        hidden = torch.cat((*parts, self.action_query), 1)
+        if self.config.ddim is None:
+            parts.append(self.action_query)
+        hidden = torch.cat(parts, 1)
         text = words[0, prompt.vision_at :]
         return Embedded(hidden=hidden, layout=self.layout(prompt), vision=vision, text=text)
 
-    def noise(self, seed: int | None = None) -> None:
-        """This head draws none."""
+    def noise(self, seed: int | None = None) -> Tensor | None:
+        """What the DiT head starts from, float32 ``[K, D]`` (:func:`start_noise`), or nothing."""
+        if self.config.ddim is None:
+            return None
+        return start_noise(self.config, self.action_head.fc2.weight.device, seed)
 
     def head(
         self, output: DecoderOutput, layout: TokenLayout, noise: Tensor | None = None
     ) -> Tensor:
-        """Normalised actions ``[K, D]``. ``noise`` is not used."""
-        return self.action_head(output.rows(*layout.action, layout))[0]
+        """Normalised actions ``[K, D]``; the DiT head starts from ``noise`` (``None``: drawn
+        afresh).
+        """
+        ddim = self.config.ddim
+        if ddim is None:
+            return self.action_head(output.rows(*layout.action, layout))[0]
+        x = self.noise() if noise is None else noise
+        times = leading_times(ddim.train_steps, ddim.steps)
+        for step, now, before in ddim_steps(ddim.train_steps, times):
+            eps = self.predict_noise(output.context, layout.length, x, step)
+            x = ddim_update(x, eps, now, before, limit=1.0)
+        return x
+
+    def predict_noise(self, context: Context, start: int, x: Tensor, step: int) -> Tensor:
+        """Noise, float32 ``[K, D]``, in the chunk ``x`` ``[K, D]`` at diffusion time ``step``,
+        given the ``context`` of ``start`` positions.
+        """
+        kind = self.decoder.embed_tokens.weight.dtype
+        time = time_code(step, self.config.decoder.width, x.device).to(kind)
+        rows = self.noisy_action(x.reshape(1, -1, 1).to(kind))
+        rows = torch.cat((time[None, None], rows), 1)
+        out = self.decoder.extend(rows, context, start, skip=1)
+        return self.action_head(out.hidden)[0].float()
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)
+def time_code(step: int, width: int, device: torch.device) -> Tensor:
+    """float32 ``[width]``: sines, then cosines, of step * exp(-ln(10000) k / (width / 2 - 1)).
+
+    Not CogACT's, which has cosines first and another divisor.
+    """
+    half = width // 2
+    angle = step * torch.exp(torch.arange(half) * (-math.log(10000.0) / (half - 1)))
+    return torch.cat((angle.sin(), angle.cos())).to(device)

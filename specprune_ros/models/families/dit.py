@@ -6,12 +6,13 @@ Plain pre-norm self-attention over [condition, noisy actions]; see ``docs/checkp
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from specprune_ros.models.config import DiTConfig
+from specprune_ros.models.config import DiTConfig, PolicyConfig, strided_times
 
 FREQUENCIES = 128
 
@@ -87,16 +88,17 @@ class DiT(nn.Module):
     def sample(self, condition: Tensor, noise: Tensor) -> Tensor:
         """Actions ``[K, D]`` by DDIM (eta 0) from ``noise`` ``[K, D]`` and ``condition`` ``[C]``.
 
-        Guidance s: eps = eps_u + s (eps_c - eps_u), both from one batch of two.
+        Guidance s: eps = eps_u + s (eps_c - eps_u), both from one batch of two; s up to 1: eps_c.
         """
-        both = torch.cat((condition[None], self.uncondition))
-        x = noise
-        for step, now, before in ddim_steps(self.config.train_steps, self.config.ddim_steps):
-            steps = torch.full((2,), step, device=x.device)
-            with_condition, without = self(x.expand(2, -1, -1), steps, both).unbind(0)
-            eps = without + self.config.guidance * (with_condition - without)
-            clean = (x - math.sqrt(1 - now) * eps) / math.sqrt(now)
-            x = math.sqrt(before) * clean + math.sqrt(1 - before) * eps
+        config, x = self.config, noise
+        guided = config.guidance > 1
+        z = torch.cat((condition[None], self.uncondition)) if guided else condition[None]
+        times = strided_times(config.train_steps, config.ddim_steps)
+        for step, now, before in ddim_steps(config.train_steps, times):
+            steps = torch.full((len(z),), step, device=x.device)
+            eps = self(x.expand(len(z), -1, -1), steps, z)
+            eps = eps[1] + config.guidance * (eps[0] - eps[1]) if guided else eps[0]
+            x = ddim_update(x, eps, now, before)
         return x
 
 
@@ -114,9 +116,33 @@ def alpha_bars(train_steps: int) -> list[float]:
     return bars
 
 
-def ddim_steps(train_steps: int, steps: int) -> list[tuple[int, float, float]]:
-    """``(t, alpha-bar at t, alpha-bar one sampled step earlier)``, from noise to data."""
+def leading_times(train_steps: int, steps: int) -> list[int]:
+    """Sampled times, ascending, as diffusers' DDIM scheduler spaces them by default."""
+    return [i * (train_steps // steps) for i in range(steps)]
+
+
+def ddim_update(
+    x: Tensor, eps: Tensor, now: float, before: float, limit: float | None = None
+) -> Tensor:
+    """One DDIM step with eta 0: the clean chunk, cut at ``limit``, with the same noise ``eps``."""
+    clean = (x - math.sqrt(1 - now) * eps) / math.sqrt(now)
+    if limit is not None:
+        clean = clean.clamp(-limit, limit)
+    return math.sqrt(before) * clean + math.sqrt(1 - before) * eps
+
+
+def ddim_steps(train_steps: int, times: Sequence[int]) -> list[tuple[int, float, float]]:
+    """``(t, alpha-bar at t, alpha-bar at the sampled time before)``, from noise to data."""
     bars = alpha_bars(train_steps)
-    times = list(range(0, train_steps, train_steps // steps))
     previous = [1.0] + [bars[t] for t in times[:-1]]
     return [(t, bars[t], before) for t, before in zip(times, previous, strict=True)][::-1]
+
+
+def start_noise(config: PolicyConfig, device: torch.device, seed: int | None = None) -> Tensor:
+    """N(0, 1), float32 ``[K, D]``.
+
+    ``seed`` fixes it (compare pruned with dense under the same one); ``None`` draws it afresh, as
+    the authors do.
+    """
+    generator = None if seed is None else torch.Generator(device=device).manual_seed(seed)
+    return torch.randn((config.chunk, config.action_dim), generator=generator, device=device)

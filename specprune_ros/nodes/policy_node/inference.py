@@ -190,7 +190,7 @@ class InferenceThread(threading.Thread):
         else:
             self._hand_over(partial(self._publish, job), generation)
             self._asked = observation.instruction
-            seconds = len(result.actions) * self.policy.step_dt
+            seconds = self.policy.config.rows_run * self.policy.step_dt
             self._chunks.delivered(observation.stamp_ns / SECOND_NS, end / SECOND_NS, seconds)
             return True
         return self._failed(failure, generation)

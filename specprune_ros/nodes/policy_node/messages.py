@@ -5,11 +5,11 @@ from __future__ import annotations
 import array
 import math
 
-import numpy as np
 from builtin_interfaces.msg import Duration
 from std_msgs.msg import Header
 
-from specprune_ros.models.config import ActionConfig
+from specprune_ros.models import conventions
+from specprune_ros.models.config import PolicyConfig
 from specprune_ros.msg import ActionChunk, PruneStats
 from specprune_ros.nodes.common.time import SECOND_NS, nanoseconds, time_message
 from specprune_ros.policy.result import PolicyResult
@@ -46,7 +46,7 @@ MODES = {
 
 def chunk_message(
     result: PolicyResult,
-    action: ActionConfig,
+    config: PolicyConfig,
     step_dt: float,
     instruction: str,
     header: Header,
@@ -55,12 +55,8 @@ def chunk_message(
     end_ns: int,
 ) -> ActionChunk:
     """The chunk as published: actions in SI units, with everything needed to read them."""
-    actions = np.array(result.actions, np.float64)
-    if action.scale:
-        actions = actions * np.asarray(action.scale)
-    if action.gripper_dim >= 0:
-        # The head regresses: 1.02 means open. The message promises 0 to 1.
-        actions[:, action.gripper_dim] = actions[:, action.gripper_dim].clip(0.0, 1.0)
+    action = config.action
+    actions = conventions.for_robot(config, result.actions)
     horizon = len(actions)
     elapsed = math.floor((end_ns - nanoseconds(header.stamp)) / SECOND_NS / step_dt)
     seconds, rest = divmod(round(step_dt * SECOND_NS), SECOND_NS)

@@ -14,7 +14,6 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import numpy as np
 from builtin_interfaces.msg import Time as TimeMessage
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rclpy.clock import Clock, ClockType
@@ -25,6 +24,7 @@ from std_srvs.srv import SetBool, Trigger
 
 from specprune_ros.bench.calibration import calibrator
 from specprune_ros.models.accel import fused
+from specprune_ros.models.conventions import for_robot
 from specprune_ros.models.preprocess import CROP_AREA
 from specprune_ros.msg import ActionChunk, PruneStats
 from specprune_ros.nodes.common import patch_mask
@@ -295,7 +295,7 @@ class SpecPruneNode(AutoLifecycleNode):
         chunk = partial(
             chunk_message,
             result,
-            self._policy.config.action,
+            self._policy.config,
             self._policy.step_dt,
             observation.instruction,
             header,
@@ -330,7 +330,7 @@ class SpecPruneNode(AutoLifecycleNode):
         inputs, config = self._inputs, self._policy.config
         if inputs is None or self._speed_source != 'action' or config.action.kind != 'ee_delta':
             return
-        deltas = result.actions * np.asarray(config.action.scale)
+        deltas = for_robot(config, result.actions)
         speed = ActionSpeed(self._base_frame, self._policy.step_dt).update(deltas, now_ns)
         inputs.speed_frame = speed.frame
         self._observation_buffer.put_speed(sample(speed), now_ns)

@@ -4,7 +4,7 @@ table.
 
 from __future__ import annotations
 
-from specprune_ros.models.checkpoint.platforms import PLATFORMS
+from specprune_ros.models.conventions import PLATFORMS
 from specprune_ros.nodes.common.parameters import ParameterSpec
 from specprune_ros.pruning.params import specs
 from specprune_ros.robot.speed import SOURCES
@@ -40,7 +40,8 @@ NODE_PARAMETERS = (
     ParameterSpec(
         'model.platform',
         '',
-        'Constants an OpenVLA-OFT checkpoint was trained with; empty guesses from its sizes.',
+        'Robot or benchmark the checkpoint was trained for: what its numbers mean (docs/'
+        'checkpoints.md). Empty: by its sizes (OpenVLA-OFT), folder (Dexbotic) or key (CogACT).',
         choices=('', *PLATFORMS),
     ),
     ParameterSpec(

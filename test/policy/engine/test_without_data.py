@@ -10,14 +10,27 @@ from torch.utils._pytree import tree_leaves
 from specprune_ros.models.build import cast, empty
 from specprune_ros.models.load import LoadedModel
 from specprune_ros.models.preprocess import Preprocessor
-from specprune_ros.models.presets import COGACT_7B, DB_OFT_7B, OPENVLA_OFT_7B, default_tokenizer
+from specprune_ros.models.presets import (
+    COGACT_7B,
+    DB_COGACT_7B,
+    DB_OFT_7B,
+    DB_OFT_DIT_7B,
+    OPENVLA_OFT_7B,
+    default_tokenizer,
+)
 from specprune_ros.models.statistics import Statistics
 from specprune_ros.models.tokens import PromptTokenizer
 from specprune_ros.policy.forward_step import HostStageTimer, StepInputs, forward_step
 from specprune_ros.pruning.interface import Mode
 from specprune_ros.pruning.params import PruningParams
 
-FAMILIES = {'openvla-oft': OPENVLA_OFT_7B, 'db-oft': DB_OFT_7B, 'cogact': COGACT_7B}
+FAMILIES = {
+    'openvla-oft': OPENVLA_OFT_7B,
+    'db-oft': DB_OFT_7B,
+    'db-oft-dit': DB_OFT_DIT_7B,
+    'db-cogact': DB_COGACT_7B,
+    'cogact': COGACT_7B,
+}
 # The meta device refuses to tell a value, and to work with tensors of any other device.
 META = torch.device('meta')
 
@@ -44,8 +57,9 @@ def released(config, layers):
     if layers:
         towers = tuple(replace(tower, depth=3) for tower in config.towers)
         dit = config.dit and replace(config.dit, depth=2, ddim_steps=2)
+        ddim = config.ddim and replace(config.ddim, steps=2)
         decoder = replace(config.decoder, depth=layers)
-        config = replace(config, towers=towers, decoder=decoder, dit=dit)
+        config = replace(config, towers=towers, decoder=decoder, dit=dit, ddim=ddim)
     config = replace(config, template='openvla')
     tokenizer = PromptTokenizer(default_tokenizer(), 'openvla', config.max_prompt)
     model = cast(empty(config), torch.bfloat16)
@@ -63,7 +77,7 @@ def inputs(loaded, prompt):
         prompt=prompt,
         ids=torch.empty(1, len(prompt.ids), dtype=torch.int64, device=META),
         proprio=torch.empty(config.proprio_dim, device=META) if config.proprio_dim else None,
-        noise=moves if config.dit is not None else None,
+        noise=moves if config.dit or config.ddim else None,
     )
 
 

@@ -1,0 +1,188 @@
+"""Golden packs: what the authors' own code made of tiny checkpoints, against ours.
+
+The packs lie in ``test/data/parity`` (its README says how they were made and trimmed).
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from toy_models import relative
+
+from specprune_ros.models.checkpoint import lora
+from specprune_ros.models.config import strided_times
+from specprune_ros.models.decoder import LayerRows
+from specprune_ros.models.families.db_oft import time_code
+from specprune_ros.models.families.dit import ddim_steps, ddim_update, leading_times
+from specprune_ros.models.flops import dense_flops, layer_macs, query_flops
+from specprune_ros.models.load import load_policy_model
+from specprune_ros.models.preprocess import (
+    Preprocessor,
+    center_crop,
+    jpeg_round_trip,
+    resize_lanczos3,
+)
+from specprune_ros.models.presets import DB_OFT_DIT_7B, OPENVLA_OFT_7B
+from specprune_ros.policy import parity
+from specprune_ros.policy.policy import Policy
+from specprune_ros.pruning.params import PRUNERS, PruningParams
+from specprune_ros.pruning.rivals.base import KeepAll
+
+POLICIES = ('oft_libero', 'oft_aloha_film', 'db_oft_linear', 'db_oft_dit', 'db_cogact')
+# Through the JPEG and TensorFlow's Lanczos a handful of pixels lies on the other side of a tie.
+ROUGH = {'oft_libero', 'oft_aloha_film'}
+
+
+@pytest.fixture(scope='session')
+def pack(tmp_path_factory):
+    """Folder of a pack by name, unpacked once."""
+    place, found = tmp_path_factory.mktemp('parity'), {}
+
+    def folder(name):
+        if name not in found:
+            found[name] = parity.unpack(parity.FOLDER / f'{name}.tar.xz', place)
+        return found[name]
+
+    return folder
+
+
+def cases(folder):
+    with np.load(folder / 'cases.npz', allow_pickle=False) as file:
+        return {name: file[name] for name in file.files}
+
+
+def embedded(loaded, data, key='0'):
+    asked = parity.observation(data, key)
+    images = loaded.preprocessor([image.pixels for image in asked.images.values()]).tensor
+    proprio = None
+    if asked.proprio is not None:
+        scaled = loaded.statistics.normalise_proprio(asked.proprio)
+        proprio = torch.from_numpy(scaled.astype(np.float32))
+    return loaded.model.embed(images, loaded.tokenizer.encode(asked.instruction), proprio)
+
+
+@pytest.mark.parametrize('name', POLICIES)
+def test_a_checkpoint_gives_its_authors_numbers(pack, name):
+    found = parity.run(pack(name))
+    print(found)
+    assert found.passed, found
+    bound = 2e-4 if name in ROUGH else 1e-5
+    assert max(found.rows or 0.0, found.normalised, found.actions) < bound, found
+    assert found.images_differ <= (1e-4 * found.image_values if name in ROUGH else 0), found
+
+
+def loaded_of(folder):
+    return load_policy_model(folder / 'checkpoint', progress=False)
+
+
+@torch.inference_mode()
+def test_every_step_of_the_dit_head_is_theirs(pack):
+    loaded, data = loaded_of(pack('db_oft_dit')), cases(pack('db_oft_dit'))
+    model, start = loaded.model, embedded(loaded, data)
+    layout = start.layout
+    assert layout.length + 1 + 112 == data['0.sequence_length']
+    output = model.decoder(start.hidden, layout, read=model.read(layout))
+    steps = ddim_steps(100, leading_times(100, 10))
+    assert [t for t, _, _ in steps] == data['0.timesteps'].tolist()
+    chunks = torch.from_numpy(data['0.trajectory'])
+    for x, after, (t, now, before) in zip(chunks, chunks[1:], steps, strict=False):
+        eps = model.predict_noise(output.context, layout.length, x, t)
+        assert relative(ddim_update(x, eps, now, before, limit=1.0), after) < 1e-5
+
+
+@torch.inference_mode()
+def test_reusing_the_prefix_equals_running_everything_again(pack):
+    loaded, data = loaded_of(pack('db_oft_dit')), cases(pack('db_oft_dit'))
+    model, start = loaded.model, embedded(loaded, data)
+    layout, x = start.layout, torch.from_numpy(data['0.noise'])
+    output = model.decoder(start.hidden, layout, read=model.read(layout))
+    reused = model.predict_noise(output.context, layout.length, x, 90)
+    rows = model.noisy_action(x.reshape(1, -1, 1))
+    whole = torch.cat((start.hidden, time_code(90, 64, x.device)[None, None], rows), 1)
+    wide = replace(layout, length=whole.shape[1], action=(layout.length + 1, whole.shape[1]))
+    again = model.action_head(model.decoder(whole, wide).rows(*wide.action, wide))[0]
+    assert relative(reused, again) < 2e-6
+
+
+@pytest.mark.parametrize('name', ['db_oft_dit', 'db_cogact'])
+@torch.inference_mode()
+def test_keeping_everything_is_dense_bit_for_bit(pack, name):
+    loaded, data = loaded_of(pack(name)), cases(pack(name))
+    model, start = loaded.model, embedded(loaded, data)
+    layout, noise = start.layout, torch.from_numpy(data['0.noise'])
+    dense = model.decoder(start.hidden, layout, read=model.read(layout))
+    kept = model.decoder(start.hidden, layout, KeepAll(layout), read=model.read(layout))
+    one, two = (model.head(output, layout, noise) for output in (dense, kept))
+    assert torch.equal(one, two)
+    # The account of a dense pass is that of its layout, the diffusion steps included.
+    assert query_flops(loaded.config, dense) == dense_flops(loaded.config, layout)
+
+
+@pytest.mark.parametrize('name', ['db_oft_dit', 'db_cogact'])
+@pytest.mark.parametrize(
+    'methods', [('specprune', 'dense'), pytest.param(PRUNERS, marks=pytest.mark.slow)]
+)
+def test_every_method_prunes_the_prefix(pack, name, methods):
+    data, policy = cases(pack(name)), Policy(loaded_of(pack(name)))
+    asked, noise = parity.observation(data, '0'), data['0.noise']
+    for method in methods:
+        policy.set_params(PruningParams().replace(pruner=method, mode='coarse'))
+        policy.reset(method)
+        for query in range(6):  # faster from query to query: ADP's gate knows that after four
+            stamp, place = 10**9 * (1 + query), np.array([0.01 * query**2, 0, 0])
+            images = {c: replace(image, stamp_ns=stamp) for c, image in asked.images.items()}
+            given = replace(asked, images=images, position=place)
+            found = policy.act(given, noise=noise)
+        assert np.isfinite(found.actions).all()
+        assert (found.flops_ratio < 1.0) == (method != 'dense'), method
+        assert (found.tokens.mean < found.tokens.total) == (method not in ('dense', 'vla_cache'))
+
+
+def test_operations_with_the_prefix_reused_at_full_size():
+    """DB-OFT's DiT head at 7B, one image: the decoder's operations against running all rows."""
+    config, prefix = DB_OFT_DIT_7B, 630
+    reused = layer_macs(config.decoder, LayerRows(prefix, prefix, prefix))
+    reused += 10 * layer_macs(config.decoder, LayerRows(113, 113, prefix + 113))
+    again = 10 * layer_macs(config.decoder, LayerRows(*(prefix + 113,) * 3))
+    assert again / reused == pytest.approx(4.2, abs=0.05)
+
+
+def test_images_of_openvla_oft_are_tensorflows(pack):
+    data = cases(pack('preprocess'))
+    differ = 0
+    for key in ('1',):
+        decoded = jpeg_round_trip(data[f'{key}.picture'])
+        assert np.array_equal(decoded, data[f'{key}.decoded'])
+        resized = resize_lanczos3(torch.from_numpy(decoded), 224).numpy()
+        off = np.abs(resized.astype(int) - data[f'{key}.resized'])
+        assert off.max() <= 1
+        differ += int((off > 0).sum())
+        cropped = center_crop(torch.from_numpy(data[f'{key}.resized'])).numpy()
+        assert np.array_equal(cropped, data[f'{key}.cropped'])
+    assert differ <= 2  # of 150528: on a rounding tie
+
+
+def test_an_image_of_the_right_size_is_encoded_again_only_where_asked():
+    """``prepare_observation`` of LIBERO does; ``prepare_images_for_vla`` does not."""
+    image = np.random.default_rng(0).integers(0, 256, (224, 224, 3), np.uint8)
+    kept = Preprocessor(OPENVLA_OFT_7B).image(image)
+    again = Preprocessor(replace(OPENVLA_OFT_7B, reencode=True)).image(image)
+    assert torch.equal(kept, center_crop(torch.from_numpy(image)))
+    assert torch.equal(again, center_crop(torch.from_numpy(jpeg_round_trip(image))))
+
+
+@pytest.mark.parametrize(
+    ('steps', 'times'), [(1, [50]), (3, [0, 34, 68]), (10, list(range(0, 100, 10)))]
+)
+def test_cogact_spaces_its_steps_as_its_authors(steps, times):
+    assert strided_times(100, steps) == times
+
+
+def test_lora_is_merged_in_float32(pack):
+    (file,) = (pack('oft_aloha_film') / 'checkpoint').glob('vision_backbone--*')
+    stored = torch.load(file, weights_only=True)
+    merged = lora.merge(file, stored)
+    name = 'featurizer.blocks.0.block.attn.qkv.weight'
+    assert merged[name].dtype == torch.float32
+    assert not torch.equal(merged[name], merged[name].bfloat16().float())
