@@ -22,9 +22,16 @@ from specprune_ros.policy.engine.eager import EagerEngine
 from specprune_ros.policy.forward_step import StepInputs, StepOutputs, compares
 from specprune_ros.policy.image_buffer import FrameHistory
 from specprune_ros.policy.memory import SECOND_NS, Memory
+from specprune_ros.policy.motion_range import motion_range
 from specprune_ros.policy.observation import CameraImage, Observation, ObservationError
-from specprune_ros.policy.result import Overlay, PolicyResult, StageTimes, TokenCounts
-from specprune_ros.pruning.controller import Controller, Decision, history_offset
+from specprune_ros.policy.result import (
+    Overlay,
+    PolicyResult,
+    StageTimes,
+    Thresholds,
+    TokenCounts,
+)
+from specprune_ros.pruning.controller import Controller, Decision, history_offset, in_si
 from specprune_ros.pruning.interface import Mode, TokenLayout
 from specprune_ros.pruning.metrics import action_deviation, kept_recall
 from specprune_ros.pruning.params import PruningParams
@@ -65,7 +72,8 @@ class Policy:
         self.measure_deviation = False
         self.wants_overlay = True
         self._memory = Memory(self.history)
-        self._controller = Controller()
+        self.motion = motion_range(loaded)
+        self._controller = Controller(self.motion)
         self._extrapolator = ActionExtrapolator()
         self._took = 0.0
         self._held: list[Tensor] = []  # images of the query under way, for its stream
@@ -205,7 +213,7 @@ class Policy:
 
         seen = self._see(observation)
         displacement = memory.displacement(observation)
-        steps = history_offset(displacement, params)
+        steps = history_offset(displacement, params, self.motion)
         then, history_age = None, None
         if compares(params):
             then, history_age = self._past(observation, steps)
@@ -271,6 +279,7 @@ class Policy:
             budgets=(params.k_global, params.k_local, params.k_dynamic),
             history_steps=None if then is None else steps,
             history_age=history_age,
+            thresholds=self._thresholds(params),
             prior_valid=prior,
             prior_recall=outputs.recall if prior else None,
             flops=metadata.flops,
@@ -320,6 +329,7 @@ class Policy:
             budgets=(params.k_global, params.k_local, params.k_dynamic),
             history_steps=None,
             history_age=None,
+            thresholds=self._thresholds(params),
             prior_valid=False,
             prior_recall=None,
             flops=0.0,
@@ -468,6 +478,10 @@ class Policy:
             for name, members in outputs.device_outputs.sets.items()
         }
         return Overlay(images.cpu().numpy(), layout.grid, sets, kept)
+
+    def _thresholds(self, params: PruningParams) -> Thresholds:
+        si = in_si(params, self.motion)
+        return Thresholds(si.v_t_threshold, si.v_r_threshold, si.history_unit)
 
     def _dense_flops(self, layout: TokenLayout) -> int:
         """Operations of the dense query."""

@@ -43,6 +43,17 @@ class TokenCounts:
 
 
 @dataclass(frozen=True)
+class Thresholds:
+    """The controller's numbers in SI: fine mode's largest translation (m/s) and rotation (rad/s),
+    and the displacement (m) that counts as one in the look-back.
+    """
+
+    v_t: float
+    v_r: float
+    history_unit: float
+
+
+@dataclass(frozen=True)
 class PolicyResult:
     """The actions of one query, float64 ``[chunk, action_dim]`` in action units, and its account.
 
@@ -67,6 +78,7 @@ class PolicyResult:
     budgets: tuple[int, int, int]
     history_steps: int | None
     history_age: float | None
+    thresholds: Thresholds
     prior_valid: bool
     prior_recall: float | None
     flops: float

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from specprune_ros.pruning.interface import Mode
 from specprune_ros.pruning.params import PruningParams
@@ -18,6 +19,41 @@ class SpeedSample:
     dz: float
     source: str = ''
     age_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class MotionRange:
+    """The fastest motion of a policy's training data along any axis: m/s, rad/s, and metres a
+    control step.
+
+    By default LIBERO's full command: 5 cm and 0.5 rad a step at 20 Hz (robosuite OSC_POSE).
+    """
+
+    v_t: float = 1.0
+    v_r: float = 10.0
+    step: float = 0.05
+
+
+_SHARES = {
+    'v_t_threshold': 'v_t', 'v_t_exit': 'v_t', 'v_r_threshold': 'v_r', 'v_r_exit': 'v_r',
+    'dz_threshold': 'v_t', 'dz_exit': 'v_t', 'v_xy_threshold': 'v_t', 'history_unit': 'step',
+}  # fmt: skip
+
+
+@lru_cache(maxsize=64)
+def in_si(params: PruningParams, motion: MotionRange) -> PruningParams:
+    """``params`` with every speed that is a share of the fastest motion in m/s and rad/s.
+
+    The paper's thresholds are shares of its policy's command range; a slower robot has slower
+    ones. No exit is below its threshold.
+    """
+    found = {}
+    for name, unit in _SHARES.items():
+        value = getattr(params, name)
+        found[name] = -value * getattr(motion, unit) if value < 0 else value
+    for axis in ('v_t', 'v_r', 'dz'):
+        found[f'{axis}_exit'] = max(found[f'{axis}_exit'], found[f'{axis}_threshold'])
+    return replace(params, **found)
 
 
 @dataclass(frozen=True)
@@ -41,13 +77,18 @@ class Controller:
     """The action-aware controller (P1 section 4.4, P2).
 
     Fine where the hand moves slowly and does not rise, coarse elsewhere. A speed that is unknown,
-    stale or not a number means fine: less is pruned when less is known.
+    stale or not a number means fine: less is pruned when less is known. ``motion`` is what
+    thresholds given as shares are shares of.
     """
+
+    def __init__(self, motion: MotionRange | None = None) -> None:
+        self.motion = motion or MotionRange()
 
     def decide(
         self, speed: SpeedSample | None, params: PruningParams, state: ControllerState
     ) -> Decision:
         """Mode for one query."""
+        params = in_si(params, self.motion)
         following = state.queries + 1
         if params.mode != 'auto':
             mode = Mode(params.mode)
@@ -111,7 +152,9 @@ def _slow(speed: SpeedSample, params: PruningParams) -> tuple[bool, str]:
     return True, f'slow and not rising ({speed.v_t:.3f} m/s, {speed.v_r:.3f} rad/s)'
 
 
-def history_offset(displacement: float | None, params: PruningParams) -> int:
+def history_offset(
+    displacement: float | None, params: PruningParams, motion: MotionRange | None = None
+) -> int:
     """Control steps back to the reference image, T = floor(b + k v) + c, clamped (P1, P2).
 
     ``displacement``: metres travelled since the previous query; one v is ``history_unit`` metres.
@@ -119,6 +162,6 @@ def history_offset(displacement: float | None, params: PruningParams) -> int:
     """
     if displacement is None or not math.isfinite(displacement):
         return params.history_max
-    v = abs(displacement) / params.history_unit
+    v = abs(displacement) / in_si(params, motion or MotionRange()).history_unit
     back = math.floor(params.history_intercept + params.history_slope * v) + params.history_offset
     return max(params.history_min, min(back, params.history_max))

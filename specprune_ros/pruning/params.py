@@ -3,7 +3,8 @@
 The ROS parameters with their descriptors, ``config/specprune.yaml`` and the tables of the
 documents are made from :func:`specs`. Token budgets are written for one camera of 16 x 16 patches
 and layers for a decoder of 32 layers; :mod:`specprune_ros.pruning.budget` scales them to the
-model.
+model. Speeds are SI; a negative one is that share of the policy's fastest motion
+(:func:`~specprune_ros.pruning.controller.in_si`).
 
 Sources: "P1" is arXiv 2509.05614 v1, "P2" its ICML 2026 version, "C2" the authors' code.
 """
@@ -128,6 +129,11 @@ def _layers(default: tuple[int, ...], description: str, source: str) -> Any:
 
 def _share(default: float, description: str, source: str, low: float = 0.0) -> Any:
     return _p(default, 'float', description, source, unit='share', low=low, high=1.0)
+
+
+def _speed(default: float, description: str, source: str, unit: str) -> Any:
+    text = f'{description} Negative: that share of the fastest motion.'
+    return _p(default, 'float', text, source, unit=unit, low=-1.0, high=100.0)
 
 
 @dataclass(frozen=True)
@@ -362,12 +368,12 @@ class PruningParams:
         high=100,
     )
     history_unit: float = _p(
-        0.05,
+        -1.0,
         'float',
-        'Displacement that counts as v = 1: LIBERO commands one unit for 5 cm.',
-        'robosuite OSC_POSE default',
+        'Displacement that counts as v = 1; negative: that share of the longest step.',
+        'P1, P2: one unit of the command',
         unit='m',
-        low=1e-4,
+        low=-1.0,
         high=10.0,
     )
     history_min: int = _p(
@@ -455,59 +461,41 @@ class PruningParams:
     )
 
     # The action-aware controller.
-    v_t_threshold: float = _p(
-        0.35,
-        'float',
+    v_t_threshold: float = _speed(
+        -0.35,
         'Fine mode needs a translation slower than this.',
-        'C2: 0.35 command units a step = 0.35 m/s at 5 cm and 20 Hz',
-        unit='m/s',
-        low=0.0,
-        high=100.0,
+        'C2: 0.35 of the command range',
+        'm/s',
     )
-    v_r_threshold: float = _p(
-        2.0,
-        'float',
+    v_r_threshold: float = _speed(
+        -0.2,
         'Fine mode needs a rotation slower than this.',
-        'C2: 0.2 command units a step = 2 rad/s at 0.5 rad and 20 Hz',
-        unit='rad/s',
-        low=0.0,
-        high=100.0,
+        'C2: 0.2 of the command range',
+        'rad/s',
     )
-    dz_threshold: float = _p(
+    dz_threshold: float = _speed(
         0.0,
-        'float',
-        'Fine mode needs a vertical speed of at most this: the hand is not being lifted.',
+        'Fine mode needs a vertical speed of at most this: the end effector is not being lifted.',
         'P1, P2: dz <= 0',
-        unit='m/s',
-        low=-100.0,
-        high=100.0,
+        'm/s',
     )
-    v_t_exit: float = _p(
-        0.42,
-        'float',
+    v_t_exit: float = _speed(
+        -0.42,
         'Fine mode ends above this translation speed.',
         'P2: the threshold; ours a fifth more, against chatter',
-        unit='m/s',
-        low=0.0,
-        high=100.0,
+        'm/s',
     )
-    v_r_exit: float = _p(
-        2.4,
-        'float',
+    v_r_exit: float = _speed(
+        -0.24,
         'Fine mode ends above this rotation speed.',
-        'P2: the threshold; C2: 0.3 units = 3 rad/s',
-        unit='rad/s',
-        low=0.0,
-        high=100.0,
+        'P2: the threshold; C2: 0.3; ours a fifth more, against chatter',
+        'rad/s',
     )
-    dz_exit: float = _p(
-        0.2,
-        'float',
+    dz_exit: float = _speed(
+        -0.2,
         'Fine mode ends above this vertical speed.',
-        'C2: 0.2 units = 0.2 m/s; P2: only through the translation speed',
-        unit='m/s',
-        low=-100.0,
-        high=100.0,
+        'C2: 0.2 of the command range; P2: only through the translation speed',
+        'm/s',
     )
     controller_rule: str = _p(
         'all',
@@ -517,14 +505,8 @@ class PruningParams:
         'P1, P2; C2',
         choices=('all', 'authors'),
     )
-    v_xy_threshold: float = _p(
-        0.1,
-        'float',
-        'Planar speed of the authors rule.',
-        'C2: 0.1 units',
-        unit='m/s',
-        low=0.0,
-        high=100.0,
+    v_xy_threshold: float = _speed(
+        -0.1, 'Planar speed of the authors rule.', 'C2: 0.1 of the command range', 'm/s'
     )
     controller_warmup: int = _p(
         0,
@@ -953,6 +935,8 @@ def _check_together(p: PruningParams) -> None:
             'scheduler_v_min',
             f'{p.scheduler_v_min:g} is above scheduler_v_max = {p.scheduler_v_max:g}',
         )
+    if p.history_unit == 0:
+        raise ParamError('history_unit', 'must not be 0')
     if p.history_min > p.history_max:
         raise ParamError('history_min', f'{p.history_min} is above history_max = {p.history_max}')
     for enter, leave in (
@@ -960,11 +944,12 @@ def _check_together(p: PruningParams) -> None:
         ('v_r_threshold', 'v_r_exit'),
         ('dz_threshold', 'dz_exit'),
     ):
-        if getattr(p, leave) < getattr(p, enter):
+        low, high = getattr(p, enter), getattr(p, leave)
+        # A share and an SI value are compared where the policy is known.
+        if low * high >= 0 and abs(high) < abs(low):
             raise ParamError(
                 leave,
-                f'{getattr(p, leave):g} is below {enter} = {getattr(p, enter):g}: '
-                'fine mode would end where it begins',
+                f'{high:g} is below {enter} = {low:g}: fine mode would end where it begins',
             )
     if len(p.sparsevlm_layers) != len(p.sparsevlm_keep):
         raise ParamError(
@@ -1050,8 +1035,8 @@ _PRESET_CHANGES: dict[str, dict[str, Any]] = {
         'history_max': 11,
         'confidence_normalised': False,
         'confidence_when': 'first',
-        'v_t_exit': 0.35,
-        'v_r_exit': 2.0,
+        'v_t_exit': -0.35,
+        'v_r_exit': -0.2,
         'dz_exit': 100.0,
     },
     'authors': {
@@ -1083,8 +1068,8 @@ _PRESET_CHANGES: dict[str, dict[str, Any]] = {
         'tie_break': 'index',
         'confidence_when': 'first',
         'v_t_exit': 100.0,
-        'v_r_exit': 3.0,
-        'dz_threshold': 0.1,
+        'v_r_exit': -0.3,
+        'dz_threshold': -0.1,
         'controller_rule': 'authors',
         'controller_warmup': 2,
     },

@@ -90,6 +90,8 @@ def test_images_in_chunks_out_parameters_live(rig_with, tmp_path, monkeypatch):
     assert stats.tokens_mean < 512 and stats.flops_ratio < 1.0 and stats.prior_valid
     assert list(stats.tokens_after) == sorted(stats.tokens_after, reverse=True)
     assert math.isnan(stats.speed_translation) and stats.speed_source == 'none'
+    assert stats.threshold_translation == pytest.approx(0.35)  # no statistics: LIBERO's range
+    assert stats.threshold_rotation == pytest.approx(2.0) and stats.history_unit == 0.05
 
     # A change takes effect on the next query, and its version shows.
     before = stats.params_version

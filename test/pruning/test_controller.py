@@ -7,8 +7,10 @@ import pytest
 from specprune_ros.pruning.controller import (
     Controller,
     ControllerState,
+    MotionRange,
     SpeedSample,
     history_offset,
+    in_si,
 )
 from specprune_ros.pruning.interface import Mode
 from specprune_ros.pruning.params import PruningParams
@@ -105,3 +107,35 @@ def test_history_offset_of_an_unknown_move_is_the_longest():
     assert history_offset(None, OURS) == 6
     assert history_offset(math.nan, PAPER) == 11
     assert history_offset(-0.3, OURS) == history_offset(0.3, OURS)
+
+
+SLOW_ARM = MotionRange(v_t=0.12, v_r=1.0, step=0.006)
+
+
+def test_thresholds_are_shares_of_the_policys_fastest_motion():
+    """A robot that never moves faster than 0.12 m/s is coarse at 0.1 m/s and fine at 0.03."""
+    slow = Controller(SLOW_ARM)
+    assert slow.decide(SpeedSample(0.1, 0.0, 0.0), OURS, ControllerState()).mode is Mode.COARSE
+    assert slow.decide(SpeedSample(0.03, 0.0, 0.0), OURS, ControllerState()).mode is Mode.FINE
+    assert slow.decide(SpeedSample(0.03, 0.3, 0.0), OURS, ControllerState()).mode is Mode.COARSE
+    rising = slow.decide(SpeedSample(0.03, 0.0, 0.03), OURS, ControllerState(fine=True))
+    assert rising.mode is Mode.COARSE  # 0.2 of 0.12 m/s
+    # The same chunk, as a share of what the arm can do, looks back as far.
+    for units in (0.0, 1.0, 4.0, 7.0):
+        assert history_offset(units * 0.006, PAPER, SLOW_ARM) == history_offset(
+            units * 0.05, PAPER
+        )
+
+
+def test_explicit_si_values_win():
+    params = OURS.replace(v_t_threshold=0.2, v_t_exit=0.25, history_unit=0.01)
+    si = in_si(params, SLOW_ARM)
+    assert (si.v_t_threshold, si.v_t_exit, si.history_unit) == (0.2, 0.25, 0.01)
+    assert (si.v_r_threshold, si.dz_threshold) == (0.2, 0.0)
+    fast = Controller(SLOW_ARM).decide(SpeedSample(0.19, 0.0, 0.0), params, ControllerState())
+    assert fast.mode is Mode.FINE
+
+
+def test_an_exit_given_as_a_share_never_lies_below_an_si_threshold():
+    si = in_si(OURS.replace(v_t_threshold=0.2), SLOW_ARM)
+    assert si.v_t_exit == si.v_t_threshold == 0.2

@@ -1,0 +1,35 @@
+"""How fast a policy moves, from the statistics of its training data."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from specprune_ros.models.load import LoadedModel
+from specprune_ros.pruning.controller import MotionRange
+
+
+def motion_range(loaded: LoadedModel) -> MotionRange:
+    """The fastest motion along any axis, in SI, that ``loaded``'s statistics allow.
+
+    From the larger of ``|q01|`` and ``|q99|`` (or of the extremes) of the translation and the
+    rotation columns, times their SI scale and the control rate. LIBERO's full command where that
+    cannot be told: without statistics, or where actions are no steps.
+    """
+    action, statistics = loaded.config.action, loaded.statistics
+    unknown = MotionRange()
+    low, high = statistics.action_low, statistics.action_high
+    steps = action.kind == 'ee_delta' and action.reference == 'previous_step'
+    if low is None or high is None or not steps:
+        return unknown
+    largest = np.maximum(np.abs(low), np.abs(high)) * np.abs(action.scale)
+
+    def of(names: tuple[str, ...]) -> float:
+        return max(
+            (float(v) for v, d in zip(largest, action.dims, strict=True) if d in names),
+            default=0.0,
+        )
+
+    step, turn, rate = of(('x', 'y', 'z')), of(('rx', 'ry', 'rz')), loaded.config.control_hz
+    return MotionRange(
+        v_t=step * rate or unknown.v_t, v_r=turn * rate or unknown.v_r, step=step or unknown.step
+    )
