@@ -7,6 +7,7 @@ wants to see attention and where rows leave; nothing else of a pruning method is
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NamedTuple
@@ -22,6 +23,10 @@ from specprune_ros.models.rotary import RotaryTable
 from specprune_ros.pruning.interface import PrunePass, PruneSchedule, RowGroup, TokenLayout
 
 _MAP_ELEMENTS = 1 << 23  # float32 attention elements held at once by a side product (32 MiB)
+
+
+class Cancelled(Exception):
+    """A pass was given up between two layers, as its caller asked."""
 
 
 class LayerRows(NamedTuple):
@@ -270,6 +275,7 @@ class Decoder(nn.Module):
         prune: PrunePass | None = None,
         cache: KVCache | None = None,
         read: tuple[int, int] | None = None,
+        cancelled: Callable[[], bool] | None = None,
     ) -> DecoderOutput:
         """Run a query.
 
@@ -280,7 +286,8 @@ class Decoder(nn.Module):
         RoPE. Without ``prune``, or when it keeps every row, the result is the dense one bit for
         bit.
 
-        Raises ``ValueError`` where schedule, layout and shapes do not agree. There is no host
+        Raises ``ValueError`` where schedule, layout and shapes do not agree, and
+        :class:`Cancelled` once ``cancelled``, asked before every layer, is true. There is no host
         synchronisation in a pass whose schedule is static.
         """
         schedule = PruneSchedule() if prune is None else prune.schedule
@@ -295,6 +302,8 @@ class Decoder(nn.Module):
         if 0 in schedule.prune:
             self._select(rows, prune, 0)
         for number in range(1, self.config.depth + 1):
+            if cancelled is not None and cancelled():
+                raise Cancelled
             if number in schedule.skip:
                 rows.work.append(LayerRows(0, 0, 0))
                 rows.tokens.append(0)

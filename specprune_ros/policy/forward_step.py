@@ -25,10 +25,10 @@ from specprune_ros.pruning.similarity import patch_cosine
 # What the controller, the history and the memory decide with, before a pass and on the host: no
 # tensor of the pass depends on it once mode and reference image are chosen.
 BEFORE_THE_PASS = (
-    'preset', 'mode', 'first_dense', 'refresh_period', 'refresh_change', 'reset_gap',
-    'history_slope', 'history_intercept', 'history_offset', 'history_unit', 'history_min',
-    'history_max', 'v_t_threshold', 'v_r_threshold', 'dz_threshold', 'v_t_exit', 'v_r_exit',
-    'dz_exit', 'controller_rule', 'v_xy_threshold', 'controller_warmup', 'speed_max_age',
+    'preset', 'mode', 'first_dense', 'refresh_when', 'refresh_period', 'refresh_change',
+    'reset_gap', 'history_slope', 'history_intercept', 'history_offset', 'history_unit',
+    'history_min', 'history_max', 'v_t_threshold', 'v_r_threshold', 'dz_threshold', 'v_t_exit',
+    'v_r_exit', 'dz_exit', 'controller_rule', 'v_xy_threshold', 'controller_warmup', 'speed_max_age',
     'scheduler', 'scheduler_size', 'scheduler_v_min', 'scheduler_v_max', 'scheduler_share',
     'scheduler_strength',
 )  # fmt: skip
@@ -182,11 +182,15 @@ class StepOutputs:
 
 
 def plain_decode(
-    model: Network, embedded: Embedded, prune_pass: PrunePass | None, cache: KVCache | None
+    model: Network,
+    embedded: Embedded,
+    prune_pass: PrunePass | None,
+    cache: KVCache | None,
+    cancelled: Callable[[], bool] | None = None,
 ) -> DecoderOutput:
-    """The package's own decoder."""
+    """The package's own decoder; ``cancelled`` is its own too."""
     rows = model.read(embedded.layout)
-    return model.decoder(embedded.hidden, embedded.layout, prune_pass, cache, rows)
+    return model.decoder(embedded.hidden, embedded.layout, prune_pass, cache, rows, cancelled)
 
 
 def forward_step(

@@ -105,6 +105,16 @@ class FrameHistory:
         older = [p for p in past if p.stamp_ns <= stamp_ns]
         return older[-1] if older else past[0]
 
+    def between(self, first_ns: int, last_ns: int) -> list[tuple[str, Frame]]:
+        """Camera and image of everything kept that was taken from ``first_ns`` to ``last_ns``."""
+        with self._lock:
+            return [
+                (camera, frame)
+                for camera, ring in self._rings.items()
+                for frame in ring
+                if first_ns <= frame.stamp_ns <= last_ns
+            ]
+
     def of(self, camera: str, image: CameraImage) -> Frame | None:
         """Where this very image is kept; ``None`` where it was let go."""
         with self._lock:

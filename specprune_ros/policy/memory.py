@@ -96,6 +96,15 @@ class Memory:
             return 'the pruner or what it listens to changed', False
         return None, False
 
+    def follows(self, observation: Observation) -> bool:
+        """Whether an observation between two queries continues the last one; changes nothing."""
+        return self._request is None and self._broken(observation, self._method, None)[0] is None
+
+    def refresh(self, prior: Tensor) -> None:
+        """Take a prior that a dense pass found since the last query."""
+        self.carry = {**self.carry, 'prior': prior}
+        self.since_dense = 0
+
     def displacement(self, observation: Observation) -> float | None:
         """Net end-effector translation since the previous query, metres (``None`` unknown)."""
         if self._last is None or self._last.position is None or observation.position is None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -12,7 +14,7 @@ import torch
 from torch import Tensor
 
 from specprune_ros.models.config import PolicyConfig
-from specprune_ros.models.decoder import KVCache
+from specprune_ros.models.decoder import Cancelled, KVCache
 from specprune_ros.models.flops import dense_flops
 from specprune_ros.models.load import LoadedModel
 from specprune_ros.models.tokens import Prompt, id_rows
@@ -27,6 +29,7 @@ from specprune_ros.policy.observation import CameraImage, Observation, Observati
 from specprune_ros.policy.result import (
     Overlay,
     PolicyResult,
+    Refreshes,
     StageTimes,
     Thresholds,
     TokenCounts,
@@ -76,6 +79,9 @@ class Policy:
         self._controller = Controller(self.motion)
         self._extrapolator = ActionExtrapolator()
         self._took = 0.0
+        self._foreseen: float | None = None  # m, the last chunk's translation
+        self._dense_took: deque[float] = deque(maxlen=8)
+        self._refreshes = Refreshes()
         self._held: list[Tensor] = []  # images of the query under way, for its stream
         self._dense: tuple[TokenLayout | None, int] = (None, 1)
         self._engine = engine or EagerEngine(loaded)
@@ -191,6 +197,60 @@ class Policy:
             self.reset(f'after an error: {error}')
             raise
 
+    @property
+    def refreshes_in_slack(self) -> bool:
+        """Whether :meth:`refresh` between two queries is of use."""
+        params = self.params
+        useful = getattr(pruner(params.pruner), 'carries_prior', False)
+        return useful and params.refresh_when == 'slack' and bool(self._memory.carry)
+
+    @property
+    def dense_seconds(self) -> float:
+        """What a dense query took, the longest of the last few; 0 before the first."""
+        return max(self._dense_took, default=0.0)
+
+    @torch.inference_mode()
+    def refresh(self, observation: Observation, cancelled: Callable[[], bool]) -> bool:
+        """Between two queries: a dense pass on ``observation``, whose attention is the next
+        query's prior. Returns whether it ended.
+
+        ``cancelled`` is asked between the decoder's layers (on a GPU only before the pass: a
+        graph is replayed whole). An observation that does not continue the last query's is left
+        alone, as are policies that gain nothing by it.
+        """
+        memory, params, start = self._memory, self.params, time.perf_counter()
+        if not self.refreshes_in_slack or not memory.follows(observation) or cancelled():
+            return False
+        observation.check(len(self.config.cameras), self.config.proprio_dim)
+        prompt = self.loaded.tokenizer.encode(observation.instruction)
+        inputs = StepInputs(
+            images=self._see(observation),
+            prompt=prompt,
+            ids=id_rows(prompt.ids, self._device),
+            proprio=self._proprio(observation),
+            noise=self.loaded.model.noise(seed=memory.queries),
+            seed=memory.queries,
+        )
+        key = inputs.graph_key(self.loaded.model.layout(prompt), params, Mode.DENSE)
+        so_far = self._refreshes
+        try:
+            outputs = self._engine.run(key, inputs, cancelled)
+        except Cancelled:
+            self._refreshes = replace(so_far, given_up=so_far.given_up + 1)
+            return False
+        finally:
+            self._held.clear()
+        memory.refresh(outputs.device_outputs.carry['prior'])
+        took = time.perf_counter() - start
+        self._dense_took.append(took)
+        self._refreshes = replace(
+            so_far,
+            done=so_far.done + 1,
+            flops=so_far.flops + outputs.device_outputs.metadata.flops,
+            seconds=so_far.seconds + took,
+        )
+        return True
+
     def _query(
         self,
         observation: Observation,
@@ -244,12 +304,16 @@ class Policy:
         self._check_actions(np.clip(outputs.actions, -1.0, 1.0) if clips else outputs.actions)
         actions = self.loaded.statistics.unnormalise_actions(outputs.actions)
         self._extrapolator.issued(actions, observation.stamp_ns, from_model=True)
+        self._foreseen = self._translation(actions)
         prior = mode is not Mode.DENSE and bool(memory.carry)
         prior = prior and (params.pruner != 'specprune' or 'global' in metadata.sets)
         overlay = self._overlay(seen, layout, outputs)
         notes = self._notes(metadata.notes, prompt)
         # The account belongs to the query; a comparison that somebody asked for does not.
         self._took = time.perf_counter() - start
+        if mode is Mode.DENSE:
+            self._dense_took.append(self._took)
+        refreshes, self._refreshes = self._refreshes, Refreshes()
         preprocess, vision, decoder, head = outputs.seconds
         times = StageTimes(asked - start + preprocess, vision, decoder, head, self._took)
         deviation, kept = None, None
@@ -289,6 +353,7 @@ class Policy:
             overlay=overlay,
             action_deviation=deviation,
             kept_recall=kept,
+            refreshes=refreshes,
             notes=notes,
         )
 
@@ -351,9 +416,10 @@ class Policy:
         memory = self._memory
         if memory.queries == 0 and params.first_dense:
             return Mode.DENSE, f'first query after a reset: {reset}'
-        if params.refresh_period and memory.since_dense + 1 >= params.refresh_period:
+        asks = params.refresh_when == 'query'
+        if asks and params.refresh_period and memory.since_dense + 1 >= params.refresh_period:
             return Mode.DENSE, f'every {params.refresh_period} queries'
-        if params.refresh_change < 1.0 and then is not None:
+        if asks and params.refresh_change < 1.0 and then is not None:
             similarity = patch_cosine(seen, then, self.config.grid)
             tau = torch.tensor(params.tau, device=similarity.device)
             cameras = torch.arange(len(self.config.cameras), device=similarity.device)
@@ -363,6 +429,22 @@ class Policy:
             if share > params.refresh_change:
                 return Mode.DENSE, f'{share:.0%} of the patches changed'
         return decision.mode, decision.reason
+
+    def prepare_reference(self, at_ns: int, cancelled: Callable[[], bool]) -> None:
+        """Prepare the past images that a query at ``at_ns`` will probably compare with.
+
+        Which they are depends on how far the end effector comes until then: told from the last
+        chunk, and a control step to either side.
+        """
+        if not compares(self.params) or not self._memory.queries:
+            return
+        steps = history_offset(self._foreseen, self.params, self.motion)
+        wanted = at_ns - round(steps * self.step_dt * SECOND_NS)
+        margin = round(self.step_dt * SECOND_NS)
+        for camera, frame in self.history.between(wanted - margin, wanted + margin):
+            if cancelled():
+                return
+            frame.get_preprocessed(partial(self._prepare, camera))
 
     def _see(self, observation: Observation) -> Tensor:
         """The images as the policy sees them, uint8 ``[cameras, S, S, 3]`` on the device."""
@@ -403,6 +485,14 @@ class Policy:
         ]
         self._held += then
         return torch.stack(then), (stamp - min(frame.stamp_ns for frame in found)) / SECOND_NS
+
+    def _translation(self, actions: np.ndarray) -> float | None:
+        """Net translation of a chunk of steps in metres, ``None`` where actions are none."""
+        action = self.config.action
+        if action.kind != 'ee_delta' or action.reference != 'previous_step':
+            return None
+        axes = [i for i, name in enumerate(action.dims) if name in ('x', 'y', 'z')]
+        return float(np.linalg.norm((actions * np.asarray(action.scale))[:, axes].sum(0)))
 
     def _proprio(self, observation: Observation) -> Tensor | None:
         if not self.config.proprio_dim or observation.proprio is None:

@@ -54,6 +54,20 @@ class Thresholds:
 
 
 @dataclass(frozen=True)
+class Refreshes:
+    """Dense passes between the previous query and this one, off its critical path.
+
+    ``done`` of them ended and gave this query its prior, at the cost of ``flops`` operations and
+    ``seconds``; ``given_up`` were stopped because a query was due.
+    """
+
+    done: int = 0
+    given_up: int = 0
+    flops: float = 0.0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
 class PolicyResult:
     """The actions of one query, float64 ``[chunk, action_dim]`` in action units, and its account.
 
@@ -88,4 +102,5 @@ class PolicyResult:
     overlay: Overlay | None
     action_deviation: np.ndarray | None = None
     kept_recall: float | None = None
+    refreshes: Refreshes = Refreshes()
     notes: tuple[str, ...] = field(default=())

@@ -52,6 +52,7 @@ GROUPS = {
     'v_t_threshold': 'Speed and mode',
     'scheduler': 'Queries without the model',
 }
+REFRESHES = ('query', 'slack', 'never')
 ROWS = ('text', 'prompt', 'action', 'last', 'all')
 
 
@@ -326,6 +327,14 @@ class PruningParams:
     )
     first_dense: bool = _p(
         True, 'bool', 'Run the first query after a reset without pruning.', 'ours; C2 prunes it'
+    )
+    refresh_when: str = _p(
+        'query',
+        'str',
+        'Where the prior is made anew by a dense pass: in the query (refresh_period, '
+        'refresh_change), in the slack while a chunk is executed, or nowhere.',
+        'ours; a prior from a pruned pass only knows what was kept',
+        choices=REFRESHES,
     )
     refresh_period: int = _p(
         0,

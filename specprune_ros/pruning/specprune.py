@@ -201,6 +201,7 @@ class SpecPrune:
     name = 'specprune'
     pure = True
     uses_similarity = True
+    carries_prior = True  # which a dense pass between two queries can make anew
 
     def plan(self, layout: TokenLayout, params: PruningParams, mode: Mode) -> PruneSchedule:
         """Schedule of one query; raises ParamError where layout and parameters do not fit."""

@@ -19,6 +19,9 @@ from specprune_ros.policy.result import PolicyResult
 
 # How long to wait for images before saying what is missing, in seconds.
 PATIENCE = 0.1
+# A dense pass in the slack begins between these times what one takes before the query is due.
+REFRESH_FIRST, REFRESH_LAST = 1.6, 1.15
+PREPARE = 0.02  # s before a query is due at which the images of its look-back are prepared
 _DEAD: list[Policy] = []  # on devices that were lost, until the process ends
 
 
@@ -54,6 +57,7 @@ class InferenceThread(threading.Thread):
         self._chunks = QueryScheduler()
         self._begun = -math.inf  # s, monotonic: the last query
         self._busy = False
+        self._slack_used = True  # nothing to refresh before the first query
         self._asked = ''
         self._lose = lose
         self._publisher = Publisher()
@@ -148,20 +152,53 @@ class InferenceThread(threading.Thread):
             schedule = self._pace()
             early = self._early(schedule)
             if early > 0:
-                # In slices, so that deactivation need not wait for a slow rate.
-                self._ending.wait(min(early, PATIENCE))
+                if not self._slack(early, schedule):
+                    return
                 continue
             if not self._observation_buffer.wait(PATIENCE, schedule.newer_for):
                 reason = self._observation_buffer.unready(self._now_ns())
                 if reason and self._active.is_set():
                     self._say(reason, self._generation)
                 continue
-            self._begun, self._busy = time.monotonic(), True
+            self._begun, self._busy, self._slack_used = time.monotonic(), True, False
             try:
                 if not self._query():
                     return
             finally:
                 self._busy = False
+
+    def _slack(self, early: float, schedule: QuerySchedule) -> bool:
+        """Use the time until a query is due; returns whether one can be asked then.
+
+        Once between two queries, as late as it surely ends in time, the prior is made anew
+        (``pruning.refresh_when``) and the past images that the query will compare with are
+        prepared. Otherwise wait, in slices, so that deactivation need not wait for a slow rate.
+        """
+        policy, needs = self.policy, 0.0
+        assert policy is not None
+        if policy.refreshes_in_slack:
+            needs = policy.dense_seconds
+        first, last = REFRESH_FIRST * needs + PREPARE, REFRESH_LAST * needs
+        if self._slack_used or early > first:
+            self._ending.wait(min(early - (0.0 if self._slack_used else first), PATIENCE))
+            return True
+        self._slack_used, generation, begin = True, self._generation, self._now_ns()
+
+        def due() -> bool:
+            return self._stopped(generation) or self._early(schedule) <= 0
+
+        try:
+            if needs and early > last:
+                policy.refresh(self._observation_buffer.take(begin, use=False), due)
+            policy.prepare_reference(begin + round(early * SECOND_NS), due)
+        except (NotReady, ObservationError):
+            return True  # the query will meet it, and say so
+        except Exception as error:  # whatever fails must stop the arm, and say so
+            failure = error.with_traceback(None)
+        else:
+            return True
+        policy.reset(f'after an error: {failure}')
+        return self._failed(failure, generation)
 
     def _early(self, schedule: QuerySchedule) -> float:
         """Seconds until the next query is due."""

@@ -164,12 +164,13 @@ class ObservationBuffer:
             self._changed.wait_for(lambda: self._closed or self._fresh(), timeout)
             return not self._closed and self._fresh()
 
-    def take(self, now_ns: int) -> Observation:
+    def take(self, now_ns: int, use: bool = True) -> Observation:
         """The newest observation. Raises :class:`NotReady` where an input is missing, stale or
-        wrong.
+        wrong. Without ``use`` the same images may be taken for a query later.
         """
         with self._changed:
-            self._used_ns = self._newest()
+            if use:
+                self._used_ns = self._newest()
             reason = self._unready(now_ns)
             if reason:
                 raise NotReady(reason)

@@ -106,15 +106,20 @@ class CudaGraphEngine:
             held = f'{len(self._graphs)} CUDA graphs'
         return f'{held}, capturing' if waiting else held
 
-    def run(self, key: GraphKey, inputs: StepInputs) -> StepOutputs:
-        """Replay the key's graph and wait for its numbers; eagerly where there is none yet."""
+    def run(
+        self, key: GraphKey, inputs: StepInputs, cancelled: Callable[[], bool] | None = None
+    ) -> StepOutputs:
+        """Replay the key's graph and wait for its numbers; eagerly where there is none yet.
+
+        A replay cannot be given up: ``cancelled`` only counts where there is none.
+        """
         with self._changed:
             self._instruction = inputs.prompt
             captured = self._graphs.get(key)
             if captured is not None:
                 self._graphs.move_to_end(key)
         if captured is None:
-            outputs = self._eager.run(key, inputs)
+            outputs = self._eager.run(key, inputs, cancelled)
             self.trouble = self._want(key, inputs)
             return outputs
         self.trouble = ''

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from specprune_ros.models.load import LoadedModel
 from specprune_ros.models.tokens import Prompt
@@ -29,10 +30,13 @@ class EagerEngine:
         self.loaded, self.decode = loaded, decode
         self.device = next(loaded.model.parameters()).device
 
-    def run(self, key: GraphKey, inputs: StepInputs) -> StepOutputs:
-        """Run one query and wait for its numbers."""
+    def run(
+        self, key: GraphKey, inputs: StepInputs, cancelled: Callable[[], bool] | None = None
+    ) -> StepOutputs:
+        """Run one query and wait for its numbers. Raises ``Cancelled`` once ``cancelled``."""
         timer = stage_timer_on(self.device)
-        given = forward_step(self.loaded, key, inputs.on(self.device), timer, self.decode)
+        decode = partial(plain_decode, cancelled=cancelled) if cancelled else self.decode
+        given = forward_step(self.loaded, key, inputs.on(self.device), timer, decode)
         numbers = given.packed.cpu().numpy()
         return read(given, numbers, self.loaded.config.chunk, timer.seconds())
 

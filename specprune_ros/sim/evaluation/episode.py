@@ -14,6 +14,7 @@ from specprune_ros.sim.tasks.tasks import CONTROL_HZ, Episode, Judge, Outcome
 # Rows of a chunk played before the next query: the whole chunk, as OpenVLA-OFT does,
 # and as did best on the tuning seeds (docs/fidelity.md).
 EXECUTED = 8
+SLACK_STEPS = 2  # control steps before a query at which its prior is made anew
 MAX_SHIFT, MAX_TURN = 0.04, 0.3  # m and rad of one row that are played at most
 
 
@@ -92,11 +93,13 @@ def play(
     instruction: str | None = None,
     keep_frames: bool = False,
     watch: Callable[[EpisodeObservation], object] | None = None,
+    slack: Callable[[EpisodeObservation], object] | None = None,
 ) -> EpisodeResult:
     """Run an episode to its verdict, asking ``runner`` every ``executed`` control steps.
 
     ``instruction`` replaces the words shown to the runner, not the goal (controls). ``watch`` is
-    shown the control steps between queries.
+    shown the control steps between queries, ``slack`` the one of them from which a dense pass
+    would just end before the next query (``SLACK_STEPS``).
     """
     world.reset(episode.seed, episode.layout)
     judge = Judge(world, episode.task)
@@ -114,8 +117,12 @@ def play(
                 raise ValueError(f'runner: gave shape {chunk.shape}, want [rows, 7]')
             if not np.isfinite(chunk).all():
                 raise ValueError('runner: gave actions that are not finite')
-        elif watch is not None:
-            watch(look(world, words, blind))
+        elif watch is not None or slack is not None:
+            seen = look(world, words, blind)
+            if watch is not None:
+                watch(seen)
+            if slack is not None and row == min(executed, len(chunk)) - SLACK_STEPS:
+                slack(seen)
         apply(world, chunk[row])
         row += 1
         played.steps += 1

@@ -42,23 +42,27 @@ class PolicyRunner:
             self.policy.history.push(name, image)
         return images
 
+    def refresh(self, look: EpisodeObservation) -> None:
+        """Make the prior anew in the slack, where the policy's parameters ask for it."""
+        self.policy.refresh(self._observation(look), lambda: False)
+
     def __call__(self, look: EpisodeObservation) -> np.ndarray:
         """Actions ``[K, 7]`` in metres, radians and gripper opening."""
-        images = self.watch(look)
-        linear, angular = look.twist[:3], look.twist[3:]
-        result = self.policy.act(
-            Observation(
-                images=images,
-                instruction=look.instruction,
-                proprio=look.proprio,
-                speed=SpeedSample(
-                    v_t=float(math.hypot(*linear)),
-                    v_r=float(math.hypot(*angular)),
-                    dz=float(linear[2]),
-                    source='simulator',
-                ),
-                position=look.proprio[:3],
-            )
-        )
+        result = self.policy.act(self._observation(look))
         self.seen(result)
         return result.actions
+
+    def _observation(self, look: EpisodeObservation) -> Observation:
+        linear, angular = look.twist[:3], look.twist[3:]
+        return Observation(
+            images=self.watch(look),
+            instruction=look.instruction,
+            proprio=look.proprio,
+            speed=SpeedSample(
+                v_t=float(math.hypot(*linear)),
+                v_r=float(math.hypot(*angular)),
+                dz=float(linear[2]),
+                source='simulator',
+            ),
+            position=look.proprio[:3],
+        )

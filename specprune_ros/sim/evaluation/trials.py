@@ -41,6 +41,7 @@ class Trial:
     ``tokens``, ``flops`` (share of dense) and ``recall`` are means over the queries,
     ``milliseconds`` their median; ``deviation`` is the mean of the largest difference in metres
     from dense, along any axis of any row, of the same query. NaN where nothing was measured.
+    ``refresh_flops``: what was spent in the slack, over as many dense queries.
     """
 
     key: str
@@ -54,6 +55,7 @@ class Trial:
     recall: float
     deviation: float
     milliseconds: float
+    refresh_flops: float = 0.0
 
     @property
     def success(self) -> bool:
@@ -155,6 +157,8 @@ def summed_up(
             None if r.action_deviation is None else float(r.action_deviation[:3].max())
             for r in results
         ),
+        refresh_flops=sum(r.refreshes.flops for r in results)
+        / max(sum(r.flops / r.flops_ratio for r in results if r.flops_ratio), 1.0),
         milliseconds=1e3 * float(np.median([r.times.total for r in results] or [math.nan])),
     )
 
