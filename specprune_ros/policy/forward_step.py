@@ -28,9 +28,9 @@ BEFORE_THE_PASS = (
     'preset', 'mode', 'first_dense', 'refresh_when', 'refresh_period', 'refresh_change',
     'reset_gap', 'history_slope', 'history_intercept', 'history_offset', 'history_unit',
     'history_min', 'history_max', 'v_t_threshold', 'v_r_threshold', 'dz_threshold', 'v_t_exit',
-    'v_r_exit', 'dz_exit', 'controller_rule', 'v_xy_threshold', 'controller_warmup', 'speed_max_age',
-    'scheduler', 'scheduler_size', 'scheduler_v_min', 'scheduler_v_max', 'scheduler_share',
-    'scheduler_strength',
+    'v_r_exit', 'dz_exit', 'controller_rule', 'v_xy_threshold', 'controller_warmup',
+    'speed_max_age', 'scheduler', 'scheduler_size', 'scheduler_v_min', 'scheduler_v_max',
+    'scheduler_share', 'scheduler_strength',
 )  # fmt: skip
 _PLAIN = PruningParams()
 
