@@ -89,7 +89,7 @@ class Sweep:
         """Vision tokens with which a sequence has so many rows."""
         return self.floor_rows - self.rows[0] + self.tokens[0]
 
-    def told(self) -> str:
+    def summary(self) -> str:
         """The finding in words."""
         if self.floor_rows - self.rows[0] < TILE:
             return f'fewer tokens paid down to the least tried: {self.rows[0]} rows'

@@ -237,6 +237,23 @@ def test_services_and_instructions(rig_with):
     fresh(rig)
 
 
+def test_the_prior_is_made_anew_in_the_slack(rig_with):
+    rig = running(rig_with(pruning__refresh_when='slack', query_rate=1.0))
+    have = len(rig.stats)
+    assert rig.feed(30.0, until=lambda: sum(s.refreshes for s in rig.stats[have:]) >= 2)
+    made = next(s for s in rig.stats[have:] if s.refreshes)
+    assert made.prior_valid and made.flops_ratio < 0.9
+    # Dense, and accounted for apart from the query.
+    assert made.refresh_flops == pytest.approx(made.flops / made.flops_ratio, rel=0.01)
+    assert made.refresh_time > 0
+    # Once at most between two queries, which keep their period.
+    assert max(s.refreshes for s in rig.stats) == 1
+    told = {pair.key: pair.value for pair in rig.diagnoses[-1].status[0].values}
+    assert told['refreshes in the slack'].endswith('given up 0')
+    rig.set(pruning__refresh_when='never')
+    assert fresh(rig, 3).refreshes == 0
+
+
 def test_overlays_and_masks_of_kept_patches_come_when_asked_for(rig_with):
     from sensor_msgs.msg import Image
 

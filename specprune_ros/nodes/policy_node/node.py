@@ -84,6 +84,7 @@ class SpecPruneNode(AutoLifecycleNode):
         self._chunk_rate = RateMeter()
         self._latency = Percentiles()
         self._last: PolicyResult | None = None
+        self._refreshes = [0, 0]  # done and given up
         self._asked = ''
         self._showing = False
         self._chosen: dict[str, Any] = {}
@@ -290,6 +291,8 @@ class SpecPruneNode(AutoLifecycleNode):
         frame = self._inputs.speed_frame if self._inputs else ''
         self._follow_actions(result, end)
         self._latency.add((end - observation.stamp_ns) / SECOND_NS)
+        self._refreshes[0] += result.refreshes.done
+        self._refreshes[1] += result.refreshes.given_up
         # Its images are drawn by the job and not held until the next.
         self._last, self._asked = replace(result, overlay=None), observation.instruction
         chunk = partial(
@@ -494,6 +497,9 @@ class SpecPruneNode(AutoLifecycleNode):
             values['tokens kept (mean)'] = (
                 f'{self._last.tokens.mean:.0f} of {self._last.tokens.total}'
             )
+            if self._params.refresh_when == 'slack':
+                done, given_up = self._refreshes
+                values['refreshes in the slack'] = f'{done}, given up {given_up}'
             free = self._free_tokens(self._last)
             if free:
                 values['kept more, free on this device'] = free
