@@ -185,7 +185,7 @@ def test_images_are_held_until_the_device_has_looked(policy, monkeypatch):
         held.append([tensor.shape for tensor in policy._held])
         return ask(form, question)
 
-    monkeypatch.setattr(policy._engine, 'ask', watch)
+    monkeypatch.setattr(policy._engine, 'run', watch)
     policy.act(look(0))
     policy.act(look(1))
     assert [len(shapes) for shapes in held] == [2, 4]  # those of the past as well
