@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import importlib
+import os
 import sys
+from importlib import import_module
+from pathlib import Path
 
 # Order of the help text. A command's file has add_parser(subparsers) and run(args) -> exit status.
 COMMANDS = (
@@ -21,6 +23,9 @@ COMMANDS = (
     'eval',
 )
 
+# Commands that run a pruning method, which may come from a file of the user's.
+TAKE_PLUGINS = ('bench', 'eval', 'explain', 'params', 'verify')
+
 
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
@@ -30,14 +35,34 @@ def parser() -> argparse.ArgumentParser:
     )
     commands = top.add_subparsers(dest='command', required=True, metavar='COMMAND')
     for name in COMMANDS:
-        module = importlib.import_module(f'specprune_ros.cli.{name}')
-        module.add_parser(commands).set_defaults(run=module.run)
+        module = import_module(f'specprune_ros.cli.{name}')
+        command = module.add_parser(commands)
+        command.set_defaults(run=module.run)
+        if name in TAKE_PLUGINS:
+            command.add_argument(
+                '--plugin',
+                action='append',
+                default=[],
+                metavar='FILE',
+                help='a Python file that registers a pruning method (docs: add a method)',
+            )
     return top
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command. Returns its exit status."""
     chosen = parser().parse_args(arguments)
+    plugins = getattr(chosen, 'plugin', [])
+    if plugins:
+        # By the environment, so that worker processes load them as well.
+        paths = [str(Path(plugin).resolve()) for plugin in plugins]
+        given = os.environ.get('SPECPRUNE_PLUGINS', '')
+        os.environ['SPECPRUNE_PLUGINS'] = os.pathsep.join(filter(None, [given, *paths]))
+        try:
+            import_module('specprune_ros.pruning')
+        except ValueError as error:  # PluginError
+            print(f'specprune {chosen.command}: {error}', file=sys.stderr)
+            return 1
     try:
         return int(chosen.run(chosen))
     except KeyboardInterrupt:

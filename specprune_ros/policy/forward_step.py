@@ -18,20 +18,10 @@ from specprune_ros.models.flops import query_flops
 from specprune_ros.models.load import LoadedModel
 from specprune_ros.models.tokens import Prompt
 from specprune_ros.pruning.interface import Mode, PassOutcome, PrunePass, QueryContext, TokenLayout
-from specprune_ros.pruning.params import PruningParams
+from specprune_ros.pruning.params import PruningParams, specs
 from specprune_ros.pruning.registry import pruner
 from specprune_ros.pruning.similarity import patch_cosine
 
-# What the controller, the history and the memory decide with, before a pass and on the host: no
-# tensor of the pass depends on it once mode and reference image are chosen.
-BEFORE_THE_PASS = (
-    'preset', 'mode', 'first_dense', 'refresh_when', 'refresh_period', 'refresh_change',
-    'reset_gap', 'history_slope', 'history_intercept', 'history_offset', 'history_unit',
-    'history_min', 'history_max', 'v_t_threshold', 'v_r_threshold', 'dz_threshold', 'v_t_exit',
-    'v_r_exit', 'dz_exit', 'controller_rule', 'v_xy_threshold', 'controller_warmup',
-    'speed_max_age', 'scheduler', 'scheduler_size', 'scheduler_v_min', 'scheduler_v_max',
-    'scheduler_share', 'scheduler_strength',
-)  # fmt: skip
 _PLAIN = PruningParams()
 
 
@@ -110,7 +100,8 @@ class StepInputs:
 @lru_cache(maxsize=64)
 def _of_the_pass(params: PruningParams) -> PruningParams:
     """``params`` with everything that no pass reads as it is by default."""
-    return replace(params, **{name: getattr(_PLAIN, name) for name in BEFORE_THE_PASS})
+    host_only = (spec.name for spec in specs() if spec.host_only)
+    return replace(params, **{name: getattr(_PLAIN, name) for name in host_only})
 
 
 def compares(params: PruningParams) -> bool:

@@ -38,7 +38,7 @@ from specprune_ros.pruning.controller import Controller, Decision, history_offse
 from specprune_ros.pruning.interface import Mode, TokenLayout
 from specprune_ros.pruning.metrics import action_deviation, kept_recall
 from specprune_ros.pruning.params import PruningParams
-from specprune_ros.pruning.registry import pruner
+from specprune_ros.pruning.registry import check_params, pruner
 from specprune_ros.pruning.similarity import changed_share, patch_cosine
 
 HISTORY_STEPS = 20  # control steps of images kept for V_dynamic
@@ -126,7 +126,7 @@ class Policy:
 
     def check_params(self, params: PruningParams) -> None:
         """Raise ``ParamError`` where these parameters and this model cannot go together."""
-        params.check(self.layout())
+        check_params(params, self.layout())
 
     def set_params(self, params: PruningParams) -> int:
         """Use ``params`` from the next query on; returns their version. Raises ``ParamError``.

@@ -16,13 +16,12 @@ from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from specprune_ros.pruning.params import PruningParams
+from specprune_ros.pruning.params import PruningParams
 
 
 class RowGroup(StrEnum):

@@ -15,8 +15,8 @@ from specprune_ros.models.flops import count, dense_flops, scheduled_work
 from specprune_ros.models.presets import preset
 from specprune_ros.policy.build import build_policy
 from specprune_ros.pruning.interface import Mode, TokenLayout
-from specprune_ros.pruning.params import PRUNERS, ParamError, PruningParams
-from specprune_ros.pruning.registry import pruner
+from specprune_ros.pruning.params import ParamError, PruningParams
+from specprune_ros.pruning.registry import names, pruner
 
 FIELDS = {
     'model', 'pruner', 'mode', 'device', 'dtype', 'tokens_in', 'tokens_mean', 'flops_ratio',
@@ -63,7 +63,7 @@ def test_every_pruner_gets_a_row(own_cache, tmp_path, capsys):
     everything = json.loads(out.read_text())
     (stock,) = [row for row in everything if row['mode'] == 'stock']
     rows = {row['pruner']: row for row in everything if row['mode'] == 'eager'}
-    assert set(rows) == {*PRUNERS, 'specprune:paper', 'specprune:authors'}
+    assert set(rows) == {*names(), 'specprune:paper', 'specprune:authors'}
     assert len(everything) == len(rows) + 1
     for row in everything:
         assert set(row) >= FIELDS

@@ -26,7 +26,8 @@ from specprune_ros.models.preprocess import (
 from specprune_ros.models.presets import DB_OFT_DIT_7B, OPENVLA_OFT_7B
 from specprune_ros.policy import parity
 from specprune_ros.policy.policy import Policy
-from specprune_ros.pruning.params import PRUNERS, PruningParams
+from specprune_ros.pruning.params import PruningParams
+from specprune_ros.pruning.registry import names
 from specprune_ros.pruning.rivals.base import KeepAll
 
 POLICIES = ('oft_libero', 'oft_aloha_film', 'db_oft_linear', 'db_oft_dit', 'db_cogact')
@@ -121,7 +122,7 @@ def test_keeping_everything_is_dense_bit_for_bit(pack, name):
 
 @pytest.mark.parametrize('name', ['db_oft_dit', 'db_cogact'])
 @pytest.mark.parametrize(
-    'methods', [('specprune', 'dense'), pytest.param(PRUNERS, marks=pytest.mark.slow)]
+    'methods', [('specprune', 'dense'), pytest.param(names(), marks=pytest.mark.slow)]
 )
 def test_every_method_prunes_the_prefix(pack, name, methods):
     data, policy = cases(pack(name)), Policy(loaded_of(pack(name)))

@@ -9,9 +9,10 @@ from small_models import KVCache, query, similarity, small_decoder, small_input,
 
 from specprune_ros.pruning.budget import after_drop, budgets, scale_layers
 from specprune_ros.pruning.interface import Mode, PruneSchedule, Selection, no_vision_lost
-from specprune_ros.pruning.params import PRUNERS, PruningParams
+from specprune_ros.pruning.params import PruningParams
+from specprune_ros.pruning.registry import names
 
-RIVALS = [name for name in PRUNERS if name not in ('dense', 'specprune')]
+RIVALS = [name for name in names() if name not in ('dense', 'specprune')]
 
 
 def run(layout, params, seed, mode=Mode.COARSE, queries=2, **more):
@@ -150,7 +151,7 @@ def test_keep_all_is_dense_bit_for_bit(causal, dtype):
         assert all(len(ids) == layout.vision_tokens for _, ids in outcome.kept)
 
 
-@pytest.mark.parametrize('name', PRUNERS)
+@pytest.mark.parametrize('name', names())
 def test_dense_mode_listens_but_prunes_nothing(name):
     layout = small_layout(2, 8, depth=8)
     decoder = small_decoder(4, depth=8)
@@ -167,7 +168,7 @@ def test_dense_mode_listens_but_prunes_nothing(name):
 
 def test_pruners_hold_no_state_between_queries():
     layout = small_layout(2, 8, depth=8, words=3)
-    for name in PRUNERS:
+    for name in names():
         params = PruningParams.from_mapping({'pruner': name})
         more = {'images': images(layout)}
         first = run(layout, params, 5, queries=4, **more)[1]

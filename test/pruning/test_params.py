@@ -11,7 +11,6 @@ from specprune_ros.pruning import registry
 from specprune_ros.pruning.interface import Mode, TokenLayout
 from specprune_ros.pruning.params import (
     PRESETS,
-    PRUNERS,
     ParamError,
     PruningParams,
     specs,
@@ -50,8 +49,10 @@ def test_default_preset_is_the_constructor():
 
 
 def test_registry_and_choices_agree():
-    assert registry.names() == PRUNERS
-    for name in PRUNERS:
+    assert registry.names()[:2] == ('specprune', 'dense')
+    choices = {spec.name: spec.choices for spec in specs()}
+    assert choices['pruner'] == registry.names()
+    for name in registry.names():
         assert registry.pruner(name).name == name
     with pytest.raises(ParamError, match='fastest'):
         registry.pruner('fastest')
@@ -151,23 +152,25 @@ def test_a_new_preset_resets_the_rest():
 def test_cameras_kept_must_exist():
     params = PruningParams.from_mapping({'cameras_kept': [2]})
     with pytest.raises(ParamError, match='camera 2 does not exist'):
-        params.check(OFT)
-    PruningParams.from_mapping({'cameras_kept': [1]}).check(OFT)
+        registry.check_params(params, OFT)
+    registry.check_params(PruningParams.from_mapping({'cameras_kept': [1]}), OFT)
 
 
 def test_a_model_too_shallow_for_the_static_prune_is_refused():
     with pytest.raises(ParamError, match='layers_local'):
-        PruningParams().check(
-            TokenLayout(1, (4, 4), 1, (18,), (17, 18, 19), (20, 24), 25, depth=2)
+        registry.check_params(
+            PruningParams(), TokenLayout(1, (4, 4), 1, (18,), (17, 18, 19), (20, 24), 25, depth=2)
         )
 
 
 def test_the_documents_know_every_pruner_and_which_ones_have_known_sizes():
     text = (Path(__file__).resolve().parents[2] / 'docs' / 'pruners.md').read_text()
     rows = re.findall(r'^\| `(\w+)` \|.*$', text, re.MULTILINE)
-    assert [name for name in PRUNERS if name != 'specprune'] == [r for r in rows if r in PRUNERS]
+    assert [name for name in registry.names() if name != 'specprune'] == [
+        r for r in rows if r in registry.names()
+    ]
     for name in rows:
-        if name not in PRUNERS:
+        if name not in registry.names():
             continue
         row = re.search(rf'^\| `{name}` \|(.*)\|$', text, re.MULTILINE).group(1)
         said = row.split('|')[2].strip()

@@ -9,6 +9,7 @@ from small_models import small_layout
 from specprune_ros.pruning.interface import Mode, QueryContext, RowGroup
 from specprune_ros.pruning.params import ParamError, PruningParams
 from specprune_ros.pruning.registry import pruner
+from specprune_ros.pruning.rivals.adp import ADP, gate
 from specprune_ros.pruning.rivals.base import at_boundary, keep_count
 from specprune_ros.pruning.rivals.divprune import cosine_distances, max_min
 from specprune_ros.pruning.rivals.efficientvla import (
@@ -16,7 +17,6 @@ from specprune_ros.pruning.rivals.efficientvla import (
     mixed_choice,
     skipped_layers,
 )
-from specprune_ros.pruning.rivals.rank_prune import ADP, gate
 from specprune_ros.pruning.rivals.sp_vla import RidgeScheduler, canny, edge_share, threshold
 from specprune_ros.pruning.rivals.sparsevlm import SparseVLM, cluster, raters
 from specprune_ros.pruning.rivals.team_vla import bipartite_merge, expanded, matched

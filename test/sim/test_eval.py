@@ -15,6 +15,7 @@ from specprune_ros.models.load import save_policy_model
 from specprune_ros.models.statistics import Statistics
 from specprune_ros.models.tokens import Prompt
 from specprune_ros.pruning.params import PruningParams
+from specprune_ros.pruning.registry import check_params
 from specprune_ros.sim.evaluation.episode import EXECUTED
 from specprune_ros.sim.evaluation.proportions import compare, wilson
 from specprune_ros.sim.evaluation.results import table_rows
@@ -85,7 +86,7 @@ def test_tables_hold_their_controls():
         assert len({row.label for row in rows}) == len(rows)
         assert rows[0] == DENSE
         for row in rows:
-            row.params.check(layout)
+            check_params(row.params, layout)
             assert not row.against or row.against in [other.label for other in rows]
     with pytest.raises(ValueError, match='want one of main'):
         table('nonsense')

@@ -10,7 +10,7 @@ from torch import Tensor
 from specprune_ros.policy.forward_step import DeviceOutputs, GraphKey, StepInputs, compares
 from specprune_ros.pruning.interface import Mode, TokenLayout
 from specprune_ros.pruning.params import PruningParams
-from specprune_ros.pruning.registry import pruner
+from specprune_ros.pruning.registry import is_capturable, pruner
 
 REPEATS = 4  # pruned queries until a method that remembers several queries remembers as many
 
@@ -51,7 +51,7 @@ def episode(params: PruningParams) -> tuple[Mode, ...]:
 def uncapturable_reason(key: GraphKey) -> str:
     """Why a key cannot be captured at all, or an empty text."""
     method = pruner(key.params.pruner)
-    if not getattr(method, 'pure', False):
+    if not is_capturable(method.name):
         return f'pruner {method.name} decides on the host; it is answered eagerly'
     if not method.plan(key.layout, key.params, key.mode).static:
         return 'exact budgets have no fixed size; they are answered eagerly'

@@ -1,4 +1,4 @@
-"""The two ends of every comparison: prune nothing, and prune without looking."""
+"""What the other methods build on, and the two passes that drop nothing."""
 
 from __future__ import annotations
 
@@ -16,11 +16,10 @@ from specprune_ros.pruning.interface import (
     TokenLayout,
 )
 from specprune_ros.pruning.params import ParamError, PruningParams
-from specprune_ros.pruning.specprune import SpecPrune
 
 
 class BasePrunePass:
-    """A pass that prunes nothing and observes to nothing; others build on it."""
+    """A pass that prunes nothing and observes nothing; others build on it."""
 
     def __init__(self, context: QueryContext, schedule: PruneSchedule) -> None:
         self.context = context
@@ -73,6 +72,12 @@ def keep_count(share: float, total: int) -> int:
     return min(total, max(1, ceil_count(share * total)))
 
 
+def keep_top(score: Tensor, count: int) -> Tensor:
+    """Indices of the ``count`` highest scores, ascending; of equals the earlier."""
+    order = torch.sort(score, descending=True, stable=True).indices
+    return order[:count].sort().values
+
+
 class Dense:
     """No pruning at all."""
 
@@ -88,41 +93,6 @@ class Dense:
         return BasePrunePass(context, PruneSchedule())
 
 
-class Random:
-    """Drop vision tokens at random: what any method must beat at the same budget."""
-
-    name = 'random'
-
-    def plan(self, layout: TokenLayout, params: PruningParams, mode: Mode) -> PruneSchedule:
-        """One prune to a fixed share, or SpecPrune's prunes; ParamError where counts vary."""
-        if mode is Mode.DENSE:
-            return PruneSchedule()
-        if params.random_like == 'specprune':
-            prune = SpecPrune().plan(layout, params, mode).prune
-            if None in prune.values():
-                raise ParamError('random_like', "SpecPrune's counts are only known without exact")
-            return PruneSchedule(prune=prune)
-        boundary = at_boundary(params.random_layer, layout, 'random_layer')
-        return PruneSchedule(
-            prune={boundary: keep_count(params.random_keep, layout.vision_tokens)}
-        )
-
-    def begin(self, context: QueryContext) -> RandomPass:
-        """Start a pass; ``context.seed`` decides which tokens stay."""
-        return RandomPass(context, self.plan(context.layout, context.params, context.mode))
-
-
-class RandomPass(BasePrunePass):
-    """One query of :class:`Random`."""
-
-    def choose(self, boundary: int, rows: Tensor) -> Selection:
-        """A uniform subset of the scheduled size."""
-        seed = self.context.seed * (self.layout.depth + 1) + boundary
-        generator = torch.Generator(device=rows.device).manual_seed(seed)
-        order = torch.rand(rows.shape[0], generator=generator, device=rows.device).argsort()
-        return Selection(order[: self.schedule.prune[boundary]].sort().values)
-
-
 class KeepAll:
     """Its result must equal the dense pass bit for bit."""
 
@@ -131,7 +101,7 @@ class KeepAll:
         self.schedule = PruneSchedule(prune=dict.fromkeys(range(layout.depth), v))
 
     def observe(self, layer: int, group: RowGroup, attention: Tensor) -> None:
-        """Nothing is observed to."""
+        """Nothing is observed."""
 
     def select(self, boundary: int, rows: Tensor) -> Selection:
         """Every row."""

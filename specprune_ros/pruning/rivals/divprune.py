@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -12,7 +14,7 @@ from specprune_ros.pruning.interface import (
     Selection,
     TokenLayout,
 )
-from specprune_ros.pruning.params import PruningParams
+from specprune_ros.pruning.params import PruningParams, share
 from specprune_ros.pruning.rivals.base import BasePrunePass, keep_count
 
 
@@ -55,10 +57,20 @@ def max_min(distances: Tensor, count: int, candidates: Tensor | None = None) -> 
     return torch.cat(chosen)
 
 
+@dataclass(frozen=True)
+class DivPruneParams:
+    """Parameters of DivPrune."""
+
+    divprune_keep: float = share(
+        0.098, 'Share of the vision tokens DivPrune keeps.', 'DivPrune: 9.8 %'
+    )
+
+
 class DivPrune:
     """Max-min diversity over cosine distances of the projected vision tokens."""
 
     name = 'divprune'
+    parameters = DivPruneParams
     pure = True
 
     def plan(self, layout: TokenLayout, params: PruningParams, mode: Mode) -> PruneSchedule:

@@ -5,6 +5,8 @@ Its third part caches features of a diffusion head and does not apply to single-
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -17,7 +19,15 @@ from specprune_ros.pruning.interface import (
     Selection,
     TokenLayout,
 )
-from specprune_ros.pruning.params import REFERENCE_DEPTH, REFERENCE_GRID, ParamError, PruningParams
+from specprune_ros.pruning.params import (
+    REFERENCE_DEPTH,
+    REFERENCE_GRID,
+    ParamError,
+    PruningParams,
+    layers,
+    param,
+    share,
+)
 from specprune_ros.pruning.rivals.base import BasePrunePass, at_boundary
 from specprune_ros.pruning.scores import image_to_text
 from specprune_ros.pruning.specprune import rows_or_action
@@ -48,10 +58,62 @@ def mixed_choice(score: Tensor, rows: Tensor, total: int, key: int, task: float)
     return mask.scatter(0, torch.cat([order[:by_score], diverse]), True)
 
 
+@dataclass(frozen=True)
+class EfficientVLAParams:
+    """Parameters of EfficientVLA."""
+
+    efficientvla_layer: int = param(
+        2,
+        'int',
+        'Layer whose attention chooses tokens.',
+        'ours; the paper says one layer',
+        unit='layer of 32',
+        low=1,
+        high=31,
+    )
+    efficientvla_skip: tuple[int, ...] = layers(
+        (4, 5, 6, 7),
+        'Layers left out.',
+        'a calibration on OFT found these most redundant; 28 layers as in P1',
+    )
+    efficientvla_keep: int = param(
+        56,
+        'int',
+        'Tokens kept per camera.',
+        'EfficientVLA: 56',
+        unit='tokens of 256',
+        low=1,
+        high=REFERENCE_GRID,
+    )
+    efficientvla_key: int = param(
+        6,
+        'int',
+        'Key tokens per camera that come first.',
+        'EfficientVLA: a few (4 to 8)',
+        unit='tokens of 256',
+        low=1,
+        high=REFERENCE_GRID,
+    )
+    efficientvla_task: float = share(
+        0.5, 'Share of the remaining places filled by relevance, the rest by diversity.', 'ours'
+    )
+
+    @staticmethod
+    def check_together(params: PruningParams) -> None:
+        """Raise :class:`ParamError` where values contradict each other."""
+        if params.efficientvla_key > params.efficientvla_keep:
+            raise ParamError(
+                'efficientvla_key',
+                f'{params.efficientvla_key} is above efficientvla_keep = '
+                f'{params.efficientvla_keep}',
+            )
+
+
 class EfficientVLA:
     """Layer skip and task-aware, diverse token choice."""
 
     name = 'efficientvla'
+    parameters = EfficientVLAParams
     pure = True
 
     def plan(self, layout: TokenLayout, params: PruningParams, mode: Mode) -> PruneSchedule:

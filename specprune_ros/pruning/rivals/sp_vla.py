@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,7 @@ from specprune_ros.pruning.interface import (
     Selection,
     TokenLayout,
 )
-from specprune_ros.pruning.params import PruningParams
+from specprune_ros.pruning.params import ParamError, PruningParams, param, share
 from specprune_ros.pruning.rivals.base import BasePrunePass, at_boundary
 from specprune_ros.pruning.scores import image_to_text
 from specprune_ros.pruning.specprune import rows_or_action
@@ -91,10 +92,53 @@ def threshold(speed: float | None, params: PruningParams) -> float:
     return params.sp_vla_threshold * share
 
 
+@dataclass(frozen=True)
+class SPVLAParams:
+    """Parameters of SPVLA."""
+
+    sp_vla_layer: int = param(
+        2,
+        'int',
+        'Layer after which SP-VLA drops.',
+        'ours; not printed',
+        unit='layer of 32',
+        low=1,
+        high=31,
+    )
+    sp_vla_threshold: float = share(
+        0.4, 'Attention, as a share of the best token, that makes a token semantic.', 'ours'
+    )
+    sp_vla_speed: float = param(
+        0.35,
+        'float',
+        'Speed from which the threshold holds in full; it relaxes to a quarter at rest.',
+        'ours; the paper relaxes it at low speed',
+        unit='m/s',
+        low=0.0,
+        high=10.0,
+    )
+    sp_vla_edges: float = share(
+        0.1, 'Share of edge pixels that makes a patch spatial.', 'ours; not printed'
+    )
+    sp_vla_low: float = param(
+        100.0, 'float', 'Lower Canny threshold.', 'a usual choice', low=0.0, high=2000.0
+    )
+    sp_vla_high: float = param(
+        200.0, 'float', 'Upper Canny threshold.', 'a usual choice', low=0.0, high=2000.0
+    )
+
+    @staticmethod
+    def check_together(params: PruningParams) -> None:
+        """Raise :class:`ParamError` where values contradict each other."""
+        if params.sp_vla_low > params.sp_vla_high:
+            raise ParamError('sp_vla_low', f'{params.sp_vla_low:g} is above sp_vla_high')
+
+
 class SPVLA:
     """Spatial and semantic tokens. Shapes depend on the data."""
 
     name = 'sp_vla'
+    parameters = SPVLAParams
 
     def plan(self, layout: TokenLayout, params: PruningParams, mode: Mode) -> PruneSchedule:
         """Listen to the text at one layer, prune behind it."""

@@ -6,6 +6,8 @@ lost but clustered into a few averaged tokens.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -18,7 +20,7 @@ from specprune_ros.pruning.interface import (
     Selection,
     TokenLayout,
 )
-from specprune_ros.pruning.params import ParamError, PruningParams
+from specprune_ros.pruning.params import ParamError, PruningParams, layers, param, share
 from specprune_ros.pruning.rivals.base import BasePrunePass
 from specprune_ros.pruning.scores import positions
 from specprune_ros.pruning.specprune import rows_or_action
@@ -61,10 +63,43 @@ def cluster(features: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return members / members.sum(-1, keepdim=True), centres
 
 
+@dataclass(frozen=True)
+class SparseVLMParams:
+    """Parameters of SparseVLM."""
+
+    sparsevlm_layers: tuple[int, ...] = layers(
+        (2, 6, 15), 'Layers after which SparseVLM drops.', 'SparseVLM code'
+    )
+    sparsevlm_keep: tuple[int, ...] = param(
+        (300, 200, 110),
+        'int[]',
+        'Tokens SparseVLM keeps after each of its layers, without the recycled ones.',
+        'SparseVLM code, 192 tokens on average',
+        unit='tokens of 576',
+        low=1,
+        high=576,
+    )
+    sparsevlm_recycle: float = share(
+        0.3, 'Share of the dropped tokens that are clustered.', 'SparseVLM: 30 %'
+    )
+    sparsevlm_merge: float = share(0.1, 'Clusters over clustered tokens.', 'SparseVLM: 1/10')
+
+    @staticmethod
+    def check_together(params: PruningParams) -> None:
+        """Raise :class:`ParamError` where values contradict each other."""
+        if len(params.sparsevlm_layers) != len(params.sparsevlm_keep):
+            raise ParamError(
+                'sparsevlm_keep',
+                f'has {len(params.sparsevlm_keep)} numbers for the '
+                f'{len(params.sparsevlm_layers)} layers of sparsevlm_layers',
+            )
+
+
 class SparseVLM:
     """Text-guided progressive sparsification with token recycling."""
 
     name = 'sparsevlm'
+    parameters = SparseVLMParams
     pure = True
 
     def plan(self, layout: TokenLayout, params: PruningParams, mode: Mode) -> PruneSchedule:

@@ -7,6 +7,8 @@ attend to least are averaged into the others.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -20,7 +22,7 @@ from specprune_ros.pruning.interface import (
     Selection,
     TokenLayout,
 )
-from specprune_ros.pruning.params import REFERENCE_GRID, ParamError, PruningParams
+from specprune_ros.pruning.params import REFERENCE_GRID, ParamError, PruningParams, param, share
 from specprune_ros.pruning.rivals.base import BasePrunePass
 from specprune_ros.pruning.scores import image_to_text, positions
 
@@ -56,10 +58,62 @@ def bipartite_merge(rows: Tensor, anchors: Tensor) -> Tensor:
     return weights / weights.sum(-1, keepdim=True)
 
 
+@dataclass(frozen=True)
+class TeamVLAParams:
+    """Parameters of TeamVLA."""
+
+    team_vla_kernel: int = param(
+        3,
+        'int',
+        'Odd width of the window that finds dense marks.',
+        'ours; not found',
+        unit='patches',
+        low=1,
+        high=15,
+    )
+    team_vla_density: float = share(
+        0.2, 'Marked share of the window from which a patch is added.', 'ours; not found'
+    )
+    team_vla_sample: int = param(
+        8,
+        'int',
+        'Every n-th patch is kept as context.',
+        'ours; not found',
+        unit='patches',
+        low=1,
+        high=256,
+    )
+    team_vla_layer: int = param(
+        16,
+        'int',
+        'Layer after which TEAM-VLA merges.',
+        'ours; the paper: in the middle',
+        unit='layer of 32',
+        low=1,
+        high=31,
+    )
+    team_vla_anchors: int = param(
+        80,
+        'int',
+        'Tokens left after merging, both cameras.',
+        'TEAM-VLA: about 80',
+        unit='tokens of 512',
+        low=1,
+        high=512,
+    )
+
+    @staticmethod
+    def check_together(params: PruningParams) -> None:
+        """Raise :class:`ParamError` where values contradict each other."""
+        if params.team_vla_kernel % 2 == 0:
+            raise ParamError('team_vla_kernel', f'must be odd, got {params.team_vla_kernel}')
+
+
 class TeamVLA:
     """Token expand and merge. The first size depends on the data."""
 
     name = 'team_vla'
+    parameters = TeamVLAParams
 
     def plan(self, layout: TokenLayout, params: PruningParams, mode: Mode) -> PruneSchedule:
         """Expand before layer 1, merge in the middle."""

@@ -8,6 +8,7 @@ the previous query stand in. The share follows the previous query's attention en
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ from specprune_ros.pruning.interface import (
     Selection,
     TokenLayout,
 )
-from specprune_ros.pruning.params import REFERENCE_GRID, PruningParams
+from specprune_ros.pruning.params import REFERENCE_GRID, PruningParams, layers, param, share
 from specprune_ros.pruning.rivals.base import BasePrunePass
 from specprune_ros.pruning.scores import image_to_text, ranks
 from specprune_ros.pruning.specprune import rows_or_action
@@ -45,10 +46,58 @@ def proportions(entropies: Tensor, damping: float) -> Tensor:
     return torch.tensor(shares, dtype=torch.float32)
 
 
+@dataclass(frozen=True)
+class VLACacheParams:
+    """Parameters of VLACache."""
+
+    vla_cache_layers: tuple[int, ...] = layers(
+        (2, 6, 9, 11), 'Layers after which VLA-Cache stops computing patches.', 'VLA-Cache code'
+    )
+    vla_cache_similarity: float = param(
+        0.996,
+        'float',
+        'Cosine from which a patch is static.',
+        'VLA-Cache: 0.996',
+        low=-1.0,
+        high=1.0,
+    )
+    vla_cache_static: int = param(
+        150,
+        'int',
+        'Most static patches per camera.',
+        'VLA-Cache: 150',
+        unit='tokens of 256',
+        low=0,
+        high=REFERENCE_GRID,
+    )
+    vla_cache_relevant: int = param(
+        100,
+        'int',
+        'Patches per camera that the text attended to and that are always computed.',
+        'VLA-Cache: 100',
+        unit='tokens of 256',
+        low=0,
+        high=REFERENCE_GRID,
+    )
+    vla_cache_attention: int = param(
+        16,
+        'int',
+        'Layer whose attention says what is relevant.',
+        'VLA-Cache: 15 counted from 0',
+        unit='layer of 32',
+        low=1,
+        high=32,
+    )
+    vla_cache_damping: float = share(
+        0.55, 'Factor on a rise of the reuse share from layer to layer.', 'VLA-Cache: 0.55'
+    )
+
+
 class VLACache:
     """Key/value reuse of static, task-irrelevant patches. Shapes depend on the data."""
 
     name = 'vla_cache'
+    parameters = VLACacheParams
     uses_similarity = True
 
     def plan(self, layout: TokenLayout, params: PruningParams, mode: Mode) -> PruneSchedule:

@@ -6,6 +6,8 @@ action attention of the past queries; of the union the r most different by embed
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -19,7 +21,7 @@ from specprune_ros.pruning.interface import (
     Selection,
     TokenLayout,
 )
-from specprune_ros.pruning.params import PruningParams
+from specprune_ros.pruning.params import PruningParams, param, share
 from specprune_ros.pruning.rivals.base import BasePrunePass, at_boundary, keep_count
 from specprune_ros.pruning.rivals.divprune import cosine_distances, max_min
 from specprune_ros.pruning.scores import ranks
@@ -32,10 +34,50 @@ def smoothed(history: Tensor, decay: float) -> Tensor:
     return (weights.float() @ history) / weights.sum()
 
 
+@dataclass(frozen=True)
+class VLAPrunerParams:
+    """Parameters of VLAPruner."""
+
+    vla_pruner_layer: int = param(
+        3,
+        'int',
+        'Layer after which VLA-Pruner drops.',
+        'VLA-Pruner: 3',
+        unit='layer of 32',
+        low=1,
+        high=31,
+    )
+    vla_pruner_keep: float = share(
+        0.5, 'Share of the vision tokens VLA-Pruner keeps.', 'VLA-Pruner: 50, 25 or 12.5 %'
+    )
+    vla_pruner_action_layer: int = param(
+        16,
+        'int',
+        'Layer whose action attention is remembered.',
+        'VLA-Pruner code: 15 counted from 0',
+        unit='layer of 32',
+        low=1,
+        high=32,
+    )
+    vla_pruner_window: int = param(
+        3,
+        'int',
+        'Queries of action attention remembered; dense until they are.',
+        'VLA-Pruner: 3',
+        unit='queries',
+        low=1,
+        high=100,
+    )
+    vla_pruner_decay: float = share(
+        0.8, 'Weight of each older query over the newer.', 'VLA-Pruner: 0.8'
+    )
+
+
 class VLAPruner:
     """Dual-level token choice; dense until enough queries have been seen."""
 
     name = 'vla_pruner'
+    parameters = VLAPrunerParams
     pure = True
 
     def plan(self, layout: TokenLayout, params: PruningParams, mode: Mode) -> PruneSchedule:

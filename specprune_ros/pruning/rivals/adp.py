@@ -1,6 +1,8 @@
-"""FastV and ADP: keep the top of one attention score, once."""
+"""ADP (ICLR 2026, arXiv 2509.22093): prune before layer 1 where the motion allows it."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -10,60 +12,48 @@ from specprune_ros.pruning.interface import (
     Mode,
     PruneSchedule,
     QueryContext,
-    RowGroup,
     Selection,
     TokenLayout,
 )
-from specprune_ros.pruning.params import PruningParams
-from specprune_ros.pruning.rivals.base import BasePrunePass, at_boundary, keep_count
+from specprune_ros.pruning.params import ParamError, PruningParams, param, share
+from specprune_ros.pruning.rivals.base import BasePrunePass
 from specprune_ros.pruning.scores import constant, image_to_text, ranks
 from specprune_ros.pruning.specprune import rows_or_action
 
 
-def keep_top(score: Tensor, count: int) -> Tensor:
-    """Indices of the ``count`` highest scores, ascending; of equals the earlier."""
-    order = torch.sort(score, descending=True, stable=True).indices
-    return order[:count].sort().values
+@dataclass(frozen=True)
+class ADPParams:
+    """Parameters of ADP."""
 
+    adp_keep: float = share(
+        0.75, 'Share of the vision tokens ADP keeps when it prunes.', 'ADP code: 0.75'
+    )
+    adp_split: tuple[float, ...] = param(
+        (0.4, 0.6),
+        'float[]',
+        'How the kept tokens are shared between the cameras.',
+        'ADP code: 0.4 third person, 0.6 wrist',
+        low=0.0,
+        high=1.0,
+    )
+    adp_window: int = param(
+        3, 'int', 'Past moves the gate compares with.', 'ADP: 3', unit='queries', low=1, high=100
+    )
+    adp_run: int = param(
+        3,
+        'int',
+        'Pruned queries in a row after which one is dense.',
+        'ADP: 3',
+        unit='queries',
+        low=1,
+        high=1000,
+    )
 
-class FastV:
-    """FastV (ECCV 2024, arXiv 2403.06764): after layer K drop the R least attended tokens.
-
-    Attention received is averaged over the query rows (the paper; the released code takes the last
-    row only: ``fastv_rows = last``).
-    """
-
-    name = 'fastv'
-    pure = True
-
-    def plan(self, layout: TokenLayout, params: PruningParams, mode: Mode) -> PruneSchedule:
-        """Listen at layer K, prune behind it."""
-        if mode is Mode.DENSE:
-            return PruneSchedule()
-        boundary = at_boundary(params.fastv_layer, layout, 'fastv_layer')
-        kept = keep_count(1 - params.fastv_ratio, layout.vision_tokens)
-        group = rows_or_action(layout, params.fastv_rows, [])
-        return PruneSchedule({boundary: (group,)}, {boundary: kept})
-
-    def begin(self, context: QueryContext) -> RankPass:
-        """Start a pass."""
-        return RankPass(context, self.plan(context.layout, context.params, context.mode))
-
-
-class RankPass(BasePrunePass):
-    """Keeps the tokens that the observed rows attend to most."""
-
-    score: Tensor | None = None
-
-    def observe(self, layer: int, group: RowGroup, attention: Tensor) -> None:
-        """Score the current tokens."""
-        self.score = image_to_text(attention)
-        self.outcome.scores['attention'] = self.spread(self.score)
-
-    def choose(self, boundary: int, rows: Tensor) -> Selection:
-        """The best of the scheduled number."""
-        assert self.score is not None
-        return Selection(keep_top(self.score, self.schedule.prune[boundary]))
+    @staticmethod
+    def check_together(params: PruningParams) -> None:
+        """Raise :class:`ParamError` where values contradict each other."""
+        if sum(params.adp_split) <= 0:
+            raise ParamError('adp_split', 'must hold a positive share')
 
 
 class ADP:
@@ -75,6 +65,7 @@ class ADP:
     """
 
     name = 'adp'
+    parameters = ADPParams
 
     def plan(self, layout: TokenLayout, params: PruningParams, mode: Mode) -> PruneSchedule:
         """One prune before the first layer; a pass whose gate is shut has none."""
