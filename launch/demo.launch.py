@@ -80,6 +80,7 @@ def generate_launch_description() -> LaunchDescription:
     return LaunchDescription(
         [
             *ARGUMENTS,
+            OpaqueFunction(function=check_seed),
             # First, because it also sets the DDS profile, which the cameras need.
             IncludeLaunchDescription(
                 PythonLaunchDescriptionSource(
@@ -93,6 +94,13 @@ def generate_launch_description() -> LaunchDescription:
             OpaqueFunction(function=arm),
         ]
     )
+
+
+def check_seed(context: LaunchContext) -> None:
+    """Before anything starts. Raises ``ValueError`` naming the argument."""
+    seed = context.launch_configurations['seed']
+    if not seed.isdigit():
+        raise ValueError(f"seed:='{seed}': a whole number of at least 0 is needed")
 
 
 def arm(context: LaunchContext) -> list[Any]:

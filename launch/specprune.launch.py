@@ -36,6 +36,7 @@ from launch_ros.events.lifecycle import ChangeState, StateTransition
 from launch_ros.utilities import make_namespace_absolute, prefix_namespace
 from lifecycle_msgs.msg import Transition
 
+from specprune_ros.nodes.common.parent import PARENT
 from specprune_ros.nodes.common.remapping import (
     policy_parameters,
     policy_remappings,
@@ -158,7 +159,13 @@ ARGUMENTS = (
 def generate_launch_description() -> LaunchDescription:
     """What ``ros2 launch`` reads."""
     return LaunchDescription(
-        [*ARGUMENTS, OpaqueFunction(function=dds_profile), OpaqueFunction(function=nodes)]
+        [
+            *ARGUMENTS,
+            # Nodes end, and the arm stops, when this launch is killed outright.
+            SetEnvironmentVariable(PARENT, str(os.getpid())),
+            OpaqueFunction(function=dds_profile),
+            OpaqueFunction(function=nodes),
+        ]
     )
 
 

@@ -11,6 +11,8 @@ import signal
 import sys
 from types import FrameType
 
+from specprune_ros.nodes.common import parent  # noqa: F401  remembers who started this process
+
 MODULES = {
     'specprune_node': 'nodes.policy_node.node',
     'chunk_executor': 'nodes.executor_node.node',
@@ -29,8 +31,8 @@ def start(name: str) -> int:
         # one, by whatever is just being imported.
         os._exit(0)
 
-    signal.signal(signal.SIGINT, leave)
-    signal.signal(signal.SIGTERM, leave)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, leave)
     return importlib.import_module(f'specprune_ros.{MODULES[name]}').main()
 
 

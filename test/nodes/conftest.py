@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from executor_bench import bench, ros  # noqa: F401  fixtures
 from ros_processes import Process, Rig, new_domain
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -18,12 +17,13 @@ from rclpy.parameter import Parameter
 from rclpy.signals import SignalHandlerOptions
 
 from specprune_ros.nodes.common.parameters import declare_read_only
+from specprune_ros.nodes.common.parent import parent_gone
 
 # How often the loop looks whether a signal asked it to end, in seconds.
 SIGNAL_POLL = 0.1
 BAD_ARGUMENTS = 2  # exit status
-# Set for nodes that must not outlive the process that started them: its process id.
-PARENT = 'SPECPRUNE_PARENT'
+# A terminal that closes sends the last of them.
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class AutoLifecycleNode(LifecycleNode):
@@ -140,7 +140,8 @@ class AutoLifecycleNode(LifecycleNode):
 
 
 def run(make_node: Callable[[], AutoLifecycleNode], arguments: Sequence[str] | None = None) -> int:
-    """Run one node until SIGINT or SIGTERM. Returns the process's exit status.
+    """Run one node until it is asked to end: by SIGINT, SIGTERM or SIGHUP, or by the death of the
+    process that started it. Returns the process's exit status.
 
     ``arguments`` are those for ROS, without the program's name; ``None`` takes the command line's.
 
@@ -152,13 +153,12 @@ def run(make_node: Callable[[], AutoLifecycleNode], arguments: Sequence[str] | N
         signal_handler_options=SignalHandlerOptions.NO,
     )
     asked: list[int] = []
-    parent = os.environ.get(PARENT)
 
     def ask(number: int, frame: FrameType | None) -> None:
         asked.append(number)
 
-    signal.signal(signal.SIGINT, ask)
-    signal.signal(signal.SIGTERM, ask)
+    for number in ENDING:
+        signal.signal(number, ask)
     executor = SingleThreadedExecutor()
     try:
         node = make_node()
@@ -167,8 +167,7 @@ def run(make_node: Callable[[], AutoLifecycleNode], arguments: Sequence[str] | N
         get_logger('specprune_ros').fatal(f'{error}')
         rclpy.try_shutdown()
         return BAD_ARGUMENTS
-    # A parent that was killed cannot stop its nodes: they notice by themselves.
-    node.asked_to_end = lambda: bool(asked) or (parent is not None and parent != str(os.getppid()))
+    node.asked_to_end = lambda: bool(asked) or parent_gone()
     executor.add_node(node)
     try:
         node.autostart()
@@ -178,8 +177,8 @@ def run(make_node: Callable[[], AutoLifecycleNode], arguments: Sequence[str] | N
         pass
     finally:
         # A second signal while stopping must not tear the stop action apart.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        for number in ENDING:
+            signal.signal(number, signal.SIG_IGN)
         node.stop()
         node.teardown()
         executor.remove_node(node)
