@@ -17,8 +17,8 @@ import time
 from pathlib import Path
 
 import numpy as np
+from core_waits import run_delay
 from diagnostic_msgs.msg import DiagnosticArray
-from fault_machine import run_delay
 from geometry_msgs.msg import TwistStamped
 from harness import percentiles
 from record import write

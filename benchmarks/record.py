@@ -24,6 +24,13 @@ def priority() -> dict[str, int]:
     return found
 
 
+def _script() -> str:
+    """The script that runs, from the repository's root."""
+    file = Path(sys.argv[0]).resolve()
+    root = Path(__file__).parents[1]
+    return str(file.relative_to(root) if file.is_relative_to(root) else file.name)
+
+
 def write(path: Path | None, result: dict) -> None:
     """Add machine, versions, date, revision and command, and write."""
     if path is None:
@@ -40,7 +47,7 @@ def write(path: Path | None, result: dict) -> None:
         'middleware': os.environ.get('RMW_IMPLEMENTATION', ''),
         'revision': revision,
         'date': time.strftime('%Y-%m-%d'),
-        'command': 'python ' + ' '.join([f'benchmarks/{Path(sys.argv[0]).name}', *sys.argv[1:]]),
+        'command': 'python ' + ' '.join([_script(), *sys.argv[1:]]),
         'load_at_end': os.getloadavg()[0],
         'priority': priority(),
     }

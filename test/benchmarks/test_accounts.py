@@ -68,7 +68,7 @@ def test_an_executor_that_was_held_up_still_has_what_it_did_not_execute(axis):
 
 
 def test_waiting_for_a_core_is_counted_by_name_and_process():
-    from fault_machine import Waits, run_delay
+    from core_waits import Waits, run_delay
 
     me = os.getpid()
     assert run_delay(me, me) >= 0

@@ -240,7 +240,8 @@ class ChunkExecutor(AutoLifecycleNode):
         self._lasts = chunk.horizon * chunk.step_dt
         self._delays.add(joined.skipped)
         if joined.new_start:
-            self.get_logger().info(f'episode {chunk.episode}: earlier motion dropped')
+            self._counts['new episodes'] += 1
+            self._note(f'episode {chunk.episode}: earlier motion dropped')
         if self._path.get_subscription_count():
             self._publish_path(chunk)
 

@@ -20,13 +20,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from builtin_interfaces.msg import Duration, Time
 from fault_rig import INTRUDER, SECOND, Lane
-from geometry_msgs.msg import TwistStamped
+from geometry_msgs.msg import PoseStamped, TwistStamped
+from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.srv import ChangeState
 from rcl_interfaces.srv import GetParameters, SetParameters, SetParametersAtomically
 from rclpy.parameter import Parameter, parameter_value_to_python
 from rclpy.serialization import serialize_message
 from specprune_ros.msg import ActionChunk
 from std_msgs.msg import String
+from std_srvs.srv import SetBool
 from system import ARM, EXECUTOR, POLICY
+
+from specprune_ros.nodes.common.qos import every
 
 if TYPE_CHECKING:
     from faults import Suite
@@ -181,6 +186,156 @@ def pose_nan(suite: Suite, rng: np.random.Generator) -> None:
     _until_stopped(suite)
 
 
+def _impossible(suite: Suite, rng: np.random.Generator, lane: Lane, spoil: Any) -> None:
+    """States no arm can have reached: one, every other one, or all for a while."""
+    which, count = int(rng.integers(3)), 0
+
+    def alter(message: Any) -> list[Any]:
+        nonlocal count
+        count += 1
+        if (which == 0 and count > 1) or (which == 1 and count % 2):
+            return [message]
+        return [spoil(message)]
+
+    lane.alter = alter
+    if lane is suite.rig.pose:
+        _until_stopped(suite, least=0.02)
+    else:
+        suite.pause(0.5)
+
+
+def pose_impossible(suite: Suite, rng: np.random.Generator) -> None:
+    """Tool poses of zeros, or of another place."""
+    place = (0.0, 0.0, 0.0) if rng.random() < 0.5 else tuple(rng.uniform(-1.0, 1.0, 3))
+
+    def spoil(message: Any) -> Any:
+        at = message.pose.position
+        at.x, at.y, at.z = place
+        return message
+
+    _impossible(suite, rng, suite.rig.pose, spoil)
+
+
+def joint_impossible(suite: Suite, rng: np.random.Generator) -> None:
+    """Joints of zeros, or of another place, for the policy."""
+    place = 0.0 if rng.random() < 0.5 else float(rng.uniform(-2.0, 2.0))
+
+    def spoil(message: Any) -> Any:
+        message.position = array.array('d', [place] * len(message.position))
+        return message
+
+    _impossible(suite, rng, suite.rig.joints, spoil)
+
+
+def second_state(suite: Suite, rng: np.random.Generator) -> None:
+    """Somebody else publishes the tool's pose, too: another arm's."""
+    with suite.rig.publisher(PoseStamped, '/faults/tcp_pose') as other:
+        begin = time.monotonic()
+        while time.monotonic() - begin < 0.6:
+            message = suite.rig.pose.newest_copy()
+            message.pose.position.x += 0.5
+            other.publish(message)
+            suite.pause(0.02)
+
+
+def pose_noise(suite: Suite, rng: np.random.Generator) -> None:
+    """Poses with millimetres of noise, that come late by less than is allowed."""
+    held: list[Any] = []
+    late = int(rng.integers(0, 8))
+
+    def alter(message: Any) -> list[Any]:
+        at = message.pose.position
+        at.x, at.y, at.z = (v + float(rng.normal(0.0, 0.001)) for v in (at.x, at.y, at.z))
+        held.append(message)
+        return [held.pop(0)] if len(held) > late else []
+
+    suite.rig.pose.alter = alter
+    suite.pause(1.0)
+
+
+def joints_apart(suite: Suite, rng: np.random.Generator) -> None:
+    """Arm and gripper, or two halves of the arm, in messages of their own."""
+    cut = int(rng.integers(1, 9))
+
+    def part(message: Any, some: slice) -> Any:
+        out = type(message)(header=message.header, name=message.name[some])
+        out.position, out.velocity = message.position[some], message.velocity[some]
+        return out
+
+    suite.rig.joints.alter = lambda m: [part(m, slice(0, cut)), part(m, slice(cut, None))]
+    suite.pause(1.0)
+
+
+def joints_without_velocity(suite: Suite, rng: np.random.Generator) -> None:
+    """Velocities of zero, of NaN, or none, while the joints move."""
+    wrong = [[0.0], [math.nan], []][int(rng.integers(3))]
+
+    def alter(message: Any) -> list[Any]:
+        message.velocity = array.array('d', wrong * len(message.position))
+        return [message]
+
+    suite.rig.joints.alter = alter
+    suite.pause(0.8)
+
+
+# People.
+
+
+def _switch(suite: Suite, service: str, on: bool) -> None:
+    answer = suite.rig.call(SetBool, f'/{EXECUTOR}/{service}', SetBool.Request(data=on))
+    if answer is None or not answer.success:
+        suite.breaks(f'~/{service} {on} was not answered')
+
+
+def disabled(suite: Suite, rng: np.random.Generator) -> None:
+    """A person disables, and enables again."""
+    _switch(suite, 'enable', False)
+    _until_stopped(suite)
+    _switch(suite, 'enable', True)
+
+
+def taken_over(suite: Suite, rng: np.random.Generator) -> None:
+    """A person disables, another controller moves the arm, the person enables."""
+    rig = suite.rig
+    _switch(suite, 'enable', False)
+    _until_stopped(suite)
+    with rig.publisher(TwistStamped, rig.profile.command.topic) as commands:
+        for _ in range(30):
+            message = TwistStamped()
+            message.header.frame_id = INTRUDER
+            message.twist.linear.x, message.twist.linear.y = rng.uniform(-0.2, 0.2, 2)
+            commands.publish(message)
+            suite.pause(0.02)
+    _switch(suite, 'enable', True)
+
+
+def held(suite: Suite, rng: np.random.Generator) -> None:
+    """A person pauses the arm, and lets it go on."""
+    _switch(suite, 'hold', True)
+    _until_stopped(suite)
+    _switch(suite, 'hold', False)
+
+
+def reactivated(suite: Suite, rng: np.random.Generator) -> None:
+    """A lifecycle manager deactivates the executor and activates it again."""
+    for transition in (Transition.TRANSITION_DEACTIVATE, Transition.TRANSITION_ACTIVATE):
+        request = ChangeState.Request(transition=Transition(id=transition))
+        answer = suite.rig.call(ChangeState, f'/{EXECUTOR}/change_state', request)
+        if answer is None or not answer.success:
+            suite.breaks('a transition was refused')
+        _until_stopped(suite, least=0.2)
+
+
+def instruction_by_others(suite: Suite, rng: np.random.Generator) -> None:
+    """Instructions of an ordinary publisher, with blanks as people type them."""
+    topic = f'/{POLICY}/instruction'
+    made = suite.rig.node.create_publisher(String, topic, every())
+    suite.pause(0.3)
+    made.publish(String(data='  lift the  red cube\n'))
+    suite.pause(0.5)
+    suite.rig.node.destroy_publisher(made)
+
+
 # Parameters.
 
 GOOD = (
@@ -293,6 +448,22 @@ def executor_killed(suite: Suite, rng: np.random.Generator) -> None:
     suite.executor_died()
     # What the driver does without commands is its own watchdog's: see how long it takes.
     suite.pause(0.6)
+    suite.system.start(EXECUTOR)
+    suite.system.wait(EXECUTOR)
+
+
+def executor_ended(suite: Suite, rng: np.random.Generator) -> None:
+    """SIGINT, SIGTERM or SIGHUP to the moving executor; started again by a supervisor."""
+    suite.wait_for_motion()
+    suite.pause(rng.uniform(0.0, 0.1))
+    process = suite.system.processes[EXECUTOR].process
+    process.send_signal([signal.SIGINT, signal.SIGTERM, signal.SIGHUP][int(rng.integers(3))])
+    if process.wait(20.0):
+        suite.breaks(f'status {process.returncode}')
+    suite.pause(0.3)
+    if suite.rig.heard.commands and not suite.rig.heard.commands[-1].zero:
+        suite.breaks('the last command of a process that ended was no stop')
+    suite.executor_died()
     suite.system.start(EXECUTOR)
     suite.system.wait(EXECUTOR)
 
@@ -523,6 +694,23 @@ KINDS = (
     Kind('joint names', joint_names, 'stops', stops=True, reasons=DRY),
     Kind('pose silence', pose_silence, 'stops', stops=True, reasons=('stale_state', *DRY)),
     Kind('pose NaN', pose_nan, 'stops', stops=True, reasons=('stale_state', *DRY)),
+    Kind(
+        'pose impossible',
+        pose_impossible,
+        'stops in place',
+        stops=True,
+        reasons=('implausible_state', 'stale_state', *DRY),
+    ),
+    Kind('joints impossible', joint_impossible, 'limits, recovers'),
+    Kind('second state', second_state, 'limits, recovers'),
+    Kind('pose noise', pose_noise, 'limits, recovers'),
+    Kind('joints apart', joints_apart, 'limits, recovers'),
+    Kind('joints without velocity', joints_without_velocity, 'limits, recovers'),
+    Kind('disabled', disabled, 'stops', stops=True, reasons=('disabled', *DRY)),
+    Kind('taken over', taken_over, 'stops, from where it is', stops=True),
+    Kind('held', held, 'stops', stops=True, reasons=('held', *DRY)),
+    Kind('reactivated', reactivated, 'stops', stops=True, reasons=('ended', *DRY)),
+    Kind('other instruction', instruction_by_others, 'limits, recovers'),
     Kind('parameter storm', parameter_storm, 'each answered rightly, goes on'),
     Kind('10x inference delay', slow_inference, 'stops when dry, recovers'),
     Kind('oversized message', oversized, 'refused, recovers'),
@@ -541,6 +729,7 @@ KINDS = (
         kills=POLICY,
         share=0.35,
     ),
+    Kind('executor ended', executor_ended, 'stops, recovers', stops=True, share=0.35),
     Kind('executor killed', executor_killed, 'driver holds, recovers', kills=EXECUTOR, share=0.35),
     Kind(
         'driver killed',

@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.ros, pytest.mark.slow]
 def run(script, *options, seconds):
     environment = {**os.environ, 'ROS_DOMAIN_ID': str(random.randint(1, 101))}
     return subprocess.run(
-        [sys.executable, str(ROOT / 'benchmarks' / script), *options],
+        [sys.executable, str(ROOT / script), *options],
         cwd=ROOT,
         env=environment,
         capture_output=True,
@@ -30,10 +30,10 @@ def run(script, *options, seconds):
 @pytest.mark.timeout(400)
 def test_every_kind_of_fault_is_survived(tmp_path):
     file = tmp_path / 'faults.json'
-    done = run('faults.py', '--count', '1', '--json', str(file), seconds=380)
+    done = run('test/fault_injection/faults.py', '--count', '1', '--json', str(file), seconds=380)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     result = json.loads(file.read_text())
-    assert result['injected'] == len(result['rows']) >= 23
+    assert result['injected'] == len(result['rows']) >= 30
     # A machine that gave a process no core is told apart by the kernel's own account.
     assert result['survived'] + result['held_up'] == result['injected'], result['not_survived']
     if not result['held_up']:
@@ -44,7 +44,9 @@ def test_every_kind_of_fault_is_survived(tmp_path):
 @pytest.mark.timeout(400)
 def test_a_short_soak_counts_and_judges(tmp_path):
     file = tmp_path / 'soak.json'
-    done = run('soak.py', '--minutes', '0.5', '--every', '2', '--json', str(file), seconds=200)
+    done = run(
+        'benchmarks/soak.py', '--minutes', '0.5', '--every', '2', '--json', str(file), seconds=200
+    )
     assert ('STEADY' in done.stdout) and 'Traceback' not in done.stderr, done.stderr
     result = json.loads(file.read_text())
     assert result['chunks'] > 20

@@ -47,6 +47,7 @@ class Sent:
     decided: int
     linear: tuple[float, float, float]
     angular: tuple[float, float, float]
+    braking: bool = False
 
     @property
     def zero(self) -> bool:
@@ -123,6 +124,7 @@ class Heard:
     speeds: list[tuple[int, float]] = field(default_factory=list)
     health: dict[str, tuple[int, str]] = field(default_factory=dict)
     said: list[tuple[int, str, str]] = field(default_factory=list)
+    counted: list[tuple[int, dict[str, str]]] = field(default_factory=list)  # by the executor
 
 
 class Rig:
@@ -295,6 +297,10 @@ class Rig:
             if name in (POLICY, EXECUTOR):
                 self.heard.health[name] = (time.time_ns(), status.message)
                 self.heard.said.append((time.time_ns(), name, status.message))
+            if name == EXECUTOR:
+                values = {pair.key: pair.value for pair in status.values}
+                self.heard.counted.append((time.time_ns(), values))
+                del self.heard.counted[:-200]
 
 
 class Axis:

@@ -1,17 +1,19 @@
 """Faults on purpose: what the system does when cameras, joints, clocks, processes and disks fail.
 
-    python benchmarks/faults.py --count 500 --json benchmarks/results/faults.json
+    python test/fault_injection/faults.py --count 800 --json benchmarks/results/faults.json
 
 (after `. scripts/env.sh`). The simulated arm, the policy (tiny, random weights) and the executor
 run as processes over DDS; between arm and policy lie lanes that are disturbed, seeded. Judged is
 what the executor wrote, by the middleware's own time stamps. For every injection:
 
-- every command is finite and within the profile's limits of speed and acceleration;
-- commands end, with the stop action, at most 100 ms after a limit of the watchdog ran out: the
-  tool pose's age, or the time since the last row of the queue was executed (both reckoned here,
-  not by the executor); a refused chunk and a jump of the clock count at once;
-- no command leads further out of the workspace where the tool is outside (how far it was is
-  reported: the simulated arm slips at the ends of its joints);
+- every command, those of a stop included, is finite and within the profile's limits of speed,
+  acceleration and jerk;
+- braking begins at most 100 ms after a limit of the watchdog ran out: the tool pose's age, or the
+  time since the last row of the queue was executed (both reckoned here, not by the executor); a
+  refused chunk and a jump of the clock count at once; and commands end with one of rest, at most
+  as long after that as the limits make braking take;
+- how far the tool was outside the workspace is reported (the simulated arm slips at the ends of
+  its joints);
 - every process lives, but for the one that is killed;
 - the arm moves again when the fault has ended, without anything else being started anew;
 
@@ -43,19 +45,26 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
+
+# Where this file is run by itself.
+sys.path.append(str(Path(__file__).parents[2] / 'benchmarks'))
+
+from core_waits import STEAL, Waits
 from fault_kinds import KINDS, Kind, fill, limit_file_size
-from fault_machine import STEAL, Waits
 from fault_rig import SECOND, Axis, Rig, Sent
 from record import write
 from system import ARM, EXECUTOR, NODES, POLICY, System
 
 from specprune_ros.apps.processes import wait_until
 from specprune_ros.robot import timeline
+from specprune_ros.robot.safety import JERK_RATIO
 from specprune_ros.robot.timeline import ChunkRules
 
-AT_WALL = 0.025  # m in which a command may be cut
-IN_TIME = 0.1  # s after a limit
-KNOWN = 0.1  # s after which the executor must have got a pose
+RATE = 100.0  # Hz, of the executor's commands
+GAP = 0.15  # s without commands: another motion
+STOPS_FOR = 'stops for '
+IN_TIME = 0.1  # s after a limit, until braking begins
+TIGHT = 1.0 + 1e-6
 ARRIVED = 0.2  # s after which a message has been heard
 RECOVERY = 30.0  # s until the arm must move again
 EPISODE_WAIT = 15.0  # s until the policy must have reported a new episode
@@ -67,20 +76,50 @@ AGES = ('dry queue', 'tool pose')
 LANES = 'lanes'  # this suite's own thread between arm and policy
 
 
+def mark_braking(commands: list[Sent]) -> None:
+    """Say of each command whether it belongs to the slowing down that ends with one of rest."""
+    after: Sent | None = None
+    for sent in reversed(commands):
+        if sent.zero:
+            sent.braking = True
+        elif after is not None and after.braking and after.at - sent.at < GAP * SECOND:
+            sent.braking = _size(sent) >= _size(after)
+        after = sent
+
+
+def braking_times(commands: list[Sent]) -> Iterator[float]:
+    """Seconds from the first command of each slowing down to the one of rest."""
+    begin: int | None = None
+    for sent in commands:
+        if not sent.braking:
+            begin = None
+        elif begin is None:
+            begin = sent.at
+        if sent.zero and begin is not None:
+            yield (sent.at - begin) / SECOND
+            begin = None
+
+
+def _size(sent: Sent) -> float:
+    return math.hypot(*sent.linear) + 0.1 * math.hypot(*sent.angular)
+
+
 @dataclass
 class Result:
-    """One injection. Times in seconds; ``over``: from a limit to the last command; NaN where none
-    ran out. ``settle``: from the last command to a tool at rest, where nobody sent a stop."""
+    """One injection. Times in seconds; ``over``: from a limit to the last command before braking;
+    NaN where none ran out. ``rest``: the longest braking, first command of it to the one of rest.
+    ``settle``: from the last command to a tool at rest, where nobody sent a stop."""
 
     kind: str
     number: int
     over: float = math.nan
     settle: float = math.nan
     recovery: float = math.nan
-    said: float = math.nan  # as ``over``, by the executor's own word
+    rest: float = math.nan
     speed: float = 0.0  # share of the limit, largest
+    acceleration: float = 0.0  # as speed
+    jerk: float = 0.0  # as speed
     outside: float = 0.0  # m, largest
-    cut: float = 0.0  # m/s, largest change of velocity at a wall of the workspace
     stopped: bool = False
     late: dict = field(default_factory=dict)  # of the largest ``over``: where, and who waited
     waited: dict = field(default_factory=dict)  # s without a core, by thread, whole injection
@@ -123,8 +162,9 @@ class Suite:
         kinds = (timeline.KIND_EE_DELTA, timeline.KIND_EE_POSE)
         self._axis = Axis(ChunkRules((profile.base_frame,), (), kinds), sim_time)
         self._waits = Waits(self._threads)
-        self._commands = self._chunks = self._poses = self._log_at = 0
-        self._before: Sent | None = None
+        self._commands = self._chunks = self._poses = 0
+        self._stops: Counter[str] = Counter()
+        self._before: list[Sent] = []  # the last two commands judged
         self._result: Result | None = None
         self.at_once: int | None = None
         self.stalled_at: int | None = None
@@ -180,9 +220,14 @@ class Suite:
         recent = [sent for sent in commands if begin - 0.05 * SECOND < sent.at < begin]
         if not recent or recent[-1].zero:
             return  # it did not move, or had just been stopped
+        mark_braking(commands)
         after = [sent for sent in commands if sent.at >= begin]
         stops = [sent.at for sent in after if sent.zero]
-        took = self._over(why, begin, stops[0] if stops else begin + 99 * SECOND)
+        driven = [
+            sent.at for sent in after if not sent.braking and (not stops or sent.at < stops[0])
+        ]
+        last = max(driven, default=begin) if stops else begin + 99 * SECOND
+        took = self._over(why, begin, last)
         self._result.stopped |= bool(stops)
         if took > IN_TIME:
             what = f'stopped after {took:.3f} s' if stops else 'no stop'
@@ -193,8 +238,8 @@ class Suite:
         time.sleep(2 * ARRIVED)
         self._judge_stream()
         self._axis.restart()
-        self._before = None
-        self._log_at = 0
+        self._before = []
+        self._stops = Counter()
 
     def driver_died(self) -> None:
         """Tool poses end with the driver; where it starts again is no motion."""
@@ -232,6 +277,8 @@ class Suite:
         self.at_once = self.stalled_at = None
         self._driver_gone = False
         begin = time.time_ns()
+        counted = self.rig.heard.counted
+        self._episodes = int(counted[-1][1].get('new episodes', 0)) if counted else 0
         try:
             kind.inject(self, rng)
         finally:
@@ -271,17 +318,15 @@ class Suite:
         ):
             return True
         # The first words of a process may be lost on those who have not found it yet.
-        log = self.system.processes[EXECUTOR].log.read_text(errors='replace')
-        return 'earlier motion dropped' in log[self._log_at :]
+        return any(
+            at > begin and int(values.get('new episodes', 0)) > self._episodes
+            for at, values in self.rig.heard.counted
+        )
 
     def _judge_stream(self) -> None:
         """Every command not looked at yet: limits, and time after the watchdog's limits."""
         heard, result = self.rig.heard, self._result
-        limits, watch = self.system.profile.limits, self.system.profile.watchdog
-        change = (
-            limits.translation_acceleration / self.system.profile.command.rate,
-            limits.rotation_acceleration / self.system.profile.command.rate,
-        )
+        watch = self.system.profile.watchdog
         # Commands and chunks come by different ways: judge only what all of must have arrived.
         until = time.time_ns() - round(ARRIVED * SECOND)
         commands = list(
@@ -294,32 +339,16 @@ class Suite:
         self._chunks += len(chunks)
         chunks.sort(key=lambda pair: pair[0])  # two senders: not in the order of their stamps
         poses = np.array(self.rig.pose.passed)
+        mark_braking(commands)
+        for rest in braking_times(commands):
+            result.rest = max(result.rest, rest) if math.isfinite(result.rest) else rest
         for sent in commands:
             while chunks and chunks[0][0] <= sent.at:
                 self._axis.chunk(chunks.pop(0)[1])
             dry = self._axis.command(sent)
-            linear, angular = np.array(sent.linear), np.array(sent.angular)
-            if not (np.isfinite(linear).all() and np.isfinite(angular).all()):
-                self.breaks('a command is not finite')
-            share = max(
-                float(np.linalg.norm(linear)) / limits.translation_speed,
-                float(np.linalg.norm(angular)) / limits.rotation_speed,
-            )
-            result.speed = max(result.speed, share)
-            if share > 1.0 + 1e-9:
-                self.breaks(f'a command is {share:.3f} of the speed limit')
-            before = self._before
-            if before is not None and not sent.zero:
-                steps = (
-                    self._beyond_walls(linear, np.array(before.linear), sent.at),
-                    float(np.linalg.norm(angular - before.angular)),
-                )
-                for step, most, what in zip(steps, change, ('linear', 'angular'), strict=True):
-                    if step > most * (1.0 + 1e-6):
-                        self.breaks(f'{what} velocity jumps by {step:.4f} in a period')
-            self._before = sent
-            if self.sim_time:
-                continue  # ages are in the clock's time, not in ours
+            self._judge_limits(sent)
+            if self.sim_time or sent.braking:
+                continue  # ages are in the clock's time, not in ours; or they have been heeded
             if dry is not None:
                 self._over(AGES[0], sent.at - round((dry - watch.dry_queue) * SECOND), sent.at)
             i = int(np.searchsorted(poses[:, 0], sent.at)) - 1 if len(poses) else -1
@@ -330,35 +359,42 @@ class Suite:
             self._axis.chunk(chunk[1])
         if result.over > IN_TIME and result.late['limit'] in AGES:
             self.breaks(f'{result.late["limit"]}: late by {result.over:.3f} s', late=True)
-        box = limits.workspace
+        box = self.system.profile.limits.workspace
         positions = [p for _, p in heard.positions[self._poses :]]
         self._poses = len(heard.positions)
         if positions and box is not None:
             at = np.array(positions)
             result.outside = float(max(0.0, (at - box[1]).max(), (np.array(box[0]) - at).max()))
 
-    def _beyond_walls(self, now: np.ndarray, before: np.ndarray, at: int) -> float:
-        """The change of velocity, m/s, but for what a wall of the workspace cut away: at a wall
-        that is nearer than the arm can brake, the limit of acceleration yields.
-        """
-        change = now - before
-        box = self.system.profile.limits.workspace
-        # What the executor may have known: the newest pose it must have got, and all after it.
-        got = [(t, p) for t, p in list(self.rig.pose.places)[-300:] if t < at]
-        must = max((i for i, (t, _) in enumerate(got) if t < at - KNOWN * SECOND), default=0)
-        seen = [p for _, p in got[must:]]
-        if box is not None and seen:
-            tool = seen[-1]
-            for i in range(3):
-                out = [max(box[0][i] - p[i], p[i] - box[1][i]) for p in seen]
-                outwards = now[i] * (1.0 if tool[i] > box[1][i] else -1.0)
-                if min(out) > 0.0 and outwards > 1e-9:
-                    self.breaks('a command leads further out of the workspace')
-                room = box[1][i] - tool[i] if before[i] > 0.0 else tool[i] - box[0][i]
-                if room < AT_WALL and abs(now[i]) < abs(before[i]):
-                    self._result.cut = max(self._result.cut, abs(float(change[i])))
-                    change[i] = 0.0
-        return float(np.linalg.norm(change))
+    def _judge_limits(self, sent: Sent) -> None:
+        """Speed, acceleration and jerk of one command; before a motion there is rest."""
+        limits, result, dt = self.system.profile.limits, self._result, 1.0 / RATE
+        rows = np.zeros((3, 6))
+        if self._before and self._before[-1].zero:
+            self._before = []
+        for i, row in enumerate((*self._before, sent)):
+            rows[i + 2 - len(self._before)] = (*row.linear, *row.angular)
+        self._before = [*self._before[-1:], sent]
+        if not np.isfinite(rows).all():
+            self.breaks('a command is not finite')
+            return
+        changes = np.diff(rows, axis=0) / dt
+        jerk = (changes[1] - changes[0]) / dt
+        pairs = (
+            ('speed', rows[2], limits.translation_speed, limits.rotation_speed),
+            (
+                'acceleration',
+                changes[1],
+                limits.translation_acceleration,
+                limits.rotation_acceleration,
+            ),
+            ('jerk', jerk, *limits.jerks),
+        )
+        for what, row, linear, angular in pairs:
+            share = max(np.linalg.norm(row[:3]) / linear, np.linalg.norm(row[3:]) / angular)
+            setattr(result, what, max(getattr(result, what), float(share)))
+            if share > TIGHT:
+                self.breaks(f'a command is {share:.3f} of the limit of {what}')
 
     def _judge_stop(self, kind: Kind, begin: int, ended: int) -> None:
         result, heard = self._result, self.rig.heard
@@ -379,28 +415,40 @@ class Suite:
             self.breaks('the arm was not stopped')
         if self.stalled_at is not None and gap is not None:
             stall = round(self.system.profile.watchdog.clock_stall * SECOND)
-            if self._over('clock stall', self.stalled_at + stall, gap.at) > IN_TIME:
+            driven = [sent.at for sent in window if not sent.braking and sent.at < gap.at]
+            if self._over('clock stall', self.stalled_at + stall, max(driven)) > IN_TIME:
                 self.breaks(f'stopped {result.over:.3f} s after the limit', late=True)
-        log = self.system.processes[EXECUTOR].log.read_text(errors='replace')
-        lines = log[self._log_at :].splitlines()
-        self._log_at = len(log)
-        result.reasons = sorted(
-            {line.split('stop: ')[1].split(':')[0] for line in lines if ' stop: ' in line}
-        )
-        ages = [
-            float(a) - float(b)
-            for a, b in re.findall(
-                r'stop: .* is ([\d.]+) s old; at most ([\d.]+)', '\n'.join(lines)
-            )
-        ]
-        ages += [
-            float(a) - self.system.profile.watchdog.dry_queue
-            for a in re.findall(r'stop: dry_queue: .* executed ([\d.]+) s ago', '\n'.join(lines))
-        ]
-        result.said = max(ages, default=math.nan)
+        if math.isfinite(result.rest) and result.rest > self._longest_rest():
+            self.breaks(f'{result.rest:.3f} s from braking to rest', late=True)
+        result.reasons = self._reasons_since(ended)
         known = gap is not None and gap.at > begin  # else it was told with the injection before
         if known and kind.stops and kind.reasons and not set(kind.reasons) & set(result.reasons):
             self.breaks(f'the executor gave as reasons {result.reasons}')
+
+    def _longest_rest(self) -> float:
+        """How long the limits make braking take, and what a busy machine may add, s."""
+        limits = self.system.profile.limits
+        brake = max(
+            limits.translation_speed / limits.translation_acceleration,
+            limits.rotation_speed / limits.rotation_acceleration,
+        )
+        return math.sqrt(3.0) * brake + 2.0 / JERK_RATIO + IN_TIME
+
+    def _reasons_since(self, ended: int) -> list[str]:
+        """The reasons of stops that the executor has counted since it was last looked at."""
+        heard = self.rig.heard
+        wait_until(lambda: any(at > ended for at, _ in heard.counted), 3.0)
+        if not heard.counted:
+            return []
+        now = Counter(
+            {
+                key.removeprefix(STOPS_FOR): int(value)
+                for key, value in heard.counted[-1][1].items()
+                if key.startswith(STOPS_FOR)
+            }
+        )
+        before, self._stops = self._stops, now
+        return sorted(reason for reason, n in now.items() if n > before[reason])
 
     def _judge_driver(self, last: Sent | None) -> None:
         """Without commands the driver must hold: by its log, and how long the tool takes to it."""
@@ -540,7 +588,7 @@ def rows_of(results: list[Result]) -> list[dict]:
             continue
         over = [1e3 * r.over for r in mine if math.isfinite(r.over)]
         settle = [1e3 * r.settle for r in mine if math.isfinite(r.settle)]
-        said = [1e3 * r.said for r in mine if math.isfinite(r.said)]
+        rest = [1e3 * r.rest for r in mine if math.isfinite(r.rest)]
         recovery = [r.recovery for r in mine]
         latest = max(mine, key=lambda r: r.over if math.isfinite(r.over) else -1.0).late
         rows.append(
@@ -553,7 +601,7 @@ def rows_of(results: list[Result]) -> list[dict]:
                 'stopped': sum(r.stopped for r in mine),
                 'worst_stop_ms_after_limit': max(over) if over else None,
                 'worst_stop_at': latest,
-                'worst_stop_ms_as_logged': max(said) if said else None,
+                'worst_rest_ms': max(rest) if rest else None,
                 'worst_wait_ms': {
                     name: 1e3 * max(r.waited.get(name, 0.0) for r in mine)
                     for name in (EXECUTOR, ARM, LANES, STEAL)
@@ -561,7 +609,8 @@ def rows_of(results: list[Result]) -> list[dict]:
                 'worst_lanes_late_ms': 1e3 * max(r.lanes_late for r in mine),
                 'worst_settle_ms_after_last_command': max(settle) if settle else None,
                 'worst_speed_share': max(r.speed for r in mine),
-                'worst_cut_at_wall_m_s': max(r.cut for r in mine),
+                'worst_acceleration_share': max(r.acceleration for r in mine),
+                'worst_jerk_share': max(r.jerk for r in mine),
                 'worst_outside_mm': 1e3 * max(r.outside for r in mine),
                 'recovery_p50_s': float(np.median(recovery)),
                 'recovery_max_s': max(recovery),
@@ -575,15 +624,20 @@ def rows_of(results: list[Result]) -> list[dict]:
 def show(rows: list[dict]) -> None:
     """The table."""
     print(
-        f'{"kind":21s}{"injected":>9s}{"survived":>9s}{"stopped":>8s}{"worst stop":>12s}'
-        f'{"speed":>7s}{"recovery":>10s}  broken'
+        f'{"kind":21s}{"injected":>9s}{"survived":>9s}{"stopped":>8s}{"braking":>9s}{"rest":>6s}'
+        f'{"speed":>7s}{"accel":>7s}{"jerk":>7s}{"recovery":>10s}  broken'
     )
-    print(f'{"":47s}{"ms after":>12s}{"of max":>7s}{"max s":>10s}')
+    print(
+        f'{"":47s}{"ms after":>9s}{"ms":>6s}'
+        f'{"of max":>7s}{"of max":>7s}{"of max":>7s}{"max s":>10s}'
+    )
     for row in rows:
-        worst = row['worst_stop_ms_after_limit']
+        worst, rest = row['worst_stop_ms_after_limit'], row['worst_rest_ms']
         print(
             f'{row["kind"]:21s}{row["injected"]:9d}{row["survived"]:9d}{row["stopped"]:8d}'
-            f'{"-" if worst is None else f"{worst:.0f}":>12s}{row["worst_speed_share"]:7.3f}'
+            f'{"-" if worst is None else f"{worst:.0f}":>9s}'
+            f'{"-" if rest is None else f"{rest:.0f}":>6s}{row["worst_speed_share"]:7.3f}'
+            f'{row["worst_acceleration_share"]:7.3f}{row["worst_jerk_share"]:7.3f}'
             f'{row["recovery_max_s"]:10.1f}  {"; ".join(row["broken"]) or "no"}'
         )
 
@@ -591,7 +645,7 @@ def show(rows: list[dict]) -> None:
 def main() -> int:
     """Run and report; exit status 0 where no invariant was broken by us."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--count', type=int, default=500, help='injections over all kinds')
+    parser.add_argument('--count', type=int, default=800, help='injections over all kinds')
     parser.add_argument('--seed', type=int, default=0, help='seed of order and faults')
     parser.add_argument('--kinds', nargs='+', metavar='KIND', help='only kinds that contain this')
     parser.add_argument('--seconds', type=float, default=3600.0, help='end after this long')
@@ -624,6 +678,11 @@ def main() -> int:
             'survived': sum(r.survived for r in results),
             'held_up': sum(r.held_up for r in results),
             'worst_stop_ms_after_limit': max(over, default=None),
+            'worst_rest_ms': max((r['worst_rest_ms'] or 0.0 for r in rows), default=None),
+            'worst_share_of_limits': {
+                what: max(r[f'worst_{what}_share'] for r in rows)
+                for what in ('speed', 'acceleration', 'jerk')
+            },
             **notes,
             'rows': rows,
             'not_survived': [_plain(r) for r in results if not r.survived],
