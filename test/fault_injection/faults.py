@@ -83,7 +83,7 @@ def mark_braking(commands: list[Sent]) -> None:
         if sent.zero:
             sent.braking = True
         elif after is not None and after.braking and after.at - sent.at < GAP * SECOND:
-            sent.braking = _size(sent) >= _size(after)
+            sent.braking = _size(sent) > _size(after) + 1e-9
         after = sent
 
 
@@ -403,9 +403,11 @@ class Suite:
         gap = None
         ends = [*(sent.at for sent in window[1:]), ended]
         for sent, after in zip(window, ends[: len(window)], strict=True):
-            if after - sent.at > 0.15 * SECOND and after > begin and sent.at < ended:
-                gap = sent
-                break
+            if after - sent.at > GAP * SECOND and after > begin and sent.at < ended:
+                held_up = self._waits.between(EXECUTOR, sent.at, after) * SECOND
+                if sent.zero or held_up < 0.5 * (after - sent.at):
+                    gap = sent
+                    break
         result.stopped |= gap is not None
         if kind.kills == EXECUTOR:
             self._judge_driver(gap)
