@@ -15,6 +15,8 @@ import numpy as np
 import pinocchio as pin
 
 from specprune_ros.robot import geometry
+from specprune_ros.robot.description import UrdfError
+from specprune_ros.robot.description import check as check_description
 from specprune_ros.robot.geometry import Pose, Vector
 
 JOINT_STATES = 'joint_states'
@@ -22,16 +24,11 @@ TWIST = 'twist'
 ACTION = 'action'
 SOURCES = (JOINT_STATES, TWIST, ACTION)
 
-MAX_URDF = 8_000_000  # characters; a detailed humanoid has under a tenth of that
 STILL = 0.02  # rad/s by the positions, above which velocities of 0 are not believed
 FASTER = 2.0  # times its limit a joint may move, by whomever
 ANY_JOINT = 10.0  # rad/s, where a URDF has no limit
 REACH_SLACK = 0.05  # rad: noise, and stamps that are not measurement times
 MAX_JOINTS = 256  # names in a joint state; a humanoid with two hands has under 100
-
-
-class UrdfError(ValueError):
-    """A robot description that cannot be used, with the cause."""
 
 
 class JointStateError(ValueError):
@@ -396,10 +393,7 @@ class JointSpeed:
 
 
 def _parse(urdf_xml: str) -> pin.Model:
-    if not urdf_xml.strip():
-        raise UrdfError('robot_description is empty; a URDF document is needed')
-    if len(urdf_xml) > MAX_URDF:
-        raise UrdfError(f'robot_description has {len(urdf_xml)} characters; at most {MAX_URDF}')
+    check_description(urdf_xml)
     try:
         model = pin.buildModelFromXML(urdf_xml)
     except (ValueError, RuntimeError, IndexError) as error:

@@ -7,10 +7,10 @@ import io
 
 import numpy as np
 from PIL import Image as PillowImage
-from PIL import UnidentifiedImageError
 from sensor_msgs.msg import CompressedImage, Image
 
-from specprune_ros.policy.constants import MAX_SIDE, MIN_SIDE
+from specprune_ros.bounded_files import one_line
+from specprune_ros.nodes.common.image_bytes import ImageError, check_size, essential
 
 # Channels per pixel, and which of them are red, green, blue.
 ENCODINGS = {
@@ -22,10 +22,6 @@ ENCODINGS = {
 }
 
 
-class ImageError(ValueError):
-    """An image message that cannot be read; says which field and what would do."""
-
-
 def to_rgb(message: Image) -> np.ndarray:
     """Decode a raw image to uint8 ``[height, width, 3]`` RGB, honouring the row stride.
 
@@ -34,7 +30,8 @@ def to_rgb(message: Image) -> np.ndarray:
     """
     if message.encoding not in ENCODINGS:
         raise ImageError(
-            f"encoding '{message.encoding}' is not read; use one of {', '.join(ENCODINGS)}"
+            f"encoding '{one_line(message.encoding, 40)}' is not read; use one of "
+            f'{", ".join(ENCODINGS)}'
         )
     channels, order = ENCODINGS[message.encoding]
     height, width, step = message.height, message.width, message.step
@@ -60,30 +57,15 @@ def compressed_to_rgb(message: CompressedImage) -> np.ndarray:
     :class:`ImageError`.
     """
     try:
-        # The header is read first, so that an image too large is refused before it is unpacked.
-        with PillowImage.open(io.BytesIO(bytes(message.data)), formats=('JPEG', 'PNG')) as image:
-            check_size(*image.size)
+        # Bounded first: what a decoder would do with these bytes is known before it does it.
+        data = essential(bytes(message.data))
+        with PillowImage.open(io.BytesIO(data), formats=('JPEG', 'PNG')) as image:
             return np.array(image.convert('RGB'))
-    except ImageError:
-        raise
-    except (
-        UnidentifiedImageError,
-        PillowImage.DecompressionBombError,
-        OSError,
-        ValueError,
-        SyntaxError,
-    ) as error:
+    except Exception as error:  # decoders raise whatever they like for broken data
         raise ImageError(
-            f"compressed image (format '{message.format}') is no readable JPEG or PNG: {error}"
+            f"compressed image (format '{one_line(message.format, 40)}') is no readable JPEG or "
+            f'PNG: {one_line(error)}'
         ) from error
-
-
-def check_size(width: int, height: int) -> None:
-    """Raise :class:`ImageError` for an image that is empty or larger than is read."""
-    if not (MIN_SIDE <= width <= MAX_SIDE and MIN_SIDE <= height <= MAX_SIDE):
-        raise ImageError(
-            f'{width} x {height} pixels; each side must be between {MIN_SIDE} and {MAX_SIDE}'
-        )
 
 
 def to_message(pixels: np.ndarray) -> Image:

@@ -15,6 +15,9 @@ from rclpy.lifecycle import LifecycleNode
 from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import String
 
+from specprune_ros.nodes.common.bounded_subscription import subscribe
+from specprune_ros.nodes.common.description import DescriptionReader
+from specprune_ros.nodes.common.image_decoder import ImageDecoder
 from specprune_ros.nodes.common.images import ImageError, compressed_to_rgb, to_rgb
 from specprune_ros.nodes.common.qos import latched, newest
 from specprune_ros.nodes.common.rates import RateMeter
@@ -79,6 +82,8 @@ class Inputs:
         self._joint_speed: JointSpeed | None = None
         self._twist_speed = TwistSpeed()
         self._subscriptions: list[Any] = []
+        self._description: DescriptionReader | None = None
+        self._decoder: ImageDecoder | None = None
         try:
             self._subscribe()
         except UrdfError:
@@ -87,6 +92,10 @@ class Inputs:
 
     def close(self) -> None:
         """Unsubscribe from everything."""
+        for part in (self._description, self._decoder):
+            if part is not None:
+                part.close()
+        self._description = self._decoder = None
         for subscription in self._subscriptions:
             self._node.destroy_subscription(subscription)
         self._subscriptions.clear()
@@ -95,11 +104,13 @@ class Inputs:
         values = self._values
         compressed = values['image_transport'] == 'compressed'
         quality = newest(reliable=values['image_reliability'] == 'reliable')
+        if compressed:
+            self._decoder = ImageDecoder(self._node, compressed_to_rgb, self._store_image)
         for camera in self._observation_buffer.cameras:
             self._listen(
                 CompressedImage if compressed else Image,
                 f'~/image/{camera}',
-                partial(self._on_image, camera, compressed_to_rgb if compressed else to_rgb),
+                partial(self._on_image, camera),
                 quality,
             )
         self._listen(String, '~/instruction', self._on_instruction, latched())
@@ -113,23 +124,42 @@ class Inputs:
             if values['robot_description']:
                 self._use_description(values['robot_description'])
             else:
-                self._listen(String, '~/robot_description', self._on_description, latched())
+                refuse = partial(self._complain, 'robot_description')
+                self._description = DescriptionReader(
+                    self._node,
+                    '~/robot_description',
+                    (values['speed.tip_frame'], '', values['speed.joint_prefix']),
+                    use=self._use_description,
+                    refused=refuse,
+                    another=refuse,
+                )
 
     def _listen(
         self, kind: type, topic: str, callback: Callable[[Any], None], quality: Any
     ) -> None:
-        self._subscriptions.append(self._node.create_subscription(kind, topic, callback, quality))
+        refused = partial(self._complain, topic.removeprefix('~/'))
+        self._subscriptions.append(subscribe(self._node, kind, topic, callback, quality, refused))
 
-    def _on_image(
-        self, camera: str, decode: Callable[[Any], np.ndarray], message: Image | CompressedImage
-    ) -> None:
+    def _on_image(self, camera: str, message: Image | CompressedImage) -> None:
         self.rates[camera].tick(time.monotonic())
-        try:
-            image = CameraImage(decode(message), stamp_ns(message))
-        except ImageError as error:
-            self._observation_buffer.fault(camera, str(error))
-            self._complain(f"camera '{camera}'", str(error))
+        if self._decoder is not None:
+            self._decoder.put(camera, message)
             return
+        try:
+            pixels = to_rgb(message)
+        except ImageError as error:
+            self._store_image(camera, message, error)
+        else:
+            self._store_image(camera, message, pixels)
+
+    def _store_image(
+        self, camera: str, message: Image | CompressedImage, found: np.ndarray | ImageError
+    ) -> None:
+        if isinstance(found, ImageError):
+            self._observation_buffer.fault(camera, str(found))
+            self._complain(f"camera '{camera}'", str(found))
+            return
+        image = CameraImage(found, stamp_ns(message))
         kept = self._observation_buffer.put_image(camera, image)
         ahead = image.stamp_ns - self._node.get_clock().now().nanoseconds
         # A stamp from the future would push the true past out.
@@ -245,14 +275,6 @@ class Inputs:
             return
         self.speed_frame = speed.frame
         self._observation_buffer.put_speed(sample(speed), stamp)
-
-    def _on_description(self, message: String) -> None:
-        try:
-            self._use_description(message.data)
-        except UrdfError as error:
-            self._joint_speed = None
-            self._observation_buffer.put_speed(None, 0)
-            self._complain('robot_description', str(error))
 
     def _use_description(self, urdf: str) -> None:
         self._joint_speed = JointSpeed(

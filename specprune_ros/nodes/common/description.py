@@ -1,0 +1,101 @@
+"""``robot_description`` from a topic: read in a child process, and only the first counts.
+
+A description decides what a joint angle means, so whoever can send another one moves the limits
+with it. The first one that fits is kept for as long as the reader lives; the same text again is
+nothing new, another text is reported and not used.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from std_msgs.msg import String
+
+from specprune_ros.nodes.common import bounded_subscription as bounded
+from specprune_ros.nodes.common.qos import latched
+from specprune_ros.robot.description import UrdfError, digest, try_out
+
+
+class DescriptionReader:
+    """Subscribes on construction; :meth:`close` unsubscribes. Callbacks come in the node's thread.
+
+    ``use`` takes the text that was tried out and may raise ``UrdfError`` to refuse it after all.
+    ``refused`` is told why one was not used; ``another`` that one came which differs from the one
+    in use. ``busy`` says why none may be read now (the arm moves), or nothing. ``sha256``: the
+    only text that is taken, where the profile names one.
+    """
+
+    def __init__(
+        self,
+        node: Any,
+        topic: str,
+        frames: tuple[str, str, str],
+        use: Callable[[str], None],
+        refused: Callable[[str], None],
+        another: Callable[[str], None],
+        busy: Callable[[], str] = lambda: '',
+        sha256: str = '',
+    ) -> None:
+        self._node, self._frames, self._sha256 = node, frames, sha256.lower()
+        self._use, self._refused, self._another, self._busy = use, refused, another, busy
+        self.used = ''  # digest of the description in use
+        self._thread: threading.Thread | None = None
+        self._result: tuple[str, str] | None = None
+        self._done = node.create_guard_condition(self._finish)
+        self._subscription = bounded.subscribe(
+            node, String, topic, self._on_text, latched(), refused, bounded.DESCRIPTION
+        )
+
+    def close(self) -> None:
+        """Unsubscribe; what is being read is not used any more."""
+        self._node.destroy_subscription(self._subscription)
+        self._node.destroy_guard_condition(self._done)
+        self._done = None
+
+    def _on_text(self, message: String) -> None:
+        text = message.data
+        if self.used:
+            if digest(text) != self.used:
+                self._another(
+                    'another one came; the first counts until the node is configured anew'
+                )
+            return
+        reason = self._busy()
+        if reason:
+            self._refused(reason)
+        elif self._sha256 and digest(text) != self._sha256:
+            self._refused(f'its SHA-256 is {digest(text)}, the profile names {self._sha256}')
+        elif self._thread is not None:
+            self._refused('another one came while the first was being read')
+        else:
+            self._thread = threading.Thread(target=self._try, args=(text,), daemon=True)
+            self._thread.start()
+
+    def _try(self, text: str) -> None:
+        try:
+            try_out(text, *self._frames)
+            self._result = (text, '')
+        except UrdfError as error:
+            self._result = ('', str(error))
+        except Exception as error:  # no process could be started, for example
+            self._result = ('', f'robot_description could not be tried out: {error}')
+        done = self._done
+        if done is not None:
+            done.trigger()
+
+    def _finish(self) -> None:
+        if self._result is None:
+            return
+        text, reason = self._result
+        self._result = self._thread = None
+        reason = reason or self._busy()
+        if not reason:
+            try:
+                self._use(text)
+                self.used = digest(text)
+            except UrdfError as error:
+                reason = str(error)
+        if reason:
+            self._refused(reason)

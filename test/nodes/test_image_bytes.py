@@ -1,0 +1,133 @@
+"""Compressed images are bounded by their bytes, before a decoder works on them."""
+
+from __future__ import annotations
+
+import io
+import struct
+import time
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, PngImagePlugin
+
+from specprune_ros.nodes.common.image_bytes import MAX_SCANS, ImageError, essential
+
+PIXELS = np.random.default_rng(0).integers(0, 255, (48, 64, 3), dtype=np.uint8)
+
+
+def encoded(form, pixels=PIXELS, **options):
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, form, **options)
+    return out.getvalue()
+
+
+def decoded(data):
+    with Image.open(io.BytesIO(data)) as image:
+        return np.array(image.convert('RGB'))
+
+
+def many_scans(scans, size=(4096, 4096)):
+    """A progressive JPEG that refines one coefficient again and again: 99 bytes a scan."""
+    data = encoded('JPEG', np.zeros((*size[::-1], 3), np.uint8), progressive=True, quality=10)
+    first = data.index(b'\xff\xda')
+    after = data.index(b'\xff', first + 2)
+    while data[after + 1] == 0:
+        after = data.index(b'\xff', after + 2)
+    return data[:after] + data[first:after] * scans + b'\xff\xd9'
+
+
+@pytest.mark.parametrize(
+    'data',
+    [
+        encoded('JPEG', quality=90),
+        encoded('JPEG', quality=90, progressive=True),
+        encoded('JPEG', quality=90, optimize=True, restart_marker_blocks=2),
+        encoded('JPEG', PIXELS[..., 0], quality=90),
+        encoded('PNG'),
+        encoded('PNG', PIXELS[..., 0]),
+        encoded('PNG', np.dstack((PIXELS, PIXELS[..., :1]))),
+    ],
+)
+def test_an_image_comes_through_with_the_same_pixels(data):
+    assert np.array_equal(decoded(essential(data)), decoded(data))
+
+
+def test_a_palette_and_its_transparency_stay():
+    out = io.BytesIO()
+    Image.fromarray(PIXELS).quantize(16).save(out, 'PNG', transparency=0)
+    assert np.array_equal(decoded(essential(out.getvalue())), decoded(out.getvalue()))
+
+
+def test_a_thousand_scans_are_refused_before_they_are_decoded():
+    data = many_scans(1000)
+    begin = time.process_time()
+    with pytest.raises(ImageError, match='scans'):
+        essential(data)
+    assert time.process_time() - begin < 0.1
+    # Fewer are allowed for a large image than for a small one.
+    with pytest.raises(ImageError, match='scans'):
+        essential(many_scans(4))
+    assert essential(many_scans(20, (640, 480)))
+    with pytest.raises(ImageError, match='scans'):
+        essential(many_scans(MAX_SCANS + 1, (64, 64)))
+
+
+def test_metadata_do_not_reach_the_decoder():
+    text = PngImagePlugin.PngInfo()
+    text.add_text('bomb', 'a' * 2_000_000, zip=True)
+    png = essential(encoded('PNG', pnginfo=text, icc_profile=b'0' * 100_000))
+    assert len(png) < len(encoded('PNG')) + 100 and b'bomb' not in png
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    jpeg = encoded(
+        'JPEG', quality=90, exif=exif, comment=b'c' * 60_000, icc_profile=b'0' * 300_000
+    )
+    kept = essential(jpeg)
+    assert len(kept) < len(jpeg) - 300_000
+    # Which way is up is asked of the file; nothing else is.
+    assert Image.open(io.BytesIO(kept)).getexif()[0x0112] == 6
+
+
+def chunk(kind, body=b''):
+    return struct.pack('>I', len(body)) + kind + body + struct.pack('>I', zlib.crc32(kind + body))
+
+
+BAD = {
+    'nothing': b'',
+    'text': b'GIF89a' + b'0' * 100,
+    'PNG of a million chunks': encoded('PNG')[:33] + chunk(b'tEXt') * 100_000,
+    'PNG without pixels': encoded('PNG')[:33] + chunk(b'IEND'),
+    'PNG with two headers': encoded('PNG')[:33] + encoded('PNG')[8:],
+    'PNG too large': encoded('PNG')[:8]
+    + chunk(b'IHDR', struct.pack('>IIBBBBB', 5000, 5000, 8, 2, 0, 0, 0))
+    + chunk(b'IDAT', zlib.compress(b'0')),
+    'PNG cut short': encoded('PNG')[:60],
+    'JPEG cut before its pixels': encoded('JPEG')[:80],
+    'JPEG of many segments': b'\xff\xd8' + b'\xff\xfe\x00\x02' * 10_000,
+    'JPEG in JPEG': encoded('JPEG')[:-2] + encoded('JPEG')[2:],
+    'JPEG of padding': b'\xff\xd8' + b'\xff' * 100_000,
+    'JPEG with a scan first': b'\xff\xd8\xff\xda\x00\x02abc\xff\xd9',
+}
+
+
+@pytest.mark.parametrize('name', BAD)
+def test_what_is_no_image_is_refused(name):
+    with pytest.raises(ImageError):
+        essential(BAD[name])
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(['JPEG', 'PNG']), st.data())
+def test_harmed_bytes_are_refused_or_stay_bounded(form, data):
+    raw = bytearray(encoded(form, progressive=True) if form == 'JPEG' else encoded(form))
+    for _ in range(data.draw(st.integers(1, 8))):
+        at = data.draw(st.integers(0, len(raw) - 1))
+        raw[at : at + data.draw(st.integers(0, 3))] = data.draw(st.binary(max_size=4))
+    try:
+        kept = essential(bytes(raw))
+    except ImageError:
+        return
+    assert kept.count(b'\xff\xda') <= MAX_SCANS * 2 and len(kept) <= len(raw) + 200
