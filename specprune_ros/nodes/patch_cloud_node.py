@@ -9,20 +9,22 @@ from __future__ import annotations
 import array
 import math
 from collections import deque
+from functools import partial
 from typing import Any
 
 import numpy as np
 from rclpy.lifecycle import Publisher
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2, PointField
 
+from specprune_ros.nodes.common.bounded_subscription import subscribe
 from specprune_ros.nodes.common.images import ImageError, check_size
 from specprune_ros.nodes.common.lifecycle import AutoLifecycleNode, run
 from specprune_ros.nodes.common.parameters import NodeParameters, ParameterSpec
 from specprune_ros.nodes.common.patch_mask import KEPT, colours, from_message
 from specprune_ros.nodes.common.qos import every, newest
+from specprune_ros.nodes.common.throttle import Throttle
 from specprune_ros.nodes.common.time import SECOND_NS, stamp_ns
 
-COMPLAIN_PERIOD = 5.0  # s
 DEPTHS = 16  # depth images kept, to find the one nearest to a mask
 GREY = (70, 70, 70)
 DTYPES = {'32FC1': np.float32, '16UC1': np.uint16}
@@ -159,6 +161,7 @@ class PatchCloud(AutoLifecycleNode):
         self._settings = NodeParameters(self, SETTINGS)
         self._output: Publisher | None = None
         self._listening: list[Any] = []
+        self._throttle = Throttle(self.get_logger())
         self._depths: deque[Image] = deque(maxlen=DEPTHS)
         self._info: CameraInfo | None = None
 
@@ -171,9 +174,12 @@ class PatchCloud(AutoLifecycleNode):
     def start(self) -> None:
         """Subscribe."""
         self._listening = [
-            self.create_subscription(Image, '~/kept', self._on_kept, every()),
-            self.create_subscription(Image, '~/depth', self._on_depth, newest()),
-            self.create_subscription(CameraInfo, '~/camera_info', self._on_info, newest()),
+            subscribe(self, kind, f'~/{topic}', callback, quality, partial(self._refuse, topic))
+            for kind, topic, callback, quality in (
+                (Image, 'kept', self._on_kept, every()),
+                (Image, 'depth', self._on_depth, newest()),
+                (CameraInfo, 'camera_info', self._on_info, newest()),
+            )
         ]
         self.get_logger().info('active')
 
@@ -192,6 +198,9 @@ class PatchCloud(AutoLifecycleNode):
             self._output = None
         self._settings.frozen = False
 
+    def _refuse(self, topic: str, reason: str) -> None:
+        self._throttle.warning(topic, reason)
+
     def _on_depth(self, message: Image) -> None:
         self._depths.append(message)
 
@@ -204,7 +213,7 @@ class PatchCloud(AutoLifecycleNode):
         try:
             cloud = self._cloud(message)
         except ImageError as error:
-            self.get_logger().warning(str(error), throttle_duration_sec=COMPLAIN_PERIOD)
+            self._refuse('kept', str(error))
             return
         self._output.publish(cloud)
 

@@ -5,6 +5,7 @@ Cartesian commands in. It also knows what no robot knows: whether the arm did wh
 from __future__ import annotations
 
 import array
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,11 +18,13 @@ from std_msgs.msg import ColorRGBA, Float64, String
 from std_srvs.srv import Trigger
 from visualization_msgs.msg import Marker, MarkerArray
 
+from specprune_ros.nodes.common.bounded_subscription import subscribe
 from specprune_ros.nodes.common.images import to_message
 from specprune_ros.nodes.common.lifecycle import AutoLifecycleNode, run
 from specprune_ros.nodes.common.parameters import NodeParameters, ParameterSpec
 from specprune_ros.nodes.common.qos import every, latched, newest
 from specprune_ros.nodes.common.task_results import to_message as verdict_message
+from specprune_ros.nodes.common.throttle import Throttle
 from specprune_ros.sim.arm.urdf import urdf
 from specprune_ros.sim.arm.world import World
 from specprune_ros.sim.tasks.task_evaluator import TaskEvaluator
@@ -86,6 +89,7 @@ class SimArm(AutoLifecycleNode):
         self._first_words = ''
         self._timer: Any = None
         self._listening: list[Any] = []
+        self._throttle = Throttle(self.get_logger())
         self._cameras: dict[str, Any] = {}
         self._ticks = 0
         self._stepped_ns = 0
@@ -129,10 +133,13 @@ class SimArm(AutoLifecycleNode):
         values = self._settings.values()
         self._description.publish(String(data=urdf()))
         self._listening = [
-            self.create_subscription(TwistStamped, '~/cmd_twist', self._on_twist, every()),
-            self.create_subscription(PoseStamped, '~/cmd_pose', self._on_pose, every()),
-            self.create_subscription(Float64, '~/gripper', self._on_gripper, every()),
-            self.create_subscription(String, '~/instruction', self._on_instruction, latched()),
+            subscribe(self, kind, f'~/{topic}', callback, quality, partial(self._refuse, topic))
+            for kind, topic, callback, quality in (
+                (TwistStamped, 'cmd_twist', self._on_twist, every()),
+                (PoseStamped, 'cmd_pose', self._on_pose, every()),
+                (Float64, 'gripper', self._on_gripper, every()),
+                (String, 'instruction', self._on_instruction, latched()),
+            )
         ]
         self._first_words = values['instruction']
         self._ticks = 0
@@ -258,7 +265,7 @@ class SimArm(AutoLifecycleNode):
             command()
         except ValueError as error:
             self._world.hold()
-            self.get_logger().warning(f'{topic}: {error}; holding', throttle_duration_sec=2.0)
+            self._refuse(topic, f'{error}; holding')
             return
         self._commanded_ns = self._now_ns()
         if self._first_words:
@@ -269,22 +276,26 @@ class SimArm(AutoLifecycleNode):
         self._first_words = ''
         self._tell(self._task_evaluator.on_instruction(message.data))
 
+    def _refuse(self, topic: str, reason: str) -> None:
+        self._throttle.warning(topic, reason)
+
     def _tell(self, verdict: TaskResult) -> None:
         """Publish how the instruction in force stands, and log it once it is known."""
         self._verdicts.publish(verdict_message(verdict))
         if verdict.outcome == UNKNOWN:
-            self.get_logger().warning(f'not judged: {verdict.detail}')
+            self._throttle.warning('not judged', verdict.detail)
         elif verdict.final:
-            self.get_logger().info(
+            self._throttle.info(
+                'task',
                 f"'{verdict.instruction}': {verdict.outcome.replace('_', ' ')} after "
-                f'{verdict.seconds:.1f} s' + (f' ({verdict.detail})' if verdict.detail else '')
+                f'{verdict.seconds:.1f} s' + (f' ({verdict.detail})' if verdict.detail else ''),
             )
 
     def _on_gripper(self, message: Float64) -> None:
         try:
             self._world.command_gripper(message.data)
         except ValueError as error:
-            self.get_logger().warning(f'gripper: {error}', throttle_duration_sec=2.0)
+            self._refuse('gripper', str(error))
 
     def _on_reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         if self._world is None:

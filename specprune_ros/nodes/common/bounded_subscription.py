@@ -11,7 +11,7 @@ from typing import Any
 
 from rclpy.serialization import deserialize_message
 
-from specprune_ros.policy.constants import MAX_INSTRUCTION, MAX_SIDE
+from specprune_ros.policy.constants import MAX_SIDE
 from specprune_ros.robot.description import MAX_URDF
 
 KIB = 1024
@@ -25,7 +25,7 @@ MOST = {
     'DiagnosticArray': 32 * KIB,
     'Image': 4 * MAX_SIDE * MAX_SIDE + SMALL,
     'JointState': 64 * KIB,
-    'String': 4 * MAX_INSTRUCTION + KIB,
+    'String': 64 * KIB,
 }
 
 

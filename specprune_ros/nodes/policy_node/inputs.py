@@ -37,9 +37,6 @@ from specprune_ros.robot.speed import (
     check_joint_count,
 )
 
-# The same complaint is logged at most this often, in seconds.
-COMPLAIN_PERIOD = 5.0
-
 
 def sample(speed: Speed | None) -> SpeedSample | None:
     """The controller's view of a measured speed."""
@@ -57,8 +54,8 @@ def sample(speed: Speed | None) -> SpeedSample | None:
 class Inputs:
     """Subscribes on construction; :meth:`close` unsubscribes. Runs in the executor's thread only.
 
-    ``arrived`` is told of every image that may be asked about; ``complain`` takes a source and a
-    reason and is expected to log without flooding.
+    ``arrived`` is told of every image that may be asked about; ``complain`` and ``announce`` take
+    a source and a text and are expected to log without flooding.
     """
 
     def __init__(
@@ -69,8 +66,10 @@ class Inputs:
         history: FrameHistory,
         arrived: Callable[[str, CameraImage], None],
         complain: Callable[[str, str], None],
+        announce: Callable[[str, str], None],
     ) -> None:
         self._node = node
+        self._announce = announce
         self._observation_buffer = observation_buffer
         self._history = history
         self._on_images_ready = arrived
@@ -112,14 +111,18 @@ class Inputs:
                 f'~/image/{camera}',
                 partial(self._on_image, camera),
                 quality,
+                partial(self._refuse_image, camera),
             )
-        self._listen(String, '~/instruction', self._on_instruction, latched())
-        self._listen(JointState, '~/joint_states', self._on_joints, newest())
-        self._listen(PoseStamped, '~/ee_pose', self._on_pose, newest())
+        self._listen(
+            String, '~/instruction', self._on_instruction, latched(), self._refuse_instruction
+        )
+        self._listen(JointState, '~/joint_states', self._on_joints, newest(), self._refuse_joints)
+        self._listen(PoseStamped, '~/ee_pose', self._on_pose, newest(), self._refuse_pose)
         if values['speed.source'] == 'twist':
-            self._listen(TwistStamped, '~/ee_twist', self._on_twist, newest())
+            refuse = self._refuse_twist
+            self._listen(TwistStamped, '~/ee_twist', self._on_twist, newest(), refuse)
             # Flexiv's v1 drivers publish the velocity in an AccelStamped.
-            self._listen(AccelStamped, '~/ee_twist_accel', self._on_accel, newest())
+            self._listen(AccelStamped, '~/ee_twist_accel', self._on_accel, newest(), refuse)
         if values['speed.source'] == 'joint_states':
             if values['robot_description']:
                 self._use_description(values['robot_description'])
@@ -135,9 +138,13 @@ class Inputs:
                 )
 
     def _listen(
-        self, kind: type, topic: str, callback: Callable[[Any], None], quality: Any
+        self,
+        kind: type,
+        topic: str,
+        callback: Callable[[Any], None],
+        quality: Any,
+        refused: Callable[[str], None],
     ) -> None:
-        refused = partial(self._complain, topic.removeprefix('~/'))
         self._subscriptions.append(subscribe(self._node, kind, topic, callback, quality, refused))
 
     def _on_image(self, camera: str, message: Image | CompressedImage) -> None:
@@ -156,8 +163,7 @@ class Inputs:
         self, camera: str, message: Image | CompressedImage, found: np.ndarray | ImageError
     ) -> None:
         if isinstance(found, ImageError):
-            self._observation_buffer.fault(camera, str(found))
-            self._complain(f"camera '{camera}'", str(found))
+            self._refuse_image(camera, str(found))
             return
         image = CameraImage(found, stamp_ns(message))
         kept = self._observation_buffer.put_image(camera, image)
@@ -167,13 +173,21 @@ class Inputs:
             self._history.push(camera, image)
             self._on_images_ready(camera, image)
 
+    def _refuse_image(self, camera: str, reason: str) -> None:
+        self._observation_buffer.fault(camera, reason)
+        self._complain(f"camera '{camera}'", reason)
+
+    def _refuse_instruction(self, reason: str) -> None:
+        self._observation_buffer.refuse_instruction(reason)
+        self._complain('instruction', reason)
+
     def _on_instruction(self, message: String) -> None:
         try:
             self._observation_buffer.put_instruction(message.data)
         except ObservationError as error:
             self._complain('instruction', str(error))
         else:
-            self._node.get_logger().info(f"instruction: '{message.data}'")
+            self._announce('instruction', f"'{message.data}'")
 
     def _on_joints(self, message: JointState) -> None:
         stamp = stamp_ns(message)
@@ -202,7 +216,7 @@ class Inputs:
             self.speed_frame = speed.frame
         self._observation_buffer.put_speed(sample(speed), stamp)
 
-    def _refuse_joints(self, reason: str, stamp: int) -> None:
+    def _refuse_joints(self, reason: str, stamp: int = 0) -> None:
         """Nothing of a joint state can be used: what was read from earlier ones is lost."""
         layout = self._values['proprio.layout']
         if layout == 'pose_gripper':
@@ -270,11 +284,14 @@ class Inputs:
                 message.header.frame_id,
             )
         except SpeedError as error:
-            self._observation_buffer.put_speed(None, stamp)
-            self._complain('ee_twist', str(error))
+            self._refuse_twist(str(error), stamp)
             return
         self.speed_frame = speed.frame
         self._observation_buffer.put_speed(sample(speed), stamp)
+
+    def _refuse_twist(self, reason: str, stamp: int = 0) -> None:
+        self._observation_buffer.put_speed(None, stamp)
+        self._complain('ee_twist', reason)
 
     def _use_description(self, urdf: str) -> None:
         self._joint_speed = JointSpeed(

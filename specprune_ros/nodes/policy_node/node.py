@@ -5,7 +5,6 @@ Callbacks store, one thread infers, and another publishes what it finds the mome
 
 from __future__ import annotations
 
-import math
 import re
 import sys
 import time
@@ -33,10 +32,11 @@ from specprune_ros.nodes.common.lifecycle import AutoLifecycleNode, find_trim, r
 from specprune_ros.nodes.common.parameters import NodeParameters
 from specprune_ros.nodes.common.qos import every, newest
 from specprune_ros.nodes.common.rates import Percentiles, RateMeter
+from specprune_ros.nodes.common.throttle import Throttle
 from specprune_ros.nodes.common.time import SECOND_NS, time_message
 from specprune_ros.nodes.executor_node.realtime import freeze_gc, release_heap
 from specprune_ros.nodes.policy_node.inference import InferenceThread
-from specprune_ros.nodes.policy_node.inputs import COMPLAIN_PERIOD, Inputs, sample
+from specprune_ros.nodes.policy_node.inputs import Inputs, sample
 from specprune_ros.nodes.policy_node.messages import chunk_message, stats_message
 from specprune_ros.nodes.policy_node.observation_buffer import Limits, ObservationBuffer
 from specprune_ros.nodes.policy_node.parameters import NODE_PARAMETERS, pruning_parameters
@@ -80,7 +80,7 @@ class SpecPruneNode(AutoLifecycleNode):
         self._loss = ''
         self._trouble = ''
         self._typical = 0.0  # s
-        self._complaints: dict[str, tuple[str, float]] = {}
+        self._throttle = Throttle(self.get_logger())
         self._chunk_rate = RateMeter()
         self._latency = Percentiles()
         self._last: PolicyResult | None = None
@@ -160,6 +160,7 @@ class SpecPruneNode(AutoLifecycleNode):
             self._policy.history,
             self._on_images_ready,
             self._complain,
+            self._throttle.info,
         )
         self._working = True
         self._resume()
@@ -323,7 +324,7 @@ class SpecPruneNode(AutoLifecycleNode):
             self.get_logger().info('chunks again')
             self._refusal = ''
         if result.reset:
-            self.get_logger().info(f'episode {result.episode}: {result.reset}')
+            self._throttle.info(f'episode {result.episode}', result.reset)
         for note in result.notes:
             self._complain('policy', note)
         self._publish_overlays(header, result)
@@ -359,7 +360,7 @@ class SpecPruneNode(AutoLifecycleNode):
     def _refuse(self, reason: str) -> None:
         """No chunk was made, and why: once in the log, always in the diagnostics."""
         if NUMBERS.sub('#', reason) != NUMBERS.sub('#', self._refusal):
-            self.get_logger().warning(f'no chunk: {reason}')
+            self._throttle.warning('no chunk', reason)
         self._refusal = reason
 
     def _lose(self, reason: str) -> None:
@@ -456,12 +457,8 @@ class SpecPruneNode(AutoLifecycleNode):
             self._thread.deactivate()
 
     def _complain(self, source: str, reason: str) -> None:
-        """Log a warning, the same one not more often than every few seconds."""
-        now = time.monotonic()
-        last, at = self._complaints.get(source, ('', -math.inf))
-        if reason != last or not 0 <= now - at < COMPLAIN_PERIOD:
-            self.get_logger().warning(f'{source}: {reason}')
-            self._complaints[source] = (reason, now)
+        """Log a warning, not more often than a person can read."""
+        self._throttle.warning(source, reason)
 
     def _report(self) -> None:
         now_ns, now = self._now_ns(), time.monotonic()

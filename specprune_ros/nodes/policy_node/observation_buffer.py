@@ -132,6 +132,11 @@ class ObservationBuffer:
             self._instruction = text
             self._changed.notify_all()
 
+    def refuse_instruction(self, reason: str) -> None:
+        """An instruction came that cannot be read; the one before it is no longer in force."""
+        with self._changed:
+            self._instruction, self._instruction_fault = '', reason
+
     @property
     def instruction(self) -> str:
         """The instruction in force, empty without one."""

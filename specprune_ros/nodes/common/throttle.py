@@ -1,0 +1,42 @@
+"""Log lines on what others send: quoted, shortened, not more often than a person can read."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+from specprune_ros.bounded_files import one_line
+
+SAME, OTHER = 5.0, 1.0  # s between two lines of one source: the same text, and another one
+MOST_SOURCES = 100
+
+
+class Throttle:
+    """One line per source and second at most; how many were left out is said with the next.
+
+    Whoever floods a node with a thousand different faults a second then fills no disk.
+    """
+
+    def __init__(self, logger: Any) -> None:
+        self._logger = logger
+        self._last: dict[str, tuple[str, float, int]] = {}
+
+    def warning(self, source: str, reason: str) -> None:
+        """Log a warning."""
+        self._say(self._logger.warning, source, reason)
+
+    def info(self, source: str, text: str) -> None:
+        """Log what happened."""
+        self._say(self._logger.info, source, text)
+
+    def _say(self, log: Any, source: str, reason: str) -> None:
+        last, at, more = self._last.get(source, ('', -math.inf, 0))
+        now = time.monotonic()
+        if now - at < (SAME if reason == last else OTHER):
+            self._last[source] = (last, at, more + 1)
+            return
+        if len(self._last) >= MOST_SOURCES:
+            self._last.clear()
+        self._last[source] = (reason, now, 0)
+        log(f'{one_line(source)}: {one_line(reason)}' + (f' ({more} left out)' if more else ''))
