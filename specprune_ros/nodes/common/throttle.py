@@ -22,21 +22,26 @@ class Throttle:
         self._logger = logger
         self._last: dict[str, tuple[str, float, int]] = {}
 
+    # A logger remembers the severity of a calling line: each has a line of its own.
+
     def warning(self, source: str, reason: str) -> None:
         """Log a warning."""
-        self._say(self._logger.warning, source, reason)
+        if text := self._due(source, reason):
+            self._logger.warning(text)
 
     def info(self, source: str, text: str) -> None:
         """Log what happened."""
-        self._say(self._logger.info, source, text)
+        if text := self._due(source, text):
+            self._logger.info(text)
 
-    def _say(self, log: Any, source: str, reason: str) -> None:
+    def _due(self, source: str, reason: str) -> str:
         last, at, more = self._last.get(source, ('', -math.inf, 0))
         now = time.monotonic()
         if now - at < (SAME if reason == last else OTHER):
             self._last[source] = (last, at, more + 1)
-            return
+            return ''
         if len(self._last) >= MOST_SOURCES:
             self._last.clear()
         self._last[source] = (reason, now, 0)
-        log(f'{one_line(source)}: {one_line(reason)}' + (f' ({more} left out)' if more else ''))
+        left_out = f' ({more} left out)' if more else ''
+        return f'{one_line(source)}: {one_line(reason)}{left_out}'
