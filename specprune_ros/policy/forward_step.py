@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from specprune_ros.models.build import Network
+from specprune_ros.models.config import PolicyConfig
 from specprune_ros.models.decoder import DecoderOutput, KVCache
 from specprune_ros.models.families.base import Embedded
 from specprune_ros.models.flops import query_flops
@@ -201,6 +202,24 @@ def forward_step(
     timer.mark()
     embedded = model.embed(pixels, inputs.prompt, inputs.proprio, inputs.ids)
     timer.mark()
+    prune_pass = begin_pass(model, key, inputs, embedded, similarity)
+    output = decode(model, embedded, prune_pass, inputs.cache)
+    outcome = prune_pass.finish()
+    timer.mark()
+    actions = model.head(output, embedded.layout, inputs.noise)
+    outputs = device_outputs(config, embedded, output, outcome, actions)
+    timer.mark()
+    return outputs
+
+
+def begin_pass(
+    model: Network,
+    key: GraphKey,
+    inputs: StepInputs,
+    embedded: Embedded,
+    similarity: Tensor | None,
+) -> PrunePass:
+    """The pruner's pass for one query."""
     context = QueryContext(
         layout=embedded.layout,
         params=key.params,
@@ -215,14 +234,19 @@ def forward_step(
         displacement=inputs.displacement,
         seed=inputs.seed,
     )
-    prune_pass = pruner(key.params.pruner).begin(context)
-    output = decode(model, embedded, prune_pass, inputs.cache)
-    outcome = prune_pass.finish()
-    timer.mark()
-    actions = model.head(output, embedded.layout, inputs.noise)
+    return pruner(key.params.pruner).begin(context)
+
+
+def device_outputs(
+    config: PolicyConfig,
+    embedded: Embedded,
+    output: DecoderOutput,
+    outcome: PassOutcome,
+    actions: Tensor,
+) -> DeviceOutputs:
+    """What a query leaves, once its pass is finished."""
     counts, judged = _counts(outcome, embedded.layout, actions.device)
     packed = torch.cat((actions.float().flatten(), counts.float()))
-    timer.mark()
     present = [count for count in output.layer_tokens if count]
     metadata = PassMetadata(
         sets=tuple(outcome.sets),

@@ -6,11 +6,13 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 from threading import Lock
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from specprune_ros.policy.observation import CameraImage
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 CAPACITY = 64
 
@@ -45,11 +47,15 @@ class Frame:
                 assert self.image is not None
                 seen = prepare(self.image)
                 if seen.is_cuda:
+                    import torch
+
                     self._there = torch.cuda.Event()
                     self._there.record(torch.cuda.current_stream(seen.device))
                 self._seen, self.image = seen, None
             seen = self._seen
         if self._there is not None:
+            import torch
+
             self._there.wait(torch.cuda.current_stream(seen.device))
         return seen
 

@@ -7,16 +7,44 @@ All reset rules of the package live in this file.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import Tensor
 
-from specprune_ros.models.decoder import KVCache
 from specprune_ros.policy.image_buffer import FrameHistory
 from specprune_ros.policy.observation import Observation
 from specprune_ros.pruning.controller import ControllerState
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from specprune_ros.models.decoder import KVCache
+    from specprune_ros.pruning.params import PruningParams
+
 SECOND_NS = 1_000_000_000
+HISTORY_STEPS = 20  # control steps of images kept for V_dynamic
+
+
+def history_for(step_dt: float) -> FrameHistory:
+    """The image history of a policy whose control step takes ``step_dt`` seconds."""
+    # Two images a control step are as many as a look back by control steps can tell apart.
+    return FrameHistory(
+        round(HISTORY_STEPS * step_dt * SECOND_NS), round(0.45 * step_dt * SECOND_NS)
+    )
+
+
+def prior_key(params: PruningParams) -> tuple[object, ...]:
+    """What the scores carried from query to query mean: who listened where, to which rows."""
+    return (
+        params.pruner,
+        params.layers_global,
+        params.rows_global,
+        params.update_layers,
+        params.rows_layer,
+        params.confidence,
+        params.confidence_normalised,
+        params.confidence_when,
+    )
 
 
 @dataclass

@@ -48,7 +48,9 @@ class Observation:
     ``images`` maps camera names, in the policy's order, to images. ``proprio`` is float64
     ``[proprio_dim]`` in the units of the policy's statistics, or ``None`` for a policy without
     proprioception. ``speed`` is the end-effector speed (``None`` unknown), ``position`` the end-
-    effector position in metres, float64 ``[3]`` (``None`` unknown).
+    effector position in metres, float64 ``[3]`` (``None`` unknown). ``past`` are the images to
+    compare with, where whoever asks keeps the history (empty: there are none); ``None`` leaves
+    that to the policy's own history.
     """
 
     images: Mapping[str, CameraImage]
@@ -56,6 +58,7 @@ class Observation:
     proprio: np.ndarray | None = None
     speed: SpeedSample | None = None
     position: np.ndarray | None = None
+    past: Mapping[str, CameraImage] | None = None
 
     @property
     def stamp_ns(self) -> int:
@@ -71,6 +74,12 @@ class Observation:
             )
         for camera, image in self.images.items():
             image.check(camera)
+        for camera, image in (self.past or {}).items():
+            image.check(f'{camera} (past)')
+            if camera not in self.images or image.stamp_ns >= self.images[camera].stamp_ns:
+                raise ObservationError(f"camera '{camera}': its past image is not older")
+        if self.past and len(self.past) != len(self.images):
+            raise ObservationError('past images of some cameras are missing')
         check_instruction(self.instruction)
         if proprio_dim:
             if self.proprio is None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,12 +23,12 @@ from specprune_ros.policy.action_extrapolator import ActionExtrapolator
 from specprune_ros.policy.engine.cuda_graph import CudaGraphEngine
 from specprune_ros.policy.engine.eager import EagerEngine
 from specprune_ros.policy.forward_step import StepInputs, StepOutputs, compares
-from specprune_ros.policy.image_buffer import FrameHistory
-from specprune_ros.policy.memory import SECOND_NS, Memory
+from specprune_ros.policy.memory import SECOND_NS, Memory, history_for, prior_key
 from specprune_ros.policy.motion_range import motion_range
 from specprune_ros.policy.observation import CameraImage, Observation, ObservationError
 from specprune_ros.policy.result import (
     Overlay,
+    PolicyError,
     PolicyResult,
     Refreshes,
     StageTimes,
@@ -40,12 +41,6 @@ from specprune_ros.pruning.metrics import action_deviation, kept_recall
 from specprune_ros.pruning.params import PruningParams
 from specprune_ros.pruning.registry import check_params, pruner
 from specprune_ros.pruning.similarity import changed_share, patch_cosine
-
-HISTORY_STEPS = 20  # control steps of images kept for V_dynamic
-
-
-class PolicyError(RuntimeError):
-    """The model gave something no arm may be given; the message says what."""
 
 
 class Policy:
@@ -67,10 +62,7 @@ class Policy:
         self.loaded = loaded
         self.config: PolicyConfig = loaded.config
         self.step_dt = 1.0 / self.config.control_hz
-        # Two images a control step are as many as a look back by control steps can tell apart.
-        self.history = FrameHistory(
-            round(HISTORY_STEPS * self.step_dt * SECOND_NS), round(0.45 * self.step_dt * SECOND_NS)
-        )
+        self.history = history_for(self.step_dt)
         self.max_normalised_action = max_normalised_action
         self.measure_deviation = False
         self.wants_overlay = True
@@ -104,6 +96,11 @@ class Policy:
         """The version being prepared while the one before still answers, ``None`` for none."""
         version = self._latest[1]
         return version if version > self._snapshot[1] else None
+
+    @property
+    def engine(self) -> Any:
+        """What runs the queries; policies of one model may share it."""
+        return self._engine
 
     @property
     def engine_status(self) -> str:
@@ -263,7 +260,7 @@ class Policy:
         memory = self._memory
         # A slow model must not take its own slowness for a pause.
         memory.gap_limit_s = max(params.reset_gap, 3.0 * self._took)
-        reset = memory.open(observation, _prior_key(params))
+        reset = memory.open(observation, prior_key(params))
         decision = self._controller.decide(observation.speed, params, memory.controller)
         memory.controller = decision.state
         if params.scheduler == 'ridge':
@@ -471,6 +468,8 @@ class Policy:
         seconds.
         """
         stamp = observation.stamp_ns
+        if observation.past is not None:
+            return self._given(observation, observation.past)
         wanted = stamp - round(steps * self.step_dt * SECOND_NS)
         past = [
             self.history.at(camera, wanted, image.stamp_ns)
@@ -493,6 +492,17 @@ class Policy:
             return None
         axes = [i for i, name in enumerate(action.dims) if name in ('x', 'y', 'z')]
         return float(np.linalg.norm((actions * np.asarray(action.scale))[:, axes].sum(0)))
+
+    def _given(
+        self, observation: Observation, past: Mapping[str, CameraImage]
+    ) -> tuple[Tensor | None, float | None]:
+        """The past images that came with the observation, like :meth:`_past`."""
+        if not past:
+            return None, None
+        then = [self._prepare(camera, past[camera]) for camera in observation.images]
+        self._held += then
+        oldest = min(image.stamp_ns for image in past.values())
+        return torch.stack(then), (observation.stamp_ns - oldest) / SECOND_NS
 
     def _proprio(self, observation: Observation) -> Tensor | None:
         if not self.config.proprio_dim or observation.proprio is None:
@@ -590,17 +600,3 @@ class Policy:
         if self.loaded.preprocessor.note:
             notes.append(self.loaded.preprocessor.note)
         return tuple(notes)
-
-
-def _prior_key(params: PruningParams) -> tuple[object, ...]:
-    """What the scores carried from query to query mean: who listened where, to which rows."""
-    return (
-        params.pruner,
-        params.layers_global,
-        params.rows_global,
-        params.update_layers,
-        params.rows_layer,
-        params.confidence,
-        params.confidence_normalised,
-        params.confidence_when,
-    )

@@ -12,6 +12,10 @@ from specprune_ros.pruning.controller import SpeedSample
 from specprune_ros.pruning.interface import Mode
 
 
+class PolicyError(RuntimeError):
+    """There are no actions that an arm may be given; the message says why."""
+
+
 @dataclass(frozen=True)
 class StageTimes:
     """Wall time of each stage of a query, in seconds; ``total`` is the policy's own time, with the

@@ -29,6 +29,7 @@ class DBOFT(nn.Module):
     """The policy network. ``embed``, then ``decoder``, then ``head``."""
 
     latency_curve: LatencyCurve | None = None  # what rows cost where it runs, once measured
+    batches = True  # queries of one layout can run together (decoder_batch)
 
     def __init__(self, config: PolicyConfig) -> None:
         super().__init__()

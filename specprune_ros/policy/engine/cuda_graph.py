@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -135,6 +135,14 @@ class CudaGraphEngine:
         numbers = staged.numpy().copy()
         chunk = self.loaded.config.chunk
         return read(captured.device_outputs, numbers, chunk, captured.timer.seconds())
+
+    def can_batch(self, key: GraphKey, inputs: StepInputs) -> bool:
+        """Never: replays run one after the other."""
+        return False
+
+    def run_batch(self, key: GraphKey, batch: Sequence[StepInputs]) -> list[StepOutputs]:
+        """One after the other."""
+        return [self.run(key, inputs) for inputs in batch]
 
     def prepare(
         self, params: PruningParams, prompt: Prompt | None, ready: Callable[[], None]

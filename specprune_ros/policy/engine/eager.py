@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+
+import torch
 
 from specprune_ros.models.load import LoadedModel
 from specprune_ros.models.tokens import Prompt
+from specprune_ros.policy.batch_step import batchable, forward_batch
 from specprune_ros.policy.forward_step import (
     Decode,
     GraphKey,
@@ -39,6 +42,20 @@ class EagerEngine:
         given = forward_step(self.loaded, key, inputs.on(self.device), timer, decode)
         numbers = given.packed.cpu().numpy()
         return read(given, numbers, self.loaded.config.chunk, timer.seconds())
+
+    def can_batch(self, key: GraphKey, inputs: StepInputs) -> bool:
+        """Whether queries of this key can run together: same shapes, whatever the data."""
+        return self.decode is plain_decode and batchable(self.loaded.model, key, inputs)
+
+    def run_batch(self, key: GraphKey, batch: Sequence[StepInputs]) -> list[StepOutputs]:
+        """Run queries of one key together; ``seconds`` are those of the whole batch."""
+        timer = stage_timer_on(self.device)
+        there = [inputs.on(self.device) for inputs in batch]
+        given = forward_batch(self.loaded, key, there, timer)
+        numbers = torch.stack([one.packed for one in given]).cpu().numpy()
+        chunk, seconds = self.loaded.config.chunk, timer.seconds()
+        pairs = zip(given, numbers, strict=True)
+        return [read(one, mine, chunk, seconds) for one, mine in pairs]
 
     def prepare(
         self, params: PruningParams, prompt: Prompt | None, ready: Callable[[], None]
