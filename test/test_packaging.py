@@ -84,7 +84,9 @@ def test_colcon_accepts_package_xml():
     assert [group.name for group in package.member_of_groups] == ['rosidl_interface_packages']
 
 
-@pytest.mark.parametrize('name', ['run', 'sim', 'view', 'test', 'build', 'ros'])
+@pytest.mark.parametrize(
+    'name', ['run', 'sim', 'view', 'test', 'build', 'ros', 'ray', 'vla_eval']
+)
 def test_every_requirement_is_pinned(name):
     missing = requirements(name) - constraints().keys()
     assert not missing, f'pin in constraints.txt: {sorted(missing)}'
@@ -109,7 +111,9 @@ def test_what_is_imported_is_required():
     """By pip for the half without ROS, by package.xml for the messages that nodes use."""
     run = requirements('run')
     known = dict.fromkeys(('pruning', 'models', 'policy', 'robot', 'cli'), run)
-    known['sim'] = run | requirements('sim')
+    extras = requirements('ray') | requirements('vla_eval')
+    known['sim'] = run | requirements('sim') | extras
+    known['serving'] = run | extras
     known['nodes'] = (
         run | requirements('view') | {normal(name) for name in declared(package_xml())}
     )

@@ -21,6 +21,7 @@ COMMANDS = (
     'verify',
     'train',
     'eval',
+    'serve',
 )
 
 # Commands that run a pruning method, which may come from a file of the user's.

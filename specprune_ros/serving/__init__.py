@@ -1,0 +1,1 @@
+"""Policy server and client: openpi's WebSocket protocol, sessions, batches, Ray Serve."""

@@ -1,0 +1,369 @@
+"""The client: a policy that lives on a server, with the history kept here. Needs no PyTorch.
+
+:class:`RemotePolicy` offers what the node and the simulated episodes use of
+:class:`~specprune_ros.policy.policy.Policy`. Image history, speeds and the rules that begin a new
+episode stay on this side; stamps are of this side's clock and the server compares them with one
+another only. A connection is one session: a new one begins a new episode, and the result says so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ssl
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+from websockets.exceptions import InvalidStatus, WebSocketException
+from websockets.sync.client import ClientConnection, connect
+
+from specprune_ros.models.config import ConfigError, PolicyConfig
+from specprune_ros.policy.memory import SECOND_NS, Memory, history_for, prior_key
+from specprune_ros.policy.observation import CameraImage, Observation, ObservationError
+from specprune_ros.policy.result import PolicyError, PolicyResult
+from specprune_ros.pruning.controller import history_offset
+from specprune_ros.pruning.params import ParamError, PruningParams
+from specprune_ros.serving.messages import request_of, result_of
+from specprune_ros.serving.protocol import (
+    BAD_REQUEST,
+    EXTENSION,
+    MAX_MESSAGE,
+    PROTOCOL,
+    ProtocolError,
+    pack,
+    read_error,
+    unpack,
+)
+
+CONNECT_TIMEOUT = 5.0  # s
+
+
+class ServerError(PolicyError):
+    """The server is lost, slow, or refused; the message says which, and of which server."""
+
+
+class Connection:
+    """One connection to a policy server: maps out, maps back. Not thread-safe.
+
+    ``timeout`` bounds a whole request in seconds. Everything that fails raises
+    :class:`ServerError`; after that the connection is closed, but for a refusal
+    (:class:`RefusedError`).
+    """
+
+    def __init__(
+        self,
+        url: str,
+        api_key: str = '',
+        timeout: float = 2.0,
+        connect_timeout: float = CONNECT_TIMEOUT,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        self.url, self.timeout = url, timeout
+        headers = {'Authorization': f'Api-Key {api_key}'} if api_key else None
+        self._open = contextlib.ExitStack()
+        try:
+            socket = connect(
+                url,
+                additional_headers=headers,
+                compression=None,
+                max_size=MAX_MESSAGE,
+                open_timeout=connect_timeout,
+                close_timeout=0.5,
+                ssl=tls,
+                proxy=None,  # a robot's server is on its network
+            )
+            self._socket: ClientConnection = self._open.enter_context(socket)
+        except InvalidStatus as error:
+            said = error.response.body.decode(errors='replace').strip() if error.response else ''
+            status = error.response.status_code if error.response else 0
+            raise ServerError(f'{url} refused the connection: HTTP {status} {said}') from error
+        except (OSError, WebSocketException, ValueError) as error:
+            raise ServerError(f'{url} cannot be reached: {_said(error)}') from error
+        self.metadata = self._metadata(connect_timeout)
+
+    def _metadata(self, timeout: float) -> dict[str, Any]:
+        found = self._receive(timeout)
+        if not isinstance(found, dict):
+            self.close()
+            raise ServerError(f'{self.url} sent no metadata: is it a policy server?')
+        return found
+
+    def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Send a request and wait for its reply."""
+        end = time.monotonic() + self.timeout
+        try:
+            self._socket.send(pack(request))
+        except (OSError, WebSocketException) as error:
+            self.close()
+            raise ServerError(f'{self.url} is lost: {_said(error)}') from error
+        reply = self._receive(end - time.monotonic())
+        if not isinstance(reply, dict):
+            self.close()
+            raise ServerError(f'{self.url} answered with {type(reply).__name__}, not a map')
+        return reply
+
+    def _receive(self, timeout: float) -> Any:
+        try:
+            frame = self._socket.recv(timeout=max(timeout, 0.0))
+            value = None if isinstance(frame, str) else unpack(frame)
+        except TimeoutError:
+            self.close()  # its answer would be taken for the next one's
+            raise ServerError(f'{self.url} did not answer in {self.timeout:g} s') from None
+        except (OSError, WebSocketException) as error:
+            self.close()
+            raise ServerError(f'{self.url} is lost: {_said(error)}') from error
+        except ProtocolError as error:
+            self.close()
+            raise ServerError(f'{self.url} sent what cannot be read: {error}') from error
+        if isinstance(frame, str):
+            raise RefusedError(self.url, *read_error(frame))
+        return value
+
+    def close(self) -> None:
+        """Close; more than once does no harm."""
+        with contextlib.suppress(OSError, WebSocketException):
+            self._open.close()
+
+    def __enter__(self) -> Connection:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+class RefusedError(ServerError):
+    """The server answered with an error; the connection lives on. ``kind`` and ``reason`` are
+    what it said.
+    """
+
+    def __init__(self, url: str, kind: str, reason: str) -> None:
+        super().__init__(f'{url}: {kind}: {reason}')
+        self.kind, self.reason = kind, reason
+
+
+def _said(error: BaseException) -> str:
+    return str(error) or type(error).__name__
+
+
+class RemotePolicy:
+    """A policy on a server; see the module's text.
+
+    :meth:`act` belongs to one thread; :attr:`history`, :meth:`set_params` and :meth:`reset` may be
+    used from any. Raises :class:`ServerError` where the server cannot be reached or is not of this
+    protocol.
+    """
+
+    engine_trouble = ''
+    pending_version = None
+    device = None  # of the model: not on this machine
+
+    def __init__(
+        self,
+        url: str,
+        api_key: str = '',
+        params: PruningParams | None = None,
+        timeout: float = 2.0,
+        connect_timeout: float = CONNECT_TIMEOUT,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        if urlsplit(url).scheme not in ('ws', 'wss'):
+            raise ServerError(f"'{url}' is no address of a server: want ws://HOST:PORT")
+        self.url = url
+        self.max_normalised_action = 10.0
+        self.measure_deviation = False
+        self.wants_overlay = False
+        self._options = (api_key, timeout, connect_timeout, tls)
+        self._connection: Connection | None = self._connect()
+        metadata = self._connection.metadata
+        self.config = _config(url, metadata)
+        self.notes = [str(note) for note in metadata.get('notes', ())]
+        self.step_dt = 1.0 / self.config.control_hz
+        self.history = history_for(self.step_dt)
+        self._memory = Memory(self.history)
+        self._took = 0.0
+        self._swap = threading.Lock()
+        known = params or _params(url, metadata)
+        self._latest = (known, 1)
+        self._sent = 0  # version of the parameters that this connection's session has
+        self._compares = bool(metadata.get('compares', True))
+
+    def _connect(self) -> Connection:
+        api_key, timeout, connect_timeout, tls = self._options
+        connection = Connection(self.url, api_key, timeout, connect_timeout, tls)
+        try:
+            _config(self.url, connection.metadata)
+        except ServerError:
+            connection.close()
+            raise
+        return connection
+
+    @property
+    def params(self) -> PruningParams:
+        """The parameters the next query runs with."""
+        return self._latest[0]
+
+    @property
+    def params_version(self) -> int:
+        """Counts changes of the parameters, from 1."""
+        return self._latest[1]
+
+    @property
+    def engine_status(self) -> str:
+        """What runs the queries, in a few words."""
+        connection = self._connection
+        if connection is None:
+            return f'{self.url}: not connected'
+        return f'{self.url}: {connection.metadata.get("engine", "")}'
+
+    @property
+    def episode(self) -> int:
+        """Counts resets of the memory."""
+        return self._memory.episode
+
+    def check_params(self, params: PruningParams) -> None:
+        """Ask the server, on a connection of its own, whether parameters and model fit.
+
+        Raises ``ParamError`` or :class:`ServerError`.
+        """
+        with self._connect() as connection:
+            try:
+                connection.ask({EXTENSION: {'check': params.as_dict()}})
+            except RefusedError as error:
+                name, _, reason = error.reason.partition(': ')
+                raise ParamError(name, reason or error.reason) from error
+
+    def set_params(self, params: PruningParams) -> int:
+        """Use ``params`` from the next query on; returns their version. Raises like
+        :meth:`check_params`.
+        """
+        self.check_params(params)
+        with self._swap:
+            self._latest = (params, self._latest[1] + 1)
+            return self._latest[1]
+
+    def reset(self, reason: str = 'asked for') -> None:
+        """Forget everything before the next query, here and there."""
+        self._memory.request_reset(reason)
+
+    def warm_up(self, instruction: str = 'warm up') -> float:
+        """Ask two queries on grey images in a session of their own; returns the second's seconds,
+        the way to the server and back included.
+        """
+        size, seconds = self.config.image_size, 0.0
+        grey = np.full((size, size, 3), 128, np.uint8)
+        with self._connect() as connection:
+            for stamp in (0, round(self.step_dt * SECOND_NS)):
+                image = CameraImage(grey, stamp)
+                dim = self.config.proprio_dim
+                observation = Observation(
+                    images=dict.fromkeys(self.config.cameras, image),
+                    instruction=instruction,
+                    proprio=np.zeros(dim) if dim else None,
+                )
+                begin = time.monotonic()
+                connection.ask(request_of(observation, params=self.params.as_dict()))
+                seconds = time.monotonic() - begin
+        return seconds
+
+    def close(self) -> None:
+        """Close the connection."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+    def act(self, observation: Observation) -> PolicyResult:
+        """One query. Raises ``ObservationError`` and :class:`ServerError`; after the latter the
+        next query connects again, and begins a new episode.
+        """
+        observation.check(len(self.config.cameras), self.config.proprio_dim)
+        begin = time.monotonic()
+        try:
+            return self._query(observation, begin)
+        except BaseException as error:
+            self._memory.request_reset(f'after an error: {error}')
+            if not isinstance(error, (RefusedError, ObservationError)):
+                self.close()
+            raise
+
+    def _query(self, observation: Observation, begin: float) -> PolicyResult:
+        if self._connection is None:
+            self._connection = self._connect()
+            self._sent = 0
+            self._memory.request_reset('connected again')
+        connection = self._connection
+        params, version = self._latest
+        memory = self._memory
+        memory.gap_limit_s = max(params.reset_gap, 3.0 * self._took)
+        reset = memory.open(observation, prior_key(params))
+        ours: dict[str, Any] = {'max_normalised_action': self.max_normalised_action}
+        if reset is not None:
+            ours['reset'] = reset
+        if self._sent != version:
+            ours.update(params=params.as_dict(), params_version=version)
+        if self.wants_overlay:
+            ours['overlay'] = True
+        if self.measure_deviation:
+            ours['measure_deviation'] = True
+        past = self._past(observation, params) if self._compares else {}
+        try:
+            reply = connection.ask(request_of(replace(observation, past=past), **ours))
+        except RefusedError as error:
+            if error.kind == BAD_REQUEST:
+                raise ObservationError(f'{self.url}: {error.reason}') from error
+            raise
+        result = self._result(reply)
+        self._sent = version
+        self._compares = bool(reply[EXTENSION].get('compares', True))
+        self._took = time.monotonic() - begin
+        memory.close(observation, {}, None, dense=result.mode.value == 'dense')
+        if reset is None and result.reset is not None:  # forgotten there, for a reason of its own
+            memory.episode += 1
+        return replace(result, episode=memory.episode, reset=reset or result.reset)
+
+    def _result(self, reply: Mapping[str, Any]) -> PolicyResult:
+        ours = reply.get(EXTENSION)
+        try:
+            if not isinstance(ours, Mapping):
+                raise ProtocolError('a reply without the account of the query')
+            actions = np.asarray(reply.get('actions'), np.float64)
+            shape = (self.config.chunk, self.config.action_dim)
+            if actions.shape != shape or not np.isfinite(actions).all():
+                raise ProtocolError(f'no finite actions of shape {list(shape)}')
+            return result_of(actions, ours)
+        except (ProtocolError, TypeError, ValueError) as error:
+            raise ServerError(f'{self.url} answered with {error}') from error
+
+    def _past(self, observation: Observation, params: PruningParams) -> dict[str, CameraImage]:
+        """The images to compare with, by the policy's own rule; empty without a past."""
+        steps = history_offset(self._memory.displacement(observation), params)
+        wanted = observation.stamp_ns - round(steps * self.step_dt * SECOND_NS)
+        past = {
+            camera: self.history.at(camera, wanted, image.stamp_ns)
+            for camera, image in observation.images.items()
+        }
+        if any(frame is None or frame.image is None for frame in past.values()):
+            return {}
+        return {camera: frame.image for camera, frame in past.items() if frame is not None}
+
+
+def _config(url: str, metadata: Mapping[str, Any]) -> PolicyConfig:
+    if metadata.get('protocol') != PROTOCOL:
+        raise ServerError(
+            f'{url} is no specprune_ros server of protocol {PROTOCOL}: it says it is '
+            f'{metadata.get("server", "nothing")}, {metadata.get("protocol", "no protocol")}'
+        )
+    try:
+        return PolicyConfig.from_dict(metadata['config'])
+    except (KeyError, TypeError, ConfigError) as error:
+        raise ServerError(f'{url} describes its policy in a way unknown here: {error}') from error
+
+
+def _params(url: str, metadata: Mapping[str, Any]) -> PruningParams:
+    try:
+        return PruningParams.from_mapping(metadata['params'])
+    except (KeyError, TypeError, ParamError) as error:
+        raise ServerError(f'{url} has parameters unknown here: {error}') from error
