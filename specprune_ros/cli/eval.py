@@ -67,6 +67,11 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser.add_argument('--device', default='auto', help='LIBERO: cpu, cuda, cuda:N or auto')
     parser.add_argument('--processes', type=int, default=0, help='0: one per core')
     parser.add_argument(
+        '--ray',
+        metavar='ADDRESS',
+        help='play on a Ray cluster: its address, auto, or local (docs/scale.md)',
+    )
+    parser.add_argument(
         '--work',
         type=Path,
         default=Path('out/eval'),
@@ -130,8 +135,13 @@ def _simulated(args: argparse.Namespace) -> dict[str, Any]:
         choose()
         count = sum(len(job.seeds) for job in todo)
         bar = _bar(count)
-        processes = args.processes or os.cpu_count() or 1
-        play_all(todo, done, checkpoint, processes, executed, bar.update)
+        if args.ray:
+            from specprune_ros.sim.evaluation.on_ray import play_all_on_ray
+
+            play_all_on_ray(args.ray, todo, done, checkpoint, args.processes, executed, bar.update)
+        else:
+            processes = args.processes or os.cpu_count() or 1
+            play_all(todo, done, checkpoint, processes, executed, bar.update)
         bar.close()
         print(f'{count} episodes in {time.monotonic() - started:.0f} s')
     rows = table_rows(settings, families, seeds, done, weights, executed)

@@ -215,8 +215,13 @@ def _begin(checkpoint: Path, executed: int) -> None:
 
 def _play(job: Job) -> list[Trial]:
     assert _player is not None
+    return play_job(_player, job)
+
+
+def play_job(player: Player, job: Job) -> list[Trial]:
+    """The trials of a job."""
     return [
-        _player(job.setting, job.family, seed, seed < job.deviation_below) for seed in job.seeds
+        player(job.setting, job.family, seed, seed < job.deviation_below) for seed in job.seeds
     ]
 
 

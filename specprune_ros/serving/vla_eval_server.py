@@ -1,0 +1,203 @@
+"""A model server for the evaluation harness ``vla-eval`` that asks a policy server of ours.
+
+``python -m specprune_ros.serving.vla_eval_server --args.url=ws://HOST:8000 --port=8001`` in an
+environment with ``vla-eval`` (no PyTorch is needed there); ``vla-eval run`` is then pointed at
+port 8001. Every session of the harness is a session of the policy server, so that shards share one
+GPU and run as batches.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from anyio.to_thread import run_sync
+from vla_eval.model_servers.base import ModelServer, SessionContext
+from vla_eval.model_servers.serve import run_server
+from vla_eval.specs import (
+    GRIPPER_01,
+    GRIPPER_CLOSE_01,
+    GRIPPER_CLOSE_POS,
+    IMAGE_RGB,
+    LANGUAGE,
+    POSITION_DELTA,
+    RAW,
+    ROTATION_AA,
+    ROTATION_EULER,
+    STATE_EEF_POS_AA_GRIP,
+    DimSpec,
+)
+
+from specprune_ros.policy.memory import SECOND_NS
+from specprune_ros.policy.observation import CameraImage, Observation
+from specprune_ros.pruning.controller import SpeedSample
+from specprune_ros.serving.client import RemotePolicy
+
+# What a benchmark's gripper is told, from this policy's 0 (closed) to 1 (open).
+GRIPPERS = {'close_positive': GRIPPER_CLOSE_POS, 'close_01': GRIPPER_CLOSE_01}
+ROTATIONS = {'vector': ROTATION_AA, 'euler_xyz': ROTATION_EULER}
+POSE_STATE = 8  # numbers of a state: position (m), axis times angle (rad), two fingers
+PAUSE = 10 * SECOND_NS  # between episodes: longer than any gap within one
+
+
+class _Robot:
+    """One session of the harness: its connection, its clock, and what is left of its chunk."""
+
+    def __init__(self, policy: RemotePolicy) -> None:
+        self.policy = policy
+        self.stamp_ns = 0
+        self.chunk = np.empty((0, policy.config.action_dim))
+        self.before: np.ndarray | None = None  # the last step's state
+
+    def begin(self) -> None:
+        """A new episode; time goes on, since it never runs backwards."""
+        self.stamp_ns += PAUSE
+        self.chunk, self.before = self.chunk[:0], None
+        self.policy.reset('new episode')
+
+    def act(self, seen: dict[str, Any], executed: int) -> np.ndarray:
+        """The next action row ``[action_dim]``; asks the server where the chunk is used up."""
+        policy, config = self.policy, self.policy.config
+        self.stamp_ns += round(policy.step_dt * SECOND_NS)
+        shown = list(seen['images'].values())
+        if len(shown) < len(config.cameras):
+            raise ValueError(
+                f'the benchmark sends {len(shown)} images ({", ".join(seen["images"])}), the '
+                f'policy reads {len(config.cameras)}: {", ".join(config.cameras)}'
+            )
+        images = {
+            camera: CameraImage(np.ascontiguousarray(image), self.stamp_ns)
+            for camera, image in zip(config.cameras, shown, strict=False)
+        }
+        state = _state(seen, config.proprio_dim)
+        speed = self._speed(state)
+        for camera, image in images.items():
+            policy.history.push(camera, image)
+        if not len(self.chunk):
+            observation = Observation(
+                images=images,
+                instruction=str(seen.get('task_description', '')),
+                proprio=state,
+                speed=speed,
+                position=state[:3] if state is not None and len(state) == POSE_STATE else None,
+            )
+            self.chunk = policy.act(observation).actions[: executed or config.chunk]
+        row, self.chunk = self.chunk[0], self.chunk[1:]
+        return row
+
+    def _speed(self, state: np.ndarray | None) -> SpeedSample | None:
+        """End-effector speed from two states, ``None`` where a state holds no pose."""
+        before, self.before = self.before, state
+        if state is None or len(state) != POSE_STATE:
+            return None
+        if before is None:
+            return SpeedSample(0.0, 0.0, 0.0, 'benchmark')
+        rate = self.policy.config.control_hz
+        moved = (state[:3] - before[:3]) * rate
+        turned = angle_between(before[3:6], state[3:6]) * rate
+        return SpeedSample(float(np.linalg.norm(moved)), turned, float(moved[2]), 'benchmark')
+
+
+def angle_between(first: np.ndarray, second: np.ndarray) -> float:
+    """Angle in radians, 0 to pi, between two orientations, each axis times angle ``[3]``."""
+    quaternions = []
+    for vector in (first, second):
+        half = float(np.linalg.norm(vector)) / 2.0
+        # sin(half) / (2 half) times the vector: half of numpy's sinc, whose argument is in pi.
+        quaternions.append(np.append(vector * np.sinc(half / np.pi) / 2.0, math.cos(half)))
+    return 2.0 * math.acos(min(1.0, abs(float(np.dot(*quaternions)))))
+
+
+def _state(seen: dict[str, Any], wanted: int) -> np.ndarray | None:
+    if not wanted:
+        return None
+    for key in ('states', 'state'):
+        if seen.get(key) is not None:
+            return np.asarray(seen[key], np.float64)
+    return None  # the observation's own check says so
+
+
+class SpecPruneModelServer(ModelServer):
+    """Forwards the harness's observations to a policy server, chunk by chunk.
+
+    ``url`` and ``api_key`` are the policy server's. ``executed`` rows of a chunk are played before
+    the next query (0: all). ``gripper``: how the benchmark is told to close it, ``close_positive``
+    (1 closed, -1 open: LIBERO, SimplerEnv), ``close_01`` (1 closed, 0 open) or ``as_is``.
+    ``timeout`` of a query in seconds.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        api_key: str = '',
+        executed: int = 0,
+        gripper: str = 'close_positive',
+        timeout: float = 60.0,
+    ) -> None:
+        if gripper not in (*GRIPPERS, 'as_is'):
+            raise ValueError(f'gripper {gripper!r} is none of {", ".join(GRIPPERS)}, as_is')
+        self._url, self._api_key, self._timeout = url, api_key, timeout
+        self._executed, self._gripper = executed, gripper
+        self._robots: dict[str, _Robot] = {}
+        first = self._connect()  # a server that is not there is said now
+        self.config = first.config
+        first.close()
+
+    def _connect(self) -> RemotePolicy:
+        return RemotePolicy(self._url, self._api_key, timeout=self._timeout)
+
+    def get_observation_params(self) -> dict[str, Any]:
+        """What benchmarks are asked to send; those without such an option leave it out."""
+        params: dict[str, Any] = {}
+        if len(self.config.cameras) > 1:
+            params['send_wrist_image'] = True
+        if self.config.proprio_dim:
+            params['send_state'] = True
+        if self.config.family == 'openvla-oft':
+            # As in its authors' runs: the checkpoints' statistics reach beyond pi.
+            params.update(env_seed=0, quat_no_antipodal=True)
+        return params
+
+    def get_action_spec(self) -> dict[str, DimSpec]:
+        """What the actions mean."""
+        action = self.config.action
+        if action.kind != 'ee_delta' or action.rotation not in ROTATIONS:
+            return {'actions': RAW}
+        gripper = GRIPPERS.get(self._gripper, GRIPPER_01)
+        return {
+            'position': POSITION_DELTA,
+            'rotation': ROTATIONS[action.rotation],
+            'gripper': gripper,
+        }
+
+    def get_observation_spec(self) -> dict[str, DimSpec]:
+        """What the policy reads."""
+        spec = {'image': IMAGE_RGB, 'language': LANGUAGE}
+        if self.config.proprio_dim == POSE_STATE:
+            spec['state'] = STATE_EEF_POS_AA_GRIP
+        return spec
+
+    async def on_episode_start(self, config: dict[str, Any], ctx: SessionContext) -> None:
+        """Begin an episode of a session."""
+        if ctx.session_id not in self._robots:
+            self._robots[ctx.session_id] = _Robot(await run_sync(self._connect))
+        self._robots[ctx.session_id].begin()
+
+    async def on_observation(self, obs: dict[str, Any], ctx: SessionContext) -> None:
+        """Answer with one row."""
+        row = await run_sync(self._robots[ctx.session_id].act, obs, self._executed)
+        await ctx.send_action({'actions': self._for_benchmark(row)})
+
+    def _for_benchmark(self, row: np.ndarray) -> np.ndarray:
+        row, dim = row.astype(np.float32), self.config.action.gripper_dim
+        if self._gripper != 'as_is' and dim >= 0:
+            closed = row[dim] > 0.5
+            if self.config.action.gripper_sense == 'one_is_open':
+                closed = not closed
+            row[dim] = 1.0 if closed else {'close_positive': -1.0, 'close_01': 0.0}[self._gripper]
+        return row
+
+
+if __name__ == '__main__':
+    run_server(SpecPruneModelServer)

@@ -1,0 +1,66 @@
+"""``specprune serve`` as somebody starts it: a process, a line that says where, a signal."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+
+import pytest
+from served import observation
+
+from specprune_ros.cli.main import main
+from specprune_ros.pruning.interface import Mode
+from specprune_ros.serving.client import RemotePolicy, ServerError
+
+
+def start(*arguments, **environment):
+    """The process and the address it serves at."""
+    command = [sys.executable, '-m', 'specprune_ros.cli.main', 'serve', '--port', '0']
+    process = subprocess.Popen(
+        [*command, '--device', 'cpu', '--threads', '1', *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **environment},
+    )
+    line = process.stdout.readline()
+    found = re.match(r'(wss?://\S+): a query takes \d+ ms, eager, batches of up to', line)
+    if not found:
+        process.kill()
+        pytest.fail(f'{line}{process.communicate()[1]}')
+    return process, found[1]
+
+
+def test_it_serves_until_it_is_told_to_stop():
+    process, url = start('--param', 'alpha=0.5', '--batch', '4', SPECPRUNE_API_KEY='k')
+    try:
+        with pytest.raises(ServerError, match='401'):
+            RemotePolicy(url)
+        policy = RemotePolicy(url, 'k', timeout=60)
+        assert policy.params.alpha == 0.5
+        assert policy.act(observation(0)).mode is Mode.DENSE
+        assert policy.act(observation(8)).alpha == 0.5
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=30)
+        assert process.returncode == 0
+        assert 'gone after 2 queries' in errors
+    finally:
+        process.kill()
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'said'),
+    [
+        (['/no/such/folder'], 'not a folder'),
+        (['--param', 'alpha=7'], 'alpha'),
+        (['--image-key', 'nose=x'], 'no camera nose'),
+        (['--image-key', 'nose'], 'want CAMERA=KEY'),
+        (['--batch', '0'], 'batch limit 0'),
+        (['--certificate', '/no/such/file'], 'No such file'),
+        (['--host', '203.0.113.1'], 'assign requested address'),
+    ],
+)
+def test_what_cannot_be_served_is_said(arguments, said, capsys):
+    assert main(['serve', '--device', 'cpu', '--threads', '1', '--port', '0', *arguments]) == 1
+    assert said in capsys.readouterr().err
