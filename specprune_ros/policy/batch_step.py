@@ -35,7 +35,9 @@ def batchable(model: Network, key: GraphKey, inputs: StepInputs) -> bool:
     if not getattr(method, 'pure', False):
         return False
     schedule = method.plan(key.layout, key.params, key.mode)
-    return schedule.static and not schedule.reuse
+    first, stop = model.read(key.layout)
+    # Without rows of its own to read, a head goes on from the pass's keys and values.
+    return schedule.static and not schedule.reuse and first < stop
 
 
 def forward_batch(

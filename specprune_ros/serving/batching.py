@@ -107,8 +107,12 @@ class BatchingEngine:
         """Queries that wait for the model."""
         return len(self._queue)
 
-    def run(self, key: GraphKey, inputs: StepInputs) -> StepOutputs:
-        """Wait until the query was run, alone or with others. Any thread."""
+    def run(
+        self, key: GraphKey, inputs: StepInputs, cancelled: Callable[[], bool] | None = None
+    ) -> StepOutputs:
+        """Wait until the query was run, alone or with others; nothing is ``cancelled`` here. Any
+        thread.
+        """
         alone = self.limit == 1 or not self.engine.can_batch(key, inputs)
         waiting = _Waiting(key, inputs, alone)
         with self._changed:

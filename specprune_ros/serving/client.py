@@ -25,7 +25,7 @@ from specprune_ros.models.config import ConfigError, PolicyConfig
 from specprune_ros.policy.memory import SECOND_NS, Memory, history_for, prior_key
 from specprune_ros.policy.observation import CameraImage, Observation, ObservationError
 from specprune_ros.policy.result import PolicyError, PolicyResult
-from specprune_ros.pruning.controller import history_offset
+from specprune_ros.pruning.controller import MotionRange, history_offset
 from specprune_ros.pruning.params import ParamError, PruningParams
 from specprune_ros.serving.messages import request_of, result_of
 from specprune_ros.serving.protocol import (
@@ -181,6 +181,7 @@ class RemotePolicy:
         metadata = self._connection.metadata
         self.config = _config(url, metadata)
         self.notes = [str(note) for note in metadata.get('notes', ())]
+        self.motion = _motion(url, metadata)
         self.step_dt = 1.0 / self.config.control_hz
         self.history = history_for(self.step_dt)
         self._memory = Memory(self.history)
@@ -339,7 +340,7 @@ class RemotePolicy:
 
     def _past(self, observation: Observation, params: PruningParams) -> dict[str, CameraImage]:
         """The images to compare with, by the policy's own rule; empty without a past."""
-        steps = history_offset(self._memory.displacement(observation), params)
+        steps = history_offset(self._memory.displacement(observation), params, self.motion)
         wanted = observation.stamp_ns - round(steps * self.step_dt * SECOND_NS)
         past = {
             camera: self.history.at(camera, wanted, image.stamp_ns)
@@ -360,6 +361,13 @@ def _config(url: str, metadata: Mapping[str, Any]) -> PolicyConfig:
         return PolicyConfig.from_dict(metadata['config'])
     except (KeyError, TypeError, ConfigError) as error:
         raise ServerError(f'{url} describes its policy in a way unknown here: {error}') from error
+
+
+def _motion(url: str, metadata: Mapping[str, Any]) -> MotionRange:
+    try:
+        return MotionRange(**metadata['motion'])
+    except (KeyError, TypeError) as error:
+        raise ServerError(f'{url} does not say how fast its policy moves: {error}') from error
 
 
 def _params(url: str, metadata: Mapping[str, Any]) -> PruningParams:

@@ -33,7 +33,14 @@ from PIL import Image as PilImage
 from specprune_ros.models.config import PolicyConfig
 from specprune_ros.policy.constants import MAX_SIDE
 from specprune_ros.policy.observation import CameraImage, Observation, ObservationError
-from specprune_ros.policy.result import Overlay, PolicyResult, StageTimes, TokenCounts
+from specprune_ros.policy.result import (
+    Overlay,
+    PolicyResult,
+    Refreshes,
+    StageTimes,
+    Thresholds,
+    TokenCounts,
+)
 from specprune_ros.pruning.controller import SpeedSample
 from specprune_ros.pruning.interface import Mode
 from specprune_ros.serving.protocol import EXTENSION, ProtocolError
@@ -296,7 +303,8 @@ def reply_of(result: PolicyResult, masks: bool = False) -> dict[str, Any]:
     reply['mode'] = result.mode.value
     reply['speed'] = None if result.speed is None else as_map(result.speed)
     reply['tokens'] = {**as_map(result.tokens), 'sets': dict(result.tokens.sets)}
-    reply['times'] = as_map(result.times)
+    for name in ('times', 'thresholds', 'refreshes'):
+        reply[name] = as_map(getattr(result, name))
     if masks and result.overlay is not None:
         reply['overlay'] = {**as_map(result.overlay), 'sets': dict(result.overlay.sets)}
     return reply
@@ -322,6 +330,8 @@ def result_of(actions: np.ndarray, reply: Mapping[str, Any]) -> PolicyResult:
                     }
                 ),
                 'times': StageTimes(**values['times']),
+                'thresholds': Thresholds(**values['thresholds']),
+                'refreshes': Refreshes(**values['refreshes']),
                 'overlay': None
                 if overlay is None
                 else Overlay(**{**overlay, 'grid': tuple(overlay['grid'])}),

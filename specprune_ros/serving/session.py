@@ -17,12 +17,19 @@ from specprune_ros.models.preprocess import ImageError
 from specprune_ros.policy.constants import MAX_SIDE
 from specprune_ros.policy.device import check_alive, fault_of, release
 from specprune_ros.policy.forward_step import compares
+from specprune_ros.policy.motion_range import motion_range
 from specprune_ros.policy.observation import ObservationError
 from specprune_ros.policy.policy import Policy
 from specprune_ros.policy.result import PolicyError
 from specprune_ros.pruning.params import ParamError, PruningParams
 from specprune_ros.serving.batching import BatchingEngine, Engine
-from specprune_ros.serving.messages import RequestReader, extension, reply_of, session_key
+from specprune_ros.serving.messages import (
+    RequestReader,
+    as_map,
+    extension,
+    reply_of,
+    session_key,
+)
 from specprune_ros.serving.metrics import Metrics
 from specprune_ros.serving.protocol import (
     BAD_REQUEST,
@@ -206,6 +213,7 @@ class Hub:
             'protocol': PROTOCOL,
             'config': self.loaded.config.to_dict(),
             'params': self.params.as_dict(),
+            'motion': as_map(motion_range(self.loaded)),
             'compares': compares(self.params),
             'image_keys': {
                 camera: list(self.reader.keys_of(index, camera))
