@@ -26,7 +26,7 @@ from specprune_ros.policy.memory import SECOND_NS, Memory, history_for, prior_ke
 from specprune_ros.policy.observation import CameraImage, Observation, ObservationError
 from specprune_ros.policy.result import PolicyError, PolicyResult
 from specprune_ros.pruning.controller import MotionRange, history_offset
-from specprune_ros.pruning.params import ParamError, PruningParams
+from specprune_ros.pruning.params import ParamError, PruningParams, specs
 from specprune_ros.serving.messages import request_of, result_of
 from specprune_ros.serving.protocol import (
     BAD_REQUEST,
@@ -372,6 +372,8 @@ def _motion(url: str, metadata: Mapping[str, Any]) -> MotionRange:
 
 def _params(url: str, metadata: Mapping[str, Any]) -> PruningParams:
     try:
-        return PruningParams.from_mapping(metadata['params'])
-    except (KeyError, TypeError, ParamError) as error:
+        known = {spec.name for spec in specs()}  # not those of methods that only the server has
+        given = metadata['params'].items()
+        return PruningParams.from_mapping({name: v for name, v in given if name in known})
+    except (KeyError, TypeError, AttributeError, ParamError) as error:
         raise ServerError(f'{url} has parameters unknown here: {error}') from error
