@@ -157,7 +157,7 @@ EOF
 
 # Try what the simulated arm will try; bring what is missing, once.
 find_renderer() {
-  local try='from specprune_ros.sim import render_backend as r; error = r.prepare(); exit(error and str(error))' reason
+  local try='from specprune_ros.sim.arm import render_backend as r; error = r.prepare(); exit(error and str(error))' reason
   if reason=$("$venv/bin/python" -c "$try" 2>&1); then echo found >"$stamps/renderer"; return; fi
   if [ ! -e "$stamps/renderer" ] && can_install \
     && apt_install "No off-screen OpenGL" libegl1 libegl-mesa0 libgl1-mesa-dri libgles2 libopengl0 libgl1 \

@@ -593,7 +593,7 @@ class Decoder(nn.Module):
                 f'read {read} must lie behind the images: {layout.vision_stop}..{layout.length}'
             )
         for name, numbers, low in (
-            ('observe', schedule.observed_layers, 1),
+            ('observed_layers', schedule.observed_layers, 1),
             ('prune', schedule.prune, 0),
             ('skip', schedule.skip, 1),
         ):

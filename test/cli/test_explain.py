@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from specprune_ros.bench.explain import read_record
 from specprune_ros.cli import explain
 
 LIBERO = Path(__file__).resolve().parents[3] / 'shared/data/libero_spatial_observation.npz'
@@ -89,7 +90,7 @@ def test_rivals_can_be_drawn(records, tmp_path, name):
 
 @pytest.mark.skipif(not LIBERO.exists(), reason=f'no {LIBERO.name} beside the checkout')
 def test_a_real_observation(tmp_path):
-    record = explain.read_record(LIBERO)
+    record = read_record(LIBERO)
     assert list(record.images) == ['full_image', 'wrist_image']
     assert record.proprio.shape == (8,) and 'bowl' in record.instruction
     assert call(LIBERO, '--out', tmp_path / 'p.png', '--mode', 'fine') == 0

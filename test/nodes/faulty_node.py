@@ -37,7 +37,7 @@ def main() -> int:
     """The node, with the faults in its decoder and in ``torch.zeros``."""
     from specprune_ros.models.decoder import Decoder
     from specprune_ros.nodes.policy_node import node as specprune_node
-    from specprune_ros.policy.engine.eager import Eager
+    from specprune_ros.policy.engine.eager import EagerEngine
 
     forward, zeros = Decoder.forward, torch.zeros
 
@@ -53,7 +53,7 @@ def main() -> int:
     def trouble(engine):
         return 'no CUDA graph: the driver has none' if (FOLDER / 'eager').exists() else ''
 
-    Decoder.forward, torch.zeros, Eager.trouble = decode, make, property(trouble)
+    Decoder.forward, torch.zeros, EagerEngine.trouble = decode, make, property(trouble)
     return specprune_node.main()
 
 
