@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rclpy.node import Node
+from rclpy.parameter import Parameter
 from sensor_msgs.msg import Image
 from std_msgs.msg import String
 
@@ -134,9 +135,14 @@ class Monitor(Node):
     """
 
     def __init__(
-        self, policy: str, cameras: tuple[str, ...], name: str = 'monitor', arm: str = ''
+        self,
+        policy: str,
+        cameras: tuple[str, ...],
+        name: str = 'monitor',
+        arm: str = '',
+        use_sim_time: bool = False,
     ) -> None:
-        super().__init__(name)
+        super().__init__(name, parameter_overrides=[Parameter('use_sim_time', value=use_sim_time)])
         self.tally = QueryStats()
         self.gif = GifRecorder()
         self.recording_gif = True
@@ -171,6 +177,11 @@ class Monitor(Node):
                 newest(reliable=True),
             )
 
+    @property
+    def seconds(self) -> float:
+        """Now, by the node's clock."""
+        return self.get_clock().now().nanoseconds / SECOND_NS
+
     def say(self, instruction: str) -> None:
         """Give the policy an instruction."""
         self._own.append(instruction)
@@ -191,7 +202,7 @@ class Monitor(Node):
 
     def _on_chunk(self, message: ActionChunk) -> None:
         # Heard in this process: what a robot's executor would see, transport included.
-        self.tally.add_chunk(message, self.get_clock().now().nanoseconds / 1e9)
+        self.tally.add_chunk(message, self.seconds)
         self.chunk_rate.tick(time.monotonic())
 
     def _on_stats(self, message: PruneStats) -> None:

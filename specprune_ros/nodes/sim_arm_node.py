@@ -18,6 +18,7 @@ from std_msgs.msg import ColorRGBA, Float64, String
 from std_srvs.srv import Trigger
 from visualization_msgs.msg import Marker, MarkerArray
 
+from specprune_ros.msg import PruneStats
 from specprune_ros.nodes.common.bounded_subscription import subscribe
 from specprune_ros.nodes.common.images import to_message
 from specprune_ros.nodes.common.lifecycle import AutoLifecycleNode, run
@@ -33,6 +34,9 @@ from specprune_ros.sim.tasks.tasks import layout_for
 
 FRAME = 'base_link'
 MARKERS = {'box': Marker.CUBE, 'sphere': Marker.SPHERE, 'cylinder': Marker.CYLINDER}
+LEAST_STEP = 0.6  # ticks of simulated time that make one
+LATE_TICKS = 2.0  # ticks of simulated time that one late tick may catch up with
+FORGET = 0.9  # of the slowest query, at every query since
 LONGEST_STEP = 0.1  # s; a machine that stalled longer than this loses simulated time, not the arm
 
 SETTINGS = (
@@ -64,7 +68,21 @@ SETTINGS = (
         low=1,
         high=100,
     ),
-    ParameterSpec('publish_clock', False, 'Publish simulated time on /clock and stamp with it.'),
+    ParameterSpec(
+        'publish_clock',
+        False,
+        'Publish simulated time on /clock and stamp with it. It never runs ahead of real time, '
+        'and falls behind where this node or the policy (latency_limit) cannot keep up.',
+    ),
+    ParameterSpec(
+        'latency_limit',
+        0.0,
+        'Published time slows down until the queries told on ~/prune_stats take no longer than '
+        'this in it; 0: however long they take.',
+        unit='s',
+        low=0.0,
+        high=10.0,
+    ),
     ParameterSpec(
         'command_timeout',
         0.2,
@@ -93,6 +111,9 @@ class SimArm(AutoLifecycleNode):
         self._cameras: dict[str, Any] = {}
         self._ticks = 0
         self._stepped_ns = 0
+        self._epoch = 0.0  # s of published time at which the scene began
+        self._slowest = 0.0  # s that a query took lately
+        self._owed = 0.0  # s of published time that no tick was made for yet
         self._commanded_ns: int | None = None
         self._joints = self.create_publisher(JointState, '~/joint_states', newest(reliable=True))
         self._pose = self.create_publisher(PoseStamped, '~/tcp_pose', newest(reliable=True))
@@ -139,6 +160,7 @@ class SimArm(AutoLifecycleNode):
                 (PoseStamped, 'cmd_pose', self._on_pose, every()),
                 (Float64, 'gripper', self._on_gripper, every()),
                 (String, 'instruction', self._on_instruction, latched()),
+                (PruneStats, 'prune_stats', self._on_stats, every()),
             )
         ]
         self._first_words = values['instruction']
@@ -146,9 +168,9 @@ class SimArm(AutoLifecycleNode):
         self._commanded_ns = None
         self._stepped_ns = self._now_ns()
         self._state_ticks, self._view_every = values['state_ticks'], values['view_every']
-        self._timer = self.create_timer(
-            1.0 / (values['image_rate'] * self._state_ticks), self._tick
-        )
+        self._period = 1.0 / (values['image_rate'] * self._state_ticks)
+        self._latency_limit, self._slowest = values['latency_limit'], 0.0
+        self._timer = self.create_timer(self._period, self._tick)
 
     def stop(self) -> None:
         """Hold still and fall silent."""
@@ -183,6 +205,7 @@ class SimArm(AutoLifecycleNode):
         layout = None
         if values['scene_for']:
             layout = layout_for(values['scene_for'], values['seed'])
+        self._epoch += self._world.time  # published time goes on
         self._world.reset(values['seed'], layout)
         self._commanded_ns = None
         self._tell(self._task_evaluator.clear())
@@ -194,9 +217,11 @@ class SimArm(AutoLifecycleNode):
             self.get_logger().warning('the clock went back: holding')
             world.hold()
             self._commanded_ns = None
-        # Real time: the arm moves as long as the wall clock says, however late this call is.
-        world.advance(min(max(now - self._stepped_ns, 0) / 1e9, LONGEST_STEP))
+        step = self._step(max(now - self._stepped_ns, 0) / 1e9)
         self._stepped_ns = now
+        if step == 0.0:
+            return
+        world.advance(step)
         verdict = self._task_evaluator.step()
         if verdict is not None:
             self._tell(verdict)
@@ -214,6 +239,28 @@ class SimArm(AutoLifecycleNode):
         if self._ticks % (self._state_ticks * self._view_every) == 0:
             self._publish_view(stamp)
         self._ticks += 1
+
+    def _step(self, elapsed: float) -> float:
+        """Simulated seconds of this tick, ``elapsed`` real ones after the last; 0: none yet.
+
+        Where nobody follows this arm's clock, it moves as long as the wall clock says, however
+        late this call is. Else its time waits for whoever is late: this node, or the policy.
+        """
+        if not self._sim_clock:
+            return min(elapsed, LONGEST_STEP)
+        pace = 1.0
+        if self._latency_limit:
+            pace = min(1.0, self._latency_limit / max(self._slowest, 1e-9))
+        self._owed += min(elapsed, LATE_TICKS * self._period) * pace
+        # Slow time has fewer ticks: they are what costs.
+        if self._owed < LEAST_STEP * self._period:
+            return 0.0
+        step, self._owed = self._owed, 0.0
+        return step
+
+    def _on_stats(self, message: PruneStats) -> None:
+        # The slowest of late: a policy that is slow now and then is late now and then.
+        self._slowest = max(message.time_total, FORGET * self._slowest)
 
     def _publish_state(self, stamp: Any) -> None:
         self._joints.publish(joint_state(self._world, stamp))
@@ -312,7 +359,7 @@ class SimArm(AutoLifecycleNode):
 
     def _stamp(self) -> Any:
         simulated = self._sim_clock is not None
-        now = round(self._world.time * 1e9) if simulated else self._now_ns()
+        now = round((self._epoch + self._world.time) * 1e9) if simulated else self._now_ns()
         return Time(nanoseconds=now).to_msg()
 
     def _now_ns(self) -> int:

@@ -228,6 +228,43 @@ def test_it_publishes_simulated_time_on_request(arm):
     assert not ear.heard['agent/image_raw']
 
 
+def simulated_in(ear, seconds):
+    """Simulated seconds that pass in so many real ones."""
+    first, begin = ear.heard['clock'][-1].clock, time.monotonic()
+    ear.spin(seconds)
+    last, took = ear.heard['clock'][-1].clock, time.monotonic() - begin
+    passed = last.sec - first.sec + 1e-9 * (last.nanosec - first.nanosec)
+    return seconds * passed / took
+
+
+def test_simulated_time_slows_down_for_a_slow_policy_and_recovers(arm):
+    from specprune_ros.msg import PruneStats
+    from std_srvs.srv import Trigger
+
+    from specprune_ros.nodes.common.qos import every
+
+    ear = arm(publish_clock=True, render=False, latency_limit=0.1)
+    stats = ear.node.create_publisher(PruneStats, '/sim_arm/prune_stats', every())
+    assert ear.spin(10.0, until=lambda: len(ear.heard['clock']) > 20)
+    assert ear.spin(10.0, until=lambda: stats.get_subscription_count())
+    free = simulated_in(ear, 1.0)
+    stats.publish(PruneStats(time_total=0.5))
+    ear.spin(0.2)
+    slowed = simulated_in(ear, 2.0)
+    assert slowed < 0.5  # 0.4 of 2 s: a query of 0.5 s takes 0.1 s in simulated time
+    for _ in range(30):
+        stats.publish(PruneStats(time_total=0.05))
+    ear.spin(0.2)
+    assert simulated_in(ear, 1.0) > 0.6 * free
+    # A new scene does not take time back.
+    assert ear.reset.wait_for_service(timeout_sec=10.0)
+    done = ear.reset.call_async(Trigger.Request())
+    assert ear.spin(10.0, until=done.done) and done.result().success
+    ear.spin(0.3)
+    times = [m.clock.sec + 1e-9 * m.clock.nanosec for m in ear.heard['clock']]
+    assert times == sorted(times)
+
+
 def test_a_clock_that_goes_back_holds_the_arm_and_does_not_end_it(arm):
     ear = arm(use_sim_time=True, render=False, clock=100.0)
     assert ear.spin(5.0, until=lambda: len(ear.heard['tcp_pose']) > 5)

@@ -43,6 +43,8 @@ from specprune_ros.sim.arm.render_backend import prepare
 
 POLICY, ARM, EXECUTOR = 'specprune_node', 'sim_arm', 'chunk_executor'
 PORT = 8080  # of the page, or the next free one
+# s of simulated time that a query may take: far less than a chunk lasts, so that it is in time.
+LATENCY_LIMIT = 0.1
 LEAST = 3.0  # s; fewer chunks than one in this time is no success
 RECORD_RATE = 10.0  # images a second in the recording
 STATUS_RATE = 4.0  # Hz
@@ -177,7 +179,7 @@ def run_demo(options: DemoOptions) -> int:
             'package instead; the arm is simulated without images, so no instruction can succeed.'
         )
     rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
-    monitor = Monitor(POLICY, tuple(profile.observation.cameras), arm=ARM)
+    monitor = Monitor(POLICY, tuple(profile.observation.cameras), arm=ARM, use_sim_time=True)
     executor = SingleThreadedExecutor()
     executor.add_node(monitor)
     recorder: DemoRecorder | None = None
@@ -285,7 +287,14 @@ def _processes(
 ) -> Iterator[NodeProcess]:
     """Start the arm, the policy, the executor, and where nothing renders the recording."""
     log = options.out / 'log'
-    arm = {'seed': options.seed, 'render': renders, 'scene_for': list(options.instructions)}
+    arm = {
+        'seed': options.seed,
+        'render': renders,
+        'scene_for': list(options.instructions),
+        'publish_clock': True,
+        'latency_limit': LATENCY_LIMIT,
+    }
+    follows = {'use_sim_time': True}  # all but the arm, whose time it is
     policy = {
         **policy_parameters(profile),
         'model.path': weights,
@@ -293,16 +302,23 @@ def _processes(
         'query_rate': options.query_rate,
         'query_when': options.query_when,
         'instruction': options.instructions[0],
+        **follows,
     }
     yield NodeProcess(
         'sim_arm',
-        ros_arguments({'~/instruction': f'/{POLICY}/instruction'}, arm),
+        ros_arguments(
+            {
+                '~/instruction': f'/{POLICY}/instruction',
+                '~/prune_stats': f'/{POLICY}/prune_stats',
+            },
+            arm,
+        ),
         log / 'sim_arm.log',
     )
     if not renders:
         yield NodeProcess(
             'play',
-            ros_arguments({}, {'recording': str(bundled_recording())}),
+            ros_arguments({}, {'recording': str(bundled_recording()), **follows}),
             log / 'play.log',
         )
     yield NodeProcess(
@@ -314,7 +330,7 @@ def _processes(
         'chunk_executor',
         ros_arguments(
             {'~/action_chunk': f'/{POLICY}/action_chunk'},
-            {'profile': str(profile_path('sim_arm'))},
+            {'profile': str(profile_path('sim_arm')), **follows},
         ),
         log / 'chunk_executor.log',
     )
@@ -331,7 +347,7 @@ def _start_page(options: DemoOptions, processes: list[NodeProcess], console: Con
     processes.append(
         NodeProcess(
             'viewer_node',
-            ros_arguments({}, {'port': port}),
+            ros_arguments({}, {'port': port, 'use_sim_time': True}),
             options.out / 'log' / 'viewer_node.log',
         )
     )

@@ -39,7 +39,8 @@ class TimeIsUp(Exception):
 class Attempt:
     """One instruction, who said it, how it went and what it cost.
 
-    ``verdict`` is the arm's. ``cut`` says why it was not carried through, empty if it was.
+    ``verdict`` is the arm's, in simulated seconds, of which ``real_time_factor`` passed in a
+    second. ``cut`` says why it was not carried through, empty if it was.
     """
 
     instruction: str
@@ -51,6 +52,8 @@ class Attempt:
     tokens_mean: float | None = None
     flops_ratio: float | None = None
     query_ms_p50: float | None = None
+    seconds_taken: float = 0.0
+    real_time_factor: float | None = None
 
     @property
     def told(self) -> str:
@@ -62,6 +65,11 @@ class Attempt:
         if not self.verdict.final:
             return RUNNING
         return f'{self.verdict.outcome.replace("_", " ")}, {self.verdict.seconds:.1f} s'
+
+    @property
+    def simulated_seconds(self) -> float | None:
+        """How long it took, where it succeeded."""
+        return self.verdict.seconds if self.verdict.success else None
 
     def take(self, cost: Mapping[str, Any]) -> None:
         """What its queries cost (:meth:`.QueryStats.since`)."""
@@ -114,11 +122,11 @@ class DemoSequence:
     ) -> None:
         """Wait for the first chunk, then perform for ``seconds``. Raises :class:`NodeDied`.
 
-        The seconds count from the first instruction. ``performed`` is called when the sequence is
-        over and only people speak.
+        The seconds are simulated ones and count from the first instruction. ``performed`` is
+        called when the sequence is over and only people speak.
         """
         self._wait_for_chunk()
-        self._begin = time.monotonic()
+        self._begin = self._monitor.seconds
         self._seconds = seconds
         plan = [(words, pruner) for words in instructions for pruner in (PRUNED, DENSE)]
         done = 0
@@ -141,11 +149,11 @@ class DemoSequence:
         """One instruction from a fresh scene; anew if a person spoke in between."""
         while True:
             self._obey_person()
-            if self._end - time.monotonic() < LEAST:
+            if self._end - self._monitor.seconds < LEAST:
                 raise TimeIsUp
             self._set_scene(pruner)
             if self._end == math.inf:
-                self._begin = time.monotonic()
+                self._begin = self._monitor.seconds
                 self._end = self._begin + self._seconds
             if self._monitor.spoken:
                 continue
@@ -213,11 +221,9 @@ class DemoSequence:
         mark = monitor.tally.mark()
         # What is dense has no kept patches to show.
         monitor.recording_gif = said_by == PERSON or self._pruner != DENSE
-        begin = time.monotonic()
+        begin, started = monitor.seconds, time.monotonic()
         monitor.caption = lambda: (
-            attempt.told
-            if attempt.verdict.final
-            else f'{RUNNING} {time.monotonic() - begin:.1f} s'
+            attempt.told if attempt.verdict.final else f'{RUNNING} {monitor.seconds - begin:.1f} s'
         )
         try:
             self._spin(lambda: bool(monitor.spoken) or self._heard(attempt))
@@ -236,6 +242,8 @@ class DemoSequence:
         finally:
             self._number = max(self._number, attempt.verdict.number)
             attempt.take(monitor.tally.since(mark))
+            attempt.seconds_taken = time.monotonic() - started
+            attempt.real_time_factor = (monitor.seconds - begin) / attempt.seconds_taken
             if said_by == PERSON and monitor.tally.last is not None:
                 attempt.pruner = monitor.tally.last.pruner  # a person may change that too
 
@@ -278,7 +286,7 @@ class DemoSequence:
         end = None if seconds is None else time.monotonic() + seconds
         while not until():
             now = time.monotonic()
-            if now > self._end:
+            if self._monitor.seconds > self._end:
                 raise TimeIsUp
             if end is not None and now > end:
                 return
@@ -288,7 +296,7 @@ class DemoSequence:
                 for process in self._processes:
                     process.check()
                     self.memory[process.name].append(process.memory() or 0)
-            self._show(now - self._begin)
+            self._show(self._monitor.seconds - self._begin)
 
     def _call(self, kind: Any, service: str, request: Any) -> Any:
         if service not in self._clients:

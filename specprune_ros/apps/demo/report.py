@@ -18,6 +18,7 @@ from specprune_ros.apps.demo.demo_sequence import DEMO, DENSE, PERSON, PRUNED, A
 from specprune_ros.apps.monitor import Monitor
 from specprune_ros.bench.host_info import as_json, host_info
 
+KEEPS_UP = 0.95  # real-time factor
 RANDOM_WEIGHTS = (
     '[yellow]The weights are seeded random numbers: the arm moves, but it does not do '
     'what the instruction says.[/] What is real here: ROS 2 and DDS, the cameras, the pruned '
@@ -98,6 +99,46 @@ def outcomes(attempts: Sequence[Attempt], not_reached: Sequence[tuple[str, str]]
     return table
 
 
+def comparison(attempts: Sequence[Attempt]) -> Table:
+    """The sequence in all, pruned against dense: instructions that both were given."""
+    done = {(a.instruction, a.pruner): a for a in attempts if a.said_by == DEMO and not a.cut}
+    both = [words for words, name in done if name == PRUNED and (words, DENSE) in done]
+    table = Table(title='Pruned against dense', title_justify='left')
+    table.add_column('')
+    for name in (PRUNED, DENSE, 'share'):
+        table.add_column(name, justify='right', no_wrap=True)
+    sides = [[done[words, name] for words in both] for name in (PRUNED, DENSE)]
+    table.add_row(
+        'success', *(f'{sum(a.verdict.success for a in s)} of {len(s)}' for s in sides), ''
+    )
+    for label, name, pattern in (
+        ('vision tokens, mean over layers and queries', 'tokens_mean', '{:.0f}'),
+        ('operations of a query, first ones included', 'flops_ratio', '{:.0%}'),
+        ("the policy's own time of a query, p50, ms", 'query_ms_p50', '{:.0f}'),
+        ('time to the end, simulated s', 'simulated_seconds', '{:.1f}'),
+    ):
+        pruned, dense = (_over_queries(side, name) for side in sides)
+        if pruned is not None and dense:
+            table.add_row(
+                label, pattern.format(pruned), pattern.format(dense), f'{pruned / dense:.0%}'
+            )
+    return table
+
+
+def _over_queries(attempts: Sequence[Attempt], name: str) -> float | None:
+    """Mean of a number over all queries of some attempts (median times: weighted by queries)."""
+    known = [(a.queries, getattr(a, name)) for a in attempts if getattr(a, name) is not None]
+    total = sum(queries for queries, _ in known)
+    return sum(queries * value for queries, value in known) / total if total else None
+
+
+def real_time_factor(attempts: Sequence[Attempt]) -> float | None:
+    """Simulated seconds a second while instructions were followed."""
+    known = [(a.seconds_taken, a.real_time_factor) for a in attempts if a.real_time_factor]
+    total = sum(seconds for seconds, _ in known)
+    return sum(seconds * factor for seconds, factor in known) / total if total else None
+
+
 def _coloured(attempt: Attempt) -> str:
     style = 'green' if attempt.verdict.success else 'yellow'
     return f'[{style}]{escape(attempt.told)}[/]'
@@ -135,6 +176,7 @@ def report(
         **numbers,
         'attempts': [attempt.numbers() for attempt in attempts],
         'not_reached': [{'instruction': w, 'pruner': p} for w, p in not_reached],
+        'real_time_factor': real_time_factor(attempts),
         'machine': host_info(),
     }
     made = [file]
@@ -148,6 +190,7 @@ def report(
     file.write_text(as_json(numbers))
     if attempts or not_reached:
         console.print(outcomes(attempts, not_reached))
+        console.print(comparison(attempts))
     console.print(_costs_in_all(numbers))
     console.print('written: ' + ', '.join(str(path) for path in (*made, out / 'bag')))
 
@@ -157,12 +200,13 @@ def _costs_in_all(numbers: dict[str, Any]) -> Table:
     table.add_row('chunks', str(numbers['chunks']))
     if numbers['latency_ms']:
         for name, label in (
-            ('latency_ms', 'image taken to chunk received'),
+            ('latency_ms', 'image taken to chunk received, simulated time'),
             ('query_ms', "the policy's own time"),
             ('overhead_ms', 'the rest: DDS, callbacks, threads'),
         ):
             times = numbers[name]
-            if times:
+            # The rest cannot be told where simulated time was slowed down.
+            if times and (name != 'overhead_ms' or (numbers['real_time_factor'] or 0) >= KEEPS_UP):
                 table.add_row(label, f'p50 {times["p50"]:.1f} ms, p99 {times["p99"]:.1f} ms')
         table.add_row('vision tokens in', str(numbers['tokens_in']))
         pruned = numbers['tokens_mean_pruned_queries']
@@ -170,6 +214,10 @@ def _costs_in_all(numbers: dict[str, Any]) -> Table:
             table.add_row('vision tokens, mean over layers of pruned queries', f'{pruned:.0f}')
         table.add_row('modes', ', '.join(f'{k} {v}' for k, v in numbers['modes'].items()))
         table.add_row('episodes (memory resets)', str(numbers['episodes']))
+    factor = numbers['real_time_factor']
+    if factor is not None:
+        slow = ': this machine cannot keep up, so simulated time was slowed down'
+        table.add_row('real-time factor', f'{factor:.2f}' + slow * (factor < KEEPS_UP))
     table.add_row('weights', numbers['weights'])
     table.add_row('machine', f'{numbers["device"]}, {numbers["machine"]["cpu"]}')
     return table
