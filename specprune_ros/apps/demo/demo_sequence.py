@@ -107,6 +107,7 @@ class DemoSequence:
         self._clients: dict[str, Any] = {}
         self._begin, self._end, self._seconds = 0.0, math.inf, 0.0
         self._sampled = 0.0
+        self._end_real = math.inf
         self._pruner = ''
         self._going = True  # whether policy and executor are enabled
         self._number = 0  # of the last instruction that is done with
@@ -126,7 +127,7 @@ class DemoSequence:
         called when the sequence is over and only people speak.
         """
         self._wait_for_chunk()
-        self._begin = self._monitor.seconds
+        self._begin, started = self._monitor.seconds, time.monotonic()
         self._seconds = seconds
         plan = [(words, pruner) for words in instructions for pruner in (PRUNED, DENSE)]
         done = 0
@@ -135,6 +136,8 @@ class DemoSequence:
                 self._perform(words, pruner)
                 done += 1
             performed()
+            # Nobody waits longer for words, however slowly simulated time passes.
+            self._end_real = started + seconds
             self._listen()
         except TimeIsUp:
             pass
@@ -286,7 +289,7 @@ class DemoSequence:
         end = None if seconds is None else time.monotonic() + seconds
         while not until():
             now = time.monotonic()
-            if self._monitor.seconds > self._end:
+            if self._monitor.seconds > self._end or now > self._end_real:
                 raise TimeIsUp
             if end is not None and now > end:
                 return
