@@ -12,16 +12,20 @@ from torch.overrides import TorchFunctionMode
 
 from specprune_ros.models.accel.device_memory import check_device_memory
 from specprune_ros.models.config import PolicyConfig
+from specprune_ros.models.decoder import AdaptiveNorm, Norm
 from specprune_ros.models.families.cogact import CogACT
 from specprune_ros.models.families.db_oft import DBOFT
 from specprune_ros.models.families.oft import OpenVLAOFT
+from specprune_ros.models.families.pi0 import FlowPolicy
 
-Network = OpenVLAOFT | DBOFT | CogACT
+Network = OpenVLAOFT | DBOFT | CogACT | FlowPolicy
 CLASSES: dict[str, type[nn.Module]] = {
     'openvla-oft': OpenVLAOFT,
     'db-oft': DBOFT,
     'cogact': CogACT,
     'db-cogact': CogACT,
+    'pi0': FlowPolicy,
+    'pi05': FlowPolicy,
 }
 
 
@@ -71,10 +75,20 @@ def build(
 
 
 def cast(model: Network, dtype: torch.dtype) -> Network:
-    """The network in ``dtype``; a diffusion transformer head stays in float32."""
+    """The network in ``dtype``; as published, a diffusion transformer head stays in float32, and
+    so do the norms and the small layers around pi0's expert.
+    """
     model.to(dtype)
     if isinstance(model, CogACT):
         model.action_head.float()
+    if isinstance(model, FlowPolicy):
+        for name in ('action_in', 'action_out', 'state_in', 'time_in', 'time_out'):
+            part = getattr(model, name)
+            if part is not None:
+                part.float()
+        for part in (*model.decoder.modules(), *model.expert.modules()):
+            if isinstance(part, Norm | AdaptiveNorm):
+                part.float()
     return model
 
 
@@ -86,7 +100,8 @@ def _initialise(
     name: str, parameter: nn.Parameter, config: PolicyConfig, generator: torch.Generator
 ) -> None:
     if name.endswith(_TOKENS) or name.endswith('uncondition'):
-        parameter.normal_(0.0, 1.0 if 'embed_tokens' in name else 0.2, generator=generator)
+        std = 1 / config.decoder.embed_scale if 'embed_tokens' in name else 0.2
+        parameter.normal_(0.0, std, generator=generator)
     elif '.film.' in name:
         parameter.zero_()  # FiLM starts as the identity
     elif parameter.ndim == 1:

@@ -10,16 +10,24 @@ from dataclasses import dataclass
 from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
-FAMILIES = ('openvla-oft', 'db-oft', 'cogact', 'db-cogact')
+FAMILIES = ('openvla-oft', 'db-oft', 'cogact', 'db-cogact', 'pi0', 'pi05')
 COGNITION = ('cogact', 'db-cogact')  # one row conditions a diffusion transformer
-ACTIVATIONS = ('gelu', 'quick_gelu')
+FLOW_FAMILIES = ('pi0', 'pi05')
+ACTIVATIONS = ('gelu', 'quick_gelu', 'gelu_tanh')
 NORMS = ('q99', 'min_max', 'identity')
 KINDS = ('ee_delta', 'ee_pose', 'joint_position', 'joint_delta')
 ROTATIONS = ('none', 'vector', 'euler_xyz', 'quaternion')
 REFERENCES = ('none', 'previous_step', 'observation')
 ACCUMULATES = ('command', 'measurement', 'none')
 GRIPPER_SENSES = ('one_is_open', 'one_is_closed')
-RESIZES = ('lanczos3', 'bicubic', 'pad_bicubic', 'square_lanczos')
+GATES = ('silu', 'gelu_tanh')
+ROPES = ('exact', 'bf16')
+STATES = ('none', 'token', 'prompt')
+ROBOTS = ('none', 'aloha')
+RESIZES = (
+    'lanczos3', 'bicubic', 'pad_bicubic', 'square_lanczos', 'pad_pillow', 'pad_bilinear',
+    'pad_bilinear_04',
+)  # fmt: skip
 PRE_FILTERS = ('bicubic', 'area', 'linear')
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -76,6 +84,7 @@ class VisionConfig:
     activation: str = 'gelu'
     norm_eps: float = 1e-6
     skip_last: int = 1
+    final_norm: bool = False
     mean: tuple[float, float, float] = HALF
     std: tuple[float, float, float] = HALF
 
@@ -115,9 +124,14 @@ class VisionConfig:
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """A Llama-shaped decoder (Llama 2, Qwen2): pre-norm, RoPE, SwiGLU.
+    """A Llama-shaped decoder (Llama 2, Qwen2, Gemma): pre-norm, RoPE, gated MLP.
 
-    ``causal`` is false for OpenVLA-OFT, whose attention is bidirectional over the whole sequence.
+    ``causal`` is false for OpenVLA-OFT and pi0, whose attention is bidirectional over the whole
+    sequence. ``vocab`` 0: no embedding table (an action expert). ``head_size`` 0 means width /
+    heads. ``embed_scale`` multiplies the rows of the embedding table (Gemma: sqrt(width)).
+    ``rope`` ``bf16`` rounds the rotary frequencies to bfloat16, as a cast of the whole module does
+    in PyTorch.
+    ``adaptive``: the norms take scale, shift and gate from a condition (pi0.5's expert).
     """
 
     width: int
@@ -130,16 +144,29 @@ class DecoderConfig:
     rms_norm_eps: float = 1e-6
     causal: bool = False
     qkv_bias: bool = False
+    head_size: int = 0
+    activation: str = 'silu'
+    embed_scale: float = 1.0
+    rope: str = 'exact'
+    adaptive: bool = False
 
     def __post_init__(self) -> None:
         if self.kv_heads == 0:
             object.__setattr__(self, 'kv_heads', self.heads)
-        for field in ('width', 'depth', 'heads', 'mlp', 'vocab', 'kv_heads'):
+        for field in ('width', 'depth', 'heads', 'mlp', 'kv_heads'):
             _positive(self, field)
+        _require(self.vocab >= 0, f'decoder: vocab must be >= 0, is {self.vocab}')
+        if self.head_size == 0:
+            _require(
+                self.width % self.heads == 0 and (self.width // self.heads) % 2 == 0,
+                f'decoder: width {self.width} / heads {self.heads} must be a whole, even number',
+            )
         _require(
-            self.width % self.heads == 0 and (self.width // self.heads) % 2 == 0,
-            f'decoder: width {self.width} / heads {self.heads} must be a whole, even number',
+            self.head_size >= 0 and self.head_size % 2 == 0,
+            f'decoder: head_size {self.head_size} must be even',
         )
+        _one_of(self, 'activation', GATES)
+        _one_of(self, 'rope', ROPES)
         _require(
             self.heads % self.kv_heads == 0,
             f'decoder: heads {self.heads} must be a multiple of kv_heads {self.kv_heads}',
@@ -152,7 +179,7 @@ class DecoderConfig:
     @property
     def head_dim(self) -> int:
         """Width of one attention head."""
-        return self.width // self.heads
+        return self.head_size or self.width // self.heads
 
 
 @dataclass(frozen=True)
@@ -261,6 +288,37 @@ def strided_times(train_steps: int, steps: int) -> list[int]:
 
 
 @dataclass(frozen=True)
+class FlowConfig:
+    """The action expert of pi0 and pi0.5, and its flow sampler.
+
+    ``expert`` attends, layer by layer, to the keys and values of the prefix decoder and to its own
+    rows; ``expert.adaptive`` is pi0.5. ``steps`` of the sampler. ``width`` is the columns of a row
+    in the model, of which the first ``action_dim`` mean something. ``state``: how proprioception
+    goes in (a row of the expert, text of the prompt, not at all); ``state_padded``: its text goes
+    on with zeros to ``width`` values (lerobot before 0.5). ``min_period`` and ``max_period`` of
+    the time code. ``relative``: action columns that are offsets to the state at the observation.
+    ``robot`` ``aloha``: openpi's joint signs and gripper angles of that arm.
+    """
+
+    expert: DecoderConfig
+    steps: int = 10
+    width: int = 32
+    state: str = 'token'
+    state_padded: bool = False
+    min_period: float = 4e-3
+    max_period: float = 4.0
+    relative: tuple[int, ...] = ()
+    robot: str = 'none'
+
+    def __post_init__(self) -> None:
+        for field in ('steps', 'width', 'min_period', 'max_period'):
+            _positive(self, field)
+        _one_of(self, 'state', STATES)
+        _one_of(self, 'robot', ROBOTS)
+        _require(self.expert.width % 2 == 0, 'flow.expert.width must be even: sines and cosines')
+
+
+@dataclass(frozen=True)
 class PolicyConfig:
     """A whole policy.
 
@@ -276,7 +334,8 @@ class PolicyConfig:
     names the prompt (``tokens.TEMPLATES``), cut off by an error above ``max_prompt`` tokens.
     ``stop_id`` is the token that ends the sequence. ``position_code`` adds, after the projector,
     a LayerNorm and a unit-size 2-D sine code; small policies trained from scratch need it,
-    released checkpoints do not have it.
+    released checkpoints do not have it. ``flow`` is the action expert of a flow policy, which
+    takes any of ``cameras``; ``camera_aliases`` are further names of them, ``(alias, camera)``.
     """
 
     family: str
@@ -294,6 +353,8 @@ class PolicyConfig:
     head_blocks: int = 2
     dit: DiTConfig | None = None
     ddim: DDIMConfig | None = None
+    flow: FlowConfig | None = None
+    camera_aliases: tuple[tuple[str, str], ...] = ()
     resize: str = 'lanczos3'
     pre_resize: int = 0
     pre_filter: str = 'bicubic'
@@ -309,7 +370,7 @@ class PolicyConfig:
 
     def __post_init__(self) -> None:
         _one_of(self, 'family', FAMILIES)
-        if not self.projector:
+        if not self.projector and self.family not in FLOW_FAMILIES:
             width = self.decoder.width
             dexbotic = self.family.startswith('db-')
             hidden = (width,) if dexbotic else (4 * self.vision_width, width)
@@ -353,14 +414,49 @@ class PolicyConfig:
         )
         if self.family in COGNITION:
             _require(self.proprio_dim == 0, f'proprio_dim must be 0 for family {self.family}')
-        if self.family == 'openvla-oft':
+        if self.family in FLOW_FAMILIES:
+            self._check_flow()
+        if self.family == 'openvla-oft' or self.family in FLOW_FAMILIES:
             _require(
                 not self.decoder.causal,
-                'decoder.causal must be false for family openvla-oft: its attention is '
+                f'decoder.causal must be false for family {self.family}: its attention is '
                 'bidirectional',
             )
         else:
             _require(self.decoder.causal, f'decoder.causal must be true for family {self.family}')
+
+    def _check_flow(self) -> None:
+        flow, decoder = self.flow, self.decoder
+        _require(flow is not None, f'flow must be given for family {self.family}')
+        expert = flow.expert
+        _require(
+            expert.adaptive == (self.family == 'pi05'),
+            f'flow.expert.adaptive must be {self.family == "pi05"} for family {self.family}',
+        )
+        for name in ('depth', 'kv_heads', 'head_dim', 'rope', 'rope_theta'):
+            _require(
+                getattr(expert, name) == getattr(decoder, name),
+                f"flow.expert.{name} must be the decoder's, {getattr(decoder, name)}: they share "
+                'keys and values',
+            )
+        _require(self.action_dim <= flow.width, f'action_dim must be at most {flow.width}')
+        _require(self.proprio_dim <= flow.width, f'proprio_dim must be at most {flow.width}')
+        _require(
+            (self.proprio_dim > 0) == (flow.state != 'none'),
+            f'proprio_dim {self.proprio_dim} and flow.state {flow.state!r} do not go together',
+        )
+        _require(
+            all(0 <= i < min(self.action_dim, self.proprio_dim) for i in flow.relative),
+            f'flow.relative {flow.relative} must name columns of both action and state',
+        )
+
+    def camera(self, name: str) -> str | None:
+        """The camera that a robot calls ``name``, with or without lerobot's prefix, or
+        ``None``.
+        """
+        name = name.removeprefix('observation.images.')
+        name = dict(self.camera_aliases).get(name, name)
+        return name if name in self.cameras else None
 
     @property
     def image_size(self) -> int:
@@ -379,7 +475,9 @@ class PolicyConfig:
 
     @property
     def action_tokens(self) -> int:
-        """Rows the actions are read from, A = K * D (1 for CogACT and DB-CogACT)."""
+        """Rows of the decoder that actions are read from: K * D, 1 (CogACT), 0 (flow)."""
+        if self.family in FLOW_FAMILIES:
+            return 0  # they are the expert's
         return 1 if self.family in COGNITION else self.chunk * self.action_dim
 
     @property

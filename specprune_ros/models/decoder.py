@@ -1,13 +1,15 @@
 """The language model, run layer by layer so that vision rows can leave in between.
 
-One Llama-shaped decoder serves every policy: bidirectional (OpenVLA-OFT) or causal (DB-OFT,
-CogACT), with or without grouped key/value heads and biases. A :class:`PrunePass` says where it
-wants to see attention and where rows leave; nothing else of a pruning method is known here.
+One decoder serves every policy: bidirectional (OpenVLA-OFT, pi0) or causal (DB-OFT, CogACT), with
+or without grouped key/value heads and biases, Llama's gate or Gemma's; an action expert is one
+too, which reads another's keys and values (:meth:`Decoder.extend`). A :class:`PrunePass` says
+where it wants to see attention and where rows leave; nothing else of a pruning method is known
+here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NamedTuple
@@ -17,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from specprune_ros.models.accel.fp8 import linear_part
-from specprune_ros.models.accel.fused import PLAIN
+from specprune_ros.models.accel.fused import PLAIN, modulated_norm, rms_norm
 from specprune_ros.models.config import DecoderConfig
 from specprune_ros.models.rotary import RotaryTable
 from specprune_ros.pruning.interface import PrunePass, PruneSchedule, RowGroup, TokenLayout
@@ -45,14 +47,19 @@ class ObservedAttention(NamedTuple):
     keys: int
 
 
-LayerKV = tuple[Tensor, Tensor]  # keys and values of a layer, each [B, kv_heads, n, head_dim]
+LayerKV = tuple[Tensor, Tensor]  # keys and values of a layer, each [B, kv_heads, L, head_dim]
 Context = tuple[LayerKV | None, ...]  # of every layer; None for one that was skipped
 
 
 class Extended(NamedTuple):
-    """Rows run after a context: ``hidden`` ``[B, m, D]`` after the final norm."""
+    """Rows run after a context: their states ``hidden`` ``[B, m, W]`` after the final norm, the
+    ``context`` with them at its end, and ``observed``, per layer asked for the head-mean attention
+    float32 ``[m, v]`` over the columns asked for.
+    """
 
     hidden: Tensor
+    context: Context
+    observed: dict[int, Tensor]
 
 
 class KVCache:
@@ -113,7 +120,8 @@ class DecoderOutput:
     for merged tokens. ``layer_tokens``: vision tokens present in each layer, 0 for a skipped one.
     ``layer_rows``: rows whose output each layer computed. ``work``: the same in full, for
     counting operations. ``observed``: side products taken. ``read``: the range of original
-    positions asked for, if any.
+    positions asked for, if any. ``context``: keys and values of all layers, where ``read`` is
+    empty.
     """
 
     hidden: Tensor
@@ -202,28 +210,69 @@ class Mask(NamedTuple):
     tensor: Tensor | None = None
 
 
-class DecoderLayer(nn.Module):
-    """Pre-norm attention and SwiGLU MLP; gate and up come from one GEMM."""
+class Norm(nn.RMSNorm):
+    """RMS norm whose weight may be wider than its input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[..., W]`` to the same shape and dtype."""
+        return rms_norm(x, self.weight, self.eps)
+
+
+class AdaptiveNorm(nn.Module):
+    """RMS norm without a weight: scale, shift and gate are made from a condition (pi0.5)."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
-        self.attn_norm = nn.RMSNorm(config.width, eps=config.rms_norm_eps)
+        self.eps = config.rms_norm_eps
+        self.dense = nn.Linear(config.width, 3 * config.width)
+
+    def modulation(self, condition: Tensor) -> Tensor:
+        """``[..., W]`` to float32 ``[3, ..., W]``: one plus scale, shift, gate."""
+        scale, shift, gate = self.dense(condition.to(self.dense.weight.dtype)).float().chunk(3, -1)
+        return torch.stack((1 + scale, shift, gate))
+
+
+class DecoderLayer(nn.Module):
+    """Pre-norm attention and gated MLP; gate and up come from one GEMM."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.attn_norm = norm_of(config)
         self.attn = Attention(config)
-        self.mlp_norm = nn.RMSNorm(config.width, eps=config.rms_norm_eps)
+        self.mlp_norm = norm_of(config)
         self.gate_up = nn.Linear(config.width, 2 * config.mlp, bias=False)
         self.down = nn.Linear(config.mlp, config.width, bias=False)
+        self.silu = config.activation == 'silu'
         self.kernels = PLAIN
 
-    def finish(self, x: Tensor, mixed: Tensor, after: nn.RMSNorm) -> tuple[Tensor, Tensor]:
+    def finish(self, x: Tensor, mixed: Tensor, after: Norm) -> tuple[Tensor, Tensor]:
         """Residual rows ``x`` and their attention output to the layer's output, and that under
         the norm that comes ``after``.
         """
         x, normed = self._add(x, self.attn.out(mixed), self.mlp_norm)
-        branch = self.down(self.kernels.swiglu(self.gate_up(normed)))
-        return self._add(x, branch, after)
+        return self._add(x, self._mlp(normed), after)
 
-    def _add(self, x: Tensor, branch: Tensor, norm: nn.RMSNorm) -> tuple[Tensor, Tensor]:
+    def finish_modulated(
+        self, x: Tensor, mixed: Tensor, gate: Tensor, mlp: Tensor, after: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """:meth:`finish` with adaptive norms: the ``gate`` of this layer's first norm, and the
+        modulations ``[3, ..., W]`` of its second and of the norm that comes ``after``.
+        """
+        add, eps = self.kernels.add_modulated_norm, self.mlp_norm.eps
+        x, normed = add(x, self.attn.out(mixed), gate, mlp[0], mlp[1], eps)
+        return add(x, self._mlp(normed), mlp[2], after[0], after[1], eps)
+
+    def _mlp(self, normed: Tensor) -> Tensor:
+        gated = self.kernels.swiglu if self.silu else self.kernels.geglu
+        return self.down(gated(self.gate_up(normed)))
+
+    def _add(self, x: Tensor, branch: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
         return self.kernels.add_rms_norm(x, branch, norm.weight, norm.eps)
+
+
+def norm_of(config: DecoderConfig) -> Norm | AdaptiveNorm:
+    """A norm of the decoder's kind."""
+    return AdaptiveNorm(config) if config.adaptive else Norm(config.width, config.rms_norm_eps)
 
 
 @dataclass
@@ -263,10 +312,19 @@ class Decoder(nn.Module):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.config = config
-        self.embed_tokens = nn.Embedding(config.vocab, config.width)
+        if config.vocab:
+            self.embed_tokens = nn.Embedding(config.vocab, config.width)
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.depth))
-        self.norm = nn.RMSNorm(config.width, eps=config.rms_norm_eps)
-        self.rotary = RotaryTable(config.head_dim, config.rope_theta)
+        self.norm = norm_of(config)
+        self.rotary = RotaryTable(config.head_dim, config.rope_theta, config.rope == 'bf16')
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Rows of the embedding table ``[..., W]``, scaled as the model wants them."""
+        words = self.embed_tokens(ids)
+        if self.config.embed_scale == 1.0:
+            return words
+        # The factor is rounded to the rows' dtype, as Gemma does.
+        return words * torch.tensor(self.config.embed_scale).to(words.dtype).item()
 
     def forward(
         self,
@@ -281,10 +339,10 @@ class Decoder(nn.Module):
 
         ``hidden``: ``[1, L, D]`` (``[B, L, D]`` without ``prune``, for training). ``read``:
         half-open range of original positions behind the images; the last layer then computes
-        those rows only and only they come back. An empty range (at ``L``) reads none and leaves
-        ``context`` for :meth:`extend`. Rows keep their order, and their positions for
+        those rows only and only they come back. Rows keep their order, and their positions for
         RoPE. Without ``prune``, or when it keeps every row, the result is the dense one bit for
-        bit.
+        bit. An empty range (at ``L``) reads none: the last layer computes keys and values only,
+        and those of all layers are the ``context`` for :meth:`extend`.
 
         Raises ``ValueError`` where schedule, layout and shapes do not agree, and
         :class:`Cancelled` once ``cancelled``, asked before every layer, is true. There is no host
@@ -336,34 +394,64 @@ class Decoder(nn.Module):
             context=tuple(rows.context or ()),
         )
 
-    def extend(self, hidden: Tensor, context: Context, start: int, skip: int = 0) -> Extended:
-        """Run rows ``[B, m, D]`` at positions ``start``, ... behind a context.
+    def extend(
+        self,
+        hidden: Tensor,
+        context: Context,
+        start: int,
+        skip: int = 0,
+        modulation: Tensor | None = None,
+        observe: Mapping[int, tuple[int, int]] | None = None,
+    ) -> Extended:
+        """Run rows ``[B, m, W]`` at positions ``start``, ... behind a context, which may be
+        another decoder's of the same heads.
 
         Every row sees the whole context and, unless the decoder is causal, every other row.
         Nothing is added to the context: it serves any number of calls. The last layer leaves out
-        the first ``skip`` rows, and they do not come back.
+        the first ``skip`` rows, and they do not come back. ``modulation``: float32
+        ``[2 * depth + 1, 3, ..., W]`` of all norms in order (an adaptive decoder's
+        :meth:`modulations`). ``observe``: per layer (from 1) the half-open range of context
+        columns whose attention is wanted.
         """
-        count, device = hidden.shape[1], hidden.device
-        tables = self.rotary(start + count, device, hidden.dtype)
+        count = hidden.shape[1]
+        tables = self.rotary(start + count, hidden.device, hidden.dtype)
         cos, sin = (table[start:] for table in tables)
         run = [i for i, kept in enumerate(context) if kept is not None]
         norms = [*(self.layers[i].attn_norm for i in run[1:]), self.norm]
-        normed = self.layers[run[0]].attn_norm(hidden)
+        grown: list[LayerKV | None] = [None] * len(context)
+        observed: dict[int, Tensor] = {}
         masks: dict[int, Tensor | None] = {}  # by columns of the context: it shrinks where pruned
+        if modulation is None:
+            normed = self.layers[run[0]].attn_norm(hidden)
+        else:
+            scale, shift, _ = modulation[2 * run[0]]
+            normed = modulated_norm(hidden, scale, shift, self.norm.eps)
         for i, after in zip(run, norms, strict=True):
             block, before = self.layers[i], context[i][0].shape[2]
             queries, keys, values = block.attn.project(normed, cos, sin)
             if before not in masks:
-                masks[before] = self._mask_behind(before, count, device)
+                masks[before] = self._mask_behind(before, count, hidden.device)
             mask = masks[before]
             if i == run[-1] and skip:
                 hidden, queries = hidden[:, skip:], queries[:, :, skip:]
                 mask = None if mask is None else mask[skip:]
             keys = torch.cat((context[i][0], keys), 2)
             values = torch.cat((context[i][1], values), 2)
+            grown[i] = keys, values
+            if observe and i + 1 in observe:
+                observed[i + 1] = _head_mean(queries, keys, slice(*observe[i + 1]))
             mixed = block.attn.attend(queries, keys, values, Mask(tensor=mask))
-            hidden, normed = block.finish(hidden, mixed, after)
-        return Extended(normed)
+            if modulation is None:
+                hidden, normed = block.finish(hidden, mixed, after)
+            else:
+                following = 2 * len(context) if i == run[-1] else 2 * run[run.index(i) + 1]
+                gate, mlp, then = (
+                    modulation[2 * i][2],
+                    modulation[2 * i + 1],
+                    modulation[following],
+                )
+                hidden, normed = block.finish_modulated(hidden, mixed, gate, mlp, then)
+        return Extended(normed, tuple(grown), observed)
 
     def _mask_behind(self, before: int, count: int, device: torch.device) -> Tensor | None:
         """bool ``[count, before + count]``, or ``None`` where everything is seen."""
@@ -371,6 +459,13 @@ class Decoder(nn.Module):
             return None
         columns = torch.arange(before + count, device=device)
         return columns <= columns[before:, None]
+
+    def modulations(self, condition: Tensor) -> Tensor:
+        """The modulation of every norm, float32 ``[2 * depth + 1, 3, ..., W]``, for a condition
+        ``[..., W]`` (an adaptive decoder).
+        """
+        norms = [norm for layer in self.layers for norm in (layer.attn_norm, layer.mlp_norm)]
+        return torch.stack([norm.modulation(condition) for norm in (*norms, self.norm)])
 
     def probe(self, hidden: Tensor, layout: TokenLayout, layer: int, group: RowGroup) -> Tensor:
         """Head-mean attention, float32 ``[rows, V]``, that ``layer`` (from 1) would compute on the
@@ -428,13 +523,15 @@ class Decoder(nn.Module):
                 cache.store(number - 1, keys, values)
             else:  # rows are gone for good: the next query must not find a half-filled cache
                 cache.reset()
+        for group in groups:
+            if group is not RowGroup.ACTION or not rows.layout.expert_rows:  # those come later
+                self._listen(rows, number, group, prune, x, queries, keys)
+        # Tokens that are only present through the cache are still present.
+        rows.tokens.append(rows.layout.vision_tokens if rows.reusing else rows.vision)
         if rows.context is not None:
             rows.context.append((keys, values))
-        for group in groups:
-            self._listen(rows, number, group, prune, x, queries, keys)
         if read is not None and read[0] == read[1]:  # its keys and values are all there is to do
             rows.work.append(LayerRows(inputs, 0, keys.shape[2]))
-            rows.tokens.append(rows.layout.vision_tokens if rows.reusing else rows.vision)
             rows.hidden = rows.normed = residual[:, :0]
             return
         if read is not None:
@@ -446,8 +543,6 @@ class Decoder(nn.Module):
             mask = self._mask_of_tail(rows, first, stop, keys, mask)
         mixed = block.attn.attend(queries, keys, values, mask)
         rows.work.append(LayerRows(inputs, residual.shape[1], keys.shape[2]))
-        # Tokens that are only present through the cache are still present.
-        rows.tokens.append(rows.layout.vision_tokens if rows.reusing else rows.vision)
         rows.hidden, rows.normed = block.finish(residual, mixed, after)
 
     def _mask_by_position(self, rows: _Rows) -> Mask:
@@ -494,9 +589,7 @@ class Decoder(nn.Module):
         self, queries: Tensor, keys: Tensor, rows: _Rows, pick: slice | Tensor
     ) -> Tensor:
         """Head-mean softmax over all visible keys, cut to the vision columns: ``[m, vision]``."""
-        _, heads, count, width = queries.shape
         columns = keys.shape[2]
-        group = heads // self.config.kv_heads
         hidden = None
         if self.config.causal:
             index = torch.arange(columns, device=keys.device)
@@ -504,24 +597,10 @@ class Decoder(nn.Module):
                 hidden = index > _take(rows.positions, pick, 0)[:, None]
             else:
                 hidden = index > _take(index, pick, 0)[:, None]
-        total = torch.zeros(count, rows.vision, dtype=torch.float32, device=keys.device)
-        step = max(1, _MAP_ELEMENTS // max(1, count * columns * group))
-        for first in range(0, self.config.kv_heads, step):
-            last = min(first + step, self.config.kv_heads)
-            k = keys[0, first:last].float()
-            q = queries[0, first * group : last * group].float()
-            q = q.reshape(last - first, group * count, width) * width**-0.5
-            logits = (q @ k.transpose(1, 2)).view(last - first, group, count, columns)
-            if hidden is not None:
-                logits = logits.masked_fill(hidden, -torch.inf)
-            chosen = logits.softmax(-1)
-            if columns == rows.length:
-                chosen = chosen[..., rows.start : rows.start + rows.vision]
-            else:
-                chosen = chosen[..., rows.start : rows.start + rows.layout.vision_tokens]
-                chosen = chosen.index_select(-1, rows.ids)
-            total += chosen.sum((0, 1))
-        return total / heads
+        if columns == rows.length:
+            return _head_mean(queries, keys, slice(rows.start, rows.start + rows.vision), hidden)
+        every = slice(rows.start, rows.start + rows.layout.vision_tokens)
+        return _head_mean(queries, keys, every, hidden).index_select(-1, rows.ids)
 
     def _select(self, rows: _Rows, prune: PrunePass, boundary: int) -> None:
         """Ask the pruner which vision rows stay, and let the others go."""
@@ -585,9 +664,11 @@ class Decoder(nn.Module):
                 f'layout says depth {layout.depth}, causal {layout.causal}; the decoder has '
                 f'{depth}, {self.config.causal}'
             )
-        if read is not None and not (
-            layout.vision_stop <= read[0] < read[1] <= layout.length
-            or read == (layout.length, layout.length)
+        nothing = (layout.length, layout.length)
+        if (
+            read is not None
+            and read != nothing
+            and not layout.vision_stop <= read[0] < read[1] <= layout.length
         ):
             raise ValueError(
                 f'read {read} must lie behind the images: {layout.vision_stop}..{layout.length}'
@@ -614,6 +695,30 @@ class Decoder(nn.Module):
                 'schedule.reuse needs a cache filled by a previous query of '
                 f'{layout.length} rows: run one dense query with it first'
             )
+
+
+def _head_mean(
+    queries: Tensor, keys: Tensor, columns: slice, hidden: Tensor | None = None
+) -> Tensor:
+    """Head-mean softmax over all keys but the ``hidden`` ones, cut to ``columns``: float32
+    ``[m, columns]`` from ``[1, H, m, d]`` and ``[1, G, n, d]``.
+    """
+    _, heads, count, width = queries.shape
+    kv_heads, length = keys.shape[1:3]
+    group = heads // kv_heads
+    shape = (count, columns.stop - columns.start)
+    total = torch.zeros(shape, dtype=torch.float32, device=keys.device)
+    step = max(1, _MAP_ELEMENTS // max(1, count * length * group))
+    for first in range(0, kv_heads, step):
+        last = min(first + step, kv_heads)
+        k = keys[0, first:last].float()
+        q = queries[0, first * group : last * group].float()
+        q = q.reshape(last - first, group * count, width) * width**-0.5
+        logits = (q @ k.transpose(1, 2)).view(last - first, group, count, length)
+        if hidden is not None:
+            logits = logits.masked_fill(hidden, -torch.inf)
+        total += logits.softmax(-1)[..., columns].sum((0, 1))
+    return total / heads
 
 
 def _take(x: Tensor, pick: slice | Tensor, dim: int) -> Tensor:

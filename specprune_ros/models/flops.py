@@ -36,9 +36,9 @@ class Flops:
         return 2 * self.macs
 
 
-def query_flops(config: PolicyConfig, output: DecoderOutput) -> Flops:
-    """Operations of the query that gave ``output``."""
-    return count(config, output.work, output.observed)
+def query_flops(config: PolicyConfig, output: DecoderOutput, cameras: int | None = None) -> Flops:
+    """Operations of the query that gave ``output``; ``cameras`` were there (default: all)."""
+    return count(config, output.work, output.observed, cameras)
 
 
 def dense_flops(config: PolicyConfig, layout: TokenLayout, read: bool = True) -> Flops:
@@ -46,7 +46,7 @@ def dense_flops(config: PolicyConfig, layout: TokenLayout, read: bool = True) ->
     rows = layout.length
     asked = layout.action[1] - layout.action[0] if read else rows
     work = [LayerRows(rows, rows, rows)] * (layout.depth - 1) + [LayerRows(rows, asked, rows)]
-    return count(config, work)
+    return count(config, work, cameras=layout.cameras)
 
 
 def scheduled_work(
@@ -64,32 +64,41 @@ def scheduled_work(
         work.append(LayerRows(rows, min(rows, asked), keys))
         current = after.get(layer, current)
     observed = [
-        ObservedAttention(layer, len(layout.rows(group)), work[layer - 1].keys)
+        ObservedAttention(layer, rows, work[layer - 1].keys)
         for layer, groups in schedule.observed_layers.items()
         for group in groups
+        if (rows := len(layout.rows(group)))
     ]
     return work, observed
 
 
 def count(
-    config: PolicyConfig, work: Sequence[LayerRows], observed: Sequence[ObservedAttention] = ()
+    config: PolicyConfig,
+    work: Sequence[LayerRows],
+    observed: Sequence[ObservedAttention] = (),
+    cameras: int | None = None,
 ) -> Flops:
-    """Operations of a query whose decoder layers computed ``work``."""
+    """Operations of a query of so many ``cameras`` whose decoder layers computed ``work``."""
     decoder = config.decoder
     patches = config.grid[0] * config.grid[1]
-    cameras = len(config.cameras)
+    cameras = len(config.cameras) if cameras is None else cameras
+    proprio = config.proprio_dim if config.flow is None else 0
     film = config.decoder.width if config.film else 0
     return Flops(
         vision=sum(cameras * tower_macs(tower, film) for tower in config.towers),
         projector=cameras
         * patches
         * _chain((config.vision_width, *config.projector, decoder.width))
-        + (config.proprio_dim + decoder.width) * decoder.width * (config.proprio_dim > 0),
+        + (proprio + decoder.width) * decoder.width * (proprio > 0),
         decoder=sum(layer_macs(decoder, rows) for rows in work),
         observing=sum(
             item.rows * item.keys * decoder.head_dim * decoder.heads for item in observed
         ),
-        head=head_macs(config) + denoise_macs(config, work),
+        head=(
+            head_macs(config) + denoise_macs(config, work)
+            if config.flow is None
+            else expert_macs(config, work)
+        ),
     )
 
 
@@ -140,6 +149,21 @@ def head_macs(config: PolicyConfig) -> int:
         return dit.ddim_steps * branches * (dit.depth * block + ends)
     step = width * dim * width + config.head_blocks * width**2 + width * dim
     return config.chunk * step * (config.ddim.steps if config.ddim else 1)
+
+
+def expert_macs(config: PolicyConfig, work: Sequence[LayerRows]) -> int:
+    """Multiply-adds of the action expert in all steps, behind a prefix that computed ``work``.
+
+    pi0's state row is run once for all steps; pi0.5's modulations are tables.
+    """
+    flow, expert, rows = config.flow, config.flow.expert, config.chunk
+    width, state = expert.width, int(not expert.adaptive)
+    once = state * flow.width * width
+    step = 2 * rows * flow.width * width + state * rows * 2 * width**2
+    for layer in work:
+        once += state * layer_macs(expert, LayerRows(1, 1, layer.keys + 1))
+        step += layer_macs(expert, LayerRows(rows, rows, layer.keys + state + rows))
+    return once + flow.steps * step
 
 
 def _chain(widths: tuple[int, ...]) -> int:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from specprune_ros.models import conventions
 from specprune_ros.models.accel.device_memory import check_device_memory
 from specprune_ros.models.build import Network, build, cast, empty
-from specprune_ros.models.checkpoint import cogact, dexbotic, oft, own
+from specprune_ros.models.checkpoint import cogact, dexbotic, oft, own, pi0
 from specprune_ros.models.checkpoint.files import (
     CheckpointError,
     check_values,
@@ -26,6 +26,7 @@ from specprune_ros.models.checkpoint.files import (
 from specprune_ros.models.checkpoint.own import save_policy_model
 from specprune_ros.models.checkpoint.report import Report, human
 from specprune_ros.models.config import ConfigError, PolicyConfig
+from specprune_ros.models.families.paligemma import FlowPrompts, read_tokenizer
 from specprune_ros.models.preprocess import Preprocessor
 from specprune_ros.models.presets import default_tokenizer, preset
 from specprune_ros.models.statistics import Statistics, StatisticsError, choose_key
@@ -46,6 +47,8 @@ FAMILY_RULES: dict[str, dict[str, Any]] = {
     'db-oft': {'epsilon': 0.0, 'clip_actions': True},
     'cogact': {'epsilon': 0.0, 'clip_actions': True, 'binarise': 6},
     'db-cogact': {'epsilon': 0.0, 'clip_actions': True},
+    'pi0': {'epsilon': 0.0, 'clip_proprio': False},
+    'pi05': {'epsilon': 0.0, 'clip_proprio': False},
 }
 
 
@@ -56,7 +59,7 @@ class LoadedModel:
     model: Network
     config: PolicyConfig
     preprocessor: Preprocessor
-    tokenizer: PromptTokenizer
+    tokenizer: PromptTokenizer | FlowPrompts
     statistics: Statistics
     notes: list[str] = field(default_factory=list)
 
@@ -102,7 +105,7 @@ def _inspect(report: Report, key: str | None, overrides: dict[str, Any]) -> None
     report.family = family
     report.fact('family', family, 'config.json')
     statistics = folder / 'dataset_statistics.json'
-    if part is not dexbotic:
+    if part not in (dexbotic, pi0):
         if statistics.exists():
             report.statistics = read_json(statistics)
             report.statistics_keys = keys = tuple(report.statistics)
@@ -120,8 +123,11 @@ def _inspect(report: Report, key: str | None, overrides: dict[str, Any]) -> None
     if policy is None:
         return
     report.family = policy.family
-    _tokenizer(report, policy)
-    if report.statistics is not None:
+    if part is pi0:
+        pi0.tokenizer(report, policy)
+    else:
+        _tokenizer(report, policy)
+    if report.statistics is not None or report.scales:
         scales = _scales(report, policy, key)
         report.unnorm_key = scales.key
     elif policy.norm != 'identity':
@@ -137,6 +143,7 @@ def _config(folder: Path) -> dict[str, Any]:
         )
     if not os.access(folder, os.R_OK | os.X_OK):
         raise CheckpointError(f'{folder}: no permission to read; chmod u+rx it')
+    pi0.refuse_strangers(folder)
     if not (folder / 'config.json').exists():
         raise CheckpointError(f'{folder}: holds no config.json; not a checkpoint folder')
     return read_json(folder / 'config.json')
@@ -154,14 +161,18 @@ def _family(folder: Path, config: Mapping[str, Any]) -> tuple[str, Any]:
         dexbotic.refuse(folder / 'config.json', kind)
     if isinstance(config.get('vla'), Mapping):
         return 'cogact', cogact
+    if pi0.recognise(folder, config):
+        return 'pi0', pi0
     raise CheckpointError(
         f'{folder / "config.json"}: model_type {kind!r} is not known; OpenVLA-OFT (openvla), '
-        'DB-OFT (dexbotic_oft), DB-CogACT (dexbotic_cogact), CogACT (a "vla" section) and our '
-        'own format can be loaded'
+        'DB-OFT (dexbotic_oft), DB-CogACT (dexbotic_cogact), CogACT (a "vla" section), pi0 and '
+        'pi0.5 (of lerobot, or converted by openpi) and our own format can be loaded'
     )
 
 
 def _scales(report: Report, policy: PolicyConfig, key: str | None) -> Statistics:
+    if report.scales:
+        return pi0.scales(report, policy, key)
     name = choose_key(report.statistics, key, f'{report.path}: statistics')
     # Dexbotic serves proprioception raw.
     raw = policy.family in conventions.DEXBOTIC
@@ -192,13 +203,25 @@ def _tokenizer(report: Report, policy: PolicyConfig) -> None:
         report.problem(f'{path}: {error}')
 
 
-def _prompts(path: Path, policy: PolicyConfig) -> PromptTokenizer:
+def _prompts(path: Path, policy: PolicyConfig) -> PromptTokenizer | FlowPrompts:
     refuse_pointer(path)
+    if policy.flow is not None:
+        return flow_prompts(read_tokenizer(path, policy.decoder.vocab), policy)
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception
         raise CheckpointError(f'not a tokenizer ({error}); download it again') from error
     return PromptTokenizer(tokenizer, policy.template, policy.max_prompt, policy.decoder.vocab)
+
+
+def flow_prompts(tokenizer: Tokenizer, policy: PolicyConfig) -> FlowPrompts:
+    """The prompts of a pi0 or pi0.5 policy."""
+    flow = policy.flow
+    told = policy.proprio_dim if flow.state == 'prompt' else 0
+    padded = flow.width if flow.state_padded else 0
+    return FlowPrompts(
+        tokenizer, policy.template, policy.max_prompt, policy.decoder.vocab, told, padded
+    )
 
 
 def load_policy_model(
@@ -229,7 +252,7 @@ def load_policy_model(
         ) from error
     fill(model, report, progress)
     statistics = Statistics.identity()
-    if report.statistics is not None:
+    if report.statistics is not None or report.scales:
         statistics = _scales(report, policy, unnorm_key)
     preprocessor = Preprocessor(policy, device, dtype, fast=fast_images)
     notes = list(report.notes)
@@ -250,9 +273,13 @@ def random_policy_model(
     Raises ``ValueError`` for an unknown name and ``DeviceMemoryError`` where it does not fit.
     """
     policy = preset(name)
-    tokenizer = PromptTokenizer(
-        default_tokenizer(), policy.template, policy.max_prompt, policy.decoder.vocab
-    )
+    words = default_tokenizer()
+    if policy.flow is not None:
+        tokenizer = flow_prompts(words, policy)
+    else:
+        tokenizer = PromptTokenizer(
+            words, policy.template, policy.max_prompt, policy.decoder.vocab
+        )
     return LoadedModel(
         model=build(policy, seed, device, dtype, name),
         config=policy,

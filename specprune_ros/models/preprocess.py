@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from specprune_ros.models.config import PolicyConfig
 
@@ -57,6 +58,9 @@ class Preprocessor:
         skipped = config.jpeg and fast
         self.note = 'fast images: the JPEG round trip is left out' if skipped else ''
         shape = (len(config.towers), 3, 1, 1)
+        # lerobot's resize does not round to whole numbers.
+        rounds = not config.resize.startswith('pad_bilinear')
+        self.seen_dtype = torch.uint8 if rounds else torch.float32
         self.mean, self.std = (
             torch.tensor([getattr(tower, name) for tower in config.towers])
             .reshape(shape)
@@ -77,9 +81,16 @@ class Preprocessor:
         return Pixels(self.normalise(seen), seen)
 
     def image(self, image: NDArray[np.uint8], name: str = 'image') -> Tensor:
-        """One camera's image as the policy sees it, uint8 ``[S, S, 3]`` on the device."""
+        """One camera's image as the policy sees it, ``[S, S, 3]`` in 0..255 on the device, of
+        :attr:`seen_dtype`.
+        """
         check_image(image, name)
         config, side = self.config, self.config.image_size
+        if config.resize.startswith('pad_bilinear'):
+            outside = -255.0 if config.resize == 'pad_bilinear_04' else 0.0
+            return resize_with_pad(self._upload(image), side, outside)
+        if config.resize == 'pad_pillow':
+            return self._upload(resize_with_pad_pillow(image, side))
         if config.pre_resize:
             image = self._stretch(image, config.pre_resize)
         if config.resize == 'pad_bicubic':
@@ -114,7 +125,7 @@ class Preprocessor:
         return image.pin_memory().to(self.device, non_blocking=True)
 
     def normalise(self, images: Tensor) -> Tensor:
-        """uint8 ``[N, S, S, 3]`` to ``[N, 3 * towers, S, S]``: (x / 255 - mean) / std."""
+        """``[N, S, S, 3]`` in 0..255 to ``[N, 3 * towers, S, S]``: (x / 255 - mean) / std."""
         x = images.permute(0, 3, 1, 2).to(torch.float32) / self.full
         x = (x[:, None] - self.mean) / self.std
         return x.flatten(1, 2).to(self.dtype)
@@ -284,6 +295,45 @@ def pad_square(image: NDArray[np.uint8], colour: tuple[int, int, int]) -> NDArra
     square[:] = colour
     top, left = (side - height) // 2, (side - width) // 2
     square[top : top + height, left : left + width] = image
+    return square
+
+
+def padded_size(height: int, width: int, side: int) -> tuple[int, int]:
+    """Height and width that fit a square of ``side``, aspect kept, as openpi and lerobot cut
+    them.
+    """
+    ratio = max(width / side, height / side)
+    return max(1, int(height / ratio)), max(1, int(width / ratio))
+
+
+def resize_with_pad(image: Tensor, side: int, outside: float) -> Tensor:
+    """``[H, W, 3]`` to float32 ``[side, side, 3]`` in 0..255, as lerobot does: bilinear without
+    antialiasing, aspect kept, centred on ``outside``. Not rounded.
+    """
+    x = image.to(torch.float32).permute(2, 0, 1)[None] / 255
+    height, width = x.shape[2:]
+    if (height, width) != (side, side):
+        size = padded_size(height, width, side)
+        x = F.interpolate(x, size, mode='bilinear', align_corners=False).clamp(0, 1)
+    top, left = (side - x.shape[2]) // 2, (side - x.shape[3]) // 2
+    around = (left, side - x.shape[3] - left, top, side - x.shape[2] - top)
+    return F.pad(255 * x, around, value=outside)[0].permute(1, 2, 0)
+
+
+def resize_with_pad_pillow(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    """uint8 ``[H, W, 3]`` to ``[side, side, 3]``, as openpi does: Pillow's bilinear, which
+    antialiases when it shrinks, aspect kept, centred on black.
+    """
+    from PIL import Image
+
+    height, width = image.shape[:2]
+    if (height, width) == (side, side):
+        return image
+    high, wide = padded_size(height, width, side)
+    shrunk = Image.fromarray(image).resize((wide, high), Image.Resampling.BILINEAR)
+    square = np.zeros((side, side, 3), np.uint8)
+    top, left = (side - high) // 2, (side - wide) // 2
+    square[top : top + high, left : left + wide] = np.asarray(shrunk)
     return square
 
 

@@ -14,6 +14,7 @@ from specprune_ros.models.config import (
     DDIMConfig,
     DecoderConfig,
     DiTConfig,
+    FlowConfig,
     PolicyConfig,
     VisionConfig,
 )
@@ -38,6 +39,13 @@ DINOV2_L = VisionConfig(
 )
 SIGLIP_SO400M = VisionConfig(
     name='siglip-so400m14', width=1152, depth=27, heads=16, mlp=4304, mean=HALF, std=HALF
+)
+SIGLIP_224 = replace(
+    SIGLIP_SO400M,
+    name='siglip-so400m14-224',
+    activation='gelu_tanh',
+    skip_last=0,
+    final_norm=True,
 )
 CLIP_L_336 = VisionConfig(
     name='clip-l14-336',
@@ -66,6 +74,33 @@ QWEN25_7B = DecoderConfig(
     causal=True,
     qkv_bias=True,
 )
+
+GEMMA_2B = DecoderConfig(
+    width=2048,
+    depth=18,
+    heads=8,
+    kv_heads=1,
+    head_size=256,
+    mlp=16384,
+    vocab=257152,
+    activation='gelu_tanh',
+    embed_scale=2048**0.5,
+)
+GEMMA_300M = replace(GEMMA_2B, width=1024, mlp=4096, vocab=0, embed_scale=1.0)
+
+
+def expert_of(decoder: DecoderConfig, widths: DecoderConfig, family: str) -> DecoderConfig:
+    """An action expert as wide as ``widths`` that reads the keys and values of ``decoder``."""
+    return replace(
+        decoder,
+        width=widths.width,
+        mlp=widths.mlp,
+        vocab=0,
+        head_size=decoder.head_dim,
+        embed_scale=1.0,
+        adaptive=family == 'pi05',
+    )
+
 
 OPENVLA_OFT_7B = PolicyConfig(
     family='openvla-oft',
@@ -110,7 +145,32 @@ COGACT_7B = PolicyConfig(
     template='cogact',
 )
 
-# The same image grid and row layout as OFT, small enough for two CPU cores.
+# As on LIBERO: two of the three cameras.
+PI0_3B = PolicyConfig(
+    family='pi0',
+    towers=(SIGLIP_224,),
+    decoder=GEMMA_2B,
+    flow=FlowConfig(expert=expert_of(GEMMA_2B, GEMMA_300M, 'pi0')),
+    cameras=('base_0_rgb', 'left_wrist_0_rgb'),
+    chunk=50,
+    norm='min_max',
+    action=replace(LIBERO_ACTION, gripper_sense='one_is_closed', gripper_range=(-1.0, 1.0)),
+    resize='pad_pillow',
+    center_crop=False,
+    jpeg=False,
+    template='pi0',
+    max_prompt=48,
+    stop_id=0,
+)
+PI05_3B = replace(
+    PI0_3B,
+    family='pi05',
+    flow=FlowConfig(expert=expert_of(GEMMA_2B, GEMMA_300M, 'pi05'), state='prompt'),
+    template='pi05',
+    max_prompt=200,
+)
+
+# The same picture grid and row layout as OFT, small enough for two CPU cores.
 TINY = PolicyConfig(
     family='openvla-oft',
     towers=(
@@ -131,6 +191,26 @@ OFT_MEDIUM = PolicyConfig(
     jpeg=False,
 )
 
+_PI0_TINY = replace(GEMMA_2B, width=64, depth=8, head_size=16, mlp=128, vocab=512, embed_scale=8.0)
+PI0_TINY = replace(
+    PI0_3B,
+    towers=(replace(SIGLIP_224, name='tiny-siglip', width=64, depth=2, heads=2, mlp=128),),
+    decoder=_PI0_TINY,
+    flow=FlowConfig(expert=expert_of(_PI0_TINY, replace(GEMMA_300M, width=32, mlp=64), 'pi0')),
+    chunk=10,
+)
+_PI0_MEDIUM = replace(
+    GEMMA_2B, width=512, depth=18, head_size=64, mlp=4096, vocab=512, embed_scale=512**0.5
+)
+PI0_MEDIUM = replace(
+    PI0_3B,
+    towers=(replace(SIGLIP_224, name='medium-siglip', width=288, depth=7, heads=4, mlp=1076),),
+    decoder=_PI0_MEDIUM,
+    flow=FlowConfig(
+        expert=expert_of(_PI0_MEDIUM, replace(GEMMA_300M, width=256, mlp=1024), 'pi0')
+    ),
+)
+
 PRESETS = {
     'tiny': TINY,
     'oft-medium': OFT_MEDIUM,
@@ -139,6 +219,10 @@ PRESETS = {
     'db-oft-dit-7b': DB_OFT_DIT_7B,
     'db-cogact-7b': DB_COGACT_7B,
     'cogact-7b': COGACT_7B,
+    'pi0-tiny': PI0_TINY,
+    'pi0-medium': PI0_MEDIUM,
+    'pi0-3b': PI0_3B,
+    'pi05-3b': PI05_3B,
 }
 
 # 20 words: with the word tokenizer the OFT layout then has the 605 rows of the paper's example.

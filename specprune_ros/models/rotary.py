@@ -12,8 +12,9 @@ class RotaryTable:
     Not a module and without buffers: nothing to load, and nothing left behind on the meta device.
     """
 
-    def __init__(self, head_dim: int, theta: float) -> None:
-        self.head_dim, self.theta = head_dim, theta
+    def __init__(self, head_dim: int, theta: float, rounded: bool = False) -> None:
+        """``rounded``: frequencies rounded to bfloat16, as models cast as a whole have them."""
+        self.head_dim, self.theta, self.rounded = head_dim, theta, rounded
         self._tables: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
 
     def __call__(
@@ -29,7 +30,10 @@ class RotaryTable:
 
     def _make(self, rows: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         even = torch.arange(0, self.head_dim, 2, dtype=torch.float32) / self.head_dim
-        angle = torch.outer(torch.arange(rows, dtype=torch.float32), self.theta**-even)
+        rate = self.theta**-even
+        if self.rounded:
+            rate = rate.bfloat16().float()
+        angle = torch.outer(torch.arange(rows, dtype=torch.float32), rate)
         cos = angle.cos().repeat(1, 2)
         # rotate_half negates the second half when it moves to the front: fold that sign in.
         sin = torch.cat((-angle.sin(), angle.sin()), -1)

@@ -30,7 +30,8 @@ class Statistics:
     = (a' + 1) / 2 (high - low + eps) + low where ``action_mask``, else a' unchanged.
     ``clip_actions`` clips a' to [-1, 1] first (CogACT, DB-OFT; OFT does not clip). ``binarise``
     is the action dimension that becomes 0 or 1 at 0.5 (CogACT's gripper), before un-normalising.
-    A ``None`` scale passes values through.
+    ``clip_proprio`` off leaves proprioception beyond the bounds as it is (pi0). Mean and standard
+    deviation are the bounds mean - std and mean + std. A ``None`` scale passes values through.
     """
 
     action_low: Array | None
@@ -41,6 +42,7 @@ class Statistics:
     epsilon: float = 1e-8
     clip_actions: bool = False
     binarise: int | None = None
+    clip_proprio: bool = True
     key: str = ''
 
     @classmethod
@@ -121,7 +123,8 @@ class Statistics:
                 f'{self.proprio_low.size}'
             )
         span = self.proprio_high - self.proprio_low + self.epsilon
-        return np.clip(2 * (x - self.proprio_low) / span - 1, -1, 1)
+        scaled = 2 * (x - self.proprio_low) / span - 1
+        return np.clip(scaled, -1, 1) if self.clip_proprio else scaled
 
     def unnormalise_actions(self, actions: np.ndarray) -> np.ndarray:
         """Model output ``[..., D]`` to float64 in the statistics' own action units."""
@@ -147,6 +150,7 @@ class Statistics:
         if self.action_low is None or self.action_high is None:
             return a
         span = self.action_high - self.action_low + self.epsilon
+        span = np.where(span == 0, 1.0, span)  # a column that never changed
         return np.where(self.action_mask, 2 * (a - self.action_low) / span - 1, a)
 
 

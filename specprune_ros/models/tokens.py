@@ -80,7 +80,7 @@ class PromptTokenizer:
             raise ValueError(f'template must be one of {", ".join(TEMPLATES)}; is {template!r}')
         self.tokenizer, self.template_name = tokenizer, template
         self.template, self.max_tokens, self.vocab = TEMPLATES[template], max_tokens, vocab
-        self.unknown_id = _unknown_id(tokenizer)
+        self.unknown_id = unknown_id(tokenizer)
         self._append = []
         for piece in self.template.append:
             number = tokenizer.token_to_id(piece)
@@ -142,7 +142,8 @@ class PromptTokenizer:
         )
 
 
-def _unknown_id(tokenizer: Tokenizer) -> int | None:
+def unknown_id(tokenizer: Tokenizer) -> int | None:
+    """The id that stands for what the vocabulary lacks, ``None`` without one."""
     name = getattr(tokenizer.model, 'unk_token', None)
     return None if name is None else tokenizer.token_to_id(name)
 

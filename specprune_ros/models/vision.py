@@ -1,7 +1,7 @@
 """The vision transformers: DINOv2 with registers, SigLIP, CLIP, by configuration.
 
-Only what the policies read is built: the last block, the final norm and any pooling head are not
-(``docs/checkpoints.md``). Names follow timm, which the OpenVLA checkpoints use.
+Only what the policies read is built: most leave out the last block and the final norm, all any
+pooling head (``docs/checkpoints.md``). Names follow timm, which the OpenVLA checkpoints use.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Block(nn.Module):
         super().__init__()
         width = config.width
         self.heads = config.heads
-        self.quick = config.activation == 'quick_gelu'
+        self.activation = config.activation
         self.norm1 = nn.LayerNorm(width, eps=config.norm_eps)
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
@@ -91,7 +91,11 @@ class Block(nn.Module):
             x = self.film(_add(x, branch, self.ls1), condition)
             normed = self.norm2(x)
         hidden = self.fc1(normed)
-        hidden = self.kernels.quick_gelu(hidden) if self.quick else F.gelu(hidden)
+        if self.activation == 'quick_gelu':
+            hidden = self.kernels.quick_gelu(hidden)
+        else:
+            tanh = self.activation == 'gelu_tanh'
+            hidden = F.gelu(hidden, approximate='tanh' if tanh else 'none')
         return _add(x, self.fc2(hidden), self.ls2)
 
 
@@ -100,7 +104,7 @@ def _add(x: Tensor, branch: Tensor, scale: LayerScale | None) -> Tensor:
 
 
 class VisionTower(nn.Module):
-    """One vision transformer up to its second-to-last block, without the final norm."""
+    """One vision transformer, as far as the policy reads it."""
 
     def __init__(self, config: VisionConfig, film: int | None = None) -> None:
         """``film`` is the width of the condition (the decoder's), or ``None`` without FiLM."""
@@ -113,6 +117,7 @@ class VisionTower(nn.Module):
         )
         self.pre_norm = nn.LayerNorm(config.width, config.norm_eps) if config.pre_norm else None
         self.blocks = nn.ModuleList(Block(config, film) for _ in range(config.blocks))
+        self.norm = nn.LayerNorm(config.width, config.norm_eps) if config.final_norm else None
 
     def forward(self, pixels: Tensor, condition: Tensor | None = None) -> Tensor:
         """Normalised ``[N, 3, S, S]`` to patch features ``[N, patches, width]``, row-major."""
@@ -123,7 +128,8 @@ class VisionTower(nn.Module):
             x = self.pre_norm(x)
         for block in self.blocks:
             x = block(x, condition)
-        return x[:, self.config.prefix :]
+        x = x[:, self.config.prefix :]
+        return x if self.norm is None else self.norm(x)
 
 
 class VisionBackbone(nn.Module):

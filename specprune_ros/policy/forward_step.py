@@ -15,6 +15,7 @@ from specprune_ros.models.build import Network
 from specprune_ros.models.config import PolicyConfig
 from specprune_ros.models.decoder import DecoderOutput, KVCache
 from specprune_ros.models.families.base import Embedded
+from specprune_ros.models.families.pi0 import Guide
 from specprune_ros.models.flops import query_flops
 from specprune_ros.models.load import LoadedModel
 from specprune_ros.models.tokens import Prompt
@@ -31,7 +32,7 @@ class GraphKey:
     """Everything about a query that is fixed when it is captured; equal keys share a graph.
 
     ``compared``: a past image is there. ``carried``: name, shape and dtype of what the previous
-    query left.
+    query left. ``guided``: a previous chunk is there to go on from.
     """
 
     layout: TokenLayout
@@ -39,6 +40,7 @@ class GraphKey:
     mode: Mode
     compared: bool
     carried: tuple[tuple[str, tuple[int, ...], torch.dtype], ...]
+    guided: bool = False
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,9 @@ class StepInputs:
 
     ``images``: uint8 ``[cameras, S, S, 3]`` as the policy sees them; ``then``: the same of the
     reference moment, or ``None``. ``ids``: int64 ``[1, P]`` of ``prompt``. ``proprio``: float32
-    ``[proprio_dim]``, normalised, or ``None``. ``noise``: float32 ``[K, D]`` of a diffusion head,
-    or ``None``. ``carry``: what this pruner's previous pass returned. ``cache``, ``seed``,
+    ``[proprio_dim]``, normalised, or ``None``. ``noise``: float32 ``[K, D]`` of a diffusion head
+    (``[K, W]`` of a flow sampler), or ``None``. ``guide``: what real-time chunking pulls a flow
+    sampler towards. ``carry``: what this pruner's previous pass returned. ``cache``, ``seed``,
     ``speed_xyz`` (m/s) and ``displacement`` (m) are for pruners that keep state on the host.
     """
 
@@ -60,6 +63,7 @@ class StepInputs:
     then: Tensor | None = None
     proprio: Tensor | None = None
     noise: Tensor | None = None
+    guide: Guide | None = None
     carry: Mapping[str, Tensor] = field(default_factory=dict)
     cache: KVCache | None = None
     seed: int = 0
@@ -71,7 +75,8 @@ class StepInputs:
         carried = tuple(
             (name, tuple(value.shape), value.dtype) for name, value in sorted(self.carry.items())
         )
-        return GraphKey(layout, _of_the_pass(params), mode, self.then is not None, carried)
+        guided = self.guide is not None
+        return GraphKey(layout, _of_the_pass(params), mode, self.then is not None, carried, guided)
 
     def tensors(self) -> dict[str, Tensor]:
         """What changes from query to query of one key, by name."""
@@ -81,6 +86,7 @@ class StepInputs:
             'ids': self.ids,
             'proprio': self.proprio,
             'noise': self.noise,
+            **({} if self.guide is None else self.guide._asdict()),
             **{f'carry.{name}': value for name, value in self.carry.items()},
         }
         return {name: value for name, value in named.items() if value is not None}
@@ -95,7 +101,10 @@ class StepInputs:
         """These inputs with other tensors of the same names."""
         carry = {name: tensors[f'carry.{name}'] for name in self.carry}
         plain = {n: t for n, t in tensors.items() if not n.startswith('carry.')}
-        return replace(self, carry=carry, **plain)
+        guide = self.guide
+        if guide is not None:
+            guide = Guide(*(plain.pop(name) for name in Guide._fields))
+        return replace(self, carry=carry, guide=guide, **plain)
 
 
 @lru_cache(maxsize=64)
@@ -204,9 +213,13 @@ def forward_step(
     timer.mark()
     prune_pass = begin_pass(model, key, inputs, embedded, similarity)
     output = decode(model, embedded, prune_pass, inputs.cache)
-    outcome = prune_pass.finish()
     timer.mark()
-    actions = model.head(output, embedded.layout, inputs.noise)
+    steering = {}
+    if config.flow is not None:
+        # The expert's attention is the pruner's as well: its pass ends after the head.
+        steering = dict(proprio=inputs.proprio, guide=inputs.guide, prune=prune_pass)
+    actions = model.head(output, embedded.layout, inputs.noise, **steering)
+    outcome = prune_pass.finish()
     outputs = device_outputs(config, embedded, output, outcome, actions)
     timer.mark()
     return outputs
@@ -254,7 +267,7 @@ def device_outputs(
         after=tuple(len(ids) for _, ids in outcome.kept),
         mean=float(np.mean(present)) if present else float(embedded.layout.vision_tokens),
         judged=judged,
-        flops=float(query_flops(config, output).flops),
+        flops=float(query_flops(config, output, embedded.layout.cameras).flops),
         notes=tuple(outcome.notes),
     )
     left = outcome.kept[-1][1] if outcome.kept else None

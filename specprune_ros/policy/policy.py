@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -16,6 +16,8 @@ from torch import Tensor
 
 from specprune_ros.models.config import PolicyConfig
 from specprune_ros.models.decoder import Cancelled, KVCache
+from specprune_ros.models.families.pi0 import FlowPolicy, Guide
+from specprune_ros.models.families.pi0_robots import model_actions, model_state, robot_actions
 from specprune_ros.models.flops import dense_flops
 from specprune_ros.models.load import LoadedModel
 from specprune_ros.models.tokens import Prompt, id_rows
@@ -26,6 +28,7 @@ from specprune_ros.policy.forward_step import StepInputs, StepOutputs, compares
 from specprune_ros.policy.memory import SECOND_NS, Memory, history_for, prior_key
 from specprune_ros.policy.motion_range import motion_range
 from specprune_ros.policy.observation import CameraImage, Observation, ObservationError
+from specprune_ros.policy.real_time_chunking import Continuation, guide
 from specprune_ros.policy.result import (
     Overlay,
     PolicyError,
@@ -121,6 +124,21 @@ class Policy:
         """The token layout of a query with this instruction."""
         return self.loaded.model.layout(self.loaded.tokenizer.encode(instruction))
 
+    def check_cameras(self, names: Sequence[str]) -> None:
+        """Raise ``ValueError`` unless images of these cameras, in this order, are what the model
+        reads: as many as it has, or for a flow policy some of them by their own names.
+        """
+        known = self.config.cameras
+        fits = len(names) == len(known)
+        if self.config.flow is not None:
+            fits = bool(names) and list(names) == [name for name in known if name in names]
+        if not fits:
+            some = '' if self.config.flow is None else ' (some of them, by name and in this order)'
+            raise ValueError(
+                f'cameras names {len(names)} ({", ".join(names)}), but the model reads '
+                f'{len(known)}: {", ".join(known)}{some}'
+            )
+
     def check_params(self, params: PruningParams) -> None:
         """Raise ``ParamError`` where these parameters and this model cannot go together."""
         check_params(params, self.layout())
@@ -179,16 +197,26 @@ class Policy:
         )
 
     @torch.inference_mode()
-    def act(self, observation: Observation, noise: np.ndarray | None = None) -> PolicyResult:
-        """One query. ``noise`` ``[K, D]`` is what a diffusion head starts from; by default it is
-        drawn, the same for the same number of queries since a reset.
+    def act(
+        self,
+        observation: Observation,
+        noise: np.ndarray | None = None,
+        continuation: Continuation | None = None,
+    ) -> PolicyResult:
+        """One query.
+
+        ``noise`` is what a diffusion head ``[K, D]`` or a flow sampler ``[K, W]`` starts from; by
+        default it is drawn, from the number of the query. ``continuation``: the chunk that a flow
+        policy is to go on from (real-time chunking).
 
         Raises ``ObservationError`` for an observation that does not fit the model and
         :class:`PolicyError` for actions that are not finite or absurd; memory is then forgotten.
         """
-        observation.check(len(self.config.cameras), self.config.proprio_dim)
+        observation = self._checked(observation)
+        if continuation is not None and self.config.flow is None:
+            raise ValueError('only a flow policy (pi0, pi0.5) can go on from a chunk')
         try:
-            return self._query(observation, *self._snapshot, noise)
+            return self._query(observation, *self._snapshot, noise, continuation)
         except Exception as error:
             # Half a query must not be the next one's past.
             self.reset(f'after an error: {error}')
@@ -216,19 +244,23 @@ class Policy:
         alone, as are policies that gain nothing by it.
         """
         memory, params, start = self._memory, self.params, time.perf_counter()
-        if not self.refreshes_in_slack or not memory.follows(observation) or cancelled():
+        if not self.refreshes_in_slack or cancelled():
             return False
-        observation.check(len(self.config.cameras), self.config.proprio_dim)
-        prompt = self.loaded.tokenizer.encode(observation.instruction)
+        observation = self._checked(observation)
+        if not memory.follows(observation):
+            return False
+        proprio = self._proprio(observation)
+        prompt = self._prompt(observation.instruction, proprio)
+        seen = self._see(observation)
         inputs = StepInputs(
-            images=self._see(observation),
+            images=seen,
             prompt=prompt,
             ids=id_rows(prompt.ids, self._device),
-            proprio=self._proprio(observation),
+            proprio=proprio,
             noise=self.loaded.model.noise(seed=memory.queries),
             seed=memory.queries,
         )
-        key = inputs.graph_key(self.loaded.model.layout(prompt), params, Mode.DENSE)
+        key = inputs.graph_key(self._layout(prompt, len(seen)), params, Mode.DENSE)
         so_far = self._refreshes
         try:
             outputs = self._engine.run(key, inputs, cancelled)
@@ -248,12 +280,33 @@ class Policy:
         )
         return True
 
+    def _checked(self, observation: Observation) -> Observation:
+        """The observation as the model takes it: for a flow policy, which takes any of its
+        cameras, the images under its names and in its order. Raises ``ObservationError``.
+        """
+        if self.config.flow is None:
+            observation.check(len(self.config.cameras), self.config.proprio_dim)
+            return observation
+        observation.check(len(observation.images), self.config.proprio_dim)
+        names = {name: self.config.camera(name) for name in observation.images}
+        strange = [name for name, camera in names.items() if camera is None]
+        if strange or len(set(names.values())) != len(names) or not names:
+            known = [*self.config.cameras, *(alias for alias, _ in self.config.camera_aliases)]
+            raise ObservationError(
+                f'cameras given: {", ".join(names) or "none"}; the model knows '
+                f'{", ".join(known)}, each once'
+            )
+        given = {names[name]: image for name, image in observation.images.items()}
+        images = {camera: given[camera] for camera in self.config.cameras if camera in given}
+        return replace(observation, images=images)
+
     def _query(
         self,
         observation: Observation,
         params: PruningParams,
         version: int,
         noise: np.ndarray | None,
+        continuation: Continuation | None,
     ) -> PolicyResult:
         start = time.perf_counter()
         method = pruner(params.pruner)
@@ -275,16 +328,18 @@ class Policy:
         if compares(params):
             then, history_age = self._past(observation, steps)
         mode, reason = self._mode(params, decision, reset, seen, then)
-        prompt = self.loaded.tokenizer.encode(observation.instruction)
-        layout = self.loaded.model.layout(prompt)
+        proprio = self._proprio(observation)
+        prompt = self._prompt(observation.instruction, proprio)
+        layout = self._layout(prompt, len(seen))
         cache = self._cache(method.plan(layout, params, Mode.COARSE).reuse)
         inputs = StepInputs(
             images=seen,
             prompt=prompt,
             ids=id_rows(prompt.ids, self._device),
             then=None if mode is Mode.DENSE else then,
-            proprio=self._proprio(observation),
+            proprio=proprio,
             noise=self._noise(noise, memory.queries),
+            guide=self._guide(continuation),
             carry=memory.carry,
             cache=cache,
             seed=memory.queries,
@@ -299,7 +354,7 @@ class Policy:
         # What the statistics clip anyway is no reason for doubt.
         clips = self.loaded.statistics.clip_actions
         self._check_actions(np.clip(outputs.actions, -1.0, 1.0) if clips else outputs.actions)
-        actions = self.loaded.statistics.unnormalise_actions(outputs.actions)
+        actions = self._robot_actions(outputs.actions, observation)
         self._extrapolator.issued(actions, observation.stamp_ns, from_model=True)
         self._foreseen = self._translation(actions)
         prior = mode is not Mode.DENSE and bool(memory.carry)
@@ -316,11 +371,12 @@ class Policy:
         deviation, kept = None, None
         if self.measure_deviation:
             deviation, kept = self._compare_with_dense(
-                inputs, layout, params, actions, left_on_device.left
+                inputs, layout, params, actions, left_on_device.left, observation
             )
         memory.close(observation, left_on_device.carry, cache, mode is Mode.DENSE)
         return PolicyResult(
             actions=actions,
+            normalised=outputs.actions,
             episode=memory.episode,
             params_version=version,
             pruner=params.pruner,
@@ -372,13 +428,15 @@ class Policy:
         )
         if actions is None:
             return None
-        self._check_actions(self.loaded.statistics.normalise_actions(actions))
+        normalised = self.normalised(actions, observation)
+        self._check_actions(normalised)
         self._extrapolator.issued(actions, observation.stamp_ns, from_model=False)
         memory = self._memory
         memory.close(observation, memory.carry, memory.cache, dense=False)
         total = time.perf_counter() - start
         return PolicyResult(
             actions=actions,
+            normalised=normalised,
             episode=memory.episode,
             params_version=version,
             pruner=params.pruner,
@@ -507,10 +565,25 @@ class Policy:
     def _proprio(self, observation: Observation) -> Tensor | None:
         if not self.config.proprio_dim or observation.proprio is None:
             return None
-        normalised = self.loaded.statistics.normalise_proprio(observation.proprio)
+        state = model_state(self.config.flow, observation.proprio)
+        normalised = self.loaded.statistics.normalise_proprio(state)
         return torch.from_numpy(np.asarray(normalised, np.float32))
 
+    def _prompt(self, instruction: str, proprio: Tensor | None) -> Prompt:
+        """The prompt, with the normalised state in it where the model reads it there."""
+        flow = self.config.flow
+        if flow is not None and flow.state == 'prompt':
+            return self.loaded.tokenizer.encode(instruction, proprio.numpy())
+        return self.loaded.tokenizer.encode(instruction)
+
+    def _layout(self, prompt: Prompt, cameras: int) -> TokenLayout:
+        model = self.loaded.model
+        if isinstance(model, FlowPolicy):
+            return model.layout(prompt, cameras)
+        return model.layout(prompt)
+
     def _noise(self, given: np.ndarray | None, seed: int) -> Tensor | None:
+        """What the head starts from. Raises ``ObservationError`` for the wrong shape."""
         drawn = self.loaded.model.noise(seed=seed)
         if given is None or drawn is None:
             return drawn
@@ -520,6 +593,27 @@ class Policy:
                 f'noise has shape {list(noise.shape)}, the head starts from {list(drawn.shape)}'
             )
         return noise
+
+    def _guide(self, continuation: Continuation | None) -> Guide | None:
+        if continuation is None or not len(continuation.previous):
+            return None
+        flow = self.config.flow
+        return guide(continuation, self.config.chunk, flow.width, flow.steps, self._device)
+
+    def _robot_actions(self, normalised: np.ndarray, observation: Observation) -> np.ndarray:
+        """The model's actions in the robot's units and meaning."""
+        flow, actions = self.config.flow, self.loaded.statistics.unnormalise_actions(normalised)
+        return robot_actions(flow, actions, self._model_state(observation))
+
+    def normalised(self, actions: np.ndarray, observation: Observation) -> np.ndarray:
+        """Inverse of :meth:`_robot_actions`: relative columns as seen from this observation."""
+        plain = model_actions(self.config.flow, actions, self._model_state(observation))
+        return self.loaded.statistics.normalise_actions(plain)
+
+    def _model_state(self, observation: Observation) -> np.ndarray | None:
+        if observation.proprio is None:
+            return None
+        return model_state(self.config.flow, observation.proprio)
 
     def _cache(self, reuses: bool) -> KVCache | None:
         if not reuses:
@@ -544,6 +638,7 @@ class Policy:
         params: PruningParams,
         actions: np.ndarray,
         left: Tensor | None,
+        observation: Observation,
     ) -> tuple[np.ndarray, float | None]:
         """Largest |pruned - dense| per dimension, and the share of what dense attends to most
         that was kept, on the same observation.
@@ -552,7 +647,7 @@ class Policy:
         plain = replace(inputs, then=None, carry={}, cache=None)
         key = plain.graph_key(layout, params.replace(pruner='specprune'), Mode.DENSE)
         outputs = EagerEngine(self.loaded).run(key, plain)
-        dense = self.loaded.statistics.unnormalise_actions(outputs.actions)
+        dense = self._robot_actions(outputs.actions, observation)
         deviation = action_deviation(torch.from_numpy(actions), torch.from_numpy(dense)).numpy()
         scores = outputs.device_outputs.carry.get('prior')
         if scores is None or not params.k_global:
@@ -577,6 +672,8 @@ class Policy:
             name: members.cpu().numpy().copy()
             for name, members in outputs.device_outputs.sets.items()
         }
+        if images.dtype != torch.uint8:
+            images = images.clamp(0, 255).round().to(torch.uint8)
         return Overlay(images.cpu().numpy(), layout.grid, sets, kept)
 
     def _thresholds(self, params: PruningParams) -> Thresholds:

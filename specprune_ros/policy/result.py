@@ -79,6 +79,7 @@ class PolicyResult:
     ``history_steps`` and ``history_age`` (seconds) tell which past image was compared with,
     ``None`` without one. ``action_deviation`` is the largest absolute difference from a dense pass
     per action dimension, where that was asked for.
+    ``normalised`` are the actions as the model gave them, what a next chunk goes on from.
     ``kept_recall`` is the share of what that dense pass attended to most that was kept.
     ``overlay`` is ``None`` where the model was not run or nobody looks.
     """
@@ -104,6 +105,7 @@ class PolicyResult:
     times: StageTimes
     device: str
     overlay: Overlay | None
+    normalised: np.ndarray | None = None
     action_deviation: np.ndarray | None = None
     kept_recall: float | None = None
     refreshes: Refreshes = Refreshes()

@@ -52,6 +52,9 @@ class TokenLayout:
     empty. ``action`` is a half-open range, empty where the actions are denoised after the pass, in
     rows that follow it. ``depth`` is the number of decoder layers.
     ``latency_curve`` is what rows cost where the query runs, ``None`` where nobody measured it.
+    ``expert_rows`` are the rows of an action expert that reads the keys and values of this
+    sequence; ``action`` is then empty, at the end of the sequence, and the expert's rows are what
+    ``RowGroup.ACTION`` means.
     """
 
     cameras: int
@@ -64,6 +67,7 @@ class TokenLayout:
     depth: int
     causal: bool = False
     latency_curve: LatencyCurve | None = None
+    expert_rows: int = 0
 
     @property
     def patches(self) -> int:
@@ -191,13 +195,23 @@ class PassOutcome:
         return int((named & attended).sum()) / total if total else None
 
 
+def ids_in(layer: int, outcome: PassOutcome) -> Tensor | None:
+    """Patch ids of the vision tokens that ``layer`` had, ``None`` where all were there."""
+    before = [ids for boundary, ids in outcome.kept if boundary < layer]
+    return before[-1] if before else None
+
+
 class PrunePass(Protocol):
     """One query's pruner state. The decoder calls it in layer order."""
 
     schedule: PruneSchedule
 
     def observe(self, layer: int, group: RowGroup, attention: Tensor) -> None:
-        """Take head-mean attention, float32 ``[rows, current vision tokens]``, of one layer."""
+        """Take head-mean attention, float32 ``[rows, current vision tokens]``, of one layer.
+
+        That of an action expert comes when the decoder is done, layer by layer, over the tokens
+        that layer had, averaged over the last steps of its sampler.
+        """
 
     def select(self, boundary: int, rows: Tensor) -> Selection:
         """Choose among the current vision rows (``[current, D]`` hidden states) at a prune

@@ -71,7 +71,13 @@ def check_params(params: PruningParams, layout: TokenLayout) -> None:
                 f'camera {camera} does not exist: the model has {layout.cameras}, from 0',
             )
     mode = Mode.FINE if params.mode == 'auto' else Mode(params.mode)
-    pruner(params.pruner).plan(layout, params, mode)
+    schedule = pruner(params.pruner).plan(layout, params, mode)
+    if schedule.skip and layout.expert_rows:
+        raise ParamError(
+            'pruner',
+            f'{params.pruner} skips layers, whose keys and values the action expert of a flow '
+            'policy reads: take another',
+        )
 
 
 def load_plugin(path: Path | str) -> tuple[str, ...]:

@@ -38,6 +38,7 @@ from specprune_ros.pruning.interface import (
     RowGroup,
     Selection,
     TokenLayout,
+    ids_in,
 )
 from specprune_ros.pruning.params import ParamError, PruningParams
 from specprune_ros.pruning.scores import constant
@@ -85,14 +86,30 @@ class Plan:
 
 
 def rows_or_action(layout: TokenLayout, name: str, notes: list[str]) -> RowGroup:
-    """The asked row group, or the action rows where it is empty (an empty instruction)."""
+    """The asked row group, or the action rows where it is empty (an empty instruction).
+
+    The action rows of an expert come too late to score tokens of the same query: there the text
+    stands in.
+    """
     group = RowGroup(name)
+    if group is RowGroup.ACTION and layout.expert_rows and layout.text:
+        return RowGroup.TEXT
     if layout.rows(group):
         return group
-    note = f'no {name} rows to score with: the action rows stand in'
+    stand_in = RowGroup.PROMPT if layout.expert_rows else RowGroup.ACTION
+    note = f'no {name} rows to score with: the {stand_in.value} rows stand in'
     if note not in notes:
         notes.append(note)
-    return RowGroup.ACTION
+    return stand_in
+
+
+def rows_of_prior(layout: TokenLayout, name: str, notes: list[str]) -> RowGroup:
+    """The rows whose attention is the next query's prior; ``auto`` is the text, or an action
+    expert where there is one.
+    """
+    if layout.expert_rows and name in ('auto', RowGroup.ACTION):
+        return RowGroup.ACTION
+    return rows_or_action(layout, 'text' if name == 'auto' else name, notes)
 
 
 @lru_cache(maxsize=64)
@@ -101,7 +118,7 @@ def make_plan(layout: TokenLayout, params: PruningParams, mode: Mode) -> Plan:
     depth = layout.depth
     notes: list[str] = []
     rows_local = rows_or_action(layout, params.rows_local, notes)
-    rows_global = rows_or_action(layout, params.rows_global, notes)
+    rows_global = rows_of_prior(layout, params.rows_global, notes)
     rows_layer = rows_or_action(layout, params.rows_layer, notes)
     local = scale_layers(params.layers_local, depth)
     if not local or local[-1] >= depth:
@@ -259,7 +276,8 @@ class SpecPrunePass:
         if layer in plan.local and group is plan.rows_local and self.mode is not Mode.DENSE:
             self.local[layer] = self._spread(score)
         if layer in plan.globals and group is plan.rows_global:
-            self.heard[layer] = (score, self.ids)
+            # An expert is heard when the pass is over, about the tokens of each layer.
+            self.heard[layer] = (score, ids_in(layer, self.outcome))
         if layer in plan.updates and group is plan.rows_layer:
             weight = self._confidence(layer, attention)
             if self.mode is not Mode.DENSE:

@@ -125,9 +125,8 @@ class _Query:
                     zip(self.tokens, attention(self.p.rows_local).mean(0), strict=True)
                 )
             if number in self.globals:
-                heard[number] = dict(
-                    zip(self.tokens, attention(self.p.rows_global).mean(0), strict=True)
-                )
+                prior_rows = 'text' if self.p.rows_global == 'auto' else self.p.rows_global
+                heard[number] = dict(zip(self.tokens, attention(prior_rows).mean(0), strict=True))
             if number in self.updates:
                 self.update(number, attention(self.p.rows_layer))
             stay = None

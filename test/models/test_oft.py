@@ -252,7 +252,7 @@ def test_unknown_preset_lists_the_names():
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
-        ({'family': 'pi0'}, 'family must be one of openvla-oft, db-oft, cogact'),
+        ({'family': 'pi9'}, 'family must be one of openvla-oft, db-oft, cogact'),
         ({'chunk': 0}, 'chunk must be > 0'),
         ({'chunk': 'eight'}, 'config.chunk must be int'),
         ({'cameras': ['a', 'a']}, 'different names'),

@@ -35,6 +35,12 @@ def swiglu(both: Tensor) -> Tensor:
     return F.silu(gate) * up
 
 
+def geglu(both: Tensor) -> Tensor:
+    """The same with Gemma's gate, GELU in its tanh form."""
+    gate, up = both.chunk(2, dim=-1)
+    return F.gelu(gate, approximate='tanh') * up
+
+
 def quick_gelu(x: Tensor) -> Tensor:
     """``x * sigmoid(1.702 x)``, CLIP's."""
     return x * torch.sigmoid(1.702 * x)
@@ -43,7 +49,27 @@ def quick_gelu(x: Tensor) -> Tensor:
 def add_rms_norm(x: Tensor, branch: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """``x + branch`` and its RMS norm, all ``[..., W]``."""
     x = x + branch
-    return x, F.rms_norm(x, weight.shape, weight, eps)
+    return x, rms_norm(x, weight, eps)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """``[..., W]`` to the same; a weight in float32 beside a narrower ``x`` is used as it is."""
+    if weight.dtype == x.dtype:
+        return F.rms_norm(x, weight.shape, weight, eps)
+    return F.rms_norm(x.float(), weight.shape, weight, eps).to(x.dtype)
+
+
+def add_modulated_norm(
+    x: Tensor, branch: Tensor, gate: Tensor, scale: Tensor, shift: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    """``x + gate * branch`` and its RMS norm times ``scale`` plus ``shift`` (float32 ``[W]``)."""
+    x = x + (gate * branch).to(x.dtype)
+    return x, modulated_norm(x, scale, shift, eps)
+
+
+def modulated_norm(x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
+    """RMS norm of ``[..., W]`` times ``scale`` plus ``shift``, each ``[..., W]``."""
+    return (F.rms_norm(x.float(), x.shape[-1:], eps=eps) * scale + shift).to(x.dtype)
 
 
 def add_layer_norm(
@@ -69,8 +95,10 @@ class Kernels(NamedTuple):
 
     rotate: Callable[..., Tensor]
     swiglu: Callable[..., Tensor]
+    geglu: Callable[..., Tensor]
     quick_gelu: Callable[..., Tensor]
     add_rms_norm: Callable[..., tuple[Tensor, Tensor]]
+    add_modulated_norm: Callable[..., tuple[Tensor, Tensor]]
     add_layer_norm: Callable[..., tuple[Tensor, Tensor]]
     quantise: Callable[..., tuple[Tensor, Tensor]]
 
@@ -163,7 +191,9 @@ def _first(
     return result
 
 
-PLAIN = Kernels(rotate, swiglu, quick_gelu, add_rms_norm, add_layer_norm, quantise)
+PLAIN = Kernels(
+    rotate, swiglu, geglu, quick_gelu, add_rms_norm, add_modulated_norm, add_layer_norm, quantise
+)
 COMPILED = Kernels(*(_compiled(function) for function in PLAIN))
 
 

@@ -49,8 +49,13 @@ def _rows(start: int, stop: int) -> Callable[[Tensor], Tensor]:
     return lambda x: x[start:stop]
 
 
-def _put(shape: Shape, target: str, view: Callable[[Tensor], Tensor] = _same) -> Entry:
-    return Entry(shape, (Slot(target, view),))
+def _put(
+    shape: Shape,
+    target: str,
+    view: Callable[[Tensor], Tensor] = _same,
+    source: Callable[[Tensor], Tensor] = _same,
+) -> Entry:
+    return Entry(shape, (Slot(target, view, source),))
 
 
 def _affine(name: str, shape: Shape, target: str, bias: bool = True) -> Entries:
@@ -69,16 +74,17 @@ def drop(entries: Entries, reason: str) -> Entries:
     return {name: Entry(entry.shape, reason=reason) for name, entry in entries.items()}
 
 
-def llama(prefix: str, config: DecoderConfig, head: str) -> Entries:
+def llama(prefix: str, config: DecoderConfig, head: str = '', target: str = 'decoder.') -> Entries:
     """Llama or Qwen2 under ``prefix`` (``...model.``); ``head`` is the unused output matrix."""
     d, f, qw = config.width, config.mlp, config.heads * config.head_dim
     kw = config.kv_heads * config.head_dim
-    entries: Entries = {
-        f'{prefix}embed_tokens.weight': _put((config.vocab, d), 'decoder.embed_tokens.weight'),
-        f'{prefix}norm.weight': _put((d,), 'decoder.norm.weight'),
-    }
+    entries = _norm(f'{prefix}norm', config, f'{target}norm')
+    if config.vocab:
+        entries[f'{prefix}embed_tokens.weight'] = _put(
+            (config.vocab, d), f'{target}embed_tokens.weight'
+        )
     for i in range(config.depth):
-        name, ours = f'{prefix}layers.{i}.', f'decoder.layers.{i}.'
+        name, ours = f'{prefix}layers.{i}.', f'{target}layers.{i}.'
         spans = {'q': (0, qw), 'k': (qw, qw + kw), 'v': (qw + kw, qw + 2 * kw)}
         for letter, (start, stop) in spans.items():
             stem, view = f'{name}self_attn.{letter}_proj', _rows(start, stop)
@@ -91,10 +97,25 @@ def llama(prefix: str, config: DecoderConfig, head: str) -> Entries:
                 (f, d), f'{ours}gate_up.weight', _rows(start, start + f)
             )
         entries |= _affine(f'{name}mlp.down_proj', (d, f), f'{ours}down', bias=False)
-        entries[f'{name}input_layernorm.weight'] = _put((d,), f'{ours}attn_norm.weight')
-        entries[f'{name}post_attention_layernorm.weight'] = _put((d,), f'{ours}mlp_norm.weight')
-    entries |= _dropped({head: (config.vocab, d)}, 'output words: actions do not use them')
+        entries |= _norm(f'{name}input_layernorm', config, f'{ours}attn_norm')
+        entries |= _norm(f'{name}post_attention_layernorm', config, f'{ours}mlp_norm')
+    if head:
+        entries |= _dropped({head: (config.vocab, d)}, 'output words: actions do not use them')
     return entries
+
+
+def _norm(name: str, config: DecoderConfig, target: str) -> Entries:
+    """A norm's weight; Gemma's (told by its gate) is stored less one."""
+    width = config.width
+    if config.adaptive:
+        return _affine(f'{name}.dense', (3 * width, width), f'{target}.dense')
+    gemma = config.activation == 'gelu_tanh'
+    source = _one_more if gemma else _same
+    return {f'{name}.weight': _put((width,), f'{target}.weight', source=source)}
+
+
+def _one_more(x: Tensor) -> Tensor:
+    return x.float() + 1
 
 
 def timm_tower(
@@ -169,7 +190,7 @@ def _attention_pool(prefix: str, config: VisionConfig) -> dict[str, Shape]:
 
 def clip_tower(prefix: str, config: VisionConfig, target: str) -> Entries:
     """A transformers ``CLIPVisionModel`` (``vision_model.`` names of 4.x)."""
-    w, f, p = config.width, config.mlp, config.patch
+    w, p = config.width, config.patch
     image, e = (w, 3, p, p), f'{prefix}embeddings.'
     prefix_row = f'{target}prefix'
     entries: Entries = {
@@ -192,23 +213,48 @@ def clip_tower(prefix: str, config: VisionConfig, target: str) -> Entries:
         ),
     }
     for i in range(config.depth):
-        name, ours = f'{prefix}encoder.layers.{i}.', f'{target}blocks.{i}.'
-        block: Entries = {}
-        for j, letter in enumerate('qkv'):
-            stem, view = f'{name}self_attn.{letter}_proj', _rows(j * w, (j + 1) * w)
-            block[f'{stem}.weight'] = _put((w, w), f'{ours}qkv.weight', view)
-            block[f'{stem}.bias'] = _put((w,), f'{ours}qkv.bias', view)
-        block |= (
-            _affine(f'{name}self_attn.out_proj', (w, w), f'{ours}proj')
-            | _affine(f'{name}layer_norm1', (w,), f'{ours}norm1')
-            | _affine(f'{name}layer_norm2', (w,), f'{ours}norm2')
-            | _affine(f'{name}mlp.fc1', (f, w), f'{ours}fc1')
-            | _affine(f'{name}mlp.fc2', (w, f), f'{ours}fc2')
-        )
+        block = _transformers_block(f'{prefix}encoder.layers.{i}.', config, f'{target}blocks.{i}.')
         if i >= config.blocks:
             block = drop(block, 'last block: features are taken before it')
         entries |= block
     return entries
+
+
+def siglip_tower(prefix: str, config: VisionConfig, target: str) -> Entries:
+    """A transformers ``SiglipVisionModel`` without its pooling head."""
+    w, e = config.width, f'{prefix}embeddings.'
+    image = (w, 3, config.patch, config.patch)
+    patch = f'{target}patch_embed.proj'
+    entries: Entries = {
+        f'{e}patch_embedding.weight': _put(image, f'{patch}.weight', lambda x: x.view(image)),
+        f'{e}patch_embedding.bias': _put((w,), f'{patch}.bias'),
+        f'{e}position_embedding.weight': _put(
+            (config.grid**2, w), f'{target}pos_embed', lambda x: x[0]
+        ),
+        **_affine(f'{prefix}post_layernorm', (w,), f'{target}norm'),
+    }
+    for i in range(config.depth):
+        entries |= _transformers_block(
+            f'{prefix}encoder.layers.{i}.', config, f'{target}blocks.{i}.'
+        )
+    return entries
+
+
+def _transformers_block(name: str, config: VisionConfig, ours: str) -> Entries:
+    w, f = config.width, config.mlp
+    block: Entries = {}
+    for j, letter in enumerate('qkv'):
+        stem, view = f'{name}self_attn.{letter}_proj', _rows(j * w, (j + 1) * w)
+        block[f'{stem}.weight'] = _put((w, w), f'{ours}qkv.weight', view)
+        block[f'{stem}.bias'] = _put((w,), f'{ours}qkv.bias', view)
+    return (
+        block
+        | _affine(f'{name}self_attn.out_proj', (w, w), f'{ours}proj')
+        | _affine(f'{name}layer_norm1', (w,), f'{ours}norm1')
+        | _affine(f'{name}layer_norm2', (w,), f'{ours}norm2')
+        | _affine(f'{name}mlp.fc1', (f, w), f'{ours}fc1')
+        | _affine(f'{name}mlp.fc2', (w, f), f'{ours}fc2')
+    )
 
 
 def projector(names: tuple[str, ...], config: PolicyConfig) -> Entries:
@@ -333,3 +379,35 @@ def cogact_model(config: PolicyConfig) -> Entries:
         | llama('llm_backbone.llm.model.', config.decoder, 'llm_backbone.llm.lm_head.weight')
         | dit('action_model.net.', config, config.dit)
     )
+
+
+def pi0_model(config: PolicyConfig, lead: str = '', tower: str = 'vision_model.') -> Entries:
+    """All tensors of pi0 or pi0.5: 777 or 812 at full size, less one where the word table and the
+    output matrix are stored as one.
+
+    ``lead``: what stands before every name (``model.`` in folders that lerobot saved). ``tower``:
+    the level that newer transformers leave out of the vision tower's names.
+    """
+    flow = config.flow
+    expert, x = flow.expert, 'paligemma_with_expert.'
+    w, v = expert.width, f'{x}paligemma.model.'
+    entries = (
+        siglip_tower(f'{v}vision_tower.{tower}', config.towers[0], 'vision.towers.0.')
+        | projector((f'{v}multi_modal_projector.linear',), config)
+        | llama(f'{v}language_model.', config.decoder, f'{x}paligemma.lm_head.weight')
+        | llama(f'{x}gemma_expert.model.', expert, target='expert.')
+        | _affine('action_in_proj', (w, flow.width), 'action_in')
+        | _affine('action_out_proj', (flow.width, w), 'action_out')
+        | _dropped(
+            {f'{x}gemma_expert.lm_head.weight': (config.decoder.vocab, w)},
+            'output words: actions do not use them',
+        )
+    )
+    if expert.adaptive:
+        entries |= _affine('time_mlp_in', (w, w), 'time_in')
+        entries |= _affine('time_mlp_out', (w, w), 'time_out')
+    else:
+        entries |= _affine('state_proj', (w, flow.width), 'state_in')
+        entries |= _affine('action_time_mlp_in', (w, 2 * w), 'time_in')
+        entries |= _affine('action_time_mlp_out', (w, w), 'time_out')
+    return {lead + name: entry for name, entry in entries.items()}

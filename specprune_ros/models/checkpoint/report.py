@@ -37,8 +37,9 @@ class Report:
     """Result of inspecting a checkpoint folder. ``ok`` means the node could load it.
 
     ``work`` lists, per file, the tensors to load from it. ``dropped`` counts unused tensors by
-    reason. ``parameters`` are those our network holds. ``asked_key`` is the robot of the
-    statistics that was asked for, or the only one; ``unnorm_key`` the one found.
+    reason. ``parameters`` are those our network holds. ``scales``: per robot, the bounds of state
+    and action, where no ``statistics`` hold them. ``asked_key`` is the robot of the statistics
+    that was asked for, or the only one; ``unnorm_key`` the one found.
     """
 
     path: Path
@@ -54,6 +55,7 @@ class Report:
     tensors: int = 0
     parameters: int = 0
     statistics: Path | dict[str, Any] | None = None
+    scales: dict[str, dict[str, Any]] = field(default_factory=dict)
     statistics_keys: tuple[str, ...] = ()
     unnorm_key: str | None = None
     asked_key: str | None = None

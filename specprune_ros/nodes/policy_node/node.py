@@ -250,12 +250,7 @@ class SpecPruneNode(AutoLifecycleNode):
         """Check the model against the inputs and get it ready. Raises ``ValueError``."""
         policy.max_normalised_action = values['max_normalised_action']
         policy.measure_deviation = values['measure.action_deviation']
-        expected = len(policy.config.cameras)
-        if len(values['cameras']) != expected:
-            raise ValueError(
-                f'cameras names {len(values["cameras"])} ({", ".join(values["cameras"])}), but '
-                f'the model reads {expected}: {", ".join(policy.config.cameras)}'
-            )
+        policy.check_cameras(values['cameras'])
         if bool(policy.config.proprio_dim) != (values['proprio.layout'] != 'none'):
             raise ValueError(
                 f"proprio.layout is '{values['proprio.layout']}', but the model reads "

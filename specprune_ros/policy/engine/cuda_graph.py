@@ -252,7 +252,8 @@ class CudaGraphEngine:
         config = self.loaded.config
         shape = (len(config.cameras), config.image_size, config.image_size, 3)
         with self._capturer.preparing():
-            images = torch.randint(256, shape, device=self.device, dtype=torch.uint8)
+            seen = self.loaded.preprocessor.seen_dtype
+            images = torch.randint(256, shape, device=self.device, dtype=seen)
             noise = self.loaded.model.noise(seed=0)
             proprio = None
             if config.proprio_dim:

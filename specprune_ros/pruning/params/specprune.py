@@ -215,12 +215,16 @@ class PruningParams:
         'text', 'str', 'Rows whose attention scores V_local.', 'P2; C2 too', choices=ROWS
     )
     rows_global: str = param(
-        'text', 'str', 'Rows whose attention scores V_global.', 'P2; C2 too', choices=ROWS
+        'auto',
+        'str',
+        'Rows whose attention scores V_global; auto: text, or the action expert of a flow policy.',
+        'P2; C2 too: text',
+        choices=('auto', *ROWS),
     )
     rows_layer: str = param(
         'action',
         'str',
-        'Rows whose attention ranks tokens at the update layers.',
+        'Rows whose attention ranks tokens at the update layers (flow policies: text for action).',
         'C2; P2 words it image-to-text',
         choices=ROWS,
     )

@@ -14,6 +14,7 @@ from specprune_ros.pruning.interface import (
     RowGroup,
     Selection,
     TokenLayout,
+    ids_in,
 )
 from specprune_ros.pruning.params import ParamError, PruningParams
 
@@ -50,11 +51,14 @@ class BasePrunePass:
         """Close the pass."""
         return self.outcome
 
-    def spread(self, score: Tensor) -> Tensor:
-        """Scores of the current patches at their places ``[V]``, zero where a token is gone."""
-        if self.ids is None:
+    def spread(self, score: Tensor, layer: int | None = None) -> Tensor:
+        """Scores of the current patches (or of those ``layer`` had) at their places ``[V]``, zero
+        where a token is gone.
+        """
+        ids = self.ids if layer is None else ids_in(layer, self.outcome)
+        if ids is None:
             return score
-        return score.new_zeros(self.layout.vision_tokens).scatter_(0, self.ids, score)
+        return score.new_zeros(self.layout.vision_tokens).scatter_(0, ids, score)
 
 
 def at_boundary(layer: int, layout: TokenLayout, name: str) -> int:

@@ -118,7 +118,7 @@ class VLAPrunerPass(BasePrunePass):
             self.score = attention[: self.layout.action[0]].mean(0)
             self.outcome.scores['attention'] = self.score
         else:
-            self.action = self.spread(attention.mean(0))
+            self.action = self.spread(attention.mean(0), layer)
             self.outcome.scores['action'] = self.action
 
     def choose(self, boundary: int, rows: Tensor) -> Selection:

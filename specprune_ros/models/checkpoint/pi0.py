@@ -1,0 +1,641 @@
+"""pi0 and pi0.5 folders: lerobot's (config, processors, their statistics) and what openpi's
+JAX-to-PyTorch converter writes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from specprune_ros.models.checkpoint import layout, shards
+from specprune_ros.models.checkpoint.files import CheckpointError, SafetensorsFile, read_json
+from specprune_ros.models.checkpoint.report import Report
+from specprune_ros.models.checkpoint.vision_sizes import Shapes, count_layers, side
+from specprune_ros.models.config import ActionConfig, FlowConfig, PolicyConfig
+from specprune_ros.models.conventions import plain_action
+from specprune_ros.models.families.paligemma import PLACES, find_tokenizer, read_tokenizer
+from specprune_ros.models.presets import GEMMA_300M, PI0_3B, SIGLIP_224, expert_of
+from specprune_ros.models.statistics import Statistics, StatisticsError, choose_key
+
+CONVERTER = 'examples/convert_jax_model_to_pytorch.py of openpi'
+# What no file says; beside the fields of PolicyConfig.
+OPTIONS = ('rope', 'state', 'state_tokens', 'lerobot_era', 'image_resize')
+# Head counts and sizes follow from no shape. The published sizes are known; others stand in
+# sizes.json, in the folder or beside it.
+HEADS = {'heads': 8, 'kv_heads': 1, 'head_dim': 0, 'vision_heads': 0}
+CAMERAS = ('base_0_rgb', 'left_wrist_0_rgb', 'right_wrist_0_rgb')
+_IMAGES = 'observation.images.'
+_X = 'paligemma_with_expert.'
+_V = f'{_X}paligemma.model.'
+_HARMLESS = ('to_batch_processor', 'device_processor', 'pi0_new_line_processor',
+             'tokenizer_processor')  # fmt: skip
+_RELATIVE = ('relative_actions_processor', 'delta_actions_processor', 'absolute_actions_processor')
+_STATE_TEXT = 'pi05_prepare_state_tokenizer_processor_step'
+_SCALES = {
+    'MEAN_STD': ('mean', 'std'),
+    'MIN_MAX': ('min', 'max'),
+    'QUANTILES': ('q01', 'q99'),
+    'QUANTILE10': ('q10', 'q90'),
+}
+_JOINTS = tuple(f'{arm}_joint_{i}' for arm in ('left', 'right') for i in range(1, 7))
+_ALOHA = ActionConfig(
+    dims=(*_JOINTS[:6], 'left_gripper', *_JOINTS[6:], 'right_gripper'),
+    kind='joint_position', rotation='none', reference='none', gripper_dim=-1,
+)  # fmt: skip
+_ARMS = (0, 1, 2, 3, 4, 5, 7, 8, 9, 10, 11, 12)
+# openpi's released policies, by the robot of their statistics.
+ROBOTS: dict[str, dict[str, Any]] = {
+    'libero': {
+        'cameras': CAMERAS[:2], 'proprio_dim': 8, 'action_dim': 7, 'control_hz': 20.0,
+        'action': PI0_3B.action, 'execute': 5,
+        'relative': {'pi0': tuple(range(6))}, 'state': {'pi05': 'none'},
+    },
+    'droid': {
+        'cameras': CAMERAS[:2], 'proprio_dim': 8, 'action_dim': 8, 'control_hz': 15.0,
+        'execute': 8,
+        # Joint velocities: what a joint moves in a step is a fifteenth of them.
+        'action': ActionConfig(
+            dims=(*(f'joint_{i}' for i in range(1, 8)), 'gripper'), kind='joint_delta',
+            rotation='none', gripper_dim=7, gripper_sense='one_is_closed',
+            scale=(1 / 15,) * 7 + (1.0,),
+        ),
+    },
+    'aloha': {
+        'cameras': CAMERAS, 'proprio_dim': 14, 'action_dim': 14, 'control_hz': 50.0,
+        'execute': 25, 'action': _ALOHA, 'robot': 'aloha',
+        'relative': {'pi0': _ARMS, 'pi05': _ARMS},
+    },
+    'aloha_sim': {
+        'cameras': CAMERAS[:1], 'proprio_dim': 14, 'action_dim': 14, 'control_hz': 50.0,
+        'action': _ALOHA,
+    },
+}  # fmt: skip
+
+
+def recognise(folder: Path, config: Mapping[str, Any]) -> bool:
+    """Whether this is a folder of pi0 or pi0.5, of lerobot or of openpi."""
+    return config.get('type') in ('pi0', 'pi05') or is_openpi(config)
+
+
+def is_openpi(config: Mapping[str, Any]) -> bool:
+    """Whether ``config.json`` is the one that openpi's converter writes."""
+    return 'type' not in config and {'action_horizon', 'paligemma_variant'} <= set(config)
+
+
+def refuse_strangers(folder: Path) -> None:
+    """Raise ``CheckpointError`` for relatives that cannot be loaded, and say what can be done."""
+    if (folder / 'adapter_config.json').exists():
+        raise CheckpointError(
+            f'{folder}: holds a LoRA adapter (adapter_config.json), not a model: merge it '
+            'into its base model first'
+        )
+    if (folder / 'params').is_dir() and not (folder / shards.SINGLE).exists():
+        raise CheckpointError(
+            f'{folder}: an openpi checkpoint of JAX (orbax, params/): convert it with '
+            f'{CONVERTER}, float32, and copy assets/ beside the result'
+        )
+
+
+def inspect(report: Report, config: Mapping[str, Any], overrides: Mapping[str, Any]) -> None:
+    """Fill the report for a folder of lerobot or openpi."""
+    folder = report.path
+    refuse_strangers(folder)
+    options = {name: overrides[name] for name in (*OPTIONS, *HEADS) if name in overrides}
+    overrides = {name: value for name, value in overrides.items() if name not in options}
+    found = shards.find(folder, report)
+    lead = 'model.' if any(name.startswith(f'model.{_X}') for name in found.shapes) else ''
+    shapes = {name.removeprefix(lead): shape for name, shape in found.shapes.items()}
+    if report.problems:
+        return
+    family = _family(report, config, shapes)
+    if family is None:
+        return
+    report.fact('architecture', family, 'tensor names')
+    tower = _tower_level(shapes)
+    sizes = _sizes(report, shapes, family, tower, options)
+    if sizes is None:
+        return
+    made = _openpi if is_openpi(config) else _lerobot
+    fields = made(report, config, family, sizes, options, dict(overrides))
+    if fields is None:
+        return
+    given = {name: value for name, value in overrides.items() if name != 'platform'}
+    policy = report.override(PolicyConfig(**fields), given)
+    report.config = policy
+    entries = layout.pi0_model(policy, lead, tower)
+    words = f'{lead}{_V}language_model.embed_tokens.weight'
+    if words not in found.shapes:  # stored once, under the name of the output matrix
+        entries[f'{lead}{_X}paligemma.lm_head.weight'] = entries.pop(words)
+    report.compare(entries, found.present, found.absent_names)
+
+
+def _family(report: Report, config: Mapping[str, Any], shapes: Shapes) -> str | None:
+    """pi0 or pi05, by the tensors; a mix of both and older layouts are refused."""
+    where = report.path / shards.SINGLE
+    old = [n for n in shapes if n.startswith(('normalize_', 'unnormalize_'))]
+    old += [n for n in shapes if 'language_model.model.layers.' in n]
+    if old:
+        report.problem(
+            f'{where}: {old[0]!r} is of lerobot before 0.4: convert the folder with '
+            'lerobot/processor/migrate_policy_normalization.py'
+        )
+        return None
+    adaptive = sorted(n for n in shapes if n.startswith('time_mlp_') or '.dense.' in n)
+    plain = sorted(n for n in shapes if n.startswith(('action_time_mlp_', 'state_proj')))
+    if bool(adaptive) == bool(plain):
+        what = f'both {adaptive[0]!r} and {plain[0]!r}' if adaptive else 'neither time MLP'
+        report.problem(f'{where}: holds {what}: this is neither pi0 nor pi0.5')
+        return None
+    family = 'pi05' if adaptive else 'pi0'
+    if config.get('type', family) != family:
+        report.problem(
+            f'{where}: the tensors are those of {family} ({(adaptive or plain)[0]!r}), '
+            f'config.json says {config["type"]}'
+        )
+        return None
+    return family
+
+
+def _tower_level(shapes: Shapes) -> str:
+    level = 'vision_model.'
+    return level if any(f'{_V}vision_tower.{level}' in name for name in shapes) else ''
+
+
+def _sizes(
+    report: Report, shapes: Shapes, family: str, tower: str, options: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """Towers, decoder and flow from the tensors' shapes."""
+    vision, words = f'{_V}vision_tower.{tower}', f'{_V}language_model.'
+    expert = f'{_X}gemma_expert.model.'
+    table = f'{words}embed_tokens.weight'
+    table = table if table in shapes else f'{_X}paligemma.lm_head.weight'
+    layer, mine = f'{words}layers.0.', f'{expert}layers.0.'
+    names = {
+        'kernel': f'{vision}embeddings.patch_embedding.weight',
+        'positions': f'{vision}embeddings.position_embedding.weight',
+        'fc1': f'{vision}encoder.layers.0.mlp.fc1.weight',
+        'table': table,
+        'q': f'{layer}self_attn.q_proj.weight',
+        'k': f'{layer}self_attn.k_proj.weight',
+        'gate': f'{layer}mlp.gate_proj.weight',
+        'expert': f'{mine}mlp.gate_proj.weight',
+        'rows': 'action_in_proj.weight',
+    }
+    lost = [name for name in names.values() if name not in shapes]
+    if lost:
+        report.problem(f'{report.path / shards.SINGLE}: lacks {lost[0]!r}; download it again')
+        return None
+    s = {key: shapes[name] for key, name in names.items()}
+    heads = {**HEADS, **_given_heads(report, options)}
+    head_dim = heads['head_dim'] or s['q'][0] // heads['heads']
+    if head_dim * heads['heads'] != s['q'][0] or head_dim * heads['kv_heads'] != s['k'][0]:
+        report.problem(
+            f'{names["q"]}: {s["q"][0]} rows and {s["k"][0]} for keys are not {heads["heads"]} '
+            f'heads and {heads["kv_heads"]} of {head_dim}; give them in sizes.json'
+        )
+        return None
+    width = s['kernel'][0]
+    vision_config = replace(
+        SIGLIP_224,
+        width=width,
+        depth=count_layers(shapes, f'{vision}encoder.layers.'),
+        heads=heads['vision_heads'] or SIGLIP_224.heads,
+        mlp=s['fc1'][0],
+        patch=s['kernel'][2],
+        image_size=side(s['positions'][0]) * s['kernel'][2],
+    )
+    decoder = replace(
+        PI0_3B.decoder,
+        width=s['table'][1],
+        depth=count_layers(shapes, f'{words}layers.'),
+        heads=heads['heads'],
+        kv_heads=heads['kv_heads'],
+        head_size=head_dim,
+        mlp=s['gate'][0],
+        vocab=s['table'][0],
+        embed_scale=s['table'][1] ** 0.5,
+    )
+    widths = replace(GEMMA_300M, width=s['expert'][1], mlp=s['expert'][0])
+    flow = FlowConfig(expert=expert_of(decoder, widths, family), width=s['rows'][1])
+    for name, config in (('tower', vision_config), ('decoder', decoder), ('expert', flow.expert)):
+        report.fact(name, f'{config.depth} x {config.width}', 'tensor shapes')
+    return {'towers': (vision_config,), 'decoder': decoder, 'flow': flow}
+
+
+def _given_heads(report: Report, options: Mapping[str, Any]) -> dict[str, int]:
+    """Head counts and sizes that were given, or stand in ``sizes.json``."""
+    given: dict[str, int] = {}
+    for folder in (report.path.resolve().parent, report.path):
+        if (folder / 'sizes.json').is_file():
+            data = read_json(folder / 'sizes.json')
+            given |= {name: int(data[name]) for name in HEADS if name in data}
+            report.fact('heads', given, str(folder / 'sizes.json'))
+    return given | {name: int(options[name]) for name in HEADS if name in options}
+
+
+def _lerobot(
+    report: Report,
+    config: Mapping[str, Any],
+    family: str,
+    sizes: dict[str, Any],
+    options: Mapping[str, Any],
+    overrides: dict[str, Any],
+) -> dict[str, Any] | None:
+    """The fields of a lerobot folder's policy, and its scales."""
+    where = report.path / 'config.json'
+    if overrides.pop('platform', None):
+        report.problem(f'{where}: platform is for openpi folders; lerobot says what it needs')
+    features = config.get('input_features') or {}
+    cameras = tuple(
+        name.removeprefix(_IMAGES)
+        for name, feature in features.items()
+        if feature.get('type') == 'VISUAL' and 'empty_camera_' not in name
+    )
+    action = (config.get('output_features') or {}).get('action', {}).get('shape')
+    state = features.get('observation.state', {}).get('shape')
+    if not cameras or not action or not state:
+        report.problem(
+            f'{where}: input_features must name cameras and observation.state, output_features '
+            'action'
+        )
+        return None
+    edge = sizes['towers'][0].image_size
+    if list(config.get('image_resolution', [edge, edge])) != [edge, edge]:
+        report.problem(
+            f'{where}: image_resolution is {config["image_resolution"]}, the tower takes '
+            f'[{edge}, {edge}]'
+        )
+    if (config.get('rtc_config') or {}).get('mode') == 'trained' and not config.get(
+        'rtc_training_max_delay'
+    ):
+        report.problem(
+            f'{where}: rtc_config.mode is trained, but rtc_training_max_delay is not set'
+        )
+    pre = _steps(report, 'policy_preprocessor.json')
+    post = _steps(report, 'policy_postprocessor.json')
+    if pre is None or post is None:
+        return None
+    aliases = _aliases(pre, cameras)
+    texts = [step for step in pre if step['name'] == _STATE_TEXT]
+    if family == 'pi05' and not texts:
+        report.problem(f'{report.path}: the preprocessor does not put the state into the prompt')
+    era = str(options.get('lerobot_era', '0.5'))
+    if era not in ('0.4', '0.5'):
+        report.problem(f"lerobot_era {era!r} is neither '0.4' nor '0.5'")
+        return None
+    padded = options.get('state_tokens', 'padded' if era == '0.4' else 'real')
+    if padded not in ('real', 'padded'):
+        report.problem(f"state_tokens {padded!r} is neither 'real' nor 'padded'")
+        return None
+    rope = options.get('rope', 'bf16' if config.get('dtype') == 'bfloat16' else 'exact')
+    report.fact('rope', rope, 'given' if 'rope' in options else 'config.json, dtype')
+    resize = {'0.4': 'pad_bilinear_04', '0.5': 'pad_bilinear'}[era]
+    resize = options.get('image_resize', resize)
+    report.fact('image resize', resize, f'lerobot {era}')
+    relative = _relative(report, config, pre, int(action[0]), int(state[0]))
+    flow = replace(
+        sizes['flow'],
+        steps=int(config.get('num_inference_steps', 10)),
+        min_period=float(config.get('min_period', 4e-3)),
+        max_period=float(config.get('max_period', 4.0)),
+        state='prompt' if family == 'pi05' else 'token',
+        state_padded=padded == 'padded',
+        relative=relative,
+    )
+    report.scales = _lerobot_scales(report, pre, post)
+    report.statistics_keys = tuple(report.scales)
+    fields = {
+        'action_dim': int(action[0]),
+        'proprio_dim': int(state[0]),
+        'chunk': int(config.get('chunk_size', 50)),
+        'execute': int(config.get('n_action_steps', 0)),
+        'cameras': cameras,
+        'max_prompt': int(config.get('tokenizer_max_length', 48 if family == 'pi0' else 200)),
+    }
+    for name, value in fields.items():
+        report.fact(name, value, 'config.json')
+    return _fields(
+        report, family, sizes, flow, rope,
+        {
+            **fields,
+            'camera_aliases': aliases,
+            'template': 'pi05' if family == 'pi05' else 'pi0_lerobot',
+            'resize': resize,
+        },
+        overrides,
+    )  # fmt: skip
+
+
+def _fields(
+    report: Report,
+    family: str,
+    sizes: Mapping[str, Any],
+    flow: FlowConfig,
+    rope: str,
+    known: dict[str, Any],
+    overrides: dict[str, Any],
+) -> dict[str, Any]:
+    """All fields of the policy; what nobody says is assumed, and said."""
+    fields = dict(known)
+    if 'action' not in fields:
+        columns = tuple(f'joint_{i + 1}' for i in range(fields['action_dim']))
+        fields['action'] = plain_action(columns)
+        if 'action' not in overrides:
+            report.notes.append(
+                'no file says what the action columns mean: they are taken for joint positions; '
+                'give "action" in specprune.json where they are not'
+            )
+    if 'control_hz' not in (fields | overrides):
+        report.notes.append(
+            'no file says how many action rows are played per second: control_hz is taken as 20; '
+            'give it in specprune.json'
+        )
+    decoder = replace(sizes['decoder'], rope=rope)
+    return {
+        'control_hz': 20.0,
+        'family': family,
+        'towers': sizes['towers'],
+        'decoder': decoder,
+        'flow': replace(flow, expert=replace(flow.expert, rope=rope)),
+        'norm': 'min_max',
+        'center_crop': False,
+        'jpeg': False,
+        'stop_id': 0,
+        **fields,
+    }
+
+
+def _steps(report: Report, name: str) -> list[dict[str, Any]] | None:
+    """A processor's steps in order: ``name``, ``config``, ``state_file``."""
+    path = report.path / name
+    if not path.exists():
+        report.problem(f'{path} is absent: it says how values are scaled; download it')
+        return None
+    steps = []
+    for step in read_json(path).get('steps', []):
+        kind = step.get('registry_name') or step.get('class', '')
+        known = (*_HARMLESS, *_RELATIVE, _STATE_TEXT, 'rename_observations_processor',
+                 'normalizer_processor', 'unnormalizer_processor')  # fmt: skip
+        if kind not in known:
+            report.problem(f'{path}: step {kind!r} is not known and may change data')
+            return None
+        config = step.get('config') or {}
+        steps.append({'name': kind, 'config': config, 'state_file': step.get('state_file')})
+    return steps
+
+
+def _aliases(pre: list[dict[str, Any]], cameras: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+    """The robot's names of the cameras, where they differ from the policy's."""
+    pairs = []
+    for step in pre:
+        renamed = step['config'].get('rename_map') or {}
+        for theirs, ours in renamed.items():
+            camera = ours.removeprefix(_IMAGES)
+            if camera in cameras:
+                pairs.append((theirs.removeprefix(_IMAGES), camera))
+    return tuple(pairs)
+
+
+def _relative(
+    report: Report, config: Mapping[str, Any], pre: list[dict[str, Any]], action: int, state: int
+) -> tuple[int, ...]:
+    """Action columns that are offsets to the current state."""
+    steps = [step['config'] for step in pre if step['name'] in _RELATIVE]
+    on = any(step.get('enabled') for step in steps)
+    if not on and not config.get('use_relative_actions'):
+        return ()
+    step = next((step for step in steps if step.get('enabled')), {})
+    excluded = step.get('exclude_joints', config.get('relative_exclude_joints', ['gripper']))
+    names = step.get('action_names') or config.get('action_feature_names')
+    if excluded and not names:
+        report.problem(
+            f'{report.path}: actions are relative but for {excluded}, and no file names the '
+            'action columns (action_feature_names)'
+        )
+        return ()
+    names = names or [''] * action
+    chosen = tuple(
+        i
+        for i, name in enumerate(names[: min(action, state)])
+        if not any(word.lower() in name.lower() for word in excluded)
+    )
+    report.fact('relative', chosen, 'config.json')
+    return chosen
+
+
+def _lerobot_scales(
+    report: Report, pre: list[dict[str, Any]], post: list[dict[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """Per robot, the bounds of state and action as each processor says."""
+    robots: dict[str, dict[str, Any]] = {}
+    for steps, kind, feature in (
+        (pre, 'normalizer_processor', 'STATE'),
+        (post, 'unnormalizer_processor', 'ACTION'),
+    ):
+        step = next((step for step in steps if step['name'] == kind), None)
+        if step is None or not step['state_file']:
+            report.problem(f'{report.path}: the processors have no {kind} with a state_file')
+            continue
+        mode = str((step['config'].get('norm_map') or {}).get(feature, ''))
+        part = 'proprio' if feature == 'STATE' else 'action'
+        report.fact(f'{part} scale', mode, f'policy_{"pre" if steps is pre else "post"}processor')
+        if mode != 'IDENTITY' and mode not in _SCALES:
+            report.problem(
+                f'{report.path}: {feature} is normalised by {mode!r}, which is not known'
+            )
+            continue
+        path = report.path / Path(step['state_file']).name
+        if not path.exists():
+            report.problem(f'{path} is absent: the scales of {feature}; download it')
+            continue
+        for robot, stored in _by_robot(path, part).items():
+            bounds = None
+            if mode != 'IDENTITY':
+                bounds = _bounds(path, robot, part, mode, stored, step['config'])
+            robots.setdefault(robot, {})[part] = bounds
+    return robots
+
+
+def _by_robot(path: Path, part: str) -> dict[str, dict[str, np.ndarray]]:
+    """Statistics of one part by robot; ``default`` where the keys name none."""
+    name = 'observation\\.state' if part == 'proprio' else 'action'
+    pattern = re.compile(rf'(?:(.+?)\.)??(?:buffer\.)?{name}\.(\w+)')
+    source, robots = SafetensorsFile(path), {}
+    for key in source.tensors:
+        match = pattern.fullmatch(key)
+        if match:
+            robot = robots.setdefault(match.group(1) or 'default', {})
+            robot[match.group(2)] = source.read(key).double().numpy().reshape(-1)
+    source.close()
+    if not robots:
+        raise CheckpointError(
+            f'{path}: holds no statistics of {"the state" if part == "proprio" else "actions"}: '
+            'values would go to the robot unscaled'
+        )
+    return robots
+
+
+def _bounds(
+    path: Path,
+    robot: str,
+    part: str,
+    mode: str,
+    stored: Mapping[str, np.ndarray],
+    config: Mapping[str, Any],
+) -> tuple[np.ndarray, np.ndarray]:
+    """The values that become -1 and 1."""
+    names = _SCALES[mode]
+    lost = [name for name in names if name not in stored]
+    if lost:
+        raise CheckpointError(
+            f'{path}: {part} of {robot!r} is scaled by {mode}, but {lost[0]} is missing'
+        )
+    first, second = (stored[name] for name in names)
+    if not (np.isfinite(first).all() and np.isfinite(second).all()):
+        raise CheckpointError(f'{path}: {part} of {robot!r} has scales that are not finite')
+    epsilon = float(config.get('eps', 1e-8)) if part == 'proprio' else 0.0
+    if mode == 'MEAN_STD':
+        return first - (second + epsilon), first + (second + epsilon)
+    same = first == second
+    return first, np.where(same, second + epsilon, second)
+
+
+def _openpi(
+    report: Report,
+    config: Mapping[str, Any],
+    family: str,
+    sizes: dict[str, Any],
+    options: Mapping[str, Any],
+    overrides: dict[str, Any],
+) -> dict[str, Any] | None:
+    """The fields of a converted openpi folder's policy, and its scales."""
+    where = report.path / 'config.json'
+    edge = sizes['towers'][0].image_size
+    robots = _openpi_scales(report, family)
+    if not robots:
+        return None
+    report.scales = robots
+    report.statistics_keys = tuple(robots)
+    given = overrides.pop('platform', None)
+    if given is not None and given not in ROBOTS:
+        report.problem(f'platform {given!r} is none of {", ".join(ROBOTS)}')
+        return None
+    platform = given or next((n for n in ROBOTS if any(n in key for key in robots)), None)
+    if platform is None and any('trossen' in key for key in robots):
+        platform = 'aloha'
+    constants = dict(ROBOTS.get(platform, {}))
+    report.fact('platform', platform or 'unknown', 'given' if given else 'assets/')
+    robot, relative = constants.pop('robot', 'none'), constants.pop('relative', {}).get(family, ())
+    state = constants.pop('state', {}).get(family, 'prompt' if family == 'pi05' else 'token')
+    state = options.get('state', state)
+    rope = options.get('rope', 'exact')
+    report.fact('rope', rope, 'given' if 'rope' in options else 'trained in JAX')
+    first = next(iter(robots.values()))
+    width = sizes['flow'].width
+
+    def dim(part: str) -> int:
+        return min(len(first[part][0]), width)
+
+    known = {'action_dim': dim('action'), 'proprio_dim': dim('proprio'), 'cameras': CAMERAS}
+    known |= constants
+    if state == 'none':
+        known['proprio_dim'] = 0
+    report.fact('state', state, 'given' if 'state' in options else f'platform {platform}')
+    known['chunk'] = int(config['action_horizon'])
+    if int(config.get('action_dim', width)) != width:
+        report.problem(f'{where}: action_dim is {config["action_dim"]}, the tensors say {width}')
+    known['max_prompt'] = 48 if family == 'pi0' else 200
+    known['template'] = 'pi05' if state == 'prompt' else 'pi0'
+    known['resize'] = options.get('image_resize', 'pad_pillow')
+    for name in ('action_dim', 'proprio_dim', 'chunk', 'cameras', 'resize'):
+        source = 'given' if name in overrides else f'openpi, platform {platform}'
+        report.fact(name, overrides.get(name, known[name]), source)
+    if edge != 224:
+        report.problem(f'{report.path}: the tower takes {edge} pixels, openpi resizes to 224')
+    flow = replace(sizes['flow'], state=state, relative=relative, robot=robot)
+    return _fields(report, family, sizes, flow, rope, known, overrides)
+
+
+def _openpi_scales(report: Report, family: str) -> dict[str, dict[str, Any]]:
+    """Bounds per ``assets/<asset id>``: mean and deviation for pi0, quantiles for pi0.5."""
+    robots: dict[str, dict[str, Any]] = {}
+    assets = report.path / 'assets'
+    names = ('mean', 'std') if family == 'pi0' else ('q01', 'q99')
+    report.fact('scale', ' and '.join(names), f'openpi, {family}')
+    for path in sorted(assets.rglob('norm_stats.json')) if assets.is_dir() else ():
+        stats = read_json(path).get('norm_stats', {})
+        robot: dict[str, Any] = {}
+        for part, key in (('proprio', 'state'), ('action', 'actions')):
+            entry = stats.get(key) or {}
+            if any(name not in entry for name in names):
+                report.problem(
+                    f'{path}: {key} lacks {" or ".join(names)}: values would not be scaled'
+                )
+                continue
+            first, second = (np.asarray(entry[name], np.float64) for name in names)
+            if not (np.isfinite(first).all() and np.isfinite(second).all()):
+                report.problem(f'{path}: {key} has scales that are not finite')
+                continue
+            if family == 'pi0':
+                robot[part] = first - (second + 1e-6), first + (second + 1e-6)
+            else:
+                robot[part] = first, second + 1e-6
+        if len(robot) == 2:
+            robots[path.parent.relative_to(assets).as_posix()] = robot
+    if not robots and not report.problems:
+        report.problem(
+            f'{assets}: holds no <asset id>/norm_stats.json: copy assets/ of the JAX checkpoint '
+            'into the folder (the converter leaves it out)'
+        )
+    return robots
+
+
+def scales(report: Report, policy: PolicyConfig, key: str | None) -> Statistics:
+    """The scales of one robot. Raises ``StatisticsError``."""
+    name = choose_key(report.scales, key, f'{report.path}: statistics')
+    robot = report.scales[name]
+    sizes = {'action': policy.action_dim, 'proprio': policy.proprio_dim}
+    for part, size in sizes.items():
+        if size and part not in robot:
+            raise StatisticsError(f'{report.path}: statistics {name!r} have no {part}')
+    low, high = _cut(robot['action'], policy.action_dim)
+    proprio: tuple[Any, Any] = (None, None)
+    if policy.proprio_dim:
+        proprio = _cut(robot['proprio'], policy.proprio_dim)
+    return Statistics(
+        low, high, None if low is None else np.ones(len(low), bool), *proprio,
+        epsilon=0.0, clip_proprio=False, key=name,
+    )  # fmt: skip
+
+
+def _cut(bounds: tuple[np.ndarray, np.ndarray] | None, size: int) -> tuple[Any, Any]:
+    """Bounds of ``size`` values: longer statistics are cut, beyond shorter ones nothing is
+    scaled.
+    """
+    if bounds is None:
+        return None, None
+    low, high = -np.ones(size), np.ones(size)
+    count = min(size, len(bounds[0]))
+    low[:count], high[:count] = bounds[0][:count], bounds[1][:count]
+    return low, high
+
+
+def tokenizer(report: Report, policy: PolicyConfig) -> None:
+    """Find PaliGemma's tokenizer and check it."""
+    path = find_tokenizer(report.path)
+    if path is None:
+        report.problem(
+            f'{report.path / "tokenizer.json"} is absent, and so is tokenizer.model: no '
+            f'checkpoint of pi0 has one; put into the folder {PLACES}'
+        )
+        return
+    report.tokenizer = path
+    try:
+        read_tokenizer(path, policy.decoder.vocab)
+    except CheckpointError as error:
+        report.problem(str(error))
