@@ -391,6 +391,11 @@ class ArmMotion:
             while self.stopping:
                 yield self.brake()
 
+    def let_go(self) -> None:
+        """Somebody else brings the arm to rest: nothing more is sent of the motion under way."""
+        self._forget_place = True
+        self._end_stop()
+
     @property
     def stopping(self) -> bool:
         """Whether a stop is under way."""

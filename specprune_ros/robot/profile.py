@@ -74,12 +74,15 @@ class ObservationTopics:
     """What the nodes read: topics, an empty one where the arm does not have it.
 
     ``cameras`` go by the policy's camera names. ``gripper_joints`` are those of
-    ``joint_states`` that proprioception ends with.
+    ``joint_states`` that proprioception ends with. ``robot_description_file`` replaces the topic;
+    ``robot_description_sha256`` names the only one taken from it; empty: the first one counts.
     """
 
     cameras: dict[str, Camera]
     image_reliability: str = 'best_effort'
     robot_description: str = '/robot_description'
+    robot_description_file: str = ''
+    robot_description_sha256: str = ''
     joint_states: str = ''
     gripper_joints: tuple[str, ...] = ()
     ee_pose: str = ''
@@ -227,6 +230,8 @@ def _observation(node: _Node) -> ObservationTopics:
         cameras=cameras,
         image_reliability=node.text('image_reliability', 'best_effort', choices=RELIABILITIES),
         robot_description=node.topic('robot_description', '/robot_description'),
+        robot_description_file=node.text('robot_description_file', ''),
+        robot_description_sha256=node.text('robot_description_sha256', ''),
         joint_states=node.topic('joint_states', ''),
         gripper_joints=node.texts('gripper_joints', ()),
         ee_pose=node.topic('ee_pose', ''),

@@ -24,6 +24,8 @@ HELD = 'held'
 GRIPPER = 'gripper'
 IMPLAUSIBLE = 'implausible_state'
 ENDED = 'ended'  # the node was deactivated, or its process ends
+DESCRIPTION = 'description'
+SUPERVISOR = 'supervisor'
 REASONS = (
     DISABLED,
     DRIVER,
@@ -38,6 +40,8 @@ REASONS = (
     HELD,
     GRIPPER,
     IMPLAUSIBLE,
+    DESCRIPTION,
+    SUPERVISOR,
 )
 DOUBT_S = 0.5  # s in which no impossible state may have come before the arm moves
 
@@ -120,6 +124,7 @@ class Watchdog:
         self._future = future
         self._driver = (True, '')
         self._error = self._unsafe = self._jumped = ''
+        self._description = self._supervisor = ''
         self._error_judged = True
         self._held = False
         self._gripper = ''
@@ -171,6 +176,14 @@ class Watchdog:
     def gripper(self, detail: str) -> None:
         """The gripper did not do what it was asked to; empty: it has."""
         self._gripper = detail
+
+    def description(self, detail: str) -> None:
+        """Another robot description came than the one in use: stops the arm once."""
+        self._description = detail
+
+    def supervisor(self, trouble: str) -> None:
+        """Why nobody could stop the arm should this process end; empty: somebody can."""
+        self._supervisor = trouble
 
     def hold(self, held: bool) -> None:
         """Pause in place, or go on."""
@@ -273,6 +286,8 @@ class Watchdog:
             lambda: (DRIVER, self._driver[1]) if not self._driver[0] else ('', ''),
             self._policy_error,
             self._take_unsafe,
+            self._take_description,
+            lambda: (SUPERVISOR, self._supervisor) if self._supervisor else ('', ''),
             lambda: (CLOCK, jumped) if jumped else ('', ''),
             lambda: (CLOCK, 'no time yet; is /clock published?') if now_ns <= 0 else ('', ''),
             lambda: self._stalled(real_ns),
@@ -295,6 +310,10 @@ class Watchdog:
         # A command is judged anew with the next chunk, so this complaint is made once.
         detail, self._unsafe = self._unsafe, ''
         return (SAFETY, detail) if detail else ('', '')
+
+    def _take_description(self) -> tuple[str, str]:
+        detail, self._description = self._description, ''
+        return (DESCRIPTION, f'robot_description: {detail}') if detail else ('', '')
 
     def _doubted(self, now_ns: int) -> tuple[str, str]:
         if self._doubt is None or not 0 <= now_ns - self._doubt[0] < DOUBT_S * 1e9:

@@ -63,6 +63,8 @@ class Bench:
 
         # In this process it would outrank the tests themselves.
         arguments = ['--ros-args', '-p', f'profile:={profile}', '-p', 'realtime_priority:=0']
+        # In this process nothing can be killed; test_supervisor does that to a real one.
+        parameters = {'supervisor_limit': 0.0, **parameters}
         for name, value in parameters.items():
             arguments += ['-p', f'{name}:={value}']
         self._rclpy = rclpy

@@ -14,7 +14,7 @@ from typing import Any
 from std_msgs.msg import String
 
 from specprune_ros.nodes.common import bounded_subscription as bounded
-from specprune_ros.nodes.common.qos import latched
+from specprune_ros.nodes.common.qos import both_durabilities
 from specprune_ros.robot.description import UrdfError, digest, try_out
 
 
@@ -44,13 +44,18 @@ class DescriptionReader:
         self._thread: threading.Thread | None = None
         self._result: tuple[str, str] | None = None
         self._done = node.create_guard_condition(self._finish)
-        self._subscription = bounded.subscribe(
-            node, String, topic, self._on_text, latched(), refused, bounded.DESCRIPTION
-        )
+        self._reading = ''
+        self._subscriptions = [
+            bounded.subscribe(
+                node, String, topic, self._on_text, quality, refused, bounded.DESCRIPTION
+            )
+            for quality in both_durabilities()
+        ]
 
     def close(self) -> None:
         """Unsubscribe; what is being read is not used any more."""
-        self._node.destroy_subscription(self._subscription)
+        for subscription in self._subscriptions:
+            self._node.destroy_subscription(subscription)
         self._node.destroy_guard_condition(self._done)
         self._done = None
 
@@ -68,8 +73,11 @@ class DescriptionReader:
         elif self._sha256 and digest(text) != self._sha256:
             self._refused(f'its SHA-256 is {digest(text)}, the profile names {self._sha256}')
         elif self._thread is not None:
-            self._refused('another one came while the first was being read')
+            # Heard by both subscriptions, or said twice.
+            if digest(text) != self._reading:
+                self._refused('another one came while the first was being read')
         else:
+            self._reading = digest(text)
             self._thread = threading.Thread(target=self._try, args=(text,), daemon=True)
             self._thread.start()
 

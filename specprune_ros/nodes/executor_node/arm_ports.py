@@ -7,7 +7,8 @@ those that follow places.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib import import_module
 from typing import Any, Protocol
 
@@ -142,9 +143,21 @@ class TrajectoryPort:
 
     def send(self, command: Command, stamp: TimeMessage) -> None:
         """Send the joints' motion from here on, brought to rest."""
+        self.send_points(
+            command.joints, trajectory.points(command, self._limits, self._reach, self._period)
+        )
+
+    def coast(self, command: Command, silent: float) -> None:
+        """Keep to what the controller does with the last command, ``silent`` seconds after it."""
+        last = trajectory.points(command, self._limits, self._reach, self._period)[-1]
+        left = max(last.seconds - silent, self._period)
+        self.send_points(command.joints, (replace(last, seconds=left),))
+
+    def send_points(self, joints: Sequence[str], points: Sequence[trajectory.Point]) -> None:
+        """Send points as they are."""
         # A zero stamp means "now": controllers drop points that already lie in the past.
-        message = JointTrajectory(joint_names=command.joints)
-        for point in trajectory.points(command, self._limits, self._reach, self._period):
+        message = JointTrajectory(joint_names=joints)
+        for point in points:
             whole, rest = divmod(round(point.seconds * SECOND_NS), SECOND_NS)
             message.points.append(
                 JointTrajectoryPoint(

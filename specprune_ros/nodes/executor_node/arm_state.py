@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from geometry_msgs.msg import PoseStamped
 from rclpy.lifecycle import LifecycleNode
 from sensor_msgs.msg import JointState
-from std_msgs.msg import Bool, String
+from std_msgs.msg import Bool
 
-from specprune_ros.nodes.common.qos import both_durabilities, latched, newest
+from specprune_ros.nodes.common.bounded_subscription import subscribe
+from specprune_ros.nodes.common.description import DescriptionReader
+from specprune_ros.nodes.common.qos import latched, newest
 from specprune_ros.nodes.common.time import stamp_ns
 from specprune_ros.nodes.executor_node.arm_ports import load
+from specprune_ros.robot.description import digest
 from specprune_ros.robot.geometry import Pose
 from specprune_ros.robot.motion import POSE, ArmMotion
 from specprune_ros.robot.speed import JointSpeed, UrdfError
@@ -25,20 +29,32 @@ class ArmState:
 
     The tool pose comes from the profile's pose topic, or from joint states and
     ``robot_description`` where the arm has none. What arrives wrong is complained about and does
-    not count as arrived, so that the watchdog's age runs on.
+    not count as arrived, so that the watchdog's age runs on. ``urdf`` is a description that came
+    from a file, ``sha256`` the only one that is taken from the topic; ``described`` is told which
+    one is in use.
     """
 
     def __init__(
-        self, node: LifecycleNode, motion: ArmMotion, complain: Callable[[str, str], None]
+        self,
+        node: LifecycleNode,
+        motion: ArmMotion,
+        complain: Callable[[str, str], None],
+        described: Callable[[str], None],
+        urdf: str = '',
+        sha256: str = '',
     ) -> None:
         self._node, self._motion, self._complain = node, motion, complain
         self._profile, self._watchdog = motion.profile, motion.watchdog
-        self._description = ''
+        self._urdf, self._sha256, self._described = urdf, sha256, described
+        self._description: DescriptionReader | None = None
         self._subscriptions: list[Any] = []
         self._subscribe()
 
     def close(self) -> None:
         """Unsubscribe from everything."""
+        if self._description is not None:
+            self._description.close()
+            self._description = None
         for subscription in self._subscriptions:
             self._node.destroy_subscription(subscription)
         self._subscriptions.clear()
@@ -50,8 +66,7 @@ class ArmState:
             self._listen(PoseStamped, seen.ee_pose, self._on_pose, newest())
         if commands_joints or not seen.ee_pose:
             self._listen(JointState, seen.joint_states, self._on_joints, newest())
-            for quality in both_durabilities():
-                self._listen(String, seen.robot_description, self._on_description, quality)
+            self._describe()
         if driver.ready_type == 'bool':
             self._watchdog.driver(False, f'nothing on {driver.ready_topic} yet')
             self._listen(Bool, driver.ready_topic, self._on_ready, latched())
@@ -60,8 +75,24 @@ class ArmState:
             kind = load('flexiv_msgs', 'msg', 'OperationalStatus')
             self._listen(kind, driver.ready_topic, self._on_status, newest())
 
+    def _describe(self) -> None:
+        if self._urdf:
+            self._use_description(self._urdf)
+            return
+        self._description = DescriptionReader(
+            self._node,
+            self._profile.observation.robot_description,
+            (self._profile.tool_link, self._profile.base_frame, self._profile.joint_prefix),
+            use=self._use_description,
+            refused=partial(self._complain, 'robot_description'),
+            another=self._on_another_description,
+            busy=lambda: 'is not read while the arm moves' if self._motion.moving else '',
+            sha256=self._sha256,
+        )
+
     def _listen(self, kind: type, topic: str, callback: Callable[[Any], None], qos: Any) -> None:
-        self._subscriptions.append(self._node.create_subscription(kind, topic, callback, qos))
+        refused = partial(self._complain, topic)
+        self._subscriptions.append(subscribe(self._node, kind, topic, callback, qos, refused))
 
     def _on_pose(self, message: PoseStamped) -> None:
         frame = message.header.frame_id
@@ -83,25 +114,20 @@ class ArmState:
     def _now_ns(self) -> int:
         return self._node.get_clock().now().nanoseconds
 
-    def _on_description(self, message: String) -> None:
-        if message.data == self._description:
-            return  # heard by both subscriptions
-        self._description = message.data
-        profile, kinematics = self._profile, None
+    def _use_description(self, text: str) -> None:
+        profile = self._profile
+        kinematics = JointSpeed(
+            text, profile.tool_link, base_frame=profile.base_frame, prefix=profile.joint_prefix
+        )
         try:
-            kinematics = JointSpeed(
-                message.data,
-                profile.tool_link,
-                base_frame=profile.base_frame,
-                prefix=profile.joint_prefix,
-            )
             self._motion.described(kinematics)
-            return
-        except UrdfError as error:
-            self._complain('robot_description', str(error))
         except ValueError as error:
-            self._complain('robot_description', f'and the profile leave no range: {error}')
-        self._motion.described(None)
+            raise UrdfError(f'and the profile leave no range: {error}') from error
+        self._described(digest(text))
+
+    def _on_another_description(self, reason: str) -> None:
+        self._complain('robot_description', reason)
+        self._watchdog.description(reason)
 
     def _on_ready(self, message: Bool) -> None:
         topic = self._profile.driver.ready_topic

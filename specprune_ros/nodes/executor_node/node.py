@@ -8,8 +8,11 @@ stalled /clock can keep the arm moving.
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections import Counter, deque
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
@@ -21,7 +24,9 @@ from rclpy.time import Time
 from std_msgs.msg import Header
 from std_srvs.srv import SetBool, Trigger
 
+from specprune_ros.bounded_files import one_line, read_text
 from specprune_ros.msg import ActionChunk
+from specprune_ros.nodes.common.bounded_subscription import subscribe
 from specprune_ros.nodes.common.lifecycle import AutoLifecycleNode, run
 from specprune_ros.nodes.common.parameters import NodeParameters, ParameterSpec
 from specprune_ros.nodes.common.qos import every, newest
@@ -31,8 +36,10 @@ from specprune_ros.nodes.executor_node.arm_ports import SECOND_NS, ArmPort, make
 from specprune_ros.nodes.executor_node.arm_state import ArmState
 from specprune_ros.nodes.executor_node.gripper_ports import GripperPort, make_gripper
 from specprune_ros.nodes.executor_node.realtime import ask_for_priority, freeze_gc
+from specprune_ros.nodes.executor_node.supervisor import SUFFIX, Setup, Supervisor, enclave
 from specprune_ros.robot import profile as profiles
 from specprune_ros.robot import timeline
+from specprune_ros.robot.description import MAX_URDF, try_out
 from specprune_ros.robot.gripper import GoalState, GripperGoal, GripperHysteresis
 from specprune_ros.robot.motion import ArmMotion, Tick, needed
 from specprune_ros.robot.timeline import Chunk, ChunkError, LateChunkError
@@ -50,6 +57,7 @@ DIAGNOSTICS_PERIOD = 1.0  # s
 COMPLAIN_PERIOD = 5.0  # s
 GRIPPER_LOOK = 0.2  # s between looks whether the gripper's server is there
 SLOW = (3, 10.0)  # stops for a dry queue within s after which the policy is called too slow
+HELD_UP = 0.75  # of the supervisor's limit: after a period so long it has the arm
 FLUSH = 0.2  # s, how long a last stop may take to reach the driver
 
 SETTINGS = (
@@ -78,6 +86,15 @@ SETTINGS = (
         low=0,
         high=90,
     ),
+    ParameterSpec(
+        'supervisor_limit',
+        0.2,
+        'Without a sign of life from this process for so long while the arm moves, its supervisor '
+        'stops the arm; it does so at once when this process ends. 0 starts no supervisor.',
+        unit='s',
+        low=0.0,
+        high=2.0,
+    ),
 )
 
 
@@ -93,6 +110,7 @@ class ChunkExecutor(AutoLifecycleNode):
         self._goal: GripperGoal | None = None
         self._motion: ArmMotion | None = None
         self._state: ArmState | None = None
+        self._supervisor: Supervisor | None = None
         self._timer: Any = None
         self._listening: list[Any] = []
         self._verdict = WatchdogDecision(State.WAITING)
@@ -149,20 +167,55 @@ class ChunkExecutor(AutoLifecycleNode):
         )
         self._gripper = make_gripper(self, settings, '~/dry_run/gripper' if self._dry else '')
         self._gripper_looked, self._gripper_ready = -math.inf, False
+        seen = profile.observation
+        self._urdf, self._description_sha256 = '', seen.robot_description_sha256
+        if seen.robot_description_file:
+            self._urdf = read_text(Path(seen.robot_description_file), MAX_URDF)
+            try_out(self._urdf, profile.tool_link, profile.base_frame, profile.joint_prefix)
+        if values['supervisor_limit'] > 0.0:
+            self._supervisor = Supervisor(
+                Setup(
+                    name=self.get_name(),
+                    namespace=self.get_namespace(),
+                    enclave=enclave(sys.argv),
+                    profile=str(profile_path(values['profile'])),
+                    arguments=arguments,
+                    topic=self._port.publisher.topic_name,
+                    limit=values['supervisor_limit'],
+                    priority=values['realtime_priority'],
+                ),
+                self._motion.joint_limits,
+            )
         self._settings.frozen = True
 
     def start(self) -> None:
         """Subscribe and let the control timer run."""
         profile = self._profile
         self._motion.begin()
-        self._state = ArmState(self, self._motion, self._complain)
+        self._state = ArmState(
+            self,
+            self._motion,
+            self._complain,
+            self._on_description,
+            urdf=self._urdf,
+            sha256=self._description_sha256,
+        )
         self._listening = [
-            self.create_subscription(ActionChunk, '~/action_chunk', self._on_chunk, every())
+            subscribe(
+                self, ActionChunk, '~/action_chunk', self._on_chunk, every(), self._refuse_chunk
+            )
         ]
         if self._policy:
             self._listening.append(
-                self.create_subscription(
-                    DiagnosticArray, '/diagnostics', self._on_diagnostics, every()
+                subscribe(
+                    self,
+                    DiagnosticArray,
+                    '/diagnostics',
+                    self._on_diagnostics,
+                    every(),
+                    partial(self._complain, 'diagnostics'),
+                    # A whole robot's come here; only those that name the policy are decoded.
+                    mentions=self._policy.split('/')[-1],
                 )
             )
         self._scheduling = ask_for_priority(self._settings.values()['realtime_priority'])
@@ -213,6 +266,9 @@ class ChunkExecutor(AutoLifecycleNode):
         if self._gripper is not None:
             self._gripper.close()
             self._gripper = None
+        if self._supervisor is not None:
+            self._supervisor.close()
+            self._supervisor = None
         self._profile = None
         self._settings.frozen = False
 
@@ -233,9 +289,7 @@ class ChunkExecutor(AutoLifecycleNode):
             self._complain('chunk', str(error))
             return
         except ChunkError as error:
-            self._counts['refused'] += 1
-            self._complain('chunk', f'refused: {error}')
-            self._motion.watchdog.policy_error(f'chunk refused: {error}')
+            self._refuse_chunk(str(error))
             return
         self._lasts = chunk.horizon * chunk.step_dt
         self._delays.add(joined.skipped)
@@ -244,6 +298,17 @@ class ChunkExecutor(AutoLifecycleNode):
             self._note(f'episode {chunk.episode}: earlier motion dropped')
         if self._path.get_subscription_count():
             self._publish_path(chunk)
+
+    def _refuse_chunk(self, reason: str) -> None:
+        self._counts['refused'] += 1
+        self._complain('chunk', f'refused: {reason}')
+        self._motion.watchdog.policy_error(f'chunk refused: {reason}')
+
+    def _on_description(self, sha256: str) -> None:
+        """A robot description is in use: the only one until this node is configured anew."""
+        self._description_sha256 = sha256
+        if self._supervisor is not None:
+            self._supervisor.tell_limits(self._motion.joint_limits)
 
     def _on_diagnostics(self, message: DiagnosticArray) -> None:
         policy = self._policy
@@ -295,17 +360,33 @@ class ChunkExecutor(AutoLifecycleNode):
 
     def _tick(self) -> None:
         real = time.monotonic_ns()
+        late = 0.0
         if self._last_tick is not None:
-            self._periods.add((real - self._last_tick) * 1e-9)
+            late = (real - self._last_tick) * 1e-9
+            self._periods.add(late)
         self._last_tick = real
         now = self._now_ns()
+        taken = self._taken_over(late)
         tick = self._motion.tick(now, real)
         if tick.verdict.stop_now:
             self._begin_stop(tick.verdict)
+        if taken:
+            self._motion.let_go()
+            tick = Tick(tick.verdict)
         self._send(tick, now)
         self._grip(tick, now)
         self._show(tick.verdict)
         self._verdict = tick.verdict
+
+    def _taken_over(self, late: float) -> bool:
+        """Whether the supervisor has the arm, ``late`` s after the last period."""
+        supervisor = self._supervisor
+        if supervisor is None:
+            return False
+        if self._motion.moving and late > HELD_UP * supervisor.limit:
+            supervisor.take_over()
+        self._motion.watchdog.supervisor(supervisor.trouble())
+        return supervisor.stopping
 
     def _send(self, tick: Tick, now: int) -> None:
         if tick.command is not None:
@@ -318,6 +399,8 @@ class ChunkExecutor(AutoLifecycleNode):
             self._last_stop['last stop took (s)'] = f'{took:.3f}'
             if tick.command is None:
                 self._complain('stop', 'no place to hold is known, so nothing was sent')
+        if self._supervisor is not None:
+            self._supervisor.beat(self._motion.state if self._motion.moving else None, now)
 
     def _note_sent(self) -> None:
         """How far the time between two commands of one motion is from the period."""
@@ -415,7 +498,7 @@ class ChunkExecutor(AutoLifecycleNode):
         now = time.monotonic()
         if now - at > COMPLAIN_PERIOD or (urgent and reason != last and now - at > 1.0):
             self._complaints[source] = (reason, now, 0)
-            text = f'{source}: {reason}' if reason else source
+            text = one_line(f'{source}: {reason}' if reason else source)
             return text + (f' ({more} more times before)' if more else '')
         self._complaints[source] = (last, at, more + 1)
         return ''
@@ -484,6 +567,9 @@ class ChunkExecutor(AutoLifecycleNode):
                 f'{info.node_namespace}/{info.node_name}'.replace('//', '/')
                 for info in self.get_publishers_info_by_topic(topic)
             )
+            own = self.get_fully_qualified_name() + SUFFIX
+            if self._supervisor is not None and own in names:
+                names.remove(own)
             if len(names) > 1:
                 found.append(f'{len(names)} publishers on {topic}: {", ".join(names)}')
         return '; '.join(found)

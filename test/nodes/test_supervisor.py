@@ -1,0 +1,175 @@
+"""Whatever ends or halts the executor's process, the arm stops: real processes, real DDS."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import numpy as np
+import pytest
+from attacks import ADAPTERS, ENDS, JOINTS, SECOND, Rig, end_executor
+from hypothesis import given
+from hypothesis import strategies as st
+from ros_processes import new_domain
+
+from specprune_ros.nodes.executor_node.supervisor import decode, enclave, encode
+from specprune_ros.robot.stop_motion import MotionState
+
+pytestmark = [pytest.mark.ros, pytest.mark.timeout(120)]
+LIMIT = 0.2  # s, the supervisor's by default
+MOST = {'m': 0.05, 'rad': 0.05}  # 0.1 m/s for 0.3 s, and braking
+
+
+def check_end(adapter, how, folder):
+    found = end_executor(adapter, how, folder, new_domain())
+    assert 'error' not in found, found
+    silent = LIMIT if how in ('stop', 'blocked') else 0.0
+    assert found['first_stop_command_s'] <= silent + 0.1, found
+    assert found['at_rest_s'] is not None and found['at_rest_s'] <= silent + 0.4, found
+    assert found['moved'] <= MOST[found['unit']], found
+
+
+@pytest.mark.parametrize(('adapter', 'how'), [('twist', 'kill'), ('joint_trajectory', 'stop')])
+def test_an_ended_or_halted_executor_leaves_an_arm_at_rest(adapter, how, tmp_path):
+    check_end(adapter, how, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('how', ENDS)
+@pytest.mark.parametrize('adapter', ADAPTERS)
+def test_every_end_of_the_executor_with_every_adapter(adapter, how, tmp_path):
+    check_end(adapter, how, tmp_path)
+
+
+@pytest.fixture
+def rig(request, tmp_path):
+    """An executor in motion."""
+    rig = Rig(request.param, tmp_path, new_domain())
+    try:
+        assert rig.moving(), rig.log.read_text()
+        time.sleep(0.5)
+        yield rig
+    finally:
+        rig.close()
+
+
+def wait(condition, seconds=15.0):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if condition():
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def supervisor_of(process):
+    """Process id of the supervisor."""
+    for entry in os.listdir('/proc'):
+        if entry.isdigit():
+            try:
+                with open(f'/proc/{entry}/stat') as file:
+                    parent = int(file.read().rsplit(')', 1)[1].split()[1])
+            except (OSError, IndexError):
+                continue
+            if parent == process.pid:
+                return int(entry)
+    return None
+
+
+@pytest.mark.parametrize('rig', ['twist'], indirect=True)
+def test_an_executor_that_comes_back_or_loses_its_supervisor_goes_on_from_rest(rig):
+    limits = 4.0 * 0.01 * 1.2  # m/s^2 times a period, and its jitter
+    rig.process.send_signal(signal.SIGSTOP)
+    time.sleep(0.8)
+    rig.process.send_signal(signal.SIGCONT)
+    assert rig.moving(), rig.log.read_text()
+    assert 'the executor' in rig.log.read_text()  # the supervisor said what it did
+    begin = time.time_ns()
+    first = supervisor_of(rig.process)
+    os.kill(first, signal.SIGKILL)
+    # Without anybody who could stop the arm it stands still, until there is somebody again.
+    assert wait(lambda: any('supervisor' in text for text in rig.health[-2:])), rig.health[-3:]
+    assert rig.moving(), rig.log.read_text()
+    assert supervisor_of(rig.process) not in (None, first)
+    speeds = [m.twist.linear.y for at, m in rig.commands if at > begin]
+    assert np.abs(np.diff(speeds)).max() <= limits
+    # An ordered end leaves no supervisor behind.
+    last = supervisor_of(rig.process)
+    rig.process.send_signal(signal.SIGINT)
+    assert rig.process.wait(15.0) == 0
+    assert wait(lambda: not os.path.exists(f'/proc/{last}'))
+
+
+def chain(count, kind):
+    """Links one behind the other."""
+    parts = ['<link name="l0"/>']
+    for i in range(count):
+        parts.append(
+            f'<link name="l{i + 1}"/><joint name="j{i}" type="{kind}"><parent link="l{i}"/>'
+            f'<child link="l{i + 1}"/><axis xyz="0 0 1"/>'
+            '<limit lower="-1" upper="1" velocity="1" effort="1"/></joint>'
+        )
+    return f'<robot name="r">{"".join(parts)}</robot>'
+
+
+@pytest.mark.parametrize('rig', ['joint_trajectory'], indirect=True)
+def test_no_description_ends_the_executor_or_lifts_its_limits(rig):
+    from specprune_ros.sim.arm.urdf import urdf
+
+    scaled = urdf().replace('<origin xyz="', '<origin  xyz="')
+    assert scaled != urdf()
+    for text in (chain(3772, 'fixed'), chain(400, 'revolute'), scaled):
+        begin = time.time_ns()
+        rig.describe(text)
+        assert wait(
+            lambda: rig.process.poll() is None and 'another one came' in rig.log.read_text()
+        )
+        # Stopped, and going on with the first description and the next chunk.
+        assert wait(lambda: 'stop: description' in rig.log.read_text())
+        assert rig.moving(), rig.log.read_text()
+        times = [at for at, _ in rig.commands if at > begin]
+        assert max(np.diff([begin, *times]), default=0) < 1.5 * SECOND
+    assert rig.process.poll() is None
+    assert len(rig.commands[-1][1].points[0].positions) == len(JOINTS)
+
+
+numbers = st.floats(-10.0, 10.0)
+
+
+@given(st.data(), st.integers(1, 20), st.sampled_from([(), ('a', 'b', 'c')]), st.booleans())
+def test_what_the_executor_tells_is_what_the_supervisor_hears(data, length, joints, placed):
+    size = len(joints) or 6
+    places = size if joints else 7
+    state = MotionState(
+        np.array(
+            data.draw(
+                st.lists(
+                    st.lists(numbers, min_size=size, max_size=size),
+                    min_size=length,
+                    max_size=length,
+                )
+            )
+        ),
+        np.array(
+            data.draw(st.lists(numbers, min_size=len(joints) or 2, max_size=len(joints) or 2))
+        ),
+        0.01,
+        np.arange(places, dtype=float) if placed or joints else None,
+        joints=joints,
+    )
+    stamp = data.draw(st.integers(0, 2**62))
+    heard, at = decode(encode(state, stamp), joints)
+    assert at == stamp and heard.joints == joints and heard.period_s == state.period_s
+    assert np.array_equal(heard.rows, state.rows)
+    assert np.array_equal(heard.accelerations, state.accelerations)
+    assert (heard.place is None) == (state.place is None)
+    assert heard.place is None or np.array_equal(heard.place, state.place)
+    assert decode(encode(None, stamp), joints)[0] is None
+
+
+def test_the_supervisor_runs_in_the_enclave_of_its_executor():
+    assert enclave(['x', '--ros-args', '--enclave', '/specprune/executor', '-p', 'a:=b']) == (
+        '/specprune/executor'
+    )
+    assert enclave(['x', '--ros-args', '-p', 'a:=b']) == ''
