@@ -109,6 +109,7 @@ class Recording:
                 f'{bag.path}: nothing of {profile.name} in it; it has {", ".join(sorted(there))}'
             )
         kinds = {topic: source.kind for topic, source in small.items()}
+        self._latched = {source.role for source in small.values() if source.latched}
         self._messages: dict[str, list[Any]] = {source.role: [] for source in small.values()}
         self._stamps: dict[str, list[int]] = {role: [] for role in self._messages}
         for recorded in bag.messages(kinds):
@@ -116,6 +117,12 @@ class Recording:
             self._messages[role].append(recorded.message)
             self._stamps[role].append(recorded.stamp_ns)
         self.start_ns, self.end_ns = bag.start_ns, bag.start_ns + round(bag.duration * SECOND_NS)
+
+    @property
+    def first_query_ns(self) -> int:
+        """When the first statistics came; the beginning where none did."""
+        stamps = self._stamps.get('stats')
+        return stamps[0] if stamps else self.start_ns
 
     def until(self, moment_ns: int, since_ns: int | None = None) -> Iterable[tuple[str, Any]]:
         """Roles and messages that make the picture at a moment, oldest first for each role.
@@ -126,6 +133,8 @@ class Recording:
         for role, stamps in self._stamps.items():
             end = bisect.bisect_right(stamps, moment_ns)
             begin = 0 if since_ns is None else bisect.bisect_right(stamps, since_ns)
+            if end == 0 and since_ns is None and role in self._latched:
+                end = 1  # said before the recording began, and heard a little later
             if role not in ('stats', 'diagnostics'):
                 begin = max(begin, end - 1)
             for message in self._messages[role][begin:end]:
@@ -153,7 +162,9 @@ class Cursor:
         )
         self._changed = threading.Event()
         seconds = (recording.end_ns - recording.start_ns) / SECOND_NS
-        self._slider = page.add_time(seconds)
+        self._slider = page.add_time(
+            seconds, (recording.first_query_ns - recording.start_ns) / SECOND_NS
+        )
         self._play = page.add_play()
         self._slider.on_update(lambda event: self._changed.set())
         self._play.on_update(lambda event: self._changed.set())

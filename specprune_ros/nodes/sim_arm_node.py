@@ -154,13 +154,13 @@ class SimArm(AutoLifecycleNode):
         values = self._settings.values()
         self._description.publish(String(data=urdf()))
         self._listening = [
-            subscribe(self, kind, f'~/{topic}', callback, quality, partial(self._refuse, topic))
+            subscribe(self, kind, topic, callback, quality, partial(self._refuse, topic))
             for kind, topic, callback, quality in (
-                (TwistStamped, 'cmd_twist', self._on_twist, every()),
-                (PoseStamped, 'cmd_pose', self._on_pose, every()),
-                (Float64, 'gripper', self._on_gripper, every()),
-                (String, 'instruction', self._on_instruction, latched()),
-                (PruneStats, 'prune_stats', self._on_stats, every()),
+                (TwistStamped, '~/cmd_twist', self._on_twist, every()),
+                (PoseStamped, '~/cmd_pose', self._on_pose, every()),
+                (Float64, '~/gripper', self._on_gripper, every()),
+                (String, '~/instruction', self._on_instruction, latched()),
+                (PruneStats, '~/prune_stats', self._on_stats, every()),
             )
         ]
         self._first_words = values['instruction']

@@ -26,6 +26,7 @@ class ParameterSpec:
 
     ``live`` settings may change at any time; the others only while the node is unconfigured.
     ``kind`` (``int[]``, ``float[]``, ``str[]``) is needed only where the default is an empty list.
+    ``group`` is a heading to show it under.
     ``formerly`` is the name before a renaming; it still sets the parameter, with a warning.
     """
 
@@ -39,15 +40,18 @@ class ParameterSpec:
     live: bool = False
     kind: str = ''
     formerly: str = ''
+    group: str = ''
 
     def descriptor(self) -> ParameterDescriptor:
-        """The ROS descriptor: description with unit, choices and range."""
+        """The ROS descriptor: description with unit and group, choices and range."""
         text = self.description
         if self.unit:
             text += f' Unit: {self.unit}.'
         constraints = f'one of: {", ".join(self.choices)}' if self.choices else ''
         if not self.live:
             text += ' Fixed once the node is configured.'
+        if self.group:
+            text += f' Group: {self.group}.'
         descriptor = ParameterDescriptor(description=text, additional_constraints=constraints)
         if self.low is not None and self.high is not None:
             if isinstance(self.default, bool):

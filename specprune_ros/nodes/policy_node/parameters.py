@@ -212,6 +212,7 @@ def pruning_parameters() -> tuple[ParameterSpec, ...]:
             high=spec.range[1] if spec.range else None,
             choices=tuple(spec.choices or ()),
             live=True,
+            group=spec.group,
         )
         for spec in specs()
     )

@@ -24,6 +24,7 @@ class Parameter:
     kind: str
     value: Any
     help: str = ''
+    group: str = ''
     choices: tuple[str, ...] = ()
     low: float | None = None
     high: float | None = None
@@ -34,18 +35,17 @@ class Controls:
     """The controls, in the container that is open when they are made.
 
     ``change`` is called with a name and a wanted value for each input of a person; the value may
-    still be refused. ``groups`` names the folder of each parameter, in the order of the folders.
+    still be refused. Parameters of a group share a folder. ``kinds`` is the type of each.
     """
 
     def __init__(
         self,
         gui: viser.GuiApi,
         parameters: Sequence[Parameter],
-        groups: Mapping[str, str],
         change: Callable[[str, Any], None],
     ) -> None:
         self._change = change
-        self._kinds = {p.name: p.kind for p in parameters}
+        self.kinds = {p.name: p.kind for p in parameters}
         self._handles: dict[str, Any] = {}
         self._values = {p.name: p.value for p in parameters}
         by_name = {p.name: p for p in parameters}
@@ -58,14 +58,13 @@ class Controls:
         for name in FIRST:
             if name in by_name:
                 self._add(gui, by_name.pop(name))
-        folders: dict[str, list[Parameter]] = {name: [] for name in dict.fromkeys(groups.values())}
-        for name, parameter in by_name.items():
-            folders.setdefault(groups.get(name, 'Other'), []).append(parameter)
+        folders: dict[str, list[Parameter]] = {}
+        for parameter in by_name.values():
+            folders.setdefault(parameter.group or 'Other', []).append(parameter)
         for label, members in folders.items():
-            if members:
-                with gui.add_folder(label, expand_by_default=False):
-                    for parameter in members:
-                        self._add(gui, parameter)
+            with gui.add_folder(label, expand_by_default=False):
+                for parameter in members:
+                    self._add(gui, parameter)
         self.show(self._values)
 
     def show(self, values: Mapping[str, Any]) -> None:
@@ -75,14 +74,14 @@ class Controls:
             if handle is None:
                 continue
             self._values[name] = value
-            handle.value = _shown(self._kinds[name], value)
+            handle.value = _shown(self.kinds[name], value)
         pruner = self._values.get('pruner')
         if pruner and pruner != DENSE:
             self._method = pruner
 
     def restore(self, name: str) -> None:
         """Put a control back to the value in force."""
-        handle, value = self._handles[name], _shown(self._kinds[name], self._values[name])
+        handle, value = self._handles[name], _shown(self.kinds[name], self._values[name])
         if handle.value != value:
             handle.value = value
 

@@ -27,7 +27,7 @@ from specprune_ros.nodes.executor_node.node import chunk_of
 from specprune_ros.nodes.patch_cloud_node import cloud_of, depth_of
 from specprune_ros.nodes.viewer_node.page import BAD, GOOD, NEUTRAL, WARNING, Layers, Object, Page
 from specprune_ros.nodes.viewer_node.robot_model import RobotModel, RobotModelError
-from specprune_ros.nodes.viewer_node.timelines import Query, Thresholds
+from specprune_ros.nodes.viewer_node.timelines import Query
 from specprune_ros.policy.overlay import Overlay, draw
 from specprune_ros.robot.geometry import Pose, rotate
 from specprune_ros.robot.profile import Profile
@@ -46,6 +46,7 @@ LEVELS = {
     DiagnosticStatus.STALE: BAD,
 }
 IMAGES_KEPT = 64  # of each camera, to find the one a query saw
+UNASKED = 3 * SECOND_NS  # ns since the last query after which plain images are shown
 MAX_SKEW = 0.05 * SECOND_NS  # ns an image may lie from the mask drawn on it
 PATCH = 14  # pixels, side of a patch as drawn on a 16 x 16 grid
 SIDE = 16 * PATCH
@@ -136,12 +137,13 @@ class Feed:
         }
         self._status: dict[str, DiagnosticStatus] = {}
         self._page.timelines.clear()
-        self._path_of: int | None = None
+        self._shown: set[str] = set()  # cameras on the page
 
     def take(self, role: str, message: Any) -> None:
         """Store one message."""
         if role.startswith('image '):
             self._images[role.removeprefix('image ')].append(message)
+            self._new.add('images')
             return
         if role == 'stats':
             self._page.timelines.add(query_of(message))
@@ -149,10 +151,6 @@ class Feed:
             self._take_diagnostics(message)
         self._last[role] = message
         self._new.add(role)
-
-    def set_thresholds(self, translation: float, rotation: float) -> None:
-        """The speeds below which the arm counts as slow, for the plot; m/s and rad/s."""
-        self._page.timelines.thresholds = Thresholds(translation, rotation)
 
     def draw_motion(self) -> None:
         """The arm, the objects and the path."""
@@ -169,10 +167,12 @@ class Feed:
 
     def draw_images(self) -> None:
         """The cameras with what was kept, and the points where depth is known."""
-        if any(f'kept {camera}' in self._new for camera in self._cameras):
+        masks = {f'kept {camera}' for camera in self._cameras}
+        if self._new & {*masks, 'images'}:
             self._attempt('images', self._draw_cameras)
+        if self._new & masks:
             self._attempt('depth', self._draw_points)
-        self._new -= {f'kept {camera}' for camera in self._cameras}
+        self._new -= {*masks, 'images'}
         if 'stats' in self._new:
             self._page.show_layers(layers_of(self._last['stats']))
 
@@ -223,21 +223,21 @@ class Feed:
 
     def _draw_cameras(self) -> None:
         shown = {}
-        for camera in self._cameras:
-            message = self._last.get(f'kept {camera}')
-            image = None if message is None else self._image_at(camera, stamp_ns(message))
-            if image is not None:
-                mask = patch_mask.from_message(message)
-                shown[camera] = overlaid(image, mask, self.seen_share)
-        self._page.show_cameras(shown)
-
-    def _image_at(self, camera: str, stamp: int) -> np.ndarray | None:
-        near = min(
-            self._images[camera], key=lambda image: abs(stamp_ns(image) - stamp), default=None
-        )
-        if near is None or abs(stamp_ns(near) - stamp) > MAX_SKEW:
-            return None
-        return compressed_to_rgb(near) if isinstance(near, CompressedImage) else to_rgb(near)
+        for camera, images in self._images.items():
+            if not images:
+                continue
+            newest, kept = stamp_ns(images[-1]), self._last.get(f'kept {camera}')
+            asked = None if kept is None else stamp_ns(kept)
+            if asked is None or newest - asked > UNASKED:
+                shown[camera] = rgb_of(images[-1])  # nobody asks about these images
+                continue
+            near = min(images, key=lambda image: abs(stamp_ns(image) - asked))
+            if abs(stamp_ns(near) - asked) <= MAX_SKEW:
+                mask = patch_mask.from_message(kept)
+                shown[camera] = overlaid(rgb_of(near), mask, self.seen_share)
+        if len(shown) == len(self._shown | shown.keys()):
+            self._shown = set(shown)
+            self._page.show_cameras(shown)
 
     def _draw_points(self) -> None:
         points, colours = [], []
@@ -301,6 +301,11 @@ class Feed:
             self._page.banner(executor.message, LEVELS.get(executor.level, NEUTRAL), detail, told)
         elif stats is not None:
             self._page.banner('querying', NEUTRAL, detail, told)
+
+
+def rgb_of(message: Image | CompressedImage) -> np.ndarray:
+    """Pixels, uint8 ``[height, width, 3]``. Raises :class:`ImageError`."""
+    return compressed_to_rgb(message) if isinstance(message, CompressedImage) else to_rgb(message)
 
 
 def overlaid(image: np.ndarray, mask: np.ndarray, seen_share: float) -> np.ndarray:
@@ -375,6 +380,8 @@ def query_of(stats: PruneStats) -> Query:
         stats.time_total,
         stats.speed_translation,
         stats.speed_rotation,
+        stats.threshold_translation,
+        stats.threshold_rotation,
     )
 
 

@@ -7,6 +7,7 @@ topics and parameters that everybody else uses too: what those nodes refuse stay
 from __future__ import annotations
 
 import os
+import time
 from collections import deque
 from collections.abc import Callable
 from functools import partial
@@ -28,6 +29,7 @@ from rclpy.parameter import parameter_value_to_python
 from std_msgs.msg import String
 from std_srvs.srv import SetBool, Trigger
 
+from specprune_ros.nodes.common.bounded_subscription import subscribe
 from specprune_ros.nodes.common.lifecycle import AutoLifecycleNode, run
 from specprune_ros.nodes.common.parameters import NodeParameters, ParameterSpec
 from specprune_ros.nodes.common.qos import every, latched, newest
@@ -36,10 +38,11 @@ from specprune_ros.nodes.viewer_node.access import Access, is_loopback, serve
 from specprune_ros.nodes.viewer_node.controls import Parameter
 from specprune_ros.nodes.viewer_node.feed import Feed, Source, sources
 from specprune_ros.nodes.viewer_node.page import Actions, Page
-from specprune_ros.pruning.params import specs
 from specprune_ros.robot import profile as profiles
 
+ON, OFF = SetBool.Request(data=True), SetBool.Request(data=False)
 PREFIX = 'pruning.'
+ANSWER_PATIENCE = 2.0  # s for an answer about parameters; then the next request is sent
 MOTION_PERIOD = 1 / 15  # s
 IMAGES_EVERY, TEXT_EVERY = 3, 6  # motion periods
 DEPTH = 16  # images waiting between two looks
@@ -118,7 +121,8 @@ class ViewerNode(AutoLifecycleNode):
         self._ticks = 0
         self._described = False
         self._wanted: dict[str, Any] = {}  # parameter values asked for and not yet sent
-        self._sending = False
+        self._sent_at: float | None = None  # monotonic s, of the request under way
+        self._active = False
         self._jobs: deque[Callable[[], None]] = deque()
         self._group = Polled()
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)
@@ -145,11 +149,9 @@ class ViewerNode(AutoLifecycleNode):
             profile.name,
             Actions(
                 say=self._say,
-                enable=partial(self._call, 'enable', self._enabling, SetBool.Request(data=True)),
-                hold=self._hold,
-                disable=partial(
-                    self._call, 'disable', self._enabling[:1], SetBool.Request(data=False)
-                ),
+                enable=self._enable,
+                hold=partial(self._call, 'hold', (f'{self._mover}/hold',), ON),
+                disable=partial(self._call, 'disable', (f'{self._mover}/enable',), OFF),
                 reset=self._reset,
                 change=self._change,
             ),
@@ -208,7 +210,6 @@ class ViewerNode(AutoLifecycleNode):
         }
         if self._arm:
             self._callers[f'{self._arm}/reset'] = make(Trigger, f'{self._arm}/reset')
-        self._enabling = (f'{self._mover}/enable', f'{self._policy}/enable')
 
     # Jobs from the page's threads.
 
@@ -250,8 +251,9 @@ class ViewerNode(AutoLifecycleNode):
         take = partial(self._feed.take, source.role)
         if not source.newest_only:
             quality = latched() if source.latched else every()
+            refused = partial(self._refused, source.topic)
             self._listening.append(
-                self.create_subscription(source.kind, source.topic, take, quality)
+                subscribe(self, source.kind, source.topic, take, quality, refused)
             )
             return
         quality = newest()
@@ -262,6 +264,9 @@ class ViewerNode(AutoLifecycleNode):
         )
         self._listening.append(subscription)
         self._polled.append((source.role, subscription))
+
+    def _refused(self, topic: str, reason: str) -> None:
+        self.get_logger().warning(f'{topic}: {reason}', throttle_duration_sec=5.0)
 
     def _tick(self) -> None:
         self._ticks += 1
@@ -275,9 +280,11 @@ class ViewerNode(AutoLifecycleNode):
             self._feed.draw_images()
         if text:
             self._feed.draw_text()
-            if not self._described and self._callers['list'].service_is_ready():
-                self._described = True
+            ready = self._callers['list'].service_is_ready()
+            if ready and not self._described:
                 self._describe()
+            self._described = ready
+            self._send_changes()
 
     # Steering.
 
@@ -299,12 +306,14 @@ class ViewerNode(AutoLifecycleNode):
         if answer is not None and self._page is not None:
             self._page.answer(f'{what}: {answer.message}', answer.success)
 
-    def _hold(self) -> None:
-        self._call('hold', (f'{self._mover}/hold',), SetBool.Request(data=True))
+    def _enable(self) -> None:
+        """Enabled, and no longer on hold."""
+        self._call('enable', (f'{self._policy}/enable', f'{self._mover}/enable'), ON)
+        self._call('enable', (f'{self._mover}/hold',), OFF)
 
     def _reset(self) -> None:
         """Everything anew, and the arm disabled: a scene that starts anew moves its arm."""
-        self._call('reset', (f'{self._mover}/enable',), SetBool.Request(data=False))
+        self._call('reset', (f'{self._mover}/enable',), OFF)
         nodes = (self._arm, self._mover, self._policy)
         services = tuple(f'{node}/reset' for node in nodes if node)
         self._call('reset', services, Trigger.Request())
@@ -315,14 +324,15 @@ class ViewerNode(AutoLifecycleNode):
 
     def _send_changes(self) -> None:
         """The newest value of each parameter, one request at a time: a slider sends many."""
-        if self._sending or not self._wanted:
+        now = time.monotonic()
+        waits = self._sent_at is not None and now - self._sent_at < ANSWER_PATIENCE
+        if waits or not self._wanted:
             return
         wanted, self._wanted = self._wanted, {}
-        kinds = {spec.name: spec.type for spec in specs()}
         request = SetParameters.Request(
             parameters=[
                 RosParameter(
-                    PREFIX + name, TYPES[self._kinds.get(name, kinds.get(name))], value
+                    PREFIX + name, TYPES[self._page.controls.kinds[name]], value
                 ).to_parameter_msg()
                 for name, value in wanted.items()
             ]
@@ -330,12 +340,12 @@ class ViewerNode(AutoLifecycleNode):
         if not self._callers['set'].service_is_ready():
             self._page.answer(f'{self._policy} does not answer', False)
             return
-        self._sending = True
+        self._sent_at = now
         future = self._callers['set'].call_async(request)
         future.add_done_callback(partial(self._changed, wanted))
 
     def _changed(self, wanted: dict[str, Any], future: Any) -> None:
-        self._sending = False
+        self._sent_at = None
         results = future.result().results
         controls = self._page.controls if self._page is not None else None
         for (name, value), result in zip(wanted.items(), results, strict=True):
@@ -354,7 +364,7 @@ class ViewerNode(AutoLifecycleNode):
         self._callers['list'].call_async(request).add_done_callback(self._listed)
 
     def _listed(self, future: Any) -> None:
-        names = sorted(future.result().result.names)
+        names = list(future.result().result.names)  # in the order they were declared
         describe = self._callers['describe'].call_async(DescribeParameters.Request(names=names))
         describe.add_done_callback(
             lambda done: (
@@ -366,17 +376,12 @@ class ViewerNode(AutoLifecycleNode):
 
     def _got(self, descriptors: list[ParameterDescriptor], future: Any) -> None:
         values = [parameter_value_to_python(value) for value in future.result().values]
-        order = {spec.name: index for index, spec in enumerate(specs())}
         found = [
             _parameter(descriptor, value)
             for descriptor, value in zip(descriptors, values, strict=True)
             if not descriptor.read_only and descriptor.type in KINDS
         ]
-        found.sort(key=lambda p: order.get(p.name, len(order)))
-        self._kinds = {p.name: p.kind for p in found}
-        self._page.show_parameters(found, {spec.name: spec.group for spec in specs()})
-        self._values = {p.name: p.value for p in found}
-        self._show_thresholds()
+        self._page.show_parameters(found)
 
     def _on_parameters(self, event: ParameterEvent) -> None:
         if event.node != self._policy or self._page.controls is None:
@@ -387,14 +392,6 @@ class ViewerNode(AutoLifecycleNode):
             if p.name.startswith(PREFIX)
         }
         self._page.controls.show(values)
-        self._values |= values
-        self._show_thresholds()
-
-    def _show_thresholds(self) -> None:
-        self._feed.set_thresholds(
-            self._values.get('v_t_threshold', float('nan')),
-            self._values.get('v_r_threshold', float('nan')),
-        )
 
 
 def _parameter(descriptor: ParameterDescriptor, value: Any) -> Parameter:
@@ -405,11 +402,13 @@ def _parameter(descriptor: ParameterDescriptor, value: Any) -> Parameter:
         low, high, step = one.from_value, one.to_value, one.step
     text = descriptor.additional_constraints
     choices = text.removeprefix('one of: ').split(', ') if text.startswith('one of: ') else []
+    told, _, group = descriptor.description.rpartition(' Group: ')
     return Parameter(
         descriptor.name.removeprefix(PREFIX),
         KINDS[descriptor.type],
         value if isinstance(value, (bool, int, float, str)) else list(value),
-        descriptor.description,
+        told or descriptor.description,
+        group.rstrip('.') if told else '',
         tuple(choices),
         low,
         high,

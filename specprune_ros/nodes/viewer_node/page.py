@@ -173,10 +173,12 @@ class Page:
         ):
             button.on_click(_calling(action))
 
-    def add_time(self, seconds: float) -> viser.GuiSliderHandle[float]:
-        """A slider over a recording of so many seconds."""
+    def add_time(self, seconds: float, start: float) -> viser.GuiSliderHandle[float]:
+        """A slider over a recording of so many seconds, and where it begins."""
+        most = max(math.ceil(20 * seconds) / 20, 0.1)
+        start = math.ceil(20 * start) / 20
         with self._cursor:
-            return self._server.gui.add_slider('Time (s)', 0.0, max(seconds, 0.1), 0.05, 0.0)
+            return self._server.gui.add_slider('Time (s)', 0.0, most, 0.05, min(start, most))
 
     def add_play(self) -> viser.GuiCheckboxHandle:
         """A box to tick for moving on by itself."""
@@ -188,20 +190,28 @@ class Page:
     def banner(self, text: str, colour: str, detail: str, task: str = '') -> None:
         """The one line that matters: what the arm does, and how the instruction stands."""
         second = f'<div style="margin-top:2px">{html.escape(task)}</div>' if task else ''
-        self._banner.content = (
+        self._write(
+            self._banner,
             f'<div id="banner" style="{FONT};border-left:5px solid {colour};padding:4px 10px;'
             f'margin:2px 0"><b style="color:{colour}">{html.escape(text)}</b>'
-            f'<span style="color:{NEUTRAL}"> {html.escape(detail)}</span>{second}</div>'
+            f'<span style="color:{NEUTRAL}"> {html.escape(detail)}</span>{second}</div>',
         )
 
     def answer(self, text: str, good: bool) -> None:
         """What came of the last thing a person asked for."""
         if self._actions is not None:
             colour = GOOD if good else BAD
-            self._answer.content = (
+            self._write(
+                self._answer,
                 f'<div id="answer" style="{FONT};color:{colour};padding:0 10px">'
-                f'{html.escape(text)}</div>'
+                f'{html.escape(text)}</div>',
             )
+
+    @staticmethod
+    def _write(handle: viser.GuiHtmlHandle, content: str) -> None:
+        """Text is sent only where it differs: most of it stays the same for long."""
+        if handle.content != content:
+            handle.content = content
 
     def show_instruction(self, text: str) -> None:
         """The instruction in force, remembered among the last ones."""
@@ -218,7 +228,7 @@ class Page:
         if not self._text.value:
             self._text.value = text
 
-    def show_parameters(self, parameters: Sequence[Parameter], groups: Mapping[str, str]) -> None:
+    def show_parameters(self, parameters: Sequence[Parameter]) -> None:
         """Make the controls, once the node has described its parameters."""
         if self._actions is None:
             return
@@ -226,7 +236,7 @@ class Page:
             self.controls.show({p.name: p.value for p in parameters})
             return
         with self._parameters:
-            self.controls = Controls(self._server.gui, parameters, groups, self._actions.change)
+            self.controls = Controls(self._server.gui, parameters, self._actions.change)
 
     def show_state(self, sections: Mapping[str, Mapping[str, str]]) -> None:
         """Tables of names and values under headings."""
@@ -242,8 +252,9 @@ class Page:
                 f'<div style="font-weight:600;margin:8px 0 2px">{html.escape(heading)}</div>'
                 f'<table style="border-collapse:collapse;width:100%">{rows}</table>'
             )
-        self._state.content = (
-            f'<div id="state" style="{FONT};padding:0 10px">{"".join(parts)}</div>'
+        self._write(
+            self._state,
+            f'<div id="state" style="{FONT};padding:0 10px">{"".join(parts)}</div>',
         )
 
     def show_layers(self, layers: Layers) -> None:
@@ -265,12 +276,13 @@ class Page:
             f'{html.escape(where)}</div>'
             for where, _ in layers.steps
         )
-        self._kept.content = (
+        self._write(
+            self._kept,
             f'<div id="layers" style="{FONT};padding:0 10px 6px">'
             f'<div style="line-height:1.6">{legend}</div>'
             f'<div style="margin:2px 0 4px">{html.escape(layers.headline)}</div>'
             f'<div style="display:flex;align-items:flex-end;line-height:1.2">{bars}</div>'
-            f'<div style="display:flex;line-height:1.3">{names}</div></div>'
+            f'<div style="display:flex;line-height:1.3">{names}</div></div>',
         )
 
     def show_cameras(self, images: Mapping[str, np.ndarray]) -> None:

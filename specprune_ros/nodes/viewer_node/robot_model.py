@@ -11,7 +11,8 @@ import numpy as np
 import pinocchio as pin
 import trimesh
 
-MAX_URDF = 4_000_000  # characters
+from specprune_ros.robot import description
+
 MESH_TYPES = ('.stl', '.obj', '.dae', '.ply', '.glb')
 SECTIONS = 24  # edges of a round shape
 
@@ -42,11 +43,10 @@ class RobotModel:
     """
 
     def __init__(self, urdf: str, packages: Sequence[Path] = (), prefix: str = '') -> None:
-        if len(urdf) > MAX_URDF:
-            raise RobotModelError(f'{len(urdf)} characters; at most {MAX_URDF} are read')
         self.missing: list[str] = []
         folders = [str(folder) for folder in packages]
         try:
+            description.check(urdf)
             text = self._without_missing_meshes(urdf, packages)
             self._model = pin.buildModelFromXML(text)
             shapes = pin.buildGeomFromUrdfString(

@@ -41,14 +41,8 @@ class Query:
     total: float
     speed_translation: float
     speed_rotation: float
-
-
-@dataclass(frozen=True)
-class Thresholds:
-    """Below which speed the arm counts as slow, m/s and rad/s; NaN where unknown."""
-
-    translation: float = math.nan
-    rotation: float = math.nan
+    threshold_translation: float
+    threshold_rotation: float
 
 
 class Timelines:
@@ -56,7 +50,6 @@ class Timelines:
 
     def __init__(self, gui: viser.GuiApi) -> None:
         self._queries: deque[Query] = deque(maxlen=LENGTH)
-        self.thresholds = Thresholds()
         self._tokens = _Plot(
             gui,
             'vision tokens, mean over layers',
@@ -93,7 +86,6 @@ class Timelines:
         if len(shown) < 2:
             return
         time = np.array([q.time - newest for q in shown])
-        flat = np.ones(len(shown))
         self._tokens.show(
             time,
             [q.tokens_in for q in shown],
@@ -106,10 +98,14 @@ class Timelines:
         sums = 1e3 * np.cumsum(parts, axis=1)
         self._latency.show(time, *(sums[:, i] for i in reversed(range(len(STAGES)))))
         self._translation.show(
-            time, [q.speed_translation for q in shown], flat * self.thresholds.translation
+            time,
+            [q.speed_translation for q in shown],
+            [q.threshold_translation for q in shown],
         )
         self._rotation.show(
-            time, [q.speed_rotation for q in shown], flat * self.thresholds.rotation
+            time,
+            [q.speed_rotation for q in shown],
+            [q.threshold_rotation for q in shown],
         )
 
 
