@@ -4,7 +4,9 @@
 #     scripts/setup.sh
 #
 # On a host whose ROS 2 is sourced, uses that ROS; anywhere else, ROS 2 from wheels.
-# PYTHON names the interpreter to build .venv from (3.11 or 3.12; with a sourced ROS, its python3).
+# PYTHON names the interpreter to build .venv from (3.11 to 3.14; with a sourced ROS, its python3).
+# TORCH says which PyTorch: cpu, cuda, system (the one that PYTHON has already), none, or auto (the
+# default): cuda where there is an NVIDIA GPU, else cpu.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 root=$PWD
@@ -49,17 +51,17 @@ check_compiler() { # check_compiler PYTHON
 
 python_fits() { # the wheels of constraints.txt are for these; a ROS host decides for itself
   if [ "$mode" = host ]; then have "$1" && "$1" -c '' 2>/dev/null; return; fi
-  have "$1" && "$1" -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null
+  have "$1" && "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' 2>/dev/null
 }
 
 find_python() {
   local name
-  for name in ${PYTHON:-python3 python3.12 python3.11}; do
+  for name in ${PYTHON:-python3 python3.14 python3.13 python3.12 python3.11}; do
     if python_fits "$name"; then echo "$name"; return; fi
   done
-  if [ -n "${PYTHON:-}" ]; then die "PYTHON=$PYTHON is not Python 3.11 or 3.12"; fi
-  apt_install "No Python 3.11 or 3.12 here" python3 python3-venv python3-dev || exit 1
-  python_fits python3 || die "python3 is $(python3 -V 2>&1), which ROS 2 and PyTorch have no wheels for here: put 3.11 or 3.12 on PATH"
+  if [ -n "${PYTHON:-}" ]; then die "PYTHON=$PYTHON is not Python 3.11 to 3.14"; fi
+  apt_install "No Python 3.11 to 3.14 here" python3 python3-venv python3-dev || exit 1
+  python_fits python3 || die "python3 is $(python3 -V 2>&1), which ROS 2 and PyTorch have no wheels for: put 3.11 to 3.14 on PATH"
   echo python3
 }
 
@@ -70,7 +72,7 @@ if [ -n "${ROS_DISTRO:-}" ] && [ -n "${AMENT_PREFIX_PATH:-}" ] && have ros2; the
 
 # What .venv depends on: change any of it and the installation is looked at again.
 install_key() {
-  { echo "$mode ${ROS_DISTRO:-} $root"
+  { echo "$mode ${ROS_DISTRO:-} $root $(torch_choice)"
     "$venv/bin/python" -V
     cat constraints.txt requirements/*.txt scripts/setup.sh
   } 2>/dev/null | sha256sum | cut -d' ' -f1
@@ -103,8 +105,56 @@ make_venv() {
   say "making .venv with $("$python" -V)"
   rm -rf "$venv" build install log
   mkdir -p "$stamps" && : >"$stamps/venv"
-  if [ "$mode" = host ]; then "$python" -m venv --system-site-packages "$venv"; else "$python" -m venv "$venv"; fi
+  local flags=()
+  if [ "$mode" = host ] || [ "$(torch_choice)" = system ]; then flags=(--system-site-packages); fi
+  "$python" -m venv "${flags[@]}" "$venv"
   echo "$mode $root" >"$stamps/venv"
+}
+
+# Which PyTorch .venv gets. What was installed stays until TORCH says otherwise.
+torch_choice() {
+  local choice=${TORCH:-auto}
+  case $choice in
+    cpu | cuda | system | none) ;;
+    auto)
+      choice=$(cat "$stamps/torch" 2>/dev/null || true)
+      if [ -z "$choice" ]; then
+        choice=cpu
+        if [ -e /dev/nvidiactl ] || [ -e /dev/nvhost-gpu ] || [ -e /dev/dxg ]; then choice=cuda; fi
+      fi ;;
+    *) die "TORCH=$choice is none of auto, cpu, cuda, system, none" ;;
+  esac
+  echo "$choice"
+}
+
+# PyTorch before the rest, so that the rest is content with it. An index that has the CPU build
+# names it 2.13.0+cpu; one that has not gives the larger build, which runs on a CPU as well.
+install_torch() { # install_torch CONSTRAINTS
+  local choice version
+  choice=$(torch_choice)
+  version=$(sed -n 's/^torch==//p' constraints.txt)
+  case $choice in
+    cpu)
+      pip_install "torch==$version+cpu" -c "$1" 2>/dev/null || {
+        say "this package index has no CPU build of PyTorch $version: taking the one with CUDA libraries (3 GB);"
+        say "to avoid it, give pip PyTorch's own CPU index (PIP_EXTRA_INDEX_URL, see docs/install.md) or TORCH=system"
+        pip_install "torch==$version" -c "$1"
+      } ;;
+    cuda) pip_install "torch==$version" -c "$1" ;;
+    system)
+      "$venv/bin/python" -c 'import torch' 2>/dev/null \
+        || die "TORCH=system: $("$venv/bin/python" -V) has no torch that imports; install it there, or take TORCH=cpu" ;;
+    none) ;;
+  esac
+  echo "$choice" >"$stamps/torch"
+}
+
+# The requirements without PyTorch where it is not to be installed.
+requirements_without_torch() { # requirements_without_torch FILE...
+  case $(torch_choice) in
+    system | none) grep -hvE '^(torch|transformers)$' "$@" >"$venv/requirements.txt" ;;
+    *) cat "$@" >"$venv/requirements.txt" ;;
+  esac
 }
 
 pip_install() {
@@ -115,8 +165,9 @@ pip_install() {
 
 install_wheels() {
   say "installing what constraints.txt pins (the first time takes minutes: PyTorch and ROS 2 are large)"
-  pip_install -c constraints.txt -r requirements/build.txt -r requirements/ros.txt \
-    -r requirements/run.txt -r requirements/sim.txt -r requirements/view.txt -r requirements/test.txt
+  install_torch constraints.txt
+  requirements_without_torch requirements/{build,ros,run,sim,view,test}.txt
+  pip_install -c constraints.txt -r "$venv/requirements.txt"
   # The message wheels export the include folders of the machine that built them.
   local include
   include=$("$venv/bin/python" -c 'import sysconfig, numpy; print(sysconfig.get_paths()["include"] + ";" + numpy.get_include())')
@@ -137,9 +188,12 @@ install_host() {
   "$python" -c 'import pinocchio' 2>/dev/null || apt_install "No Pinocchio" "ros-$ROS_DISTRO-pinocchio" || exit 1
   grep -vE '^(numpy|pin|pytest|packaging|pyyaml|ros-.*)==' constraints.txt >"$venv/constraints.txt"
   echo "numpy==$numpy" >>"$venv/constraints.txt"
-  grep -vhE '^(pin)$' requirements/run.txt requirements/sim.txt requirements/view.txt requirements/test.txt >"$venv/requirements.txt"
-  have colcon || cat requirements/build.txt >>"$venv/requirements.txt"
+  local files=(requirements/{run,sim,view,test}.txt)
+  have colcon || files+=(requirements/build.txt)
+  requirements_without_torch "${files[@]}"
+  sed -i '/^pin$/d' "$venv/requirements.txt"
   say "installing what your ROS $ROS_DISTRO lacks (NumPy stays at $numpy)"
+  install_torch "$venv/constraints.txt"
   pip_install -c "$venv/constraints.txt" -r "$venv/requirements.txt"
 }
 

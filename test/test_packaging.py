@@ -301,7 +301,7 @@ def run_setup(tmp_path, *, commands, **environment):
 def test_setup_names_a_missing_python(tmp_path):
     done = run_setup(tmp_path, commands=())
     assert done.returncode == 1
-    assert 'No Python 3.11 or 3.12' in done.stderr
+    assert 'No Python 3.11 to 3.14' in done.stderr
     assert 'sudo apt-get install python3 python3-venv' in done.stderr
 
 
@@ -311,7 +311,7 @@ def test_setup_refuses_a_python_without_wheels(tmp_path):
     old.chmod(0o755)
     done = run_setup(tmp_path, commands=(), PYTHON=str(old))
     assert done.returncode == 1
-    assert f'PYTHON={old} is not Python 3.11 or 3.12' in done.stderr
+    assert f'PYTHON={old} is not Python 3.11 to 3.14' in done.stderr
 
 
 def test_setup_names_a_missing_compiler_before_it_downloads_anything(tmp_path):
