@@ -22,11 +22,11 @@ def image_to_text(attention: Tensor) -> Tensor:
 def rank_weights(count: int, slope: float, device: torch.device) -> Tensor:
     """Weight by rank, best first: ``sigmoid(-k r) / sum_j sigmoid(-k j)``, r from 0 (P1, P2).
 
-    float32 ``[count]``; computed in float64 once per size, so that it costs a query nothing.
+    float32 ``[count]``, computed once per size, so that it costs a query nothing; in float32, as
+    the authors do: with their slope the last places of the far ranks decide between ties.
     """
-    ranks = torch.arange(count, dtype=torch.float64)
-    weights = torch.sigmoid(-slope * ranks)
-    return (weights / weights.sum()).float().to(device)
+    weights = torch.sigmoid(-slope * torch.arange(count, dtype=torch.float32))
+    return (weights / weights.sum()).to(device)
 
 
 def entropy_confidence(attention: Tensor, epsilon: float, normalised: bool) -> Tensor:

@@ -256,7 +256,10 @@ class _Query:
         for a, b in zip(order, order[1:], strict=False):
             self.near(score[a], score[b])
         k = p.slope if p.slope_per_rank else p.slope / n
-        weight = 1 / (1 + np.exp(k * np.arange(n)))
+        # The authors' slope underflows: their ties are single precision's, so S is kept in it.
+        number_type = np.float32 if p.slope_per_rank else np.float64
+        with np.errstate(over='ignore'):
+            weight = 1 / (1 + np.exp(number_type(k) * np.arange(n, dtype=number_type)))
         weight /= weight.sum()
         confidence = 1.0
         if p.confidence != 'none':
@@ -265,8 +268,6 @@ class _Query:
             confidence = self.known.get(number, self.answer.confidence.get(number))
         if self.mode == 'dense':
             return
-        # The authors' slope underflows: their ties are single precision's, so S is kept in it.
-        number_type = np.float32 if p.slope_per_rank else np.float64
         beta, first = number_type(p.beta), not self.S
         for rank, i in enumerate(order):
             t = self.tokens[i]

@@ -26,9 +26,12 @@ from specprune_ros.models.preprocess import (
 from specprune_ros.models.presets import DB_OFT_DIT_7B, OPENVLA_OFT_7B
 from specprune_ros.policy import parity
 from specprune_ros.policy.policy import Policy
+from specprune_ros.pruning.interface import Mode, QueryContext
 from specprune_ros.pruning.params import PruningParams
 from specprune_ros.pruning.registry import names
 from specprune_ros.pruning.rivals.base import KeepAll
+from specprune_ros.pruning.similarity import patch_cosine
+from specprune_ros.pruning.specprune import SpecPrune
 
 POLICIES = ('oft_libero', 'oft_aloha_film', 'db_oft_linear', 'db_oft_dit', 'db_cogact')
 # Through the JPEG and TensorFlow's Lanczos a handful of pixels lies on the other side of a tie.
@@ -187,3 +190,39 @@ def test_lora_is_merged_in_float32(pack):
     name = 'featurizer.blocks.0.block.attn.qkv.weight'
     assert merged[name].dtype == torch.float32
     assert not torch.equal(merged[name], merged[name].bfloat16().float())
+
+
+@torch.inference_mode()
+def test_the_authors_preset_keeps_what_their_code_keeps(pack):
+    """Four queries in a row, boundary by boundary, id for id; ``c2_package_rows`` is their code
+    with the differences that docs/pruners.md lists.
+    """
+    loaded, data = loaded_of(pack('oft_libero')), cases(pack('specprune'))
+    params = PruningParams.preset_of('authors')
+    prompt = loaded.tokenizer.encode(str(data['instruction']))
+    scaled = loaded.statistics.normalise_proprio(data['proprio'])
+    proprio = torch.from_numpy(scaled.astype(np.float32))
+    carry, compared = {}, 0
+    for query in range(4):
+        now, then = (torch.from_numpy(data[f'{query}.{name}']) for name in ('now', 'then'))
+        rows = loaded.model.embed(loaded.preprocessor.normalise(now), prompt, proprio)
+        layout = rows.layout
+        context = QueryContext(
+            layout=layout,
+            params=params,
+            mode=Mode.FINE if data[f'{query}.precise'] else Mode.COARSE,
+            similarity=patch_cosine(now, then, loaded.config.grid) if query else None,
+            carry=carry,
+        )
+        run = SpecPrune().begin(context)
+        output = loaded.model.decoder(rows.hidden, layout, run, read=layout.action)
+        outcome = run.finish()
+        carry = outcome.carry
+        assert [boundary for boundary, _ in outcome.kept] == [1, 2, 11, 16, 21, 26]
+        theirs = f'{query}.c2_package_rows'
+        for boundary, ids in outcome.kept:
+            assert ids.tolist() == data[f'{theirs}.kept.{boundary}'].tolist(), (query, boundary)
+            compared += 1
+        actions = loaded.model.head(output, layout)
+        assert relative(actions, torch.from_numpy(data[f'{theirs}.normalised'])) < 2e-5
+    assert compared == 24

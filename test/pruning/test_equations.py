@@ -148,7 +148,8 @@ def test_the_schedule_of_the_paper_on_openvla_oft():
     assert schedule.prune == {2: 192, 5: 173, 10: 156, 15: 141, 20: 127}
     assert schedule.static
     assert set(schedule.observed_layers) == {1, 2, 5, 10, 15, 20, 32}
-    assert schedule.observed_layers[15] == (RowGroup.TEXT, RowGroup.ACTION)
+    # P2 ranks layer by layer with the text's rows too.
+    assert set(schedule.observed_layers.values()) == {(RowGroup.TEXT,)}
     assert not pruner('specprune').plan(OFT, PAPER.replace(exact=True), Mode.COARSE).static
 
 

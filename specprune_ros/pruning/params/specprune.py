@@ -351,7 +351,7 @@ class PruningParams:
     update_layers: tuple[int, ...] = layers(
         (5, 10, 15, 20),
         'Layers that update the running score, before a prune at the same layer.',
-        'ours; C2: 14, 19, 24',
+        'ours; C2: 15, 20, 25',
     )
     prune_unscored: bool = param(
         False,
@@ -719,6 +719,7 @@ _PRESET_CHANGES: dict[str, dict[str, Any]] = {
         'keep_min': 1,
         'prior_fill': 'zero',
         'history_max': 11,
+        'rows_layer': 'text',
         'confidence_normalised': False,
         'confidence_when': 'first',
         'v_t_exit': -0.35,
@@ -745,8 +746,9 @@ _PRESET_CHANGES: dict[str, dict[str, Any]] = {
         'history_slope': -8 / 9,
         'history_intercept': 22 / 3,
         'history_offset': 3,
-        'prune_layers': (10, 15, 20, 25),
-        'update_layers': (14, 19, 24),
+        # Theirs count from 0: 10, 15, 20, 25 and 14, 19, 24.
+        'prune_layers': (11, 16, 21, 26),
+        'update_layers': (15, 20, 25),
         'prune_unscored': True,
         'drop_of': 'sequence',
         'slope': 1.0,
