@@ -110,7 +110,6 @@ CONVENTIONS: tuple[Convention, ...] = (
         {
             'cameras': ('third_person',),
             'control_hz': 5.0,
-            'execute': 1,
             'action': _EULER,
         },
         'CogACT: sim_cogact/cogact_policy.py, widowx_bridge',
@@ -122,7 +121,6 @@ CONVENTIONS: tuple[Convention, ...] = (
         {
             'cameras': ('third_person',),
             'control_hz': 3.0,
-            'execute': 1,
             'action': _EULER,
         },
         'CogACT: sim_cogact/cogact_policy.py, google_robot',

@@ -141,6 +141,7 @@ class ArmMotion:
             ),
             joining or profile.joining,
             profile.tool_frame,
+            profile.ensemble,
         )
         self.kinematics: JointSpeed | None = None
         self._pose = PlausibleState(pose_distance, limits.state_speed, POSE_SLACK, ('m', 'rad'))

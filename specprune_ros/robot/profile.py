@@ -163,6 +163,7 @@ class Profile:
     stop_action: str
     driver: Driver
     joining: str = timeline.LATEST
+    ensemble: int = 7
     enabled_at_start: bool = True
 
 
@@ -204,6 +205,7 @@ def parse(tree: object, source: str, arguments: Mapping[str, str] | None = None)
         stop_action=root.text('stop_action', ZERO, choices=STOP_ACTIONS),
         driver=_driver(root.section('driver', {})),
         joining=root.text('joining', timeline.LATEST, choices=timeline.JOINING_RULES),
+        ensemble=int(root.number('ensemble', 7, low=1, high=timeline.ENSEMBLE_MAX)),
         enabled_at_start=root.boolean('enabled_at_start', True),
     )
     root.finish()

@@ -35,7 +35,8 @@ KIND_NAMES = ('ee_delta', 'ee_pose', 'joint_position', 'joint_delta')
 
 LATEST = 'latest'
 WEIGHTED_OVERLAP = 'weighted_overlap'
-JOINING_RULES = (LATEST, WEIGHTED_OVERLAP)
+ADAPTIVE_ENSEMBLE = 'adaptive_ensemble'
+JOINING_RULES = (LATEST, WEIGHTED_OVERLAP, ADAPTIVE_ENSEMBLE)
 
 MAX_HORIZON = 256
 MAX_STEP_DT = 10.0
@@ -43,6 +44,8 @@ _ABSURD = 1e3  # metres or radians: no arm reaches there
 _FUTURE_S = 0.05  # s that a stamp may lie ahead, for clocks of two machines
 _LOG_S = 20.0  # s of the executed axis kept to look observation stamps up in
 _QUEUE = 8  # chunks alive at once
+ENSEMBLE_MAX = _QUEUE
+_ENSEMBLE_ALPHA = 0.1  # CogACT: sim_cogact/cogact_policy.py
 
 _ROTATION_NAMES = {
     ROTATION_VECTOR: (('rx', 'ry', 'rz'),),
@@ -301,10 +304,15 @@ class ScheduledChunk:
 
     def grip(self, at: float) -> float | None:
         """Opening of the row at hand; the last one holds past the end."""
-        if self.opening is None:
-            return None
+        return None if self.opening is None else float(self.opening[self._row(at)])
+
+    def row(self, at: float) -> np.ndarray:
+        """The numbers of the row at hand, ``[len(dims)]``."""
+        return self.chunk.rows[self._row(at)]
+
+    def _row(self, at: float) -> int:
         row = int((at - self.origin) / self.chunk.step_dt)
-        return float(self.opening[min(max(row, 0), self.chunk.horizon - 1)])
+        return min(max(row, 0), self.chunk.horizon - 1)
 
 
 class ChunkTimeline:
@@ -312,16 +320,23 @@ class ChunkTimeline:
 
     ``rule`` says how a new chunk joins the motion under way: ``latest`` fades over one step, and
     ``weighted_overlap`` over all the steps both have, so that each is weighted by how recent it
-    is.
+    is. ``adaptive_ensemble`` (CogACT, arXiv 2411.19650, for a policy asked at every step) runs the
+    mean of what the last ``ensemble`` chunks want now, each weighted by exp(0.1 cos) of its row
+    and the newest one's; the gripper opens where the mean is above a half.
 
     Deltas are along the axes of the chunk's frame and about the tool point: a step adds ``dx dy
     dz`` to the position and turns the tool about the frame's axes. In the tool's own frame
     (``tool_frame``) those axes turn with the tool.
     """
 
-    def __init__(self, rules: ChunkRules, rule: str = LATEST, tool_frame: str = '') -> None:
+    def __init__(
+        self, rules: ChunkRules, rule: str = LATEST, tool_frame: str = '', ensemble: int = 7
+    ) -> None:
         if rule not in JOINING_RULES:
             raise ValueError(f"joining rule '{rule}' is none of {', '.join(JOINING_RULES)}")
+        if not 1 <= ensemble <= ENSEMBLE_MAX:
+            raise ValueError(f'ensemble is {ensemble}; 1 to {ENSEMBLE_MAX} chunks')
+        self._alive = ensemble if rule == ADAPTIVE_ENSEMBLE else _QUEUE
         self.rules = rules
         self.rule = rule
         self._tool_frame = tool_frame
@@ -329,7 +344,7 @@ class ChunkTimeline:
 
     def reset(self) -> None:
         """Forget everything, the executed axis and the newest stamp included."""
-        self._laid: deque[ScheduledChunk] = deque(maxlen=_QUEUE)
+        self._laid: deque[ScheduledChunk] = deque(maxlen=self._alive)
         self._axis = 0.0
         self._clock_ns: int | None = None  # newest time seen at all
         self._last_ns: int | None = None  # last sample of a motion under way
@@ -381,6 +396,8 @@ class ChunkTimeline:
         observation.
         """
         check(chunk, self.rules)
+        if self.rule == ADAPTIVE_ENSEMBLE and chunk.kind not in (KIND_EE_DELTA, KIND_JOINT_DELTA):
+            raise ChunkError(f'{self.rule} joins deltas only; kind is {KIND_NAMES[chunk.kind]}')
         self._watch_clock(now_ns)
         if (chunk.stamp_ns - now_ns) * 1e-9 > _FUTURE_S:
             raise LateChunkError(
@@ -413,7 +430,9 @@ class ChunkTimeline:
             previous = self._laid[-1]
             overlap = max(0.0, min(previous.end, laid.end) - self._axis) / chunk.step_dt
             laid.fade_begin = self._axis
-            laid.fade = chunk.step_dt * (1.0 if self.rule == LATEST else max(1.0, overlap))
+            # In an ensemble a row counts in full at the middle of its step.
+            steps = {LATEST: 1.0, ADAPTIVE_ENSEMBLE: 0.5}.get(self.rule, max(1.0, overlap))
+            laid.fade = chunk.step_dt * steps
             if previous.chunk.kind != chunk.kind or previous.chunk.frame != chunk.frame:
                 self._laid.clear()
                 laid.fade = 0.0
@@ -452,6 +471,10 @@ class ChunkTimeline:
         # A control loop that was held up did not move the arm through all of that time.
         step = min(elapsed, self._laid[-1].chunk.step_dt)
         self._axis = min(self._axis + step, max(self._axis, self._laid[-1].end))
+        if self.rule == ADAPTIVE_ENSEMBLE:
+            while len(self._laid) > 1 and self._laid[0].end <= self._axis:
+                self._laid.popleft()
+            return
         # Everything before a chunk that has fully faded in takes no part any more.
         while len(self._laid) > 1 and any(
             self._laid[i].share(self._axis) >= 1.0 for i in range(1, len(self._laid))
@@ -481,13 +504,19 @@ class ChunkTimeline:
             rate = (1.0 - share) * rate + share * laid.rate(at)
             if place is not None:
                 place = _mix(newest.chunk.kind, place, laid.place(at), share)
+        grip = newest.grip(at)
+        if self.rule == ADAPTIVE_ENSEMBLE:
+            weights = self._ensemble_weights(at)
+            rate = np.sum([w * laid.rate(at) for w, laid in weights], axis=0)
+            if grip is not None:
+                grip = float(sum(w * laid.grip(at) for w, laid in weights) > 0.5)
         done = self.idle
         if done:
             rate = np.zeros_like(rate)
         values = tuple(float(x) for x in rate)
         chunk = newest.chunk
         common = {
-            'gripper': newest.grip(at),
+            'gripper': grip,
             'done': done,
             'sequence': chunk.sequence,
             'episode': chunk.episode,
@@ -498,6 +527,18 @@ class ChunkTimeline:
             return Setpoint(frame=chunk.frame, twist=Twist.of(values), pose=pose, **common)
         positions = tuple(float(x) for x in place) if place is not None else None
         return Setpoint(joint_velocities=values, joint_positions=positions, **common)
+
+    def _ensemble_weights(self, at: float) -> list[tuple[float, ScheduledChunk]]:
+        """Every chunk that has a row for now, and its weight; the weights sum to one."""
+        alive = [laid for laid in self._laid if laid.end > at] or [self._laid[-1]]
+        newest, weights = alive[-1].row(at), []
+        for laid in alive:
+            row = laid.row(at)
+            alike = row @ newest / (np.linalg.norm(row) * np.linalg.norm(newest) + 1e-7)
+            share = 1.0 if laid is alive[0] else laid.share(at)
+            weights.append(share * math.exp(_ENSEMBLE_ALPHA * alike))
+        total = sum(weights)
+        return [(weight / total, laid) for weight, laid in zip(weights, alive, strict=True)]
 
     def _lay(
         self, chunk: Chunk, origin: float, pose: Pose | None, joints: Sequence[float] | None

@@ -128,7 +128,10 @@ def test_a_missing_argument_is_asked_for():
         ({'driver__ready_type': 'bool'}, 'driver.ready_topic: is missing'),
         ({'joints': [1, 2]}, 'joints: is a list; a list of texts'),
         ({'enabled_at_start': 'yes'}, "enabled_at_start: is 'yes'; true or false"),
-        ({'joining': 'newest'}, "joining: 'newest' is none of latest, weighted_overlap"),
+        (
+            {'joining': 'newest'},
+            "joining: 'newest' is none of latest, weighted_overlap, adaptive_ensemble",
+        ),
     ],
 )
 def test_an_error_names_file_key_and_what_is_allowed(changes, message):

@@ -305,6 +305,37 @@ def test_weighted_overlap_goes_over_more_slowly_than_latest():
     assert np.all(np.diff(weighted[:60]) >= -1e-9)
 
 
+@pytest.mark.parametrize('horizon', [2, 7])
+def test_the_adaptive_ensemble_runs_what_cogacts_runs(horizon):
+    """One query per step of 0.1 s; in the middle of each step, its algorithm written out."""
+    rng = np.random.default_rng(3)
+    arm = Arm(timeline.ADAPTIVE_ENSEMBLE, ensemble=horizon)
+    history = []
+    for query in range(12):
+        rows = np.hstack([rng.normal(0, 0.02, (8, 6)), rng.uniform(0, 1, (8, 1))])
+        history = [*history, rows][-horizon:]
+        arm.add(chunk(rows, stamp=arm.now, sequence=query + 1))
+        # The first sample of a motion stands at its beginning, every other a tick further.
+        first = query == 0
+        found = [arm.run(0.01) for _ in range(10 + first)][4 + first]
+        now = np.array([past[age] for age, past in enumerate(history[::-1])])[::-1]
+        cos = now @ now[-1] / (np.linalg.norm(now, axis=1) * np.linalg.norm(now[-1]) + 1e-7)
+        weights = np.exp(0.1 * cos)
+        expected = (weights / weights.sum()) @ now
+        np.testing.assert_allclose(found.twist.six, expected[:6] / 0.1, atol=1e-9)
+        assert found.gripper == float(expected[6] > 0.5)
+
+
+def test_the_adaptive_ensemble_joins_deltas_only():
+    arm = Arm(timeline.ADAPTIVE_ENSEMBLE)
+    rows = np.zeros((4, 7))
+    absolute = chunk(rows, kind=timeline.KIND_EE_POSE, reference=timeline.REFERENCE_NONE)
+    with pytest.raises(ChunkError, match='adaptive_ensemble joins deltas only; kind is ee_pose'):
+        arm.add(absolute)
+    with pytest.raises(ValueError, match='ensemble is 9; 1 to 8 chunks'):
+        ChunkTimeline(RULES, timeline.ADAPTIVE_ENSEMBLE, ensemble=9)
+
+
 def test_an_old_chunk_that_ends_while_fading_leaves_no_jump():
     arm = Arm()
     arm.add(chunk(along_x(0.02, 0.02), stamp=arm.now))
