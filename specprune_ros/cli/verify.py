@@ -1,9 +1,12 @@
-"""``specprune verify``: load a checkpoint, run one observation, compare dense with pruned."""
+"""``specprune verify``: the golden packs of the checkpoint's family, then the checkpoint: one
+observation, dense, keeping everything, and pruned.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,13 +15,14 @@ if TYPE_CHECKING:
 
     from specprune_ros.models.config import PolicyConfig
     from specprune_ros.policy.observation import Observation
+    from specprune_ros.policy.parity import Parity
     from specprune_ros.policy.policy import Policy
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     """Declare the command."""
     parser = subparsers.add_parser(
-        'verify', help='load a checkpoint, run one observation, compare dense with pruned'
+        'verify', help='run the golden packs of a family, then a checkpoint: dense and pruned'
     )
     parser.add_argument('path', type=Path, help='local folder of a downloaded checkpoint')
     parser.add_argument(
@@ -31,6 +35,9 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser.add_argument('--unnorm-key', default='', help='which robot of the statistics')
     parser.add_argument('--device', default='auto', help='cpu, cuda, or auto')
     parser.add_argument('--dtype', default='auto', help='float32, bfloat16, float16, or auto')
+    parser.add_argument(
+        '--packs', type=Path, help='folder of golden packs; default: those of the sources'
+    )
     parser.add_argument('--json', type=Path, help='write the numbers to this file')
     return parser
 
@@ -48,15 +55,32 @@ def run(args: argparse.Namespace) -> int:
             progress=True,
         )
         observation = read_observation(policy.config, args.observation, args.instruction)
+        packs = run_packs(policy.config.family, args.packs)
         numbers = verify(policy, observation)
     except (ValueError, RuntimeError) as error:
         print(f'specprune verify: {error}')
         return 2
+    numbers['packs'] = [asdict(pack) | {'passed': pack.passed} for pack in packs]
+    numbers['ok'] &= all(pack.passed for pack in packs)
     show(policy, numbers)
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(numbers, indent=1), encoding='utf-8')
     return 0 if numbers['ok'] else 1
+
+
+def run_packs(family: str, folder: Path | None) -> list[Parity]:
+    """Run the golden packs of a family and print each; their numbers are the authors' own."""
+    from specprune_ros.policy import parity
+
+    folder = folder or parity.FOLDER
+    found = []
+    for pack in parity.of_family(family, folder):
+        print(f'golden pack {pack}', flush=True)
+        found.append(pack)
+    if not found:
+        print(f'golden packs: none of {family} in {folder}; a clone of the sources has them')
+    return found
 
 
 def read_observation(
@@ -185,7 +209,7 @@ def show(policy: Policy, numbers: dict[str, Any]) -> None:
     out.print(table)
     out.print(
         f'keep-all against dense: {numbers["keep_all_difference"]:g} '
-        f'({"equal, as it must be" if numbers["ok"] else "NOT equal: do not use"})'
+        f'({"equal, as it must be" if not numbers["keep_all_difference"] else "NOT equal: do not use"})'
     )
     out.print(
         f'{numbers["pruner"]} ({numbers["mode"]}): {numbers["tokens_mean"]:.0f} of '

@@ -18,10 +18,12 @@ from specprune_ros.models.families.dit import ddim_steps, ddim_update, leading_t
 from specprune_ros.models.flops import dense_flops, layer_macs, query_flops
 from specprune_ros.models.load import load_policy_model
 from specprune_ros.models.preprocess import (
+    ImageError,
     Preprocessor,
     center_crop,
     jpeg_round_trip,
     resize_lanczos3,
+    square_lanczos,
 )
 from specprune_ros.models.presets import DB_OFT_DIT_7B, OPENVLA_OFT_7B
 from specprune_ros.policy import parity
@@ -33,7 +35,7 @@ from specprune_ros.pruning.rivals.base import KeepAll
 from specprune_ros.pruning.similarity import patch_cosine
 from specprune_ros.pruning.specprune import SpecPrune
 
-POLICIES = ('oft_libero', 'oft_aloha_film', 'db_oft_linear', 'db_oft_dit', 'db_cogact')
+POLICIES = ('oft_libero', 'oft_aloha_film', 'cogact', 'db_oft_linear', 'db_oft_dit', 'db_cogact')
 # Through the JPEG and TensorFlow's Lanczos a handful of pixels lies on the other side of a tie.
 ROUGH = {'oft_libero', 'oft_aloha_film'}
 
@@ -174,6 +176,29 @@ def test_an_image_of_the_right_size_is_encoded_again_only_where_asked():
     again = Preprocessor(replace(OPENVLA_OFT_7B, reencode=True)).image(image)
     assert torch.equal(kept, center_crop(torch.from_numpy(image)))
     assert torch.equal(again, center_crop(torch.from_numpy(jpeg_round_trip(image))))
+
+
+def test_images_of_cogacts_deploy_script_are_a_choice(pack):
+    data = cases(pack('cogact'))
+    config = loaded_of(pack('cogact')).config
+    image = data['0.picture.third_person']
+    seen = Preprocessor(config.override({'resize': 'square_lanczos'})).image(image)
+    assert np.array_equal(seen, data['0.deploy_seen'][0])
+    with pytest.raises(ImageError, match='landscape or square images only'):
+        square_lanczos(image.transpose(1, 0, 2), 224)
+
+
+def test_guidance_up_to_one_runs_one_branch(pack):
+    loaded, data = loaded_of(pack('cogact')), cases(pack('cogact'))
+    head, x = loaded.model.action_head, torch.from_numpy(data['0.noise'])
+    z = torch.from_numpy(data['0.head_rows'][0])
+    sizes = []
+    head.register_forward_hook(lambda _, given, __: sizes.append(len(given[0])))
+    with torch.inference_mode():
+        both = head.sample(z, x)
+        head.config = replace(head.config, guidance=1.0)
+        alone = head.sample(z, x)
+    assert sizes == [2] * 10 + [1] * 10 and not torch.equal(both, alone)
 
 
 @pytest.mark.parametrize(
