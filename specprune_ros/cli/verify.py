@@ -207,10 +207,9 @@ def show(policy: Policy, numbers: dict[str, Any]) -> None:
     table.add_section()
     table.add_row('deviation', *(f'{value:.4f}' for value in numbers['deviation']))
     out.print(table)
-    out.print(
-        f'keep-all against dense: {numbers["keep_all_difference"]:g} '
-        f'({"equal, as it must be" if not numbers["keep_all_difference"] else "NOT equal: do not use"})'
-    )
+    same = numbers['keep_all_difference']
+    verdict = 'NOT equal: do not use' if same else 'equal, as it must be'
+    out.print(f'keep-all against dense: {same:g} ({verdict})')
     out.print(
         f'{numbers["pruner"]} ({numbers["mode"]}): {numbers["tokens_mean"]:.0f} of '
         f'{numbers["tokens_in"]} vision tokens, {numbers["flops_ratio"]:.0%} of the operations; '

@@ -92,7 +92,19 @@ def test_verify_runs_every_family(write, tmp_path, capsys):
     threads = torch.get_num_threads()
     assert specprune('verify', write(tmp_path / 'x').folder, '--device', 'cpu') == 0
     torch.set_num_threads(threads)
-    assert 'equal, as it must be' in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert 'equal, as it must be' in said
+    packs = {'cogact': ('cogact',), 'db_oft': ('db_oft_dit', 'db_oft_linear')}
+    for name in packs[write.__name__.removeprefix('write_')]:
+        (line,) = (text for text in said.splitlines() if text.startswith(f'golden pack {name} '))
+        assert line.endswith(': passed')
+
+
+def test_verify_says_where_golden_packs_would_be(small, capsys, tmp_path):
+    threads = torch.get_num_threads()
+    assert specprune('verify', small, '--packs', tmp_path, '--device', 'cpu') == 0
+    torch.set_num_threads(threads)
+    assert f'golden packs: none of openvla-oft in {tmp_path}' in capsys.readouterr().out
 
 
 def test_verify_says_what_is_wrong(small, capsys, tmp_path):
