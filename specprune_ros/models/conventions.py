@@ -297,3 +297,31 @@ def for_robot(config: PolicyConfig, actions: NDArray[np.float64]) -> NDArray[np.
         grip = (rows[:, action.gripper_dim] - low) / (high - low)
         rows[:, action.gripper_dim] = grip.clip(0.0, 1.0)
     return rows
+
+
+def as_markdown() -> str:
+    """The table of conventions, as docs/checkpoints.md has it."""
+    lines = [
+        '| platform, families | images, first stretched to | actions | gripper | Hz | rows run '
+        '| added to |',
+        '|---|---|---|---|---|---|---|',
+    ]
+    for row in CONVENTIONS:
+        fields, action = row.fields, row.fields['action']
+        side, kind = fields.get('pre_resize', 0), fields.get('pre_filter', 'bicubic')
+        words = (
+            f'`{row.platform}`, {", ".join(row.families)}',
+            f'{len(fields["cameras"])}{f", {side} ({kind})" if side else ""}',
+            action.kind + ('' if action.rotation == 'none' else f', {action.rotation}'),
+            'among the joints'
+            if action.gripper_dim < 0
+            else f'above {action.gripper_threshold:g} '
+            + ('open' if action.gripper_sense == 'one_is_open' else 'closed'),
+            f'{fields["control_hz"]:g}',
+            str(fields.get('execute', 'all')),
+            {'none': '-', 'command': 'the command', 'measurement': 'the measured state'}[
+                action.accumulates
+            ],
+        )
+        lines.append(f'| {" | ".join(words)} |')
+    return '\n'.join(lines) + '\n'

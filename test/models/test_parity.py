@@ -3,20 +3,23 @@
 The packs lie in ``test/data/parity`` (its README says how they were made and trimmed).
 """
 
-from dataclasses import replace
+import shutil
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from toy_models import relative
 
+from specprune_ros.models import conventions
 from specprune_ros.models.checkpoint import lora
 from specprune_ros.models.config import strided_times
 from specprune_ros.models.decoder import LayerRows
 from specprune_ros.models.families.db_oft import time_code
 from specprune_ros.models.families.dit import ddim_steps, ddim_update, leading_times
 from specprune_ros.models.flops import dense_flops, layer_macs, query_flops
-from specprune_ros.models.load import load_policy_model
+from specprune_ros.models.load import inspect_checkpoint, load_policy_model
 from specprune_ros.models.preprocess import (
     ImageError,
     Preprocessor,
@@ -25,7 +28,7 @@ from specprune_ros.models.preprocess import (
     resize_lanczos3,
     square_lanczos,
 )
-from specprune_ros.models.presets import DB_OFT_DIT_7B, OPENVLA_OFT_7B
+from specprune_ros.models.presets import DB_OFT_7B, DB_OFT_DIT_7B, OPENVLA_OFT_7B
 from specprune_ros.policy import parity
 from specprune_ros.policy.policy import Policy
 from specprune_ros.pruning.interface import Mode, QueryContext
@@ -35,6 +38,7 @@ from specprune_ros.pruning.rivals.base import KeepAll
 from specprune_ros.pruning.similarity import patch_cosine
 from specprune_ros.pruning.specprune import SpecPrune
 
+ROOT = Path(__file__).parents[2]
 POLICIES = ('oft_libero', 'oft_aloha_film', 'cogact', 'db_oft_linear', 'db_oft_dit', 'db_cogact')
 # Through the JPEG and TensorFlow's Lanczos a handful of pixels lies on the other side of a tie.
 ROUGH = {'oft_libero', 'oft_aloha_film'}
@@ -206,6 +210,48 @@ def test_guidance_up_to_one_runs_one_branch(pack):
 )
 def test_cogact_spaces_its_steps_as_its_authors(steps, times):
     assert strided_times(100, steps) == times
+
+
+def test_the_document_holds_the_table_of_conventions():
+    assert conventions.as_markdown() in (ROOT / 'docs/checkpoints.md').read_text()
+
+
+def test_rows_for_a_robot_follow_the_convention():
+    """CALVIN: -1 is closed, 7 of 16 rows are run; ManiSkill2: 1 is closed."""
+    rows = np.zeros((16, 7))
+    rows[:, 6] = np.linspace(-1, 1, 16)
+    calvin = conventions.find('calvin', 'db-oft')
+    config = DB_OFT_7B.override({'execute': 7, 'action': asdict(calvin.fields['action'])})
+    sent = conventions.for_robot(config, rows)
+    assert sent.shape == (7, 7) and config.action.gripper_threshold == 0.0
+    np.testing.assert_allclose(sent[:, 6], (rows[:7, 6] + 1) / 2)
+    maniskill = conventions.find('maniskill2', 'db-cogact').fields['action']
+    assert (maniskill.gripper_sense, maniskill.gripper_threshold) == ('one_is_closed', 0.5)
+    libero = [conventions.find('libero', f).fields['action'] for f in ('db-oft', 'db-cogact')]
+    assert [a.gripper_sense for a in libero] == ['one_is_open', 'one_is_closed']
+    assert conventions.find('robotwin', 'db-cogact').fields['action'].reference == 'observation'
+
+
+@pytest.mark.parametrize(
+    ('folder', 'platform'),
+    [
+        ('simpler-db-oft', 'simpler/db-oft+db-cogact'),
+        ('robotwin-db-cogact/adjust_bottle', 'robotwin/db-oft+db-cogact'),
+        ('models--Dexmal--calvin-db-oft/snapshots/0a1b', 'calvin/db-oft+db-cogact'),
+        ('checkpoint', ''),
+    ],
+)
+def test_a_dexbotic_folders_name_tells_its_benchmark(pack, tmp_path, folder, platform):
+    place = tmp_path / folder
+    shutil.copytree(pack('db_oft_linear') / 'checkpoint', place)
+    report = inspect_checkpoint(place)
+    if 'robotwin' in folder:  # two arms, 16 numbers: not this policy's
+        platform = ''
+    assert report.ok and report.config.convention == platform
+    said = 'raw numbers of norm_stats.json' in ' '.join(report.notes)
+    assert said == (not platform)
+    if 'simpler' in platform:
+        assert (report.config.pre_resize, report.config.pre_filter) == (224, 'area')
 
 
 def test_lora_is_merged_in_float32(pack):
