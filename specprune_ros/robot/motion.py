@@ -18,12 +18,11 @@ import numpy as np
 from specprune_ros.robot import geometry, timeline
 from specprune_ros.robot import profile as profiles
 from specprune_ros.robot.geometry import Pose, Twist, add, rotate, scale, twist_between
+from specprune_ros.robot.joint_states import JointStates
 from specprune_ros.robot.kinematics import joint_velocities
 from specprune_ros.robot.plausible import (
     PlausibleState,
-    joint_distance,
     pose_distance,
-    turn_distance,
 )
 from specprune_ros.robot.profile import Profile
 from specprune_ros.robot.safety import (
@@ -34,7 +33,7 @@ from specprune_ros.robot.safety import (
     Stop,
     joint_limits,
 )
-from specprune_ros.robot.speed import JointSpeed, JointStateError, check_joint_count
+from specprune_ros.robot.speed import JointSpeed, JointStateError
 from specprune_ros.robot.stop_motion import MotionState
 from specprune_ros.robot.timeline import AddResult, Chunk, ChunkRules, ChunkTimeline, Setpoint
 from specprune_ros.robot.watchdog import State, Watchdog, WatchdogDecision
@@ -42,9 +41,6 @@ from specprune_ros.robot.watchdog import State, Watchdog, WatchdogDecision
 POSE, JOINTS = 'tool pose', 'joint states'
 
 POSE_SLACK = (0.02, 0.1)  # m, rad: noise, and stamps that are not measurement times
-JOINT_SLACK = 0.05  # rad
-JOINT_SPEED = 20.0  # rad/s, of a joint whose speed limit nobody knows
-FASTER = 2.0  # times its own speed limit a joint may be moved at, by whomever
 # Of a joint's acceleration: a controller's spline through the points sent to it asks for up to
 # half as much again as the commands behind them (test_motion holds it to the limit).
 SPLINE_SHARE = 0.66
@@ -95,12 +91,6 @@ class _Phase(Enum):
 _ENDING = WatchdogDecision(State.STOPPED)
 
 
-@dataclass
-class _Joint:
-    state: PlausibleState[float]
-    stamp_ns: int
-
-
 class ArmMotion:
     """One arm, wired as its profile says. ``complain`` takes a source and a text."""
 
@@ -146,7 +136,7 @@ class ArmMotion:
         self.kinematics: JointSpeed | None = None
         self._pose = PlausibleState(pose_distance, limits.state_speed, POSE_SLACK, ('m', 'rad'))
         self._tool_pose: Pose | None = None
-        self._joints: dict[str, _Joint] = {}
+        self._known = JointStates(profile.joints, profile.joint_prefix, self._limit)
         self._phase = _Phase.NONE
         self._blocked = self._forget_place = False
         self._yield_left = 0
@@ -163,11 +153,7 @@ class ArmMotion:
     @property
     def joints(self) -> dict[str, float]:
         """The last plausible positions of the joints known, rad, by name."""
-        return {
-            name: joint.state.value
-            for name, joint in self._joints.items()
-            if joint.state.value is not None
-        }
+        return self._known.positions
 
     def measured_pose(self, pose: Pose, stamp_ns: int, now_ns: int) -> None:
         """A measured tool pose arrived."""
@@ -190,50 +176,15 @@ class ArmMotion:
         Each joint keeps its newest value and stamp; joints of other parts are ignored.
         """
         try:
-            check_joint_count(names)
+            _, wrong = self._known.take(names, positions, (), stamp_ns)
         except JointStateError as error:
             self._complain(JOINTS, str(error))
             return
-        ours = [(i, mine) for i, name in enumerate(names) if (mine := self._ours(name))]
-        if not ours or not len(positions):
-            return
-        if len(positions) != len(names):
-            self._complain(JOINTS, f'{len(positions)} positions for {len(names)} names')
-            return
-        for i, name in ours:
-            self._measured_joint(name, float(positions[i]), stamp_ns, now_ns)
+        for reason in wrong:
+            self._complain(JOINTS, f'cannot be true: {reason}')
+        if self._known.impossible:
+            self.watchdog.implausible(f'{JOINTS} {self._known.impossible}', now_ns)
         self._judge_joints()
-
-    def _ours(self, name: str) -> str:
-        """Our name of a joint that is written with or without the prefix; empty: not ours."""
-        wanted = set(self.profile.joints)
-        if self.kinematics is not None:
-            wanted |= set(self.kinematics.joint_names)
-        prefix = self.profile.joint_prefix
-        known = (name, prefix + name, name.removeprefix(prefix)) if prefix else (name,)
-        return next((candidate for candidate in known if candidate in wanted), '')
-
-    def _measured_joint(self, name: str, position: float, stamp_ns: int, now_ns: int) -> None:
-        if not math.isfinite(position):
-            self._complain(JOINTS, f'position of {name} is not finite')
-            return
-        joint = self._joints.get(name)
-        if joint is None:
-            limit = self.joint_limits.get(name, JointLimit())
-            speed = FASTER * limit.velocity if math.isfinite(limit.velocity) else JOINT_SPEED
-
-            def distance(a: float, b: float) -> tuple[float]:
-                limit = self.joint_limits.get(name)
-                apart = turn_distance if limit is None or limit.continuous else joint_distance
-                return apart(a, b)
-
-            state = PlausibleState(distance, (speed,), (JOINT_SLACK,), ('rad',))
-            joint = self._joints[name] = _Joint(state, stamp_ns)
-        wrong = joint.state.offer(position, stamp_ns)
-        if wrong:
-            self._doubt(JOINTS, f'{name} {wrong}', now_ns)
-        else:
-            joint.stamp_ns = stamp_ns
 
     def _judge_joints(self) -> None:
         """How old what is known of the joints is: as old as the oldest of them."""
@@ -251,13 +202,11 @@ class ArmMotion:
             self._complain(JOINTS, str(error))
 
     def _arrived(self, what: str, names: Sequence[str]) -> bool:
-        missing = [name for name in names if name not in self._joints]
+        missing = self._known.missing(names)
         if missing:
-            self._complain(
-                JOINTS, f'lack {", ".join(missing)}; named so far: {", ".join(self._joints)}'
-            )
+            self._complain(JOINTS, missing)
             return False
-        self.watchdog.measured(what, min(self._joints[name].stamp_ns for name in names))
+        self.watchdog.measured(what, self._known.stamp_ns(names))
         return True
 
     def _doubt(self, what: str, wrong: str, now_ns: int) -> None:
@@ -271,6 +220,8 @@ class ArmMotion:
         range to a joint.
         """
         self.kinematics = kinematics
+        if kinematics is not None:
+            self._known.wanted |= set(kinematics.joint_names)
         if kinematics is not None and self.commands_joints:
             limits = self.profile.limits.joints
             both = joint_limits(self.profile.joints, kinematics.limits(), limits)
@@ -319,7 +270,7 @@ class ArmMotion:
         """Believe whatever is measured next: after a jump of the clock."""
         self._pose.forget()
         self._tool_pose = None
-        self._joints.clear()
+        self._known.forget()
 
     def chunk(self, chunk: Chunk, now_ns: int) -> AddResult:
         """Take a chunk in. Raises ``ChunkError``."""

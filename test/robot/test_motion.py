@@ -420,7 +420,9 @@ def test_states_of_arm_and_gripper_may_come_apart():
         world.motion.measured_joints(('finger_joint1',), (0.04,), world.now, world.now)
         world.motion.measured_joints(('lamp', 'fan'), (1.0, 2.0), world.now, world.now)
     assert world.motion.moving and not world.stops
-    assert all('lack joint5' in text for text in world.said) and len(world.said) <= 2  # at first
+    assert (
+        all('no joint named joint5' in text for text in world.said) and len(world.said) <= 2
+    )  # at first
 
 
 def test_a_joint_that_is_named_no_more_stops_the_arm():
