@@ -16,6 +16,10 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 
+# Of the checkpoints that read eight: tool position, rotation vector, two fingers.
+PROPRIO_NAMES = ('x', 'y', 'z', 'rx', 'ry', 'rz', 'finger 1', 'finger 2')
+
+
 class StatisticsError(ValueError):
     """Statistics that are missing, broken or of another robot; the message says what would be
     right.
@@ -125,6 +129,35 @@ class Statistics:
         span = self.proprio_high - self.proprio_low + self.epsilon
         scaled = 2 * (x - self.proprio_low) / span - 1
         return np.clip(scaled, -1, 1) if self.clip_proprio else scaled
+
+    @property
+    def proprio_center(self) -> Array | None:
+        """The middle of each number of proprioception, or ``None`` without its statistics."""
+        if self.proprio_low is None or self.proprio_high is None:
+            return None
+        return 0.5 * (self.proprio_low + self.proprio_high)
+
+    def far_outside(self, values: np.ndarray) -> str:
+        """Names the numbers of raw proprioception ``[P]`` that lie far from all that was seen in
+        training (more than its whole range away), in words; empty: none does.
+        """
+        if self.proprio_low is None or self.proprio_high is None:
+            return ''
+        low, high = self.proprio_low, self.proprio_high
+        x = np.asarray(values, np.float64)
+        span = np.maximum(high - low, 1e-3)
+        names = PROPRIO_NAMES if len(x) == len(PROPRIO_NAMES) else range(len(x))
+        far = [
+            f'{name} is {value:.3g} (training: {a:.3g} to {b:.3g})'
+            for name, value, a, b, s in zip(names, x, low, high, span, strict=True)
+            if not a - s <= value <= b + s
+        ]
+        if not far:
+            return ''
+        return (
+            f'proprioception far outside the training data: {"; ".join(far)}. Another unit '
+            '(millimetres, degrees), base frame or convention?'
+        )
 
     def unnormalise_actions(self, actions: np.ndarray) -> np.ndarray:
         """Model output ``[..., D]`` to float64 in the statistics' own action units."""

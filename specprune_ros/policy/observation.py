@@ -95,6 +95,14 @@ class Observation:
                 raise ObservationError('proprioception is not finite')
 
 
+def normalise_instruction(text: str) -> str:
+    """One line with single blanks and none at the ends, as the authors' data and prompts have.
+
+    A trailing newline or a doubled blank is another token, hence another prompt.
+    """
+    return ' '.join(text.split())
+
+
 def check_instruction(text: str) -> None:
     """Raise :class:`ObservationError` unless ``text`` is an instruction of sensible length."""
     if not text.strip():

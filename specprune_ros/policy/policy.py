@@ -360,7 +360,7 @@ class Policy:
         prior = mode is not Mode.DENSE and bool(memory.carry)
         prior = prior and (params.pruner != 'specprune' or 'global' in metadata.sets)
         overlay = self._overlay(seen, layout, outputs)
-        notes = self._notes(metadata.notes, prompt)
+        notes = self._notes(metadata.notes, prompt, observation)
         # The account belongs to the query; a comparison that somebody asked for does not.
         self._took = time.perf_counter() - start
         if mode is Mode.DENSE:
@@ -686,9 +686,14 @@ class Policy:
             self._dense = layout, dense_flops(self.config, layout).flops
         return self._dense[1]
 
-    def _notes(self, metadata: tuple[str, ...], prompt: Prompt) -> tuple[str, ...]:
+    def _notes(
+        self, metadata: tuple[str, ...], prompt: Prompt, observation: Observation
+    ) -> tuple[str, ...]:
         """What the user should know of this query."""
         notes = list(metadata)
+        if self.config.proprio_dim and observation.proprio is not None:
+            far = self.loaded.statistics.far_outside(observation.proprio)
+            notes += [far] if far else []
         if prompt.unknown:
             notes.append(
                 f'outside the vocabulary of this policy: {", ".join(prompt.unknown)}; '

@@ -139,6 +139,20 @@ def rotation_vector(q: Quaternion) -> Vector:
     return (x * factor, y * factor, z * factor)
 
 
+def rotation_vector_near(q: Quaternion, near: Sequence[float]) -> Vector:
+    """The rotation vector of a unit quaternion that is nearest to ``near``, whole turns added.
+
+    A tool pointing down is half a turn away, where the shorter way jumps between two ends;
+    checkpoints were trained on vectors that go on past pi (robosuite's ``quat2axisangle``).
+    """
+    vector = rotation_vector(q)
+    angle = norm(vector)
+    if angle < 1e-9:
+        return vector
+    others = (scale(vector, 1.0 + turn * math.tau / angle) for turn in (-1.0, 0.0, 1.0))
+    return min(others, key=lambda v: math.dist(v, near))
+
+
 def from_euler_xyz(roll: float, pitch: float, yaw: float) -> Quaternion:
     """Quaternion of fixed-axis roll, pitch, yaw: about x, then y, then z of the same frame."""
     qx = (math.sin(0.5 * roll), 0.0, 0.0, math.cos(0.5 * roll))

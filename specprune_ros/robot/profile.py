@@ -73,9 +73,10 @@ class Camera:
 class ObservationTopics:
     """What the nodes read: topics, an empty one where the arm does not have it.
 
-    ``cameras`` go by the policy's camera names. ``gripper_joints`` are those of
-    ``joint_states`` that proprioception ends with. ``robot_description_file`` replaces the topic;
-    ``robot_description_sha256`` names the only one taken from it; empty: the first one counts.
+    ``cameras`` go by the policy's camera names. ``gripper_joints`` are those that proprioception
+    ends with, of ``joint_states`` or, where the gripper has joint states of its own, of
+    ``gripper_states``. ``robot_description_file`` replaces the topic; ``robot_description_sha256``
+    names the only one taken from it; empty: the first one counts.
     """
 
     cameras: dict[str, Camera]
@@ -84,6 +85,7 @@ class ObservationTopics:
     robot_description_file: str = ''
     robot_description_sha256: str = ''
     joint_states: str = ''
+    gripper_states: str = ''
     gripper_joints: tuple[str, ...] = ()
     ee_pose: str = ''
     ee_twist: str = ''
@@ -235,6 +237,7 @@ def _observation(node: _Node) -> ObservationTopics:
         robot_description_file=node.text('robot_description_file', ''),
         robot_description_sha256=node.text('robot_description_sha256', ''),
         joint_states=node.topic('joint_states', ''),
+        gripper_states=node.topic('gripper_states', ''),
         gripper_joints=node.texts('gripper_joints', ()),
         ee_pose=node.topic('ee_pose', ''),
         ee_twist=node.topic('ee_twist', ''),

@@ -33,6 +33,7 @@ def policy_remappings(profile: Profile) -> dict[str, str]:
     seen = profile.observation
     topics = {f'~/image/{name}': camera.topic for name, camera in seen.cameras.items()}
     topics['~/joint_states'] = seen.joint_states
+    topics['~/gripper_states'] = seen.gripper_states
     topics['~/ee_pose'] = seen.ee_pose
     twist = '~/ee_twist_accel' if seen.ee_twist_type == 'accel_stamped' else '~/ee_twist'
     topics[twist] = seen.ee_twist
@@ -48,6 +49,7 @@ def policy_parameters(profile: Profile) -> dict[str, Any]:
         'cameras': list(cameras),
         'image_transport': 'compressed' if compressed else 'raw',
         'base_frame': profile.base_frame,
+        'proprio.pose_from': 'topic' if profile.observation.ee_pose else 'joint_states',
         'speed.source': profile.observation.speed_source,
         'speed.tip_frame': profile.tool_link,
         'speed.joint_prefix': profile.joint_prefix,

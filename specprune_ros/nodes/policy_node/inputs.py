@@ -5,7 +5,7 @@ it.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,14 +19,15 @@ from specprune_ros.nodes.common.bounded_subscription import subscribe
 from specprune_ros.nodes.common.description import DescriptionReader
 from specprune_ros.nodes.common.image_decoder import ImageDecoder
 from specprune_ros.nodes.common.images import ImageError, compressed_to_rgb, to_rgb
-from specprune_ros.nodes.common.qos import latched, newest
+from specprune_ros.nodes.common.qos import both_durabilities, newest
 from specprune_ros.nodes.common.rates import RateMeter
 from specprune_ros.nodes.common.time import SECOND_NS, stamp_ns
-from specprune_ros.nodes.policy_node.observation_buffer import ObservationBuffer, Timed
+from specprune_ros.nodes.policy_node.observation_buffer import ObservationBuffer
 from specprune_ros.policy.image_buffer import FrameHistory
 from specprune_ros.policy.observation import CameraImage, ObservationError
 from specprune_ros.pruning.controller import SpeedSample
-from specprune_ros.robot.geometry import rotation_vector
+from specprune_ros.robot.geometry import Quaternion, rotation_vector_near
+from specprune_ros.robot.joint_states import JointStates
 from specprune_ros.robot.speed import (
     JointSpeed,
     JointStateError,
@@ -34,7 +35,6 @@ from specprune_ros.robot.speed import (
     SpeedError,
     TwistSpeed,
     UrdfError,
-    check_joint_count,
 )
 
 
@@ -54,6 +54,7 @@ def sample(speed: Speed | None) -> SpeedSample | None:
 class Inputs:
     """Subscribes on construction; :meth:`close` unsubscribes. Runs in the executor's thread only.
 
+    ``rotation_center`` is the rotation vector round which the checkpoint's lie (rad).
     ``arrived`` is told of every image that may be asked about; ``complain`` and ``announce`` take
     a source and a text and are expected to log without flooding.
     """
@@ -67,6 +68,7 @@ class Inputs:
         arrived: Callable[[str, CameraImage], None],
         complain: Callable[[str, str], None],
         announce: Callable[[str, str], None],
+        rotation_center: Sequence[float] = (0.0, 0.0, 0.0),
     ) -> None:
         self._node = node
         self._announce = announce
@@ -77,8 +79,15 @@ class Inputs:
         self._values = values
         self.rates = {camera: RateMeter() for camera in observation_buffer.cameras}
         self.speed_frame = ''
-        self._gripper: Timed | str = 'nothing received yet'
         self._joint_speed: JointSpeed | None = None
+        self._kinematics: JointSpeed | None = None
+        self._joints = JointStates(
+            (*values['proprio.joints'], *values['proprio.gripper_joints']),
+            values['speed.joint_prefix'],
+        )
+        self._rotation = self._rotation_center = tuple(rotation_center)
+        self._rotation_ns = 0
+        self._heard = ''
         self._twist_speed = TwistSpeed()
         self._subscriptions: list[Any] = []
         self._description: DescriptionReader | None = None
@@ -113,25 +122,32 @@ class Inputs:
                 quality,
                 partial(self._refuse_image, camera),
             )
-        self._listen(
-            String, '~/instruction', self._on_instruction, latched(), self._refuse_instruction
-        )
-        self._listen(JointState, '~/joint_states', self._on_joints, newest(), self._refuse_joints)
-        self._listen(PoseStamped, '~/ee_pose', self._on_pose, newest(), self._refuse_pose)
+        refuse = self._refuse_instruction
+        for durable in both_durabilities():
+            self._listen(String, '~/instruction', self._on_instruction, durable, refuse)
+        for topic in ('~/joint_states', '~/gripper_states'):
+            self._listen(JointState, topic, self._on_joints, newest(), self._refuse_joints)
+        if values['proprio.pose_from'] == 'topic':
+            self._listen(PoseStamped, '~/ee_pose', self._on_pose, newest(), self._refuse_pose)
         if values['speed.source'] == 'twist':
             refuse = self._refuse_twist
             self._listen(TwistStamped, '~/ee_twist', self._on_twist, newest(), refuse)
             # Flexiv's v1 drivers publish the velocity in an AccelStamped.
             self._listen(AccelStamped, '~/ee_twist_accel', self._on_accel, newest(), refuse)
-        if values['speed.source'] == 'joint_states':
+        if 'joint_states' in (values['speed.source'], values['proprio.pose_from']):
             if values['robot_description']:
                 self._use_description(values['robot_description'])
             else:
                 refuse = partial(self._complain, 'robot_description')
+                base = values['base_frame']
                 self._description = DescriptionReader(
                     self._node,
                     '~/robot_description',
-                    (values['speed.tip_frame'], '', values['speed.joint_prefix']),
+                    (
+                        values['speed.tip_frame'],
+                        base if values['proprio.pose_from'] == 'joint_states' else '',
+                        values['speed.joint_prefix'],
+                    ),
                     use=self._use_description,
                     refused=refuse,
                     another=refuse,
@@ -185,55 +201,93 @@ class Inputs:
         try:
             self._observation_buffer.put_instruction(message.data)
         except ObservationError as error:
+            self._heard = ''
             self._complain('instruction', str(error))
-        else:
-            self._announce('instruction', f"'{message.data}'")
+            return
+        # Both subscriptions may hear the same.
+        heard, self._heard = self._heard, self._observation_buffer.instruction
+        if self._heard != heard:
+            self._announce('instruction', f"'{self._heard}'")
 
     def _on_joints(self, message: JointState) -> None:
         stamp = stamp_ns(message)
         try:
-            check_joint_count(message.name)
+            told, wrong = self._joints.take(
+                message.name, message.position, message.velocity, stamp
+            )
         except JointStateError as error:
             self._refuse_joints(str(error), stamp)
             return
+        for reason in wrong:
+            self._complain('joint_states', f'cannot be true: {reason}')
+        if not told and not wrong:
+            return  # of other parts
         layout = self._values['proprio.layout']
         if layout == 'joints':
-            self._store_joints(message, self._values['proprio.joints'], stamp)
-        elif layout == 'pose_gripper':
-            found = _pick(message, self._values['proprio.gripper_joints'])
-            self._gripper = found if isinstance(found, str) else Timed(found, stamp)
-        if self._joint_speed is None:
+            self._store_joints(self._values['proprio.joints'])
+        if layout == 'pose_gripper' and self._kinematics is not None:
+            self._pose_from_joints(set(told))
+        if self._joint_speed is not None:
+            self._speed_from_joints(set(told), stamp)
+
+    def _speed_from_joints(self, told: set[str], stamp: int) -> None:
+        arm, names = self._joint_speed, self._joint_speed.joint_names
+        if not told & set(names):
             return
+        missing = self._joints.missing(names)
+        if missing:
+            self._observation_buffer.put_speed(None, stamp)
+            self._complain('joint_states', missing)
+            return
+        at = self._joints.positions
         try:
-            speed = self._joint_speed.update(
-                message.name, message.position, message.velocity or None, stamp
+            speed = arm.update(
+                names, [at[name] for name in names], self._joints.velocities(names), stamp
             )
         except JointStateError as error:
             self._observation_buffer.put_speed(None, stamp)
             self._complain('joint_states', str(error))
             return
+        if arm.contradiction:
+            self._complain('joint_states', arm.contradiction)
         if speed is not None:
             self.speed_frame = speed.frame
         self._observation_buffer.put_speed(sample(speed), stamp)
 
+    def _pose_from_joints(self, told: set[str]) -> None:
+        arm, names = self._kinematics, self._kinematics.joint_names
+        if not told & set(names):
+            return
+        missing = self._joints.missing(names)
+        if missing:
+            self._observation_buffer.lose_state(f'joint_states: {missing}')
+            self._complain('joint_states', missing)
+            return
+        at = self._joints.positions
+        pose = arm.tool_pose(names, [at[name] for name in names])
+        self._store_pose(np.array(pose.position), pose.orientation, self._joints.stamp_ns(names))
+
     def _refuse_joints(self, reason: str, stamp: int = 0) -> None:
         """Nothing of a joint state can be used: what was read from earlier ones is lost."""
-        layout = self._values['proprio.layout']
-        if layout == 'pose_gripper':
-            self._gripper = reason
-        if layout != 'none':
+        self._joints.forget()
+        if self._values['proprio.layout'] != 'none':
             self._observation_buffer.lose_state(f'joint_states: {reason}')
         if self._joint_speed is not None:
             self._observation_buffer.put_speed(None, stamp)
         self._complain('joint_states', reason)
 
-    def _store_joints(self, message: JointState, names: list[str], stamp: int) -> None:
-        found = _pick(message, names)
-        if isinstance(found, str):
-            self._observation_buffer.lose_state(found)
-            self._complain('joint_states', found)
-        else:
-            self._observation_buffer.put_state(found, stamp)
+    def _store_joints(self, names: list[str]) -> None:
+        missing = self._joints.missing(names)
+        if missing:
+            self._observation_buffer.lose_state(missing)
+            self._complain('joint_states', missing)
+            return
+        at = self._joints.positions
+        self._observation_buffer.put_state(
+            np.array([at[name] for name in names]),
+            self._joints.stamp_ns(names),
+            self._joints.oldest(names),
+        )
 
     def _on_pose(self, message: PoseStamped) -> None:
         frame, base = message.header.frame_id, self._values['base_frame']
@@ -249,17 +303,28 @@ class Inputs:
         if not np.isfinite(position).all() or not np.isfinite(turn).all() or not turn.any():
             self._refuse_pose('the pose is not finite, or its quaternion is zero')
             return
+        self._store_pose(position, tuple(turn / np.linalg.norm(turn)), stamp)
+
+    def _store_pose(self, position: np.ndarray, turn: Quaternion, stamp: int) -> None:
         self._observation_buffer.put_position(position, stamp)
         if self._values['proprio.layout'] != 'pose_gripper':
             return
-        if isinstance(self._gripper, str):
-            self._observation_buffer.lose_state(f'joint_states: {self._gripper}')
+        names = self._values['proprio.gripper_joints']
+        missing = self._joints.missing(names)
+        if missing:
+            self._observation_buffer.lose_state(f'joint_states: {missing}')
             return
-        axis_angle = np.asarray(rotation_vector(tuple(turn / np.linalg.norm(turn))))
+        # On from the value before; after a pause from where the checkpoint's lie.
+        if not 0 <= stamp - self._rotation_ns < SECOND_NS:
+            self._rotation = self._rotation_center
+        self._rotation, self._rotation_ns = rotation_vector_near(turn, self._rotation), stamp
+        at = self._joints.positions
+        fingers = [at[name] for name in names]
         # As old as its older half: a pose must not keep a gripper alive that nobody measures.
         self._observation_buffer.put_state(
-            np.concatenate((position, axis_angle, self._gripper.value)),
-            min(stamp, self._gripper.stamp_ns),
+            np.array([*position, *self._rotation, *fingers]),
+            min(stamp, self._joints.stamp_ns(names)),
+            self._joints.oldest(names) if self._joints.stamp_ns(names) < stamp else 'ee_pose',
         )
 
     def _refuse_pose(self, reason: str) -> None:
@@ -294,22 +359,13 @@ class Inputs:
         self._complain('ee_twist', reason)
 
     def _use_description(self, urdf: str) -> None:
-        self._joint_speed = JointSpeed(
-            urdf,
-            self._values['speed.tip_frame'],
-            prefix=self._values['speed.joint_prefix'],
-        )
-
-
-def _pick(message: JointState, names: list[str]) -> np.ndarray | str:
-    """Positions of the named joints, or an instruction saying what is wrong."""
-    if len(message.name) != len(message.position):
-        return f'{len(message.name)} names but {len(message.position)} positions'
-    by_name = dict(zip(message.name, message.position, strict=True))
-    missing = [name for name in names if name not in by_name]
-    if missing:
-        return f'no joint named {", ".join(missing)}; the message has {", ".join(message.name)}'
-    found = np.array([by_name[name] for name in names], np.float64)
-    if not np.isfinite(found).all():
-        return f'positions of {", ".join(names)} are not finite'
-    return found
+        values, tip = self._values, self._values['speed.tip_frame']
+        prefix = values['speed.joint_prefix']
+        if values['speed.source'] == 'joint_states':
+            self._joint_speed = JointSpeed(urdf, tip, prefix=prefix)
+            self._joints.wanted |= set(self._joint_speed.joint_names)
+        if values['proprio.pose_from'] == 'joint_states':
+            self._kinematics = JointSpeed(
+                urdf, tip, base_frame=values['base_frame'], prefix=prefix
+            )
+            self._joints.wanted |= set(self._kinematics.joint_names)

@@ -161,6 +161,7 @@ class SpecPruneNode(AutoLifecycleNode):
             self._on_images_ready,
             self._complain,
             self._throttle.info,
+            self._rotation_center(values['proprio.layout']),
         )
         self._working = True
         self._resume()
@@ -168,6 +169,13 @@ class SpecPruneNode(AutoLifecycleNode):
             f'active: {len(self._observation_buffer.cameras)} camera(s), '
             f'{self._policy.layout().vision_tokens} vision tokens, {self._params.pruner}'
         )
+
+    def _rotation_center(self, layout: str) -> tuple[float, ...]:
+        """The middle of the rotation vectors the checkpoint was trained on, rad."""
+        center = self._policy.loaded.statistics.proprio_center
+        if layout != 'pose_gripper' or center is None or len(center) < 6:
+            return (0.0, 0.0, 0.0)
+        return tuple(float(v) for v in center[3:6])
 
     def stop(self) -> None:
         """Unsubscribe, wait for the query under way, forget history and prior."""

@@ -19,6 +19,7 @@ from specprune_ros.policy.observation import (
     Observation,
     ObservationError,
     check_instruction,
+    normalise_instruction,
 )
 from specprune_ros.pruning.controller import SpeedSample
 
@@ -45,10 +46,11 @@ class Limits:
 
 @dataclass(frozen=True)
 class Timed:
-    """A state vector (float64) and its stamp in nanoseconds."""
+    """A state vector (float64), its stamp in nanoseconds, and the oldest of what it is made of."""
 
     value: np.ndarray
     stamp_ns: int
+    oldest: str = ''
 
 
 class ObservationBuffer:
@@ -95,11 +97,11 @@ class ObservationBuffer:
             self._faults[source] = reason
             self._images.pop(source, None)
 
-    def put_state(self, value: np.ndarray, stamp_ns: int) -> None:
-        """Store proprioception, float64 ``[proprio_dim]``."""
+    def put_state(self, value: np.ndarray, stamp_ns: int, oldest: str = '') -> None:
+        """Store proprioception, float64 ``[proprio_dim]``, as old as its ``oldest`` part."""
         with self._changed:
             self._faults.pop('proprioception', None)
-            self._state = Timed(value, stamp_ns)
+            self._state = Timed(value, stamp_ns, oldest)
 
     def lose_state(self, reason: str) -> None:
         """Proprioception can no longer be trusted, and why."""
@@ -119,9 +121,10 @@ class ObservationBuffer:
             self._speed_stamp = stamp_ns
 
     def put_instruction(self, text: str) -> None:
-        """Store an instruction. Raises :class:`ObservationError`; then the policy has none to
-        obey.
+        """Store an instruction, blanks normalised. Raises :class:`ObservationError`; then the
+        policy has none to obey.
         """
+        text = normalise_instruction(text)
         with self._changed:
             self._instruction, self._instruction_fault = '', ''
             try:
@@ -265,9 +268,8 @@ class ObservationBuffer:
                 return 'proprioception: nothing received yet'
             age = (now_ns - self._state.stamp_ns) / SECOND_NS
             if age > self.limits.state_age:
-                return (
-                    f'proprioception: {age:.2f} s old, the limit is {self.limits.state_age:.2f} s'
-                )
+                what = ' '.join(part for part in ('proprioception:', self._state.oldest) if part)
+                return f'{what} {age:.2f} s old, the limit is {self.limits.state_age:.2f} s'
             if age < -self.limits.future:
                 return f"proprioception: stamped {-age:.2f} s ahead of this node's clock"
         return None

@@ -115,6 +115,13 @@ NODE_PARAMETERS = (
         'Gripper joint names for layout pose_gripper.',
     ),
     ParameterSpec(
+        'proprio.pose_from',
+        'topic',
+        'Where the end-effector pose comes from: the ~/ee_pose topic, or joint_states and '
+        'robot_description (speed.tip_frame in base_frame).',
+        choices=('topic', 'joint_states'),
+    ),
+    ParameterSpec(
         'speed.source',
         'joint_states',
         "What the controller judges speed by; action is the paper's own source.",

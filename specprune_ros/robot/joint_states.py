@@ -1,0 +1,135 @@
+"""What is known of each joint, from messages that may name some and not others."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from specprune_ros.robot.plausible import PlausibleState, joint_distance, turn_distance
+from specprune_ros.robot.safety import JointLimit
+from specprune_ros.robot.speed import JointStateError, check_joint_count
+
+JOINT_SLACK = 0.05  # rad
+JOINT_SPEED = 20.0  # rad/s, of a joint whose speed limit nobody knows
+FASTER = 2.0  # times its own speed limit a joint may be moved at, by whomever
+
+
+@dataclass
+class _Joint:
+    state: PlausibleState[float]
+    stamp_ns: int
+    velocity: float | None = None
+
+
+class JointStates:
+    """The newest plausible position (rad or m) of each wanted joint, with its own stamp.
+
+    Drivers publish arm and gripper apart, and others' joints on the same topic. ``wanted`` are
+    ours; where a driver writes them with or without ``prefix``, both count. ``limit`` gives a
+    joint's limits, which may become known later.
+    """
+
+    def __init__(
+        self,
+        wanted: Iterable[str],
+        prefix: str = '',
+        limit: Callable[[str], JointLimit] = lambda name: JointLimit(),
+    ) -> None:
+        self.wanted = set(wanted)
+        self._prefix, self._limit = prefix, limit
+        self._joints: dict[str, _Joint] = {}
+        self.impossible = ''
+
+    def forget(self) -> None:
+        """Nothing is known of any joint."""
+        self._joints.clear()
+
+    def take(
+        self,
+        names: Sequence[str],
+        positions: Sequence[float],
+        velocities: Sequence[float],
+        stamp_ns: int,
+    ) -> tuple[list[str], list[str]]:
+        """A message: the joints of ours it told of, and what is wrong with it, in words.
+
+        ``impossible`` then says which of them cannot be true, if any. A message of other parts
+        changes nothing; a joint that is not finite is not known any more. Raises
+        ``JointStateError`` where nothing of it can be read.
+        """
+        self.impossible = ''
+        check_joint_count(names)
+        ours = [(i, mine) for i, name in enumerate(names) if (mine := self._ours(name))]
+        if not ours or not len(positions):
+            return [], []
+        if len(positions) != len(names):
+            raise JointStateError(f'{len(positions)} positions for {len(names)} names')
+        told, wrong = [], []
+        for i, name in ours:
+            moving = float(velocities[i]) if len(velocities) == len(names) else None
+            reason = self._one(name, float(positions[i]), moving, stamp_ns)
+            if not reason:
+                told.append(name)
+            elif reason != 'old':  # out of order: its age runs on
+                wrong.append(f'{name} {reason}')
+        return told, wrong
+
+    def _one(self, name: str, position: float, velocity: float | None, stamp_ns: int) -> str:
+        if not math.isfinite(position):
+            self._joints.pop(name, None)
+            return 'is not finite'
+        joint = self._joints.get(name)
+        if joint is None:
+            joint = self._joints[name] = _Joint(self._track(name), stamp_ns)
+        reason = joint.state.offer(position, stamp_ns)
+        if not reason:
+            joint.stamp_ns, joint.velocity = stamp_ns, velocity
+        elif reason != 'old':
+            self.impossible = self.impossible or f'{name} {reason}'
+        return reason
+
+    def _track(self, name: str) -> PlausibleState[float]:
+        limit = self._limit(name)
+        speed = FASTER * limit.velocity if math.isfinite(limit.velocity) else JOINT_SPEED
+
+        def distance(a: float, b: float) -> tuple[float]:
+            return turn_distance(a, b) if self._limit(name).continuous else joint_distance(a, b)
+
+        return PlausibleState(distance, (speed,), (JOINT_SLACK,), ('rad',))
+
+    def _ours(self, name: str) -> str:
+        """Our name of a joint that is written with or without the prefix; empty: not ours."""
+        prefix = self._prefix
+        known = (name, prefix + name, name.removeprefix(prefix)) if prefix else (name,)
+        return next((candidate for candidate in known if candidate in self.wanted), '')
+
+    def missing(self, names: Sequence[str]) -> str:
+        """Which of ``names`` are not known, in words; empty: all are."""
+        lacking = [name for name in names if name not in self._joints]
+        if not lacking:
+            return ''
+        known = ', '.join(self._joints) or 'none of ours'
+        return f'no joint named {", ".join(lacking)} so far; known: {known}'
+
+    @property
+    def positions(self) -> dict[str, float]:
+        """Positions by name."""
+        return {
+            name: joint.state.value
+            for name, joint in self._joints.items()
+            if joint.state.value is not None
+        }
+
+    def velocities(self, names: Sequence[str]) -> list[float] | None:
+        """Velocities of known joints; ``None`` where a message had none."""
+        found = [self._joints[name].velocity for name in names]
+        return None if None in found else found
+
+    def oldest(self, names: Sequence[str]) -> str:
+        """The known joint not heard of for longest."""
+        return min(names, key=lambda name: self._joints[name].stamp_ns)
+
+    def stamp_ns(self, names: Sequence[str]) -> int:
+        """How old what is known of joints is: the stamp of the oldest."""
+        return min(self._joints[name].stamp_ns for name in names)
