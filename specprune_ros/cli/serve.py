@@ -9,8 +9,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-KEY_VARIABLE = 'SPECPRUNE_API_KEY'
-
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     """Declare the command."""
@@ -63,7 +61,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         '--grace', type=float, default=10.0, metavar='S', help='for replies under way at the end'
     )
-    parser.epilog = f'{KEY_VARIABLE}: a key that clients must send (Authorization: Api-Key KEY).'
+    parser.epilog = 'SPECPRUNE_API_KEY: a key that clients must send (Authorization: Api-Key KEY).'
     return parser
 
 
@@ -73,6 +71,7 @@ def run(args: argparse.Namespace) -> int:
 
     from specprune_ros.models.checkpoint.files import CheckpointError
     from specprune_ros.pruning.params import ParamError
+    from specprune_ros.serving.protocol import KEY_VARIABLE
     from specprune_ros.serving.server import Address
     from specprune_ros.serving.server import run as run_server
 

@@ -33,6 +33,7 @@ PRE_FILTERS = ('bicubic', 'area', 'linear')
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5)
+CROP_AREA = 0.9  # of an image, where ``center_crop`` is set
 
 _T = TypeVar('_T')
 

@@ -19,9 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from specprune_ros.models.config import PolicyConfig
+from specprune_ros.models.config import CROP_AREA, PolicyConfig
 
-CROP_AREA = 0.9
 MAX_SIDE = 4096
 
 

@@ -101,6 +101,16 @@ class Policy:
         return version if version > self._snapshot[1] else None
 
     @property
+    def device(self) -> torch.device:
+        """Where the model runs."""
+        return self._device
+
+    @property
+    def notes(self) -> list[str]:
+        """What the user should know of the model."""
+        return self.loaded.notes
+
+    @property
     def engine(self) -> Any:
         """What runs the queries; policies of one model may share it."""
         return self._engine

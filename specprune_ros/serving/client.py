@@ -12,7 +12,7 @@ import contextlib
 import ssl
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
@@ -160,6 +160,7 @@ class RemotePolicy:
     engine_trouble = ''
     pending_version = None
     device = None  # of the model: not on this machine
+    refreshes_in_slack = False
 
     def __init__(
         self,
@@ -228,14 +229,16 @@ class RemotePolicy:
     def check_params(self, params: PruningParams) -> None:
         """Ask the server, on a connection of its own, whether parameters and model fit.
 
-        Raises ``ParamError`` or :class:`ServerError`.
+        Raises ``ParamError``, also where the server cannot be asked.
         """
-        with self._connect() as connection:
-            try:
+        try:
+            with self._connect() as connection:
                 connection.ask({EXTENSION: {'check': params.as_dict()}})
-            except RefusedError as error:
-                name, _, reason = error.reason.partition(': ')
-                raise ParamError(name, reason or error.reason) from error
+        except RefusedError as error:
+            name, _, reason = error.reason.partition(': ')
+            raise ParamError(name, reason or error.reason) from error
+        except ServerError as error:
+            raise ParamError('model.server', str(error)) from error
 
     def set_params(self, params: PruningParams) -> int:
         """Use ``params`` from the next query on; returns their version. Raises like
@@ -269,6 +272,9 @@ class RemotePolicy:
                 connection.ask(request_of(observation, params=self.params.as_dict()))
                 seconds = time.monotonic() - begin
         return seconds
+
+    def prepare_reference(self, at_ns: int, cancelled: Callable[[], bool]) -> None:
+        """Nothing: images are prepared on the server."""
 
     def close(self) -> None:
         """Close the connection."""

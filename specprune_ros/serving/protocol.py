@@ -17,6 +17,7 @@ import numpy as np
 PROTOCOL = 1  # of the map below EXTENSION
 EXTENSION = 'specprune'  # the key, in requests and replies, of everything that openpi lacks
 PORT = 8000  # openpi's
+KEY_VARIABLE = 'SPECPRUNE_API_KEY'  # the environment's: what clients must send, and send
 MAX_MESSAGE = 32 << 20  # bytes of one message
 MAX_DIMENSIONS = 8
 _KINDS = 'biuf'  # numpy kinds: boolean, signed, unsigned, float

@@ -7,15 +7,18 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import TYPE_CHECKING
 
 from specprune_ros.nodes.policy_node.observation_buffer import NotReady, ObservationBuffer
 from specprune_ros.nodes.policy_node.publisher import Job, Publisher
 from specprune_ros.nodes.policy_node.query_schedule import QuerySchedule, QueryScheduler
-from specprune_ros.policy.device import check_alive, fault_of, release
 from specprune_ros.policy.memory import SECOND_NS
 from specprune_ros.policy.observation import Observation, ObservationError
-from specprune_ros.policy.policy import Policy, PolicyError
-from specprune_ros.policy.result import PolicyResult
+from specprune_ros.policy.result import PolicyError, PolicyResult
+
+if TYPE_CHECKING:
+    from specprune_ros.policy.policy import Policy
+    from specprune_ros.serving.client import RemotePolicy
 
 # How long to wait for images before saying what is missing, in seconds.
 PATIENCE = 0.1
@@ -39,7 +42,7 @@ class InferenceThread(threading.Thread):
 
     def __init__(
         self,
-        build: Callable[[], Policy],
+        build: Callable[[], Policy | RemotePolicy],
         observation_buffer: ObservationBuffer,
         now_ns: Callable[[], int],
         deliver: Callable[[Observation, PolicyResult, int, int], Job],
@@ -67,9 +70,11 @@ class InferenceThread(threading.Thread):
         self._ending = threading.Event()
         self._error: Exception | None = None
         self._generation = 0
-        self.policy: Policy | None = None
+        self.policy: Policy | RemotePolicy | None = None
 
-    def load(self, timeout: float, interrupted: Callable[[], bool] = lambda: False) -> Policy:
+    def load(
+        self, timeout: float, interrupted: Callable[[], bool] = lambda: False
+    ) -> Policy | RemotePolicy:
         """Start the thread and wait for the policy, unless ``interrupted`` becomes true.
 
         Raises what building it raised, ``TimeoutError`` or ``InterruptedError``.
@@ -234,8 +239,12 @@ class InferenceThread(threading.Thread):
 
     def _failed(self, error: Exception, generation: int) -> bool:
         """Say what a query failed of; returns whether another can be asked."""
-        device = self.policy.loaded.preprocessor.device
-        fault = fault_of(error, device)
+        device = self.policy.device
+        fault = None
+        if device is not None:
+            from specprune_ros.policy.device import check_alive, fault_of, release
+
+            fault = fault_of(error, device)
         if fault is None:
             self._say(f'the policy failed: {type(error).__name__}: {error}', generation)
             return True

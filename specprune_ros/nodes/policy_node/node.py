@@ -5,13 +5,14 @@ Callbacks store, one thread infers, and another publishes what it finds the mome
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from builtin_interfaces.msg import Time as TimeMessage
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
@@ -21,10 +22,8 @@ from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 from std_srvs.srv import SetBool, Trigger
 
-from specprune_ros.bench.calibration import calibrator
-from specprune_ros.models.accel import fused
+from specprune_ros.models.config import CROP_AREA
 from specprune_ros.models.conventions import for_robot
-from specprune_ros.models.preprocess import CROP_AREA
 from specprune_ros.msg import ActionChunk, PruneStats
 from specprune_ros.nodes.common import patch_mask
 from specprune_ros.nodes.common.images import to_message
@@ -42,15 +41,17 @@ from specprune_ros.nodes.policy_node.observation_buffer import Limits, Observati
 from specprune_ros.nodes.policy_node.parameters import NODE_PARAMETERS, pruning_parameters
 from specprune_ros.nodes.policy_node.publisher import Job
 from specprune_ros.nodes.policy_node.query_schedule import QuerySchedule
-from specprune_ros.policy.device import check_alive, explain
-from specprune_ros.policy.image_prefetcher import ImagePrefetcher
 from specprune_ros.policy.observation import CameraImage, Observation
 from specprune_ros.policy.overlay import draw
-from specprune_ros.policy.policy import Policy
 from specprune_ros.policy.result import Overlay, PolicyResult
 from specprune_ros.pruning.params import PruningParams
-from specprune_ros.pruning.specprune import free_tokens
 from specprune_ros.robot.speed import ActionSpeed
+from specprune_ros.serving.client import RemotePolicy
+from specprune_ros.serving.protocol import KEY_VARIABLE
+
+if TYPE_CHECKING:
+    from specprune_ros.policy.image_prefetcher import ImagePrefetcher
+    from specprune_ros.policy.policy import Policy
 
 DIAGNOSTICS_PERIOD = 1.0  # s
 TRIM_PERIOD = 20.0  # s
@@ -70,7 +71,7 @@ class SpecPruneNode(AutoLifecycleNode):
         self._inputs: Inputs | None = None
         self._thread: InferenceThread | None = None
         self._prefetcher: ImagePrefetcher | None = None
-        self._policy: Policy | None = None
+        self._policy: Policy | RemotePolicy | None = None
         self._wanted = True
         self._working = False
         self._sequence = 0
@@ -102,6 +103,7 @@ class SpecPruneNode(AutoLifecycleNode):
         self.create_service(SetBool, '~/enable', self._on_enable)
         # Transitions belong to the executor's thread; the inference thread only knocks.
         self._device_lost_guard = self.create_guard_condition(self._on_loss)
+        self._refused_guard = self.create_guard_condition(self._report)
         # On real time: diagnostics matter most while /clock stands still.
         steady = Clock(clock_type=ClockType.STEADY_TIME)
         self.create_timer(TRIM_PERIOD, find_trim(), clock=steady)
@@ -130,9 +132,11 @@ class SpecPruneNode(AutoLifecycleNode):
             self._lose,
         )
         self._loss = ''
-        self.get_logger().info(
-            f'loading {values["model.path"] or values["model.preset"] + " (random weights)"}'
-        )
+        if values['model.server']:
+            self.get_logger().info(f'asking {values["model.server"]}')
+        else:
+            chosen = values['model.path'] or values['model.preset'] + ' (random weights)'
+            self.get_logger().info(f'loading {chosen}')
         self._policy = self._thread.load(values['model.load_timeout'], self.asked_to_end)
         for camera in values['cameras']:
             self._overlays[camera] = self.create_publisher(
@@ -148,9 +152,11 @@ class SpecPruneNode(AutoLifecycleNode):
         self._observation_buffer.clear()
         self._policy.reset('start')
         self._sequence = 0
-        values, device = self._settings.values(), self._policy.loaded.preprocessor.device
+        values, device = self._settings.values(), self._policy.device
         wish = values['model.prepare_on_arrival']
-        if wish == 'on' or (wish == 'auto' and device.type == 'cuda'):
+        if device is not None and (wish == 'on' or (wish == 'auto' and device.type == 'cuda')):
+            from specprune_ros.policy.image_prefetcher import ImagePrefetcher
+
             self._prefetcher = ImagePrefetcher(self._policy.preprocess_image, device)
             self._prefetcher.start()
         self._inputs = Inputs(
@@ -167,7 +173,7 @@ class SpecPruneNode(AutoLifecycleNode):
         self._resume()
         self.get_logger().info(
             f'active: {len(self._observation_buffer.cameras)} camera(s), '
-            f'{self._policy.layout().vision_tokens} vision tokens, {self._params.pruner}'
+            f'{self._policy.config.vision_tokens} vision tokens, {self._params.pruner}'
         )
 
     def _rotation_center(self, layout: str) -> tuple[float, ...]:
@@ -213,14 +219,25 @@ class SpecPruneNode(AutoLifecycleNode):
 
     # The model, in the inference thread.
 
-    def _build(self, values: Mapping[str, Any]) -> Policy:
+    def _build(self, values: Mapping[str, Any]) -> Policy | RemotePolicy:
+        if values['model.server']:
+            return self._ready(self._reach(values), values)
+        return self._load(values)
+
+    def _reach(self, values: Mapping[str, Any]) -> RemotePolicy:
+        timeout = values['model.server_timeout']
+        key = os.environ.get(KEY_VARIABLE, '')  # not a parameter: those everybody can read
+        return RemotePolicy(values['model.server'], key, self._params, timeout, timeout)
+
+    def _load(self, values: Mapping[str, Any]) -> Policy:
         from specprune_ros.policy.build import resolve
+        from specprune_ros.policy.device import check_alive, explain
 
         device: Any = values['model.device']
         try:
             device, _ = resolve(values['model.device'], values['model.dtype'])
             check_alive(device)
-            return self._make_policy(values)
+            return self._ready(self._make_policy(values), values)
         except Exception as error:
             meaning = explain(error, device)
             if meaning is None:
@@ -228,9 +245,10 @@ class SpecPruneNode(AutoLifecycleNode):
             raise meaning from error
 
     def _make_policy(self, values: Mapping[str, Any]) -> Policy:
+        from specprune_ros.bench.calibration import calibrator
         from specprune_ros.policy.build import build_policy
 
-        policy = build_policy(
+        return build_policy(
             path=values['model.path'],
             preset=values['model.preset'],
             seed=values['model.seed'],
@@ -245,7 +263,12 @@ class SpecPruneNode(AutoLifecycleNode):
             calibrate=calibrator(values['model.calibrate'], self.get_logger()),
             fp8=values['model.fp8'],
         )
-        for note in policy.loaded.notes:
+
+    def _ready(
+        self, policy: Policy | RemotePolicy, values: Mapping[str, Any]
+    ) -> Policy | RemotePolicy:
+        """The policy once it fits the inputs, closed where it does not."""
+        for note in policy.notes:
             self.get_logger().info(note)
         try:
             self._fit(policy, values)
@@ -254,7 +277,7 @@ class SpecPruneNode(AutoLifecycleNode):
             raise
         return policy
 
-    def _fit(self, policy: Policy, values: Mapping[str, Any]) -> None:
+    def _fit(self, policy: Policy | RemotePolicy, values: Mapping[str, Any]) -> None:
         """Check the model against the inputs and get it ready. Raises ``ValueError``."""
         policy.max_normalised_action = values['max_normalised_action']
         policy.measure_deviation = values['measure.action_deviation']
@@ -362,9 +385,10 @@ class SpecPruneNode(AutoLifecycleNode):
 
     def _refuse(self, reason: str) -> None:
         """No chunk was made, and why: once in the log, always in the diagnostics."""
-        if NUMBERS.sub('#', reason) != NUMBERS.sub('#', self._refusal):
+        last, self._refusal = self._refusal, reason
+        if NUMBERS.sub('#', reason) != NUMBERS.sub('#', last):
             self._throttle.warning('no chunk', reason)
-        self._refusal = reason
+            self._refused_guard.trigger()  # the diagnostics say so at once
 
     def _lose(self, reason: str) -> None:
         """The device is gone: no more chunks, and the executor's thread is told why."""
@@ -491,7 +515,10 @@ class SpecPruneNode(AutoLifecycleNode):
             crop = CROP_AREA**0.5 if self._policy.config.center_crop else 1.0
             values['image share seen'] = f'{crop:.4f}'  # of width and height, for viewers
             values['images prepared'] = self._prepared_where()
-            values['kernels'] = fused.status()
+            if self._policy.device is not None:
+                from specprune_ros.models.accel import fused
+
+                values['kernels'] = fused.status()
         if self._last is not None:
             values['mode'] = f'{self._last.mode.value} ({self._last.reason})'
             values['tokens kept (mean)'] = (
@@ -510,8 +537,10 @@ class SpecPruneNode(AutoLifecycleNode):
 
     def _free_tokens(self, last: PolicyResult) -> str:
         """Tokens beyond the plan after each prune of the last query; empty where none can be."""
-        if self._policy is None:
+        if self._policy is None or self._policy.device is None:
             return ''
+        from specprune_ros.pruning.specprune import free_tokens
+
         layout = self._policy.layout(self._asked)
         more = free_tokens(layout, self._policy.params, last.mode) or {}
         return ', '.join(f'{count} after layer {layer}' for layer, count in more.items())
@@ -545,6 +574,8 @@ class SpecPruneNode(AutoLifecycleNode):
         return f'{status}; {trouble}' if trouble else status
 
     def _prepared_where(self) -> str:
+        if self._policy.device is None:
+            return 'on the server'
         if self._prefetcher is None:
             return 'in the query'
         trouble = self._prefetcher.trouble

@@ -14,6 +14,20 @@ PROPRIO_LAYOUTS = ('pose_gripper', 'joints', 'none')
 
 NODE_PARAMETERS = (
     ParameterSpec(
+        'model.server',
+        '',
+        'Address of a policy server, ws://HOST:PORT or wss://, which is asked instead of a model '
+        'on this machine (docs/scale.md); the other model.* then have no effect.',
+    ),
+    ParameterSpec(
+        'model.server_timeout',
+        1.0,
+        'How long the server may take to answer, and to be reached; then it counts as lost.',
+        unit='s',
+        low=0.05,
+        high=60.0,
+    ),
+    ParameterSpec(
         'model.path', '', 'Folder of a checkpoint; empty builds the preset with random weights.'
     ),
     ParameterSpec('model.preset', 'tiny', 'Named sizes used where model.path is empty.'),
