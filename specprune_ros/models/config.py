@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
@@ -490,6 +490,21 @@ class PolicyConfig:
     def vision_width(self) -> int:
         """Channels of one vision token before the projector."""
         return sum(tower.width for tower in self.towers)
+
+    def check_cameras(self, names: Sequence[str]) -> None:
+        """Raise ``ValueError`` unless images of these cameras, in this order, are what the model
+        reads: as many as it has, or for a flow policy some of them by their own names.
+        """
+        known = self.cameras
+        fits = len(names) == len(known)
+        if self.flow is not None:
+            fits = bool(names) and list(names) == [name for name in known if name in names]
+        if not fits:
+            some = '' if self.flow is None else ' (some of them, by name and in this order)'
+            raise ValueError(
+                f'cameras names {len(names)} ({", ".join(names)}), but the model reads '
+                f'{len(known)}: {", ".join(known)}{some}'
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionaries, lists and scalars, ready for JSON."""

@@ -135,19 +135,8 @@ class Policy:
         return self.loaded.model.layout(self.loaded.tokenizer.encode(instruction))
 
     def check_cameras(self, names: Sequence[str]) -> None:
-        """Raise ``ValueError`` unless images of these cameras, in this order, are what the model
-        reads: as many as it has, or for a flow policy some of them by their own names.
-        """
-        known = self.config.cameras
-        fits = len(names) == len(known)
-        if self.config.flow is not None:
-            fits = bool(names) and list(names) == [name for name in known if name in names]
-        if not fits:
-            some = '' if self.config.flow is None else ' (some of them, by name and in this order)'
-            raise ValueError(
-                f'cameras names {len(names)} ({", ".join(names)}), but the model reads '
-                f'{len(known)}: {", ".join(known)}{some}'
-            )
+        """Raise ``ValueError`` unless the model reads images of these cameras, in this order."""
+        self.config.check_cameras(names)
 
     def check_params(self, params: PruningParams) -> None:
         """Raise ``ParamError`` where these parameters and this model cannot go together."""

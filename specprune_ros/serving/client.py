@@ -12,7 +12,7 @@ import contextlib
 import ssl
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
@@ -226,6 +226,10 @@ class RemotePolicy:
         """Counts resets of the memory."""
         return self._memory.episode
 
+    def check_cameras(self, names: Sequence[str]) -> None:
+        """Raise ``ValueError`` unless the model reads images of these cameras, in this order."""
+        self.config.check_cameras(names)
+
     def check_params(self, params: PruningParams) -> None:
         """Ask the server, on a connection of its own, whether parameters and model fit.
 
@@ -286,7 +290,8 @@ class RemotePolicy:
         """One query. Raises ``ObservationError`` and :class:`ServerError`; after the latter the
         next query connects again, and begins a new episode.
         """
-        observation.check(len(self.config.cameras), self.config.proprio_dim)
+        count = len(self.config.cameras) if self.config.flow is None else len(observation.images)
+        observation.check(count, self.config.proprio_dim)
         begin = time.monotonic()
         try:
             return self._query(observation, begin)

@@ -23,7 +23,7 @@ holds what openpi has no word for, all of it optional:
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -132,6 +132,8 @@ class RequestReader:
             found = next(
                 (v for v in (lookup(request, key) for key in keys) if v is not None), None
             )
+            if found is None and self.config.flow is not None:
+                continue  # it takes any of its cameras
             if found is None:
                 raise ObservationError(
                     f"camera '{camera}' is missing: want an image under one of {', '.join(keys)}; "
@@ -139,6 +141,8 @@ class RequestReader:
                 )
             pixels = read_image(found, camera, self.max_side)
             images[camera] = CameraImage(pixels, _whole(stamps, camera, stamp))
+        if not images:
+            raise ObservationError(f'no image of {", ".join(self.config.cameras)}')
         prompt = next((request[key] for key in PROMPT_KEYS if key in request), '')
         if not isinstance(prompt, str):
             raise ProtocolError(f"'prompt' is text, not {type(prompt).__name__}")
@@ -148,7 +152,7 @@ class RequestReader:
             proprio=self._state(request),
             speed=_speed(ours.get('speed')),
             position=_position(ours.get('position')),
-            past=self._past(ours.get('past')),
+            past=self._past(ours.get('past'), images),
         )
 
     def _state(self, request: Mapping[Any, Any]) -> np.ndarray | None:
@@ -165,7 +169,7 @@ class RequestReader:
             )
         return None  # the observation's own check says what is missing
 
-    def _past(self, past: object) -> dict[str, CameraImage] | None:
+    def _past(self, past: object, cameras: Iterable[str]) -> dict[str, CameraImage] | None:
         if past is None:
             return None
         if not isinstance(past, Mapping):
@@ -173,7 +177,7 @@ class RequestReader:
         if not past:
             return {}
         found = {}
-        for camera in self.config.cameras:
+        for camera in cameras:
             one = past.get(camera)
             if not isinstance(one, Mapping) or 'image' not in one:
                 raise ProtocolError(f"'past' has no image of camera '{camera}'")
@@ -299,7 +303,7 @@ def reply_of(result: PolicyResult, masks: bool = False) -> dict[str, Any]:
     overlay needs.
     """
     reply = as_map(result)
-    del reply['actions'], reply['overlay']
+    del reply['actions'], reply['overlay'], reply['normalised']
     reply['mode'] = result.mode.value
     reply['speed'] = None if result.speed is None else as_map(result.speed)
     reply['tokens'] = {**as_map(result.tokens), 'sets': dict(result.tokens.sets)}

@@ -9,6 +9,7 @@ import time
 import urllib.error
 import urllib.request
 from dataclasses import replace
+from pathlib import Path
 from unittest.mock import Mock
 
 import numpy as np
@@ -17,8 +18,9 @@ import torch
 from PIL import Image
 from served import INSTRUCTION, STEP, observation, same, serving
 
+from specprune_ros.models.load import load_policy_model
 from specprune_ros.policy.engine.eager import EagerEngine
-from specprune_ros.policy.observation import ObservationError
+from specprune_ros.policy.observation import CameraImage, Observation, ObservationError
 from specprune_ros.policy.policy import Policy
 from specprune_ros.policy.result import PolicyError
 from specprune_ros.pruning.interface import Mode
@@ -546,3 +548,41 @@ def test_the_reply_is_one_that_json_can_say(server):
         reply = connection.ask(libero())
     assert json.loads(json.dumps(reply['specprune']))['tokens']['total'] == 128
     assert issubclass(ServerError, PolicyError)
+
+
+def test_a_flow_policy_is_served_to_openpi_s_clients():
+    """pi0 itself: cameras by openpi's keys or by name, some of them missing, noise from a seed."""
+    folder = Path(__file__).parents[1] / 'data/parity/pi0_openpi/checkpoint'
+    pi0 = load_policy_model(folder, progress=False)
+    limits = Limits(max_normalised_action=1e9)  # weights of a test
+    with serving(pi0, EagerEngine(pi0), limits) as running:
+        images = {camera: image.pixels for camera, image in observation(0).images.items()}
+        with Connection(running.url, timeout=60) as connection:
+            request = {
+                'observation/image': images['agent'],
+                'observation/wrist_image': images['wrist'],
+                'observation/state': np.zeros(pi0.config.proprio_dim),
+                'prompt': INSTRUCTION,
+                'specprune': {'stamp_ns': 10**12},
+            }
+            reply = connection.ask(request)
+            del request['observation/wrist_image']
+            alone = connection.ask(request)
+        first, wrist = pi0.config.cameras[:2]
+        stamped = {
+            first: CameraImage(images['agent'], 10**12),
+            wrist: CameraImage(images['wrist'], 10**12),
+        }
+        seen = Observation(stamped, INSTRUCTION, np.zeros(pi0.config.proprio_dim))
+        local = Policy(pi0, max_normalised_action=1e9)
+        assert (reply['actions'] == local.act(seen).actions).all()
+        assert reply['specprune']['tokens']['total'] == 2 * alone['specprune']['tokens']['total']
+        assert alone['specprune']['reset'] == 'other cameras'
+        remote = RemotePolicy(running.url, timeout=60)
+        remote.max_normalised_action = 1e9
+        remote.check_cameras([first, wrist])
+        with pytest.raises(ValueError, match='in this order'):
+            remote.check_cameras([wrist, first])
+        local.reset()
+        assert (remote.act(seen).actions == local.act(seen).actions).all()
+        remote.close()
