@@ -1,4 +1,4 @@
-"""The tables of docs/fidelity.md, from recorded runs of `specprune eval`.
+"""The tables of docs/explanation/fidelity.md, from recorded runs of `specprune eval`.
 
     python benchmarks/fidelity.py
 

@@ -1,4 +1,4 @@
-"""The measured part of the README and of docs/bench.md, from the recorded results.
+"""The measured part of the README and of docs/how-to/bench.md, from the recorded results.
 
     python benchmarks/summary.py
 
@@ -113,7 +113,7 @@ def closed_loop() -> list[str]:
         '**Success.** The shipped policy in closed loop in the simulated arm, the same held-out '
         f'episodes for every row ({where(result)}, `{result["command"]}`), the difference '
         'with its 95 % interval. '
-        '[docs/fidelity.md](docs/fidelity.md) has every method, and what speaks against this one.',
+        '[fidelity](docs/explanation/fidelity.md) has every method, and what speaks against this one.',
         '',
         '| pruner | move | lift | put | below dense, all | FLOPs |',
         '|---|---|---|---|---|---|',
@@ -133,7 +133,7 @@ def closed_loop() -> list[str]:
 
 
 def cpu_options() -> str:
-    """What a CPU's options buy: a paragraph of docs/bench.md."""
+    """What a CPU's options buy: a paragraph of docs/how-to/bench.md."""
     result = read('cpu_options')
     by = {(row['option'], row['pruner']): row for row in result['rows']}
 

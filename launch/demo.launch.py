@@ -63,7 +63,7 @@ ARGUMENTS = (
         'view',
         default_value='false',
         choices=('true', 'false'),
-        description='A page in the browser that shows and steers it (docs/view.md).',
+        description='A page in the browser that shows and steers it (docs/how-to/view.md).',
     ),
     DeclareLaunchArgument(
         'log_level',

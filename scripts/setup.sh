@@ -137,7 +137,7 @@ install_torch() { # install_torch CONSTRAINTS
     cpu)
       pip_install "torch==$version+cpu" -c "$1" 2>/dev/null || {
         say "this package index has no CPU build of PyTorch $version: taking the one with CUDA libraries (3 GB);"
-        say "to avoid it, give pip PyTorch's own CPU index (PIP_EXTRA_INDEX_URL, see docs/install.md) or TORCH=system"
+        say "to avoid it, give pip PyTorch's own CPU index (PIP_EXTRA_INDEX_URL, see docs/how-to/install.md) or TORCH=system"
         pip_install "torch==$version" -c "$1"
       } ;;
     cuda) pip_install "torch==$version" -c "$1" ;;

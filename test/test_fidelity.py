@@ -4,7 +4,7 @@ import runpy
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PAGE = (ROOT / 'docs' / 'fidelity.md').read_text()
+PAGE = (ROOT / 'docs' / 'explanation' / 'fidelity.md').read_text()
 
 
 def test_its_tables_are_the_recorded_ones():

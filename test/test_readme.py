@@ -23,7 +23,7 @@ def test_its_numbers_are_those_of_the_recorded_results():
 
 def test_the_benchmark_page_tells_what_was_recorded_of_cpu_options():
     summary = runpy.run_path(str(ROOT / 'benchmarks' / 'summary.py'))
-    assert summary['cpu_options']() in (ROOT / 'docs' / 'bench.md').read_text()
+    assert summary['cpu_options']() in (ROOT / 'docs' / 'how-to' / 'bench.md').read_text()
 
 
 def test_every_recorded_result_names_machine_date_and_command():

@@ -54,7 +54,7 @@ def test_the_sros2_policy_names_topics_that_exist_and_lets_one_node_command():
 
 
 def test_the_security_page_names_tests_and_constants_that_exist():
-    page = (ROOT / 'docs' / 'security.md').read_text()
+    page = (ROOT / 'docs' / 'explanation' / 'security.md').read_text()
     tests = ''.join(path.read_text() for path in (ROOT / 'test').rglob('test_*.py'))
     named = re.findall(r'`(test_\w+)`', page)
     assert len(named) > 12

@@ -42,7 +42,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         choices=('rate', 'chunk'),
         default='chunk',
         help='ask once per chunk (default), which the shipped policy does best '
-        '(docs/fidelity.md), or at a rate',
+        '(docs/explanation/fidelity.md), or at a rate',
     )
     parser.add_argument(
         '--query-rate', type=float, default=10.0, help='most queries a second (default 10)'

@@ -69,7 +69,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         '--ray',
         metavar='ADDRESS',
-        help='play on a Ray cluster: its address, auto, or local (docs/scale.md)',
+        help='play on a Ray cluster: its address, auto, or local (docs/how-to/scale.md)',
     )
     parser.add_argument(
         '--work',

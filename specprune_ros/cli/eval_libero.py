@@ -1,4 +1,6 @@
-"""The LIBERO bed of ``specprune eval``: the authors' protocol with any pruner (docs/libero.md)."""
+"""The LIBERO bed of ``specprune eval``: the authors' protocol with any pruner (docs/how-
+to/libero.md).
+"""
 
 from __future__ import annotations
 

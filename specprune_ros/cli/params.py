@@ -11,7 +11,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser = subparsers.add_parser('params', help='print every parameter of the node')
     form = parser.add_mutually_exclusive_group()
     form.add_argument('--yaml', action='store_true', help='as config/specprune.yaml (default)')
-    form.add_argument('--markdown', action='store_true', help='as docs/parameters.md')
+    form.add_argument('--markdown', action='store_true', help='as docs/reference/parameters.md')
     form.add_argument('--readme', action='store_true', help='as the table in the README')
     return parser
 

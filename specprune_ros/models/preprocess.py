@@ -1,4 +1,4 @@
-"""Camera images to network input, on the authors' path (``docs/checkpoints.md``) without
+"""Camera images to network input, on the authors' path (``docs/how-to/checkpoints.md``) without
 TensorFlow.
 
 Stages, each a function on uint8 RGB: JPEG round trip, Lanczos-3 resize, centre crop of 90 % area

@@ -1,7 +1,8 @@
 """The vision transformers: DINOv2 with registers, SigLIP, CLIP, by configuration.
 
 Only what the policies read is built: most leave out the last block and the final norm, all any
-pooling head (``docs/checkpoints.md``). Names follow timm, which the OpenVLA checkpoints use.
+pooling head (``docs/how-to/checkpoints.md``). Names follow timm, which the OpenVLA checkpoints
+use.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ others.
 
 The first query of an episode runs dense and only observes. The equations are in ``scores`` and
 ``sets``, the counts in ``budget``, the readings of what the paper leaves open in
-``docs/pruners.md``.
+``docs/reference/pruners.md``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The policy server as a Ray Serve application, a replica per GPU (docs/scale.md).
+"""The policy server as a Ray Serve application, a replica per GPU (docs/how-to/scale.md).
 
 ``serve run specprune_ros.serving.ray_app:build checkpoint=FOLDER``; fields of :class:`Options` are
 its arguments. A robot's connection stays with one replica as long as it lives, and with it the

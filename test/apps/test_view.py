@@ -216,7 +216,7 @@ def test_the_bundled_recording_shows_its_arm_and_cameras(tmp_path):
 
 def test_every_command_of_the_page_about_it_runs_as_it_stands(tmp_path):
     """But for the launch files, whose tests need a ROS host, and the demo, which is slow."""
-    lines = (ROOT / 'docs' / 'view.md').read_text().splitlines()
+    lines = (ROOT / 'docs' / 'how-to' / 'view.md').read_text().splitlines()
     commands = [line for line in lines if line.startswith('specprune ')]
     assert len(commands) > 3
     (tmp_path / 'out').mkdir()

@@ -31,7 +31,7 @@ def test_the_parameter_file_is_the_table(tables):
 
 def test_the_documents_hold_the_table(tables):
     # Made anew by: specprune params --markdown, and --readme between the marks
-    assert tables.as_markdown() in (ROOT / 'docs/parameters.md').read_text()
+    assert tables.as_markdown() in (ROOT / 'docs/reference/parameters.md').read_text()
     assert tables.as_markdown(tables.MOST_USED) in (ROOT / 'README.md').read_text()
 
 

@@ -164,7 +164,7 @@ def test_a_model_too_shallow_for_the_static_prune_is_refused():
 
 
 def test_the_documents_know_every_pruner_and_which_ones_have_known_sizes():
-    text = (Path(__file__).resolve().parents[2] / 'docs' / 'pruners.md').read_text()
+    text = (Path(__file__).resolve().parents[2] / 'docs' / 'reference' / 'pruners.md').read_text()
     rows = re.findall(r'^\| `(\w+)` \|.*$', text, re.MULTILINE)
     assert [name for name in registry.names() if name != 'specprune'] == [
         r for r in rows if r in registry.names()

@@ -37,7 +37,8 @@ def test_weights_match_their_recipe(runner):
     assert size <= 16 * 2**20
 
 
-# With the five below 20 episodes; docs/fidelity.md has hundreds per row, with intervals.
+# With the five below 20 episodes; docs/explanation/fidelity.md has hundreds per row, with
+# intervals.
 @pytest.mark.parametrize(
     ('family', 'episodes', 'least'), [('move', 5, 5), ('lift', 5, 4), ('put', 5, 4)]
 )

@@ -1,7 +1,7 @@
 """Every tensor of a released checkpoint: its shape, and which of our parameters it fills.
 
-Names and shapes are tabulated in ``docs/checkpoints.md``. A tensor that is not needed has no slot
-and a reason; anything not listed here is unexpected.
+Names and shapes are tabulated in ``docs/how-to/checkpoints.md``. A tensor that is not needed has
+no slot and a reason; anything not listed here is unexpected.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """CogACT and DB-CogACT: causal decoder, one cognition row, diffusion transformer head.
 
-Sequence (``docs/checkpoints.md``): prompt up to the images (CogACT: BOS), vision, rest of the
-prompt (its last id is the stop token). Only the last row, after the final norm, conditions the
+Sequence (``docs/how-to/checkpoints.md``): prompt up to the images (CogACT: BOS), vision, rest of
+the prompt (its last id is the stop token). Only the last row, after the final norm, conditions the
 head.
 """
 

@@ -1,9 +1,10 @@
 """DB-OFT (Dexbotic): one CLIP tower and a causal decoder that reads or denoises the actions.
 
-Sequence (``docs/checkpoints.md``): text before the images, vision, text after, proprioception (if
-used), then the action rows. Head ``Linear``: K * D learned queries, one pass, actions from their
-own rows, unshifted. Head ``DiT``: a row for the diffusion time and K * D rows of the noisy chunk,
-once per DDIM step; what comes before them is run once and its keys and values are kept.
+Sequence (``docs/how-to/checkpoints.md``): text before the images, vision, text after,
+proprioception (if used), then the action rows. Head ``Linear``: K * D learned queries, one pass,
+actions from their own rows, unshifted. Head ``DiT``: a row for the diffusion time and K * D rows
+of the noisy chunk, once per DDIM step; what comes before them is run once and its keys and values
+are kept.
 """
 
 from __future__ import annotations

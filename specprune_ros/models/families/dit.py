@@ -1,6 +1,6 @@
 """CogACT's action head: a small diffusion transformer, sampled by DDIM with guidance.
 
-Plain pre-norm self-attention over [condition, noisy actions]; see ``docs/checkpoints.md``.
+Plain pre-norm self-attention over [condition, noisy actions]; see ``docs/how-to/checkpoints.md``.
 """
 
 from __future__ import annotations

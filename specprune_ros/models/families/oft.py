@@ -1,7 +1,7 @@
 """OpenVLA-OFT: two fused towers, bidirectional Llama, proprioception token, L1 head.
 
-Sequence (``docs/checkpoints.md``): BOS, vision, proprioception, prompt, K * D zero rows, stop. The
-head reads the row before each zero row, after the final norm.
+Sequence (``docs/how-to/checkpoints.md``): BOS, vision, proprioception, prompt, K * D zero rows,
+stop. The head reads the row before each zero row, after the final norm.
 """
 
 from __future__ import annotations

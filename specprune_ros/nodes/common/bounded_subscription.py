@@ -17,7 +17,8 @@ from specprune_ros.robot.description import MAX_URDF
 KIB = 1024
 SMALL = 4 * KIB  # poses, twists, flags, a driver's status: numbers and a frame's name
 DESCRIPTION = MAX_URDF + KIB
-# Most bytes of one message by the name of its type; SMALL of others. docs/security.md shows them.
+# Most bytes of one message by the name of its type; SMALL of others. docs/explanation/security.md
+# shows them.
 MOST = {
     'ActionChunk': 128 * KIB,
     'CameraInfo': 16 * KIB,

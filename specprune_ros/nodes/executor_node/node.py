@@ -99,7 +99,7 @@ SETTINGS = (
 
 
 class ChunkExecutor(AutoLifecycleNode):
-    """See the module's text, and docs/robots.md."""
+    """See the module's text, and docs/how-to/robots.md."""
 
     def __init__(self) -> None:
         super().__init__('chunk_executor')

@@ -70,7 +70,7 @@ PARAMETERS = (
         'host',
         '127.0.0.1',
         'Interface the page listens on. Any but the loopback one needs a token, which the log '
-        'shows (docs/view.md).',
+        'shows (docs/how-to/view.md).',
     ),
     ParameterSpec('port', 8080, 'First port to try.', low=1, high=65535),
     ParameterSpec('profile', 'sim_arm', 'Robot profile: a YAML file, or a name in config/robots.'),
@@ -106,7 +106,7 @@ class Polled(CallbackGroup):
 
 
 class ViewerNode(AutoLifecycleNode):
-    """See the module's text, and docs/view.md."""
+    """See the module's text, and docs/how-to/view.md."""
 
     def __init__(self) -> None:
         super().__init__('viewer_node')

@@ -63,7 +63,7 @@ class PruningParams:
         host_only=True,
     )
     pruner: str = param(
-        'specprune', 'str', 'Pruning method.', 'docs/pruners.md', choices=('specprune',)
+        'specprune', 'str', 'Pruning method.', 'docs/reference/pruners.md', choices=('specprune',)
     )
     mode: str = param(
         'auto',
@@ -178,7 +178,7 @@ class PruningParams:
         'bool',
         'Keep tokens that cost nothing on this device, where that was measured (model.calibrate). '
         'Not with exact.',
-        'ours; docs/bench.md',
+        'ours; docs/how-to/bench.md',
     )
     exact: bool = param(
         False,

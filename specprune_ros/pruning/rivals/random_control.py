@@ -33,7 +33,7 @@ class RandomParams:
         'str',
         'Where random drops how many: its own layer and share, or the layers and counts of the '
         'method named here.',
-        'ours; the control of docs/fidelity.md',
+        'ours; the control of docs/explanation/fidelity.md',
         choices=('share',),
     )
 

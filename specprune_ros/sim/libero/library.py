@@ -26,7 +26,7 @@ LIBERO is installed by hand, into the environment that runs this command:
   pip install hf-libero 'mujoco<3.4'          # LIBERO as Hugging Face packages it
   echo n | python -c 'import libero.libero'   # writes ~/.libero/config.yaml
   export MUJOCO_GL=egl                        # osmesa without a GPU
-or from its own repository; docs/libero.md says how."""
+or from its own repository; docs/how-to/libero.md says how."""
 _FOLDERS = ('bddl_files', 'init_states')  # entries of LIBERO's config.yaml that are read here
 
 
