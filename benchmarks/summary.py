@@ -113,7 +113,8 @@ def closed_loop() -> list[str]:
         '**Success.** The shipped policy in closed loop in the simulated arm, the same held-out '
         f'episodes for every row ({where(result)}, `{result["command"]}`), the difference '
         'with its 95 % interval. '
-        '[fidelity](docs/explanation/fidelity.md) has every method, and what speaks against this one.',
+        '[fidelity](docs/explanation/fidelity.md) has every method, and what speaks against '
+        'this one.',
         '',
         '| pruner | move | lift | put | below dense, all | FLOPs |',
         '|---|---|---|---|---|---|',

@@ -110,21 +110,50 @@ ARGUMENTS = (
         'view',
         default_value='false',
         choices=SWITCH,
-        description='true: a page in the browser that shows and steers both (docs/how-to/view.md);
-        the ' 'log says where.', ), DeclareLaunchArgument( 'view_host', default_value='127.0.0.1',
+        description='true: a page in the browser that shows and steers both '
+        '(docs/how-to/view.md); the log says where.',
+    ),
+    DeclareLaunchArgument(
+        'view_host',
+        default_value='127.0.0.1',
         description='Interface of the page; any but the loopback one needs the token of the log.',
-        ), DeclareLaunchArgument( 'view_port', default_value='8080', description='First port the
-        page tries.' ), DeclareLaunchArgument( 'namespace', default_value='',
+    ),
+    DeclareLaunchArgument(
+        'view_port', default_value='8080', description='First port the page tries.'
+    ),
+    DeclareLaunchArgument(
+        'namespace',
+        default_value='',
         description='Namespace of both nodes. Topics that the profile writes with a leading / '
-        'stay as they are.', ), DeclareLaunchArgument( 'use_sim_time', default_value='false',
-        choices=SWITCH, description='true: time comes from /clock (recordings, simulators).', ),
-        DeclareLaunchArgument( 'log_level', default_value='info', choices=('debug', 'info', 'warn',
-        'error', 'fatal'), description="Least severe message of both nodes' own loggers that is
-        shown.", ), DeclareLaunchArgument( 'autostart', default_value='true', choices=SWITCH,
+        'stay as they are.',
+    ),
+    DeclareLaunchArgument(
+        'use_sim_time',
+        default_value='false',
+        choices=SWITCH,
+        description='true: time comes from /clock (recordings, simulators).',
+    ),
+    DeclareLaunchArgument(
+        'log_level',
+        default_value='info',
+        choices=('debug', 'info', 'warn', 'error', 'fatal'),
+        description="Least severe message of both nodes' own loggers that is shown.",
+    ),
+    DeclareLaunchArgument(
+        'autostart',
+        default_value='true',
+        choices=SWITCH,
         description='true: configure and activate both nodes. false: leave that to a lifecycle '
-        'manager.', ), DeclareLaunchArgument( 'on_failure', default_value='shutdown',
-        choices=('shutdown', 'keep'), description='When a node cannot start or dies: end this
-        launch with an error, or keep ' 'what still runs.', ), )
+        'manager.',
+    ),
+    DeclareLaunchArgument(
+        'on_failure',
+        default_value='shutdown',
+        choices=('shutdown', 'keep'),
+        description='When a node cannot start or dies: end this launch with an error, or keep '
+        'what still runs.',
+    ),
+)
 
 
 def generate_launch_description() -> LaunchDescription:

@@ -72,11 +72,17 @@ def _connect(address: str) -> Any:
         import ray
     except ImportError as error:
         raise MissingRay(
-            f'{error}: pip install -r requirements/ray.txt -c constraints.txt
-            (docs/how-to/scale.md)' ) from error try: host, separator, port =
-            address.rpartition(':') if separator and '/' not in address:  # Ray itself waits two
-            minutes, then ends the process socket.create_connection((host, int(port)),
-            timeout=5).close() where = None if address == 'local' else address ray.init(
+            f'{error}: pip install -r requirements/ray.txt -c constraints.txt '
+            '(docs/how-to/scale.md)'
+        ) from error
+    try:
+        host, separator, port = address.rpartition(':')
+        if separator and '/' not in address:  # Ray itself waits two minutes, then ends the process
+            socket.create_connection((host, int(port)), timeout=5).close()
+        where = None if address == 'local' else address
+        ray.init(
             address=where, log_to_driver=False, include_dashboard=False if where is None else None
-            ) except (OSError, RuntimeError, ValueError) as error: raise MissingRay(f'no Ray
-            cluster at {address}: {error}') from error return ray
+        )
+    except (OSError, RuntimeError, ValueError) as error:
+        raise MissingRay(f'no Ray cluster at {address}: {error}') from error
+    return ray
