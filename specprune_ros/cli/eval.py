@@ -27,7 +27,8 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         '--table',
         default='main',
         help='main: dense, wrong colour, blind, SpecPrune, random at its layers and counts; '
-        'pruners: every method; ablations: parts, refresh periods, alpha',
+        'pruners: every method; ablations: parts, refresh periods, alpha; curves: every method '
+        'over its own retention knob',
     )
     parser.add_argument(
         '--pruner',
@@ -149,9 +150,10 @@ def _simulated(args: argparse.Namespace) -> dict[str, Any]:
         raise ValueError(f'{done.path}: holds no episode of these rows; leave out --report-only')
     print_rows(rows)
     if args.plot:
-        from specprune_ros.sim.evaluation.plot import draw
+        from specprune_ros.sim.evaluation.plot import draw, draw_curves
 
-        draw(rows, args.plot)
+        curves = not args.pruner and args.table == 'curves'
+        (draw_curves if curves else draw)(rows, args.plot)
         print(f'written: {args.plot}')
     return {
         'benchmark': 'fidelity',

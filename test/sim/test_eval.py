@@ -15,8 +15,9 @@ from specprune_ros.models.load import save_policy_model
 from specprune_ros.models.statistics import Statistics
 from specprune_ros.models.tokens import Prompt
 from specprune_ros.pruning.params import PruningParams
-from specprune_ros.pruning.registry import check_params
+from specprune_ros.pruning.registry import check_params, names
 from specprune_ros.sim.evaluation.episode import EXECUTED
+from specprune_ros.sim.evaluation.plot import draw_curves
 from specprune_ros.sim.evaluation.proportions import compare, wilson
 from specprune_ros.sim.evaluation.results import table_rows
 from specprune_ros.sim.evaluation.settings import (
@@ -90,6 +91,44 @@ def test_tables_hold_their_controls():
             assert not row.against or row.against in [other.label for other in rows]
     with pytest.raises(ValueError, match='want one of main'):
         table('nonsense')
+
+
+def test_curves_have_four_budgets_a_method_and_their_controls():
+    rows = table('curves')
+    curves = {}
+    for row in rows[1:]:
+        curves.setdefault(row.curve, []).append(row)
+    assert set(names()) - {'dense'} <= set(curves)
+    assert all(
+        len(line) == (3 if name == 'local attention' else 4) for name, line in curves.items()
+    )
+    for plain, slack in zip(curves['specprune'], curves['specprune, slack'], strict=True):
+        assert slack.params == plain.params.replace(refresh_when='slack')
+        assert slack.against == plain.against == f'random like {plain.label}'
+    assert all(row.params.fastv_rows == 'text' for row in curves['local attention'])
+
+
+def test_the_slack_is_paid_for_apart(checkpoint):
+    player = Player(checkpoint)
+    slack = specprune('slack', refresh_when='slack')
+    try:
+        never, made = player(PRUNED, 'move', 3), player(slack, 'move', 3)
+    finally:
+        player.close()
+    assert never.refresh_flops == 0.0
+    # One dense pass before every query but the first.
+    assert made.refresh_flops == pytest.approx((made.queries - 1) / made.queries, rel=0.01)
+    assert made.flops == pytest.approx(never.flops, abs=0.05)
+
+
+def test_curves_are_drawn(tmp_path):
+    done = TrialFile(tmp_path / 't.jsonl')
+    rows = [row for row in table('curves') if row.curve in ('', 'specprune', 'local attention')]
+    for number, row in enumerate(rows):
+        more = {'flops': 1 - 0.1 * number, 'deviation': 0.001 * number if number else math.nan}
+        done.add(trial(row, seed, 'success', **more) for seed in range(3))
+    draw_curves(table_rows(rows, ['move'], range(3), done, 'w'), tmp_path / 'curves.png')
+    assert (tmp_path / 'curves.png').stat().st_size > 20_000
 
 
 def test_a_key_is_what_decides_the_episodes():
@@ -182,6 +221,6 @@ def test_a_bad_call_says_what_would_be_right(checkpoint, tmp_path, capsys):
         assert main(['eval', *work, *arguments]) == 1
         assert words in capsys.readouterr().err
     assert chosen('main', 'fastv', ['fastv_ratio=0.25'])[1].params == PruningParams(
-        pruner='fastv', fastv_ratio=0.25
-    )
+        pruner='fastv'
+    ).replace(fastv_ratio=0.25)
     assert isinstance(chosen('main', 'dense', [])[0], EvaluationSetting)

@@ -19,14 +19,15 @@ class EvaluationSetting:
     """A row of a table.
 
     ``control``: ``asked`` shows the policy what is there and says what is wanted, ``wrong colour``
-    names another cube, ``blind`` shows black images. ``against`` is the label of the row this
-    one is also compared with, beside dense.
+    names another cube, ``blind`` shows black images. ``against`` is the label of the row this one
+    is also compared with, beside dense. Rows of one ``curve`` differ in one knob.
     """
 
     label: str
     params: PruningParams = field(default_factory=PruningParams)
     control: str = 'asked'
     against: str = ''
+    curve: str = ''
 
     def __post_init__(self) -> None:
         if self.control not in CONTROLS:
@@ -112,10 +113,73 @@ def alpha_table() -> list[EvaluationSetting]:
     return rows
 
 
+# One knob per method, from many tokens to few: on 512 tokens of 605 and 16 layers, with towers of
+# a tenth of a query, about 75, 55, 40 and 25 % of a dense query's operations where the method can
+# be had at that. VLA-Cache, ADP and SP-VLA keep what their data-dependent rules say.
+KNOBS: dict[str, tuple[dict[str, object], ...]] = {
+    'specprune': tuple({'alpha': a} for a in (1.8, 1.2, 0.6, 0.1)),
+    'random': tuple({'random_keep': k} for k in (0.75, 0.5, 0.3, 0.05)),
+    'fastv': tuple({'fastv_ratio': r} for r in (0.25, 0.5, 0.7, 0.95)),
+    'divprune': tuple({'divprune_keep': k} for k in (0.75, 0.55, 0.35, 0.15)),
+    'sparsevlm': tuple(
+        {'sparsevlm_keep': tuple(round(s * k) for k in (300, 200, 110))}
+        for s in (1.9, 1.6, 1.0, 0.2)
+    ),
+    'vla_cache': tuple(
+        {'vla_cache_static': s, 'vla_cache_relevant': r}
+        for s, r in ((150, 100), (200, 50), (240, 10), (256, 0))
+    ),
+    'efficientvla': tuple({'efficientvla_keep': k} for k in (216, 150, 90, 24)),
+    'sp_vla': tuple({'sp_vla_threshold': t} for t in (0.2, 0.3, 0.4, 0.7)),
+    'adp': tuple({'adp_keep': k} for k in (0.75, 0.5, 0.3, 0.1)),
+    'vla_pruner': tuple({'vla_pruner_keep': k} for k in (0.7, 0.45, 0.25, 0.05)),
+    'team_vla': tuple(
+        {'team_vla_sample': n, 'team_vla_anchors': a}
+        for n, a in ((1, 400), (2, 240), (3, 140), (8, 80))
+    ),
+}
+LOCAL = (384, 256, 128)  # of 512 tokens, by the attention of the second layer alone
+
+
+def curve_table() -> list[EvaluationSetting]:
+    """Every method over its own retention knob; SpecPrune with the prior made anew in the slack
+    as well, and with as many tokens at random; fixed counts by local attention alone.
+    """
+    rows = [DENSE]
+    for name, knobs in KNOBS.items():
+        for knob in knobs:
+            value = ' '.join(_plain(v) for v in knob.values())
+            params = PruningParams(pruner=name).replace(**knob)
+            row = EvaluationSetting(f'{name} {value}', params, curve=name)
+            if name != 'specprune':
+                rows.append(row)
+                continue
+            control = replace(random_like(row), curve='random like specprune')
+            slack = params.replace(refresh_when='slack')
+            rows += [
+                replace(row, against=control.label),
+                control,
+                EvaluationSetting(
+                    f'{name} {value}, slack', slack, 'asked', control.label, 'specprune, slack'
+                ),
+            ]
+    for kept in LOCAL:
+        params = PruningParams(pruner='fastv').replace(
+            fastv_rows='text', fastv_ratio=1 - kept / 512
+        )
+        rows.append(EvaluationSetting(f'local {kept}', params, curve='local attention'))
+    return rows
+
+
+def _plain(value: object) -> str:
+    return '/'.join(map(str, value)) if isinstance(value, tuple) else f'{value:g}'
+
+
 TABLES = {
     'main': main_table,
     'pruners': pruner_table,
     'ablations': ablation_table,
+    'curves': curve_table,
 }
 
 
