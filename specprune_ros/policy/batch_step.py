@@ -49,7 +49,9 @@ def forward_batch(
     model, config = loaded.model, loaded.config
     timer.mark()
     similarity = [
-        None if one.then is None else patch_cosine(one.images, one.then, config.grid)
+        None
+        if one.reference_images is None
+        else patch_cosine(one.images, one.reference_images, config.grid)
         for one in batch
     ]
     images = torch.stack([one.images for one in batch])
@@ -67,7 +69,7 @@ def forward_batch(
     timer.mark()
     actions = _head(model, outputs, layout, batch)
     given = [
-        device_outputs(config, *one)
+        device_outputs(config, key, *one)
         for one in zip(embedded, outputs, outcomes, actions, strict=True)
     ]
     timer.mark()

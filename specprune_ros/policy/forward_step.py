@@ -1,4 +1,4 @@
-"""A query as the engine takes it: what is known beforehand, and the tensors that change."""
+"""One query as tensors: :func:`forward_step`, what it takes and what it gives."""
 
 from __future__ import annotations
 
@@ -49,18 +49,19 @@ class StepInputs:
 
     On the model's device, but for ``proprio``, which may lie on the host.
 
-    ``images``: uint8 ``[cameras, S, S, 3]`` as the policy sees them; ``then``: the same of the
-    reference moment, or ``None``. ``ids``: int64 ``[1, P]`` of ``prompt``. ``proprio``: float32
-    ``[proprio_dim]``, normalised, or ``None``. ``noise``: float32 ``[K, D]`` of a diffusion head
-    (``[K, W]`` of a flow sampler), or ``None``. ``guide``: what real-time chunking pulls a flow
-    sampler towards. ``carry``: what this pruner's previous pass returned. ``cache``, ``seed``,
-    ``speed_xyz`` (m/s) and ``displacement`` (m) are for pruners that keep state on the host.
+    ``images``: uint8 ``[cameras, S, S, 3]`` as the policy sees them; ``reference_images``: the
+    same of the reference moment, or ``None``. ``ids``: int64 ``[1, P]`` of ``prompt``.
+    ``proprio``: float32 ``[proprio_dim]``, normalised, or ``None``. ``noise``: float32 ``[K, D]``
+    of a diffusion head (``[K, W]`` of a flow sampler), or ``None``. ``guide``: what real-time
+    chunking pulls a flow sampler towards. ``carry``: what this pruner's previous pass returned.
+    ``cache``, ``seed``, ``speed_xyz`` (m/s) and ``displacement`` (m) are for pruners that keep
+    state on the host.
     """
 
     images: Tensor
     prompt: Prompt
     ids: Tensor
-    then: Tensor | None = None
+    reference_images: Tensor | None = None
     proprio: Tensor | None = None
     noise: Tensor | None = None
     guide: Guide | None = None
@@ -75,14 +76,14 @@ class StepInputs:
         carried = tuple(
             (name, tuple(value.shape), value.dtype) for name, value in sorted(self.carry.items())
         )
-        guided = self.guide is not None
-        return GraphKey(layout, _of_the_pass(params), mode, self.then is not None, carried, guided)
+        compared, guided = self.reference_images is not None, self.guide is not None
+        return GraphKey(layout, _of_the_pass(params), mode, compared, carried, guided)
 
     def tensors(self) -> dict[str, Tensor]:
         """What changes from query to query of one key, by name."""
         named = {
             'images': self.images,
-            'then': self.then,
+            'reference_images': self.reference_images,
             'ids': self.ids,
             'proprio': self.proprio,
             'noise': self.noise,
@@ -126,17 +127,36 @@ Decode = Callable[[Network, Embedded, PrunePass | None, KVCache | None], Decoder
 class PassMetadata:
     """What is known of a pass without its numbers: the same for every query of a captured key.
 
-    ``sets`` names the token sets; ``layers``, ``after`` and ``mean`` are those of ``TokenCounts``;
-    ``judged``: the prior can be judged by what this query attended to.
+    ``mode`` is the one the pass ran in; where that is dense although the key's is not,
+    ``dense_because`` says why. ``sets`` names the token sets; ``layers``, ``after`` and ``mean``
+    are those of ``TokenCounts``; ``judged``: the prior can be judged by what this query attended
+    to.
     """
 
-    sets: tuple[str, ...]
-    layers: tuple[int, ...]
-    after: tuple[int, ...]
-    mean: float
-    judged: bool
-    flops: float
-    notes: tuple[str, ...]
+    mode: Mode
+    sets: tuple[str, ...] = ()
+    layers: tuple[int, ...] = ()
+    after: tuple[int, ...] = ()
+    mean: float = 0.0
+    judged: bool = False
+    flops: float = 0.0
+    notes: tuple[str, ...] = ()
+    dense_because: str = ''
+
+
+@dataclass(frozen=True)
+class StepDetails:
+    """Everything a query computed on its way, for code that looks into one.
+
+    ``similarity``: float32 ``[V]``, cosine of each patch with the reference image's, or ``None``.
+    ``output`` is the decoder's, ``outcome`` the pruner's own account with its scores.
+    """
+
+    key: GraphKey
+    inputs: StepInputs
+    similarity: Tensor | None
+    output: DecoderOutput
+    outcome: PassOutcome
 
 
 @dataclass(frozen=True)
@@ -146,7 +166,7 @@ class DeviceOutputs:
     ``packed``: float32, the normalised actions ``[K * D]`` and then ``counts``: tokens per set of
     ``metadata.sets``, their union, and for the prior: hits, wanted. ``carry`` is the next query's;
     ``sets`` are bool ``[V]``; ``left``: int64 patch ids after the last boundary, ``None`` where
-    nothing was pruned.
+    nothing was pruned. ``details`` are there where they were requested.
     """
 
     packed: Tensor
@@ -154,6 +174,7 @@ class DeviceOutputs:
     sets: dict[str, Tensor]
     left: Tensor | None
     metadata: PassMetadata
+    details: StepDetails | None = None
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything on the device, by name."""
@@ -167,7 +188,7 @@ class DeviceOutputs:
 
 @dataclass(frozen=True)
 class StepOutputs:
-    """An answer whose numbers the host has read.
+    """The outputs of a query whose numbers the host has read.
 
     ``actions``: float64 ``[K, D]``, normalised. ``counts``: tokens per set. ``recall``: share of
     what this query attended to that the prior had named. ``seconds`` of the stages preprocess,
@@ -198,20 +219,30 @@ def forward_step(
     loaded: LoadedModel,
     key: GraphKey,
     inputs: StepInputs,
-    timer: StageTimer,
+    timer: StageTimer | None = None,
     decode: Decode = plain_decode,
+    begin: Callable[[QueryContext], PrunePass] | None = None,
+    details: bool = False,
 ) -> DeviceOutputs:
-    """Run the query. Nothing here waits for the device unless the pruner does."""
+    """Run one query: the one way from its tensors to the actions and what pruning did.
+
+    ``timer`` marks the stages. ``decode`` runs the language model. ``begin`` starts the pruner's
+    pass, by default that of the method which the parameters name. With ``details`` the outputs
+    hold everything the query computed (for ``explain``, ``verify`` and measurements; not under a
+    CUDA graph, whose memory that is). Nothing here waits for the device unless the pruner does.
+    Call it under ``torch.inference_mode()``.
+    """
     model, config = loaded.model, loaded.config
+    timer = timer or stage_timer_on(inputs.images.device)
     timer.mark()
     similarity = None
-    if inputs.then is not None:
-        similarity = patch_cosine(inputs.images, inputs.then, config.grid)
+    if inputs.reference_images is not None:
+        similarity = patch_cosine(inputs.images, inputs.reference_images, config.grid)
     pixels = loaded.preprocessor.normalise(inputs.images)
     timer.mark()
     embedded = model.embed(pixels, inputs.prompt, inputs.proprio, inputs.ids)
     timer.mark()
-    prune_pass = begin_pass(model, key, inputs, embedded, similarity)
+    prune_pass = begin_pass(model, key, inputs, embedded, similarity, begin)
     output = decode(model, embedded, prune_pass, inputs.cache)
     timer.mark()
     steering = {}
@@ -220,8 +251,11 @@ def forward_step(
         steering = dict(proprio=inputs.proprio, guide=inputs.guide, prune=prune_pass)
     actions = model.head(output, embedded.layout, inputs.noise, **steering)
     outcome = prune_pass.finish()
-    outputs = device_outputs(config, embedded, output, outcome, actions)
+    outputs = device_outputs(config, key, embedded, output, outcome, actions)
     timer.mark()
+    if details:
+        found = StepDetails(key, inputs, similarity, output, outcome)
+        outputs = replace(outputs, details=found)
     return outputs
 
 
@@ -231,6 +265,7 @@ def begin_pass(
     inputs: StepInputs,
     embedded: Embedded,
     similarity: Tensor | None,
+    begin: Callable[[QueryContext], PrunePass] | None = None,
 ) -> PrunePass:
     """The pruner's pass for one query."""
     context = QueryContext(
@@ -247,21 +282,22 @@ def begin_pass(
         displacement=inputs.displacement,
         seed=inputs.seed,
     )
-    return pruner(key.params.pruner).begin(context)
+    return (begin or pruner(key.params.pruner).begin)(context)
 
 
 def device_outputs(
     config: PolicyConfig,
+    key: GraphKey,
     embedded: Embedded,
     output: DecoderOutput,
     outcome: PassOutcome,
     actions: Tensor,
 ) -> DeviceOutputs:
-    """What a query leaves, once its pass is finished."""
+    """What a query leaves on the device, once its pass is finished."""
     counts, judged = _counts(outcome, embedded.layout, actions.device)
-    packed = torch.cat((actions.float().flatten(), counts.float()))
     present = [count for count in output.layer_tokens if count]
     metadata = PassMetadata(
+        mode=Mode.DENSE if outcome.dense_because else key.mode,
         sets=tuple(outcome.sets),
         layers=tuple(boundary for boundary, _ in outcome.kept),
         after=tuple(len(ids) for _, ids in outcome.kept),
@@ -269,9 +305,15 @@ def device_outputs(
         judged=judged,
         flops=float(query_flops(config, output, embedded.layout.cameras).flops),
         notes=tuple(outcome.notes),
+        dense_because=outcome.dense_because,
     )
-    left = outcome.kept[-1][1] if outcome.kept else None
-    return DeviceOutputs(packed, outcome.carry, outcome.sets, left, metadata)
+    return DeviceOutputs(
+        packed=torch.cat((actions.float().flatten(), counts.float())),
+        carry=outcome.carry,
+        sets=outcome.sets,
+        left=outcome.kept[-1][1] if outcome.kept else None,
+        metadata=metadata,
+    )
 
 
 def _counts(
@@ -327,7 +369,7 @@ class HostStageTimer:
         self._times.append(time.perf_counter())
 
     def seconds(self) -> tuple[float, ...]:
-        """Seconds between timer."""
+        """Seconds of each stage."""
         return tuple(b - a for a, b in zip(self._times, self._times[1:], strict=False))
 
 
@@ -350,7 +392,7 @@ class CudaStageTimer:
         self._next += 1
 
     def seconds(self) -> tuple[float, ...]:
-        """Seconds between timer; the device must have passed the last one."""
+        """Seconds of each stage; the device must have passed the last mark."""
         pairs = zip(self._events, self._events[1:], strict=False)
         return tuple(a.elapsed_time(b) / 1000 for a, b in pairs)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from specprune_ros.policy.image_buffer import FrameHistory
+from specprune_ros.policy.image_buffer import ImageBuffer, Preprocess
 from specprune_ros.policy.observation import Observation
 from specprune_ros.pruning.controller import ControllerState
 
@@ -25,16 +25,16 @@ SECOND_NS = 1_000_000_000
 HISTORY_STEPS = 20  # control steps of images kept for V_dynamic
 
 
-def history_for(step_dt: float) -> FrameHistory:
-    """The image history of a policy whose control step takes ``step_dt`` seconds."""
+def history_for(step_dt: float, preprocess: Preprocess | None = None) -> ImageBuffer:
+    """The images of a policy whose control step takes ``step_dt`` seconds."""
     # Two images a control step are as many as a look back by control steps can tell apart.
-    return FrameHistory(
-        round(HISTORY_STEPS * step_dt * SECOND_NS), round(0.45 * step_dt * SECOND_NS)
+    return ImageBuffer(
+        round(HISTORY_STEPS * step_dt * SECOND_NS), round(0.45 * step_dt * SECOND_NS), preprocess
     )
 
 
 def prior_key(params: PruningParams) -> tuple[object, ...]:
-    """What the scores carried from query to query mean: who listened where, to which rows."""
+    """What the scores carried from query to query mean: who observed where, and which rows."""
     return (
         params.pruner,
         params.layers_global,
@@ -56,7 +56,7 @@ class Memory:
     since.
     """
 
-    history: FrameHistory
+    history: ImageBuffer
     gap_limit_s: float = 2.0
     carry: dict[str, Tensor] = field(default_factory=dict)
     cache: KVCache | None = None
@@ -75,7 +75,7 @@ class Memory:
     def open(self, observation: Observation, method: tuple[object, ...]) -> str | None:
         """Begin a query: forget where continuity is broken. Returns why, or ``None``.
 
-        Rules, in order: a reset that was asked for (start, service, activation), time going
+        Rules, in order: a reset that was requested (start, service, activation), time going
         backwards, a gap longer than ``gap_limit_s``, other cameras or another image size; these
         forget the past images as well. Then another instruction, or another ``method`` (the
         pruner and what it listens to, which is what the carried scores mean): the images stay

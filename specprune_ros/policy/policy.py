@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -24,7 +24,14 @@ from specprune_ros.models.tokens import Prompt, id_rows
 from specprune_ros.policy.action_extrapolator import ActionExtrapolator
 from specprune_ros.policy.engine.cuda_graph import CudaGraphEngine
 from specprune_ros.policy.engine.eager import EagerEngine
-from specprune_ros.policy.forward_step import StepInputs, StepOutputs, compares
+from specprune_ros.policy.forward_step import (
+    DeviceOutputs,
+    GraphKey,
+    PassMetadata,
+    StepInputs,
+    StepOutputs,
+    compares,
+)
 from specprune_ros.policy.memory import SECOND_NS, Memory, history_for, prior_key
 from specprune_ros.policy.motion_range import motion_range
 from specprune_ros.policy.observation import CameraImage, Observation, ObservationError
@@ -65,7 +72,7 @@ class Policy:
         self.loaded = loaded
         self.config: PolicyConfig = loaded.config
         self.step_dt = 1.0 / self.config.control_hz
-        self.history = history_for(self.step_dt)
+        self.history = history_for(self.step_dt, self._preprocess)
         self.max_normalised_action = max_normalised_action
         self.measure_deviation = False
         self.wants_overlay = True
@@ -77,28 +84,27 @@ class Policy:
         self._foreseen: float | None = None  # m, the last chunk's translation
         self._dense_took: deque[float] = deque(maxlen=8)
         self._refreshes = Refreshes()
-        self._held: list[Tensor] = []  # images of the query under way, for its stream
         self._dense: tuple[TokenLayout | None, int] = (None, 1)
         self._engine = engine or EagerEngine(loaded)
         self._device = self._engine.device
         self._swap = threading.Lock()
-        self._snapshot = self._latest = (params or PruningParams(), 1)
+        self._in_force = self._latest = _InForce.of(params or PruningParams(), 1)
 
     @property
     def params(self) -> PruningParams:
         """The parameters the next query runs with."""
-        return self._snapshot[0]
+        return self._in_force.params
 
     @property
     def params_version(self) -> int:
         """Counts changes of the parameters, from 1."""
-        return self._snapshot[1]
+        return self._in_force.version
 
     @property
     def pending_version(self) -> int | None:
         """The version being prepared while the one before still answers, ``None`` for none."""
-        version = self._latest[1]
-        return version if version > self._snapshot[1] else None
+        version = self._latest.version
+        return version if version > self._in_force.version else None
 
     @property
     def device(self) -> torch.device:
@@ -142,28 +148,31 @@ class Policy:
         """Raise ``ParamError`` where these parameters and this model cannot go together."""
         check_params(params, self.layout())
 
-    def set_params(self, params: PruningParams) -> int:
-        """Use ``params`` from the next query on; returns their version. Raises ``ParamError``.
+    def set_params(self, params: PruningParams, checked: bool = False) -> int:
+        """Use ``params`` from the next query on; returns their version. Raises ``ParamError``
+        (not where they are ``checked`` already).
 
-        An engine that must prepare for them lets the old ones left_on_device until it has.
+        An engine that must prepare for them leaves the old ones in force until it has.
         """
-        self.check_params(params)
+        if not checked:
+            self.check_params(params)
         with self._swap:
-            self._latest = latest = (params, self._latest[1] + 1)
+            self._latest = latest = _InForce.of(params, self._latest.version + 1)
         self._engine.prepare(params, None, partial(self._use, latest))
-        return latest[1]
+        return latest.version
 
-    def _use(self, latest: tuple[PruningParams, int]) -> None:
+    def _use(self, latest: _InForce) -> None:
         with self._swap:
-            if latest[1] > self._snapshot[1]:
-                self._snapshot = latest
+            if latest.version > self._in_force.version:
+                self._in_force = latest
 
-    def reset(self, reason: str = 'asked for') -> None:
+    def reset(self, reason: str = 'requested') -> None:
         """Forget everything before the next query."""
         self._memory.request_reset(reason)
 
     def close(self) -> None:
-        """End what the engine runs in the background."""
+        """End what runs in the background."""
+        self.history.stop_prefetch()
         self._engine.close()
 
     def warm_up(self, instruction: str = 'warm up') -> float:
@@ -177,7 +186,7 @@ class Policy:
             prepared.set()
 
         prompt = self.loaded.tokenizer.encode(instruction)
-        self._engine.prepare(latest[0], prompt, ready)
+        self._engine.prepare(latest.params, prompt, ready)
         prepared.wait()
         size = self.config.image_size
         grey = np.full((size, size, 3), 128, np.uint8)
@@ -201,12 +210,14 @@ class Policy:
         observation: Observation,
         noise: np.ndarray | None = None,
         continuation: Continuation | None = None,
+        details: bool = False,
     ) -> PolicyResult:
         """One query.
 
         ``noise`` is what a diffusion head ``[K, D]`` or a flow sampler ``[K, W]`` starts from; by
         default it is drawn, from the number of the query. ``continuation``: the chunk that a flow
-        policy is to go on from (real-time chunking).
+        policy is to go on from (real-time chunking). With ``details`` it runs eagerly, and the
+        result holds everything it computed.
 
         Raises ``ObservationError`` for an observation that does not fit the model and
         :class:`PolicyError` for actions that are not finite or absurd; memory is then forgotten.
@@ -215,7 +226,9 @@ class Policy:
         if continuation is not None and self.config.flow is None:
             raise ValueError('only a flow policy (pi0, pi0.5) can go on from a chunk')
         try:
-            return self._query(observation, *self._snapshot, noise, continuation)
+            query = self._prepare(observation, noise, continuation)
+            outputs = self._run(query, details)
+            return self._report(query, outputs)
         except Exception as error:
             # Half a query must not be the next one's past.
             self.reset(f'after an error: {error}')
@@ -248,15 +261,16 @@ class Policy:
         observation = self._checked(observation)
         if not memory.follows(observation):
             return False
+        # Held here until the device is done with them.
+        seen = [self.history.preprocessed(*shown) for shown in observation.images.items()]
         proprio = self._proprio(observation)
         prompt = self._prompt(observation.instruction, proprio)
-        seen = self._see(observation)
         inputs = StepInputs(
-            images=seen,
+            images=torch.stack(seen),
             prompt=prompt,
             ids=id_rows(prompt.ids, self._device),
             proprio=proprio,
-            noise=self.loaded.model.noise(seed=memory.queries),
+            noise=self._noise(None, memory.queries),
             seed=memory.queries,
         )
         key = inputs.graph_key(self._layout(prompt, len(seen)), params, Mode.DENSE)
@@ -266,8 +280,6 @@ class Policy:
         except Cancelled:
             self._refreshes = replace(so_far, given_up=so_far.given_up + 1)
             return False
-        finally:
-            self._held.clear()
         memory.refresh(outputs.device_outputs.carry['prior'])
         took = time.perf_counter() - start
         self._dense_took.append(took)
@@ -299,92 +311,123 @@ class Policy:
         images = {camera: given[camera] for camera in self.config.cameras if camera in given}
         return replace(observation, images=images)
 
-    def _query(
+    def prepare_reference(self, at_ns: int, cancelled: Callable[[], bool]) -> None:
+        """Preprocess the past images that a query at ``at_ns`` will probably compare with.
+
+        Which they are depends on how far the end effector comes until then: told from the last
+        chunk, and a control step to either side.
+        """
+        if not self._in_force.compares or not self._memory.queries:
+            return
+        steps = history_offset(self._foreseen, self.params, self.motion)
+        wanted = at_ns - round(steps * self.step_dt * SECOND_NS)
+        margin = round(self.step_dt * SECOND_NS)
+        for camera, frame in self.history.between(wanted - margin, wanted + margin):
+            if cancelled():
+                return
+            frame.get_preprocessed(self._preprocess, camera)
+
+    def _prepare(
         self,
         observation: Observation,
-        params: PruningParams,
-        version: int,
         noise: np.ndarray | None,
         continuation: Continuation | None,
-    ) -> PolicyResult:
-        start = time.perf_counter()
-        method = pruner(params.pruner)
-        memory = self._memory
+    ) -> _Query:
+        """Decide the mode and gather the tensors."""
+        start, force, memory = time.perf_counter(), self._in_force, self._memory
+        params = force.params
         # A slow model must not take its own slowness for a pause.
         memory.gap_limit_s = max(params.reset_gap, 3.0 * self._took)
-        reset = memory.open(observation, prior_key(params))
+        reset = memory.open(observation, force.prior_key)
         decision = self._controller.decide(observation.speed, params, memory.controller)
         memory.controller = decision.state
-        if params.scheduler == 'ridge':
-            extrapolated = self._extrapolated(observation, params, version, reset, start)
-            if extrapolated is not None:
-                return extrapolated
+        query = _Query(observation, force, reset, decision.reason, start)
+        if params.scheduler == 'ridge' and self._extrapolate(query):
+            return query
 
-        seen = self._see(observation)
-        displacement = memory.displacement(observation)
-        steps = history_offset(displacement, params, self.motion)
-        then, history_age = None, None
-        if compares(params):
-            then, history_age = self._past(observation, steps)
-        mode, reason = self._mode(params, decision, reset, seen, then)
+        seen = [self.history.preprocessed(*shown) for shown in observation.images.items()]
+        images, displacement = torch.stack(seen), memory.displacement(observation)
+        reference = None
+        if force.compares:
+            query.history_steps = history_offset(displacement, params, self.motion)
+            past = self._past(query)
+            reference = torch.stack(past) if past else None
+            seen += past
+        query.held = seen  # until the device is done with them
+        mode = self._mode(query, decision, images, reference)
         proprio = self._proprio(observation)
         prompt = self._prompt(observation.instruction, proprio)
-        layout = self._layout(prompt, len(seen))
-        cache = self._cache(method.plan(layout, params, Mode.COARSE).reuse)
-        inputs = StepInputs(
-            images=seen,
+        query.layout = layout = self._layout(prompt, len(images))
+        reuses = pruner(params.pruner).plan(layout, params, Mode.COARSE).reuse
+        query.inputs = inputs = StepInputs(
+            images=images,
             prompt=prompt,
             ids=id_rows(prompt.ids, self._device),
-            then=None if mode is Mode.DENSE else then,
+            reference_images=None if mode is Mode.DENSE else reference,
             proprio=proprio,
             noise=self._noise(noise, memory.queries),
             guide=self._guide(continuation),
             carry=memory.carry,
-            cache=cache,
+            cache=(memory.cache or KVCache(self.config.decoder.depth)) if reuses else None,
             seed=memory.queries,
             speed_xyz=observation.speed.v_t if observation.speed else None,
             displacement=displacement,
         )
-        asked = time.perf_counter()
-        outputs = self._engine.run(inputs.graph_key(layout, params, mode), inputs)
-        self._held.clear()  # the device is done with them
-        left_on_device, metadata = outputs.device_outputs, outputs.device_outputs.metadata
+        query.key = inputs.graph_key(layout, params, mode)
+        query.prepared = time.perf_counter()
+        return query
 
+    def _run(self, query: _Query, details: bool) -> StepOutputs:
+        """Run the model, unless the actions were extrapolated. Raises :class:`PolicyError`."""
+        if query.key is None:
+            normalised, nothing = self.normalised(query.actions, query.observation), torch.empty(0)
+            self._check_actions(normalised)
+            left = DeviceOutputs(nothing, self._memory.carry, {}, None, PassMetadata(Mode.SKIPPED))
+            return StepOutputs(normalised, {}, 0, None, left)
+        if details:
+            outputs = EagerEngine(self.loaded).run(query.key, query.inputs, details=True)
+        else:
+            outputs = self._engine.run(query.key, query.inputs)
         # What the statistics clip anyway is no reason for doubt.
         clips = self.loaded.statistics.clip_actions
         self._check_actions(np.clip(outputs.actions, -1.0, 1.0) if clips else outputs.actions)
-        actions = self._robot_actions(outputs.actions, observation)
-        self._extrapolator.issued(actions, observation.stamp_ns, from_model=True)
-        self._foreseen = self._translation(actions)
-        prior = mode is not Mode.DENSE and bool(memory.carry)
+        query.actions = self._robot_actions(outputs.actions, query.observation)
+        return outputs
+
+    def _report(self, query: _Query, outputs: StepOutputs) -> PolicyResult:
+        """The result, and what the next query must know."""
+        observation, params, memory = query.observation, query.force.params, self._memory
+        left, metadata = outputs.device_outputs, outputs.device_outputs.metadata
+        ran = metadata.mode is not Mode.SKIPPED
+        self._extrapolator.issued(query.actions, observation.stamp_ns, from_model=ran)
+        prior = metadata.mode in (Mode.COARSE, Mode.FINE) and bool(memory.carry)
         prior = prior and (params.pruner != 'specprune' or 'global' in metadata.sets)
-        overlay = self._overlay(seen, layout, outputs)
-        notes = self._notes(metadata.notes, prompt, observation)
-        # The account belongs to the query; a comparison that somebody asked for does not.
-        self._took = time.perf_counter() - start
-        if mode is Mode.DENSE:
-            self._dense_took.append(self._took)
-        refreshes, self._refreshes = self._refreshes, Refreshes()
-        preprocess, vision, decoder, head = outputs.seconds
-        times = StageTimes(asked - start + preprocess, vision, decoder, head, self._took)
+        overlay = self._overlay(query, outputs) if ran and self.wants_overlay else None
+        # The account belongs to the query; a comparison that was requested does not.
+        took = time.perf_counter() - query.start
         deviation, kept = None, None
-        if self.measure_deviation:
-            deviation, kept = self._compare_with_dense(
-                inputs, layout, params, actions, left_on_device.left, observation
-            )
-        memory.close(observation, left_on_device.carry, cache, mode is Mode.DENSE)
+        if ran:
+            self._took, self._foreseen = took, self._translation(query.actions)
+            if metadata.mode is Mode.DENSE:
+                self._dense_took.append(took)
+            if self.measure_deviation:
+                deviation, kept = self._compare_with_dense(query, left.left)
+        stages = outputs.seconds or (0.0,) * 4
+        cache = query.inputs.cache if ran else memory.cache
+        memory.close(observation, left.carry, cache, metadata.mode is Mode.DENSE)
+        refreshes, self._refreshes = self._refreshes, Refreshes()
         return PolicyResult(
-            actions=actions,
+            actions=query.actions,
             normalised=outputs.actions,
             episode=memory.episode,
-            params_version=version,
+            params_version=query.force.version,
             pruner=params.pruner,
-            mode=mode,
-            reason=reason,
-            reset=reset,
+            mode=metadata.mode,
+            reason=metadata.dense_because or query.reason,
+            reset=query.reset,
             speed=observation.speed,
             tokens=TokenCounts(
-                total=layout.vision_tokens,
+                total=query.layout.vision_tokens if ran else self.config.vision_tokens,
                 sets=outputs.counts,
                 union=outputs.union,
                 layers=metadata.layers,
@@ -393,154 +436,88 @@ class Policy:
             ),
             alpha=params.alpha,
             budgets=(params.k_global, params.k_local, params.k_dynamic),
-            history_steps=None if then is None else steps,
-            history_age=history_age,
+            history_steps=None if query.history_age is None else query.history_steps,
+            history_age=query.history_age,
             thresholds=self._thresholds(params),
             prior_valid=prior,
             prior_recall=outputs.recall if prior else None,
             flops=metadata.flops,
-            flops_ratio=metadata.flops / self._dense_flops(layout),
-            times=times,
+            flops_ratio=metadata.flops / self._dense_flops(query.layout) if ran else 0.0,
+            times=StageTimes(query.prepared - query.start + stages[0], *stages[1:], took),
             device=str(self._device),
             overlay=overlay,
             action_deviation=deviation,
             kept_recall=kept,
             refreshes=refreshes,
-            notes=notes,
+            notes=(*metadata.notes, *self._notes(query)),
+            details=left.details,
         )
 
-    def _extrapolated(
-        self,
-        observation: Observation,
-        params: PruningParams,
-        version: int,
-        reset: str | None,
-        start: float,
-    ) -> PolicyResult | None:
-        """A result without the model, where the scheduler allows it (SP-VLA)."""
-        if reset is not None:
+    def _extrapolate(self, query: _Query) -> bool:
+        """Actions without the model, where the scheduler allows it (SP-VLA)."""
+        observation, params = query.observation, query.force.params
+        if query.reset is not None:
             self._extrapolator.reset()
-            return None
+            return False
         speed = observation.speed.v_t if observation.speed else None
         actions, reason = self._extrapolator.predict(
             observation.stamp_ns, self.step_dt, speed, params, self.config.action.gripper_dim
         )
         if actions is None:
-            return None
-        normalised = self.normalised(actions, observation)
-        self._check_actions(normalised)
-        self._extrapolator.issued(actions, observation.stamp_ns, from_model=False)
-        memory = self._memory
-        memory.close(observation, memory.carry, memory.cache, dense=False)
-        total = time.perf_counter() - start
-        return PolicyResult(
-            actions=actions,
-            normalised=normalised,
-            episode=memory.episode,
-            params_version=version,
-            pruner=params.pruner,
-            mode=Mode.SKIPPED,
-            reason=f'model not run: {reason}',
-            reset=None,
-            speed=observation.speed,
-            tokens=TokenCounts(self.config.vision_tokens, {}, 0, (), (), 0.0),
-            alpha=params.alpha,
-            budgets=(params.k_global, params.k_local, params.k_dynamic),
-            history_steps=None,
-            history_age=None,
-            thresholds=self._thresholds(params),
-            prior_valid=False,
-            prior_recall=None,
-            flops=0.0,
-            flops_ratio=0.0,
-            times=StageTimes(0.0, 0.0, 0.0, 0.0, total),
-            device=str(self._device),
-            overlay=None,
-        )
+            return False
+        query.actions, query.reason = actions, f'model not run: {reason}'
+        query.prepared = query.start
+        return True
 
     def _mode(
-        self,
-        params: PruningParams,
-        decision: Decision,
-        reset: str | None,
-        seen: Tensor,
-        then: Tensor | None,
-    ) -> tuple[Mode, str]:
-        """Dense where memory or the parameters ask for it, else what the controller decided."""
-        memory = self._memory
+        self, query: _Query, decision: Decision, seen: Tensor, reference: Tensor | None
+    ) -> Mode:
+        """Dense where memory or the parameters require it, else what the controller decided."""
+        memory, params = self._memory, query.force.params
         if memory.queries == 0 and params.first_dense:
-            return Mode.DENSE, f'first query after a reset: {reset}'
+            query.reason = f'first query after a reset: {query.reset}'
+            return Mode.DENSE
         asks = params.refresh_when == 'query'
         if asks and params.refresh_period and memory.since_dense + 1 >= params.refresh_period:
-            return Mode.DENSE, f'every {params.refresh_period} queries'
-        if asks and params.refresh_change < 1.0 and then is not None:
-            similarity = patch_cosine(seen, then, self.config.grid)
+            query.reason = f'every {params.refresh_period} queries'
+            return Mode.DENSE
+        if asks and params.refresh_change < 1.0 and reference is not None:
+            similarity = patch_cosine(seen, reference, self.config.grid)
             tau = torch.tensor(params.tau, device=similarity.device)
             cameras = torch.arange(len(self.config.cameras), device=similarity.device)
             per_camera = tau[cameras.clamp(max=len(params.tau) - 1)]
             each = per_camera.repeat_interleave(similarity.numel() // len(self.config.cameras))
             share = float(changed_share(similarity, each))
             if share > params.refresh_change:
-                return Mode.DENSE, f'{share:.0%} of the patches changed'
-        return decision.mode, decision.reason
-
-    def prepare_reference(self, at_ns: int, cancelled: Callable[[], bool]) -> None:
-        """Prepare the past images that a query at ``at_ns`` will probably compare with.
-
-        Which they are depends on how far the end effector comes until then: told from the last
-        chunk, and a control step to either side.
-        """
-        if not compares(self.params) or not self._memory.queries:
-            return
-        steps = history_offset(self._foreseen, self.params, self.motion)
-        wanted = at_ns - round(steps * self.step_dt * SECOND_NS)
-        margin = round(self.step_dt * SECOND_NS)
-        for camera, frame in self.history.between(wanted - margin, wanted + margin):
-            if cancelled():
-                return
-            frame.get_preprocessed(partial(self._prepare, camera))
-
-    def _see(self, observation: Observation) -> Tensor:
-        """The images as the policy sees them, uint8 ``[cameras, S, S, 3]`` on the device."""
-        seen = [self.preprocess_image(*shown) for shown in observation.images.items()]
-        self._held += seen
-        return torch.stack(seen)
+                query.reason = f'{share:.0%} of the patches changed'
+                return Mode.DENSE
+        return decision.mode
 
     @torch.inference_mode()
-    def preprocess_image(self, camera: str, image: CameraImage) -> Tensor:
-        """One image as the policy sees it, uint8 ``[S, S, 3]`` on the device. Any thread.
-
-        Prepared once where :attr:`history` has it: whoever asks later, for the query or for a
-        past image, finds it ready. Raises ``ImageError``.
-        """
-        frame = self.history.of(camera, image)
-        prepare = partial(self._prepare, camera)
-        return prepare(image) if frame is None else frame.get_preprocessed(prepare)
-
-    def _prepare(self, camera: str, image: CameraImage) -> Tensor:
+    def _preprocess(self, camera: str, image: CameraImage) -> Tensor:
         return self.loaded.preprocessor.image(image.pixels, camera)
 
-    def _past(self, observation: Observation, steps: int) -> tuple[Tensor | None, float | None]:
-        """The images of ``steps`` control steps ago as :meth:`_see` gives them, and their age in
-        seconds.
+    def _past(self, query: _Query) -> list[Tensor]:
+        """The images of ``history_steps`` control steps ago, uint8 ``[S, S, 3]`` each, or those
+        that came with the observation; none without a past.
         """
-        stamp = observation.stamp_ns
-        if observation.past is not None:
-            return self._given(observation, observation.past)
-        wanted = stamp - round(steps * self.step_dt * SECOND_NS)
-        past = [
-            self.history.at(camera, wanted, image.stamp_ns)
-            for camera, image in observation.images.items()
-        ]
-        found = [frame for frame in past if frame is not None]
-        if len(found) < len(past):
-            return None, None
-        then = [
-            frame.get_preprocessed(partial(self._prepare, camera))
-            for frame, camera in zip(found, observation.images, strict=True)
-        ]
-        self._held += then
-        return torch.stack(then), (stamp - min(frame.stamp_ns for frame in found)) / SECOND_NS
+        observation, stamp = query.observation, query.observation.stamp_ns
+        if (given := observation.past) is not None:
+            stamps = [image.stamp_ns for image in given.values()]
+            past = [self._preprocess(c, given[c]) for c in observation.images] if given else []
+        else:
+            wanted = stamp - round(query.history_steps * self.step_dt * SECOND_NS)
+            frames = {
+                camera: self.history.at(camera, wanted, image.stamp_ns)
+                for camera, image in observation.images.items()
+            }
+            if None in frames.values():
+                return []
+            stamps = [frame.stamp_ns for frame in frames.values()]
+            past = [f.get_preprocessed(self._preprocess, c) for c, f in frames.items()]
+        if past:
+            query.history_age = (stamp - min(stamps)) / SECOND_NS
+        return past
 
     def _translation(self, actions: np.ndarray) -> float | None:
         """Net translation of a chunk of steps in metres, ``None`` where actions are none."""
@@ -550,16 +527,9 @@ class Policy:
         axes = [i for i, name in enumerate(action.dims) if name in ('x', 'y', 'z')]
         return float(np.linalg.norm((actions * np.asarray(action.scale))[:, axes].sum(0)))
 
-    def _given(
-        self, observation: Observation, past: Mapping[str, CameraImage]
-    ) -> tuple[Tensor | None, float | None]:
-        """The past images that came with the observation, like :meth:`_past`."""
-        if not past:
-            return None, None
-        then = [self._prepare(camera, past[camera]) for camera in observation.images]
-        self._held += then
-        oldest = min(image.stamp_ns for image in past.values())
-        return torch.stack(then), (observation.stamp_ns - oldest) / SECOND_NS
+    def _thresholds(self, params: PruningParams) -> Thresholds:
+        si = in_si(params, self.motion)
+        return Thresholds(si.v_t_threshold, si.v_r_threshold, si.history_unit)
 
     def _proprio(self, observation: Observation) -> Tensor | None:
         if not self.config.proprio_dim or observation.proprio is None:
@@ -614,11 +584,6 @@ class Policy:
             return None
         return model_state(self.config.flow, observation.proprio)
 
-    def _cache(self, reuses: bool) -> KVCache | None:
-        if not reuses:
-            return None
-        return self._memory.cache or KVCache(self.config.decoder.depth)
-
     def _check_actions(self, normalised: np.ndarray) -> None:
         """Raise :class:`PolicyError` unless the actions are finite and within reason."""
         if not np.isfinite(normalised).all():
@@ -631,53 +596,39 @@ class Policy:
             )
 
     def _compare_with_dense(
-        self,
-        inputs: StepInputs,
-        layout: TokenLayout,
-        params: PruningParams,
-        actions: np.ndarray,
-        left: Tensor | None,
-        observation: Observation,
+        self, query: _Query, left: Tensor | None
     ) -> tuple[np.ndarray, float | None]:
         """Largest |pruned - dense| per dimension, and the share of what dense attends to most
         that was kept, on the same observation.
         """
         left = None if left is None else left.clone()  # an engine may use its place again
-        plain = replace(inputs, then=None, carry={}, cache=None)
+        params, layout = query.force.params, query.layout
+        plain = replace(query.inputs, reference_images=None, carry={}, cache=None)
         key = plain.graph_key(layout, params.replace(pruner='specprune'), Mode.DENSE)
         outputs = EagerEngine(self.loaded).run(key, plain)
-        dense = self._robot_actions(outputs.actions, observation)
-        deviation = action_deviation(torch.from_numpy(actions), torch.from_numpy(dense)).numpy()
+        dense = self._robot_actions(outputs.actions, query.observation)
+        deviation = action_deviation(torch.from_numpy(query.actions), torch.from_numpy(dense))
         scores = outputs.device_outputs.carry.get('prior')
         if scores is None or not params.k_global:
-            return deviation, None
+            return deviation.numpy(), None
         everything = torch.arange(layout.vision_tokens, device=scores.device)
         count = min(params.k_global * layout.cameras, len(everything))
-        return deviation, kept_recall(everything if left is None else left, scores, count)
+        recall = kept_recall(everything if left is None else left, scores, count)
+        return deviation.numpy(), recall
 
-    def _overlay(
-        self, images: Tensor, layout: TokenLayout, outputs: StepOutputs
-    ) -> Overlay | None:
-        """What an image of the query needs, where one is wanted."""
-        if not self.wants_overlay:
-            return None
-        kept = np.ones(layout.vision_tokens, bool)
-        if outputs.device_outputs.left is not None:
-            ids = outputs.device_outputs.left.cpu().numpy()
+    def _overlay(self, query: _Query, outputs: StepOutputs) -> Overlay:
+        """What an image of the query needs. Copies: an engine may use their places again."""
+        left = outputs.device_outputs
+        kept = np.ones(query.layout.vision_tokens, bool)
+        if left.left is not None:
+            ids = left.left.cpu().numpy()
             kept[:] = False
             kept[ids[ids >= 0]] = True
-        # Copies: an engine may use their places again.
-        sets = {
-            name: members.cpu().numpy().copy()
-            for name, members in outputs.device_outputs.sets.items()
-        }
+        sets = {name: members.cpu().numpy().copy() for name, members in left.sets.items()}
+        images = query.inputs.images
         if images.dtype != torch.uint8:
             images = images.clamp(0, 255).round().to(torch.uint8)
-        return Overlay(images.cpu().numpy(), layout.grid, sets, kept)
-
-    def _thresholds(self, params: PruningParams) -> Thresholds:
-        si = in_si(params, self.motion)
-        return Thresholds(si.v_t_threshold, si.v_r_threshold, si.history_unit)
+        return Overlay(images.cpu().numpy(), query.layout.grid, sets, kept)
 
     def _dense_flops(self, layout: TokenLayout) -> int:
         """Operations of the dense query."""
@@ -685,19 +636,62 @@ class Policy:
             self._dense = layout, dense_flops(self.config, layout).flops
         return self._dense[1]
 
-    def _notes(
-        self, metadata: tuple[str, ...], prompt: Prompt, observation: Observation
-    ) -> tuple[str, ...]:
-        """What the user should know of this query."""
-        notes = list(metadata)
-        if self.config.proprio_dim and observation.proprio is not None:
-            far = self.loaded.statistics.far_outside(observation.proprio)
+    def _notes(self, query: _Query) -> list[str]:
+        """What the user should know of this query, besides what the pruner says."""
+        notes = []
+        if query.inputs is None:
+            return notes
+        if query.inputs.proprio is not None:
+            far = self.loaded.statistics.far_outside(query.observation.proprio)
             notes += [far] if far else []
-        if prompt.unknown:
+        if unknown := query.inputs.prompt.unknown:
             notes.append(
-                f'outside the vocabulary of this policy: {", ".join(prompt.unknown)}; '
+                f'outside the vocabulary of this policy: {", ".join(unknown)}; '
                 'it was not trained on these words'
             )
         if self.loaded.preprocessor.note:
             notes.append(self.loaded.preprocessor.note)
-        return tuple(notes)
+        return notes
+
+
+@dataclass(frozen=True)
+class _InForce:
+    """Parameters in force, their version, and what follows from them for every query.
+
+    ``prior_key``: what the scores carried from query to query mean, that is who observed where and
+    which rows. ``compares``: queries look at a past image.
+    """
+
+    params: PruningParams
+    version: int
+    prior_key: tuple[object, ...]
+    compares: bool
+
+    @classmethod
+    def of(cls, params: PruningParams, version: int) -> _InForce:
+        return cls(params, version, prior_key(params), compares(params))
+
+
+@dataclass
+class _Query:
+    """One query under way; the second half is known once it is prepared.
+
+    ``key`` is ``None`` where ``actions`` were extrapolated and no model is run; otherwise
+    ``actions`` are those of the model. ``start`` and ``prepared`` are times of ``perf_counter``.
+    ``held`` keeps the images until the device is done with them, as the history may let go of
+    them meanwhile.
+    """
+
+    observation: Observation
+    force: _InForce
+    reset: str | None
+    reason: str
+    start: float
+    prepared: float = 0.0
+    key: GraphKey | None = None
+    inputs: StepInputs | None = None
+    layout: TokenLayout | None = None
+    history_steps: int = 0
+    history_age: float | None = None
+    held: list[Tensor] = field(default_factory=list)
+    actions: np.ndarray | None = None

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from specprune_ros.policy.overlay import Overlay
 from specprune_ros.pruning.controller import SpeedSample
 from specprune_ros.pruning.interface import Mode
+
+if TYPE_CHECKING:
+    from specprune_ros.policy.forward_step import StepDetails
 
 
 class PolicyError(RuntimeError):
@@ -81,7 +85,8 @@ class PolicyResult:
     per action dimension, where that was asked for.
     ``normalised`` are the actions as the model gave them, what a next chunk goes on from.
     ``kept_recall`` is the share of what that dense pass attended to most that was kept.
-    ``overlay`` is ``None`` where the model was not run or nobody looks.
+    ``overlay`` is ``None`` where the model was not run or nobody looks. ``details`` are there
+    where they were requested.
     """
 
     actions: np.ndarray
@@ -110,3 +115,4 @@ class PolicyResult:
     kept_recall: float | None = None
     refreshes: Refreshes = Refreshes()
     notes: tuple[str, ...] = field(default=())
+    details: StepDetails | None = None

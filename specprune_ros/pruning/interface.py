@@ -169,7 +169,8 @@ class PassOutcome:
     ``carry`` goes into the next query's context. ``sets`` names, per set, the patches (bool
     ``[V]``) that the set asked for. ``kept`` lists ``(boundary, patch ids left after it)``; merged
     tokens have id -1. ``scores`` holds float32 ``[V]`` scores worth showing. ``notes`` are
-    messages for the user, such as a fall-back that was taken. ``attended`` computes (bool
+    messages for the user, such as a fall-back that was taken. ``dense_because`` says why the pass
+    ran dense although it was to prune (empty: it ran as planned). ``attended`` computes (bool
     ``[V]``) which tokens this pass's own deep layers ranked highest, as many as the prior may
     name.
     """
@@ -179,6 +180,7 @@ class PassOutcome:
     kept: list[tuple[int, Tensor]] = field(default_factory=list)
     scores: dict[str, Tensor] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    dense_because: str = ''
     attended: Callable[[], Tensor] | None = None
 
     @property

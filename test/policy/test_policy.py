@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from specprune_ros.policy.build import build_policy, resolve
+from specprune_ros.policy.forward_step import forward_step
 from specprune_ros.policy.observation import CameraImage, Observation, ObservationError
 from specprune_ros.policy.policy import PolicyError
 from specprune_ros.pruning.controller import SpeedSample
@@ -102,10 +103,10 @@ def test_memory_is_forgotten_by_the_rules(policy, change, reason):
     assert result.episode == before.episode + 1
 
 
-def test_a_reset_asked_for_happens_once(policy):
+def test_a_requested_reset_happens_once(policy):
     policy.act(look(0))
-    policy.reset('asked for')
-    assert policy.act(look(1)).reset == 'asked for'
+    policy.reset('requested')
+    assert policy.act(look(1)).reset == 'requested'
     assert policy.act(look(2)).reset is None
 
 
@@ -176,20 +177,46 @@ def test_absurd_actions_never_leave(policy):
         policy.act(look(0))
 
 
-def test_images_are_held_until_the_device_has_looked(policy, monkeypatch):
-    """The history may let go of them meanwhile, and their memory be used for another."""
-    held = []
-    ask = policy._engine.run
+@pytest.mark.parametrize(
+    ('name', 'why'),
+    [
+        ('adp', 'displacement unknown'),
+        ('vla_cache', 'no previous query'),
+        ('vla_pruner', 'fewer than 3 past queries'),
+    ],
+)
+def test_a_pass_that_falls_back_to_dense_says_dense_and_counts_as_one(policy, name, why):
+    policy.set_params(
+        PruningParams().replace(pruner=name, first_dense=False, refresh_period=5, adp_run=20)
+    )
+    results = [policy.act(look(i)) for i in range(12)]
+    assert results[0].mode is Mode.DENSE and why in results[0].reason
+    # The mode reported is the one the pass ran in.
+    assert all((r.mode is Mode.DENSE) == (r.tokens.layers == ()) for r in results)
+    dense = [i for i, r in enumerate(results) if r.mode is Mode.DENSE]
+    due = [i for i, r in enumerate(results) if r.reason == 'every 5 queries']
+    fell_back = [i for i in dense if i not in due]
+    assert fell_back[0] == 0 and due[0] - fell_back[-1] == 5
+    # What is said of a fall-back is the reason, not one more note at every query.
+    assert not any(result.notes for result in results)
 
-    def watch(form, question):
-        held.append([tensor.shape for tensor in policy._held])
-        return ask(form, question)
 
-    monkeypatch.setattr(policy._engine, 'run', watch)
+def test_details_are_what_the_query_itself_computed(policy):
     policy.act(look(0))
-    policy.act(look(1))
-    assert [len(shapes) for shapes in held] == [2, 4]  # those of the past as well
-    assert policy._held == []
+    plain = policy.act(look(1))
+    policy.reset()
+    policy.act(look(0))
+    looked = policy.act(look(1), details=True)
+    assert plain.details is None
+    assert looked.episode == plain.episode + 1
+    details = looked.details
+    assert details.key.mode is looked.mode is Mode.COARSE
+    assert tuple(len(ids) for _, ids in details.outcome.kept) == looked.tokens.after
+    assert {n: int(s.sum()) for n, s in details.outcome.sets.items()} == looked.tokens.sets
+    assert details.similarity.shape == (512,)
+    with torch.inference_mode():
+        again = forward_step(policy.loaded, details.key, details.inputs, details=True)
+    assert torch.equal(again.details.output.hidden, details.output.hidden)
 
 
 def test_a_bad_observation_changes_nothing(policy):

@@ -71,14 +71,11 @@ def test_the_history_keeps_what_the_policy_saw_and_not_what_came(policy):
     drive(policy, 8, 1, width=640, height=480)
     newest = 10**12 + 7 * STEP
     for camera in CAMERAS:
-        frame = policy.history.at(camera, newest, newest + 1)
+        (frame,) = policy.history.at([camera], newest, newest + 1)
         assert frame.stamp_ns == newest
         assert frame.image is None
-        assert frame.get_preprocessed(lambda image: pytest.fail('prepared twice')).shape == (
-            224,
-            224,
-            3,
-        )
+        seen = frame.get_preprocessed(lambda *image: pytest.fail('prepared twice'), camera)
+        assert seen.shape == (224, 224, 3)
 
 
 def test_what_was_kept_gives_the_actions_that_preparing_anew_gives(policy, prepared):

@@ -198,10 +198,10 @@ def test_vla_cache_stops_computing_still_patches_that_do_not_matter():
 
 def test_vla_cache_is_dense_without_a_past():
     running = begin('vla_cache', similarity=torch.ones(4))
-    assert not running.schedule.prune and 'no previous query' in running.outcome.notes[0]
+    assert not running.schedule.prune and 'no previous query' in running.outcome.dense_because
     carry = {'attention': torch.ones(4), 'proportion': torch.ones(32)}
     running = begin('vla_cache', carry=carry)
-    assert not running.schedule.prune and 'no previous image' in running.outcome.notes[0]
+    assert not running.schedule.prune and 'no previous image' in running.outcome.dense_because
 
 
 def test_efficientvla_layer_importance():
@@ -286,12 +286,12 @@ def test_sp_vla_threshold_relaxes_when_slow():
 def test_adp_gate():
     p = params('adp')
     window = [0.02, 0.05, 0.03]
-    assert gate(0.06, window, 0, p)[0]  # farther than ever
-    assert gate(0.03, window, 0, p)[0]  # in between
-    assert not gate(0.01, window, 0, p)[0]  # slower than in the whole window
-    assert not gate(0.06, window, 3, p)[0]  # three pruned in a row
-    assert not gate(0.06, window[:2], 0, p)[0]
-    assert not gate(None, window, 0, p)[0]
+    assert gate(0.06, window, 0, p) == ''  # farther than ever
+    assert gate(0.03, window, 0, p) == ''  # in between
+    assert 'below the window' in gate(0.01, window, 0, p)  # slower than in the whole window
+    assert 'in a row' in gate(0.06, window, 3, p)  # three pruned in a row
+    assert 'moves known' in gate(0.06, window[:2], 0, p)
+    assert 'unknown' in gate(None, window, 0, p)
 
 
 def test_adp_counts_split_between_cameras():

@@ -34,12 +34,16 @@ class EagerEngine:
         self.device = next(loaded.model.parameters()).device
 
     def run(
-        self, key: GraphKey, inputs: StepInputs, cancelled: Callable[[], bool] | None = None
+        self,
+        key: GraphKey,
+        inputs: StepInputs,
+        cancelled: Callable[[], bool] | None = None,
+        details: bool = False,
     ) -> StepOutputs:
         """Run one query and wait for its numbers. Raises ``Cancelled`` once ``cancelled``."""
-        timer = stage_timer_on(self.device)
+        timer, inputs = stage_timer_on(self.device), inputs.on(self.device)
         decode = partial(plain_decode, cancelled=cancelled) if cancelled else self.decode
-        given = forward_step(self.loaded, key, inputs.on(self.device), timer, decode)
+        given = forward_step(self.loaded, key, inputs, timer, decode, details=details)
         numbers = given.packed.cpu().numpy()
         return read(given, numbers, self.loaded.config.chunk, timer.seconds())
 

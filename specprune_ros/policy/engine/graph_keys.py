@@ -28,7 +28,7 @@ def enumerate_graph_keys(
     seen: set[GraphKey] = set()
     for number, mode in enumerate(episode(params)):
         looks = number and mode is not Mode.DENSE and compares(params)
-        asked = replace(inputs, carry=carry, then=inputs.images if looks else None)
+        asked = replace(inputs, carry=carry, reference_images=inputs.images if looks else None)
         key = asked.graph_key(layout, params, mode)
         if key in seen:
             continue

@@ -95,10 +95,11 @@ class ADPPass(BasePrunePass):
         self.method = method
         window = [float(d) for d in context.carry.get('displacements', torch.empty(0))]
         run = int(context.carry.get('run', torch.zeros((), dtype=torch.int64)))
-        open_, why = gate(context.displacement, window, run, context.params)
-        mode = context.mode if open_ else Mode.DENSE
+        why = gate(context.displacement, window, run, context.params)
+        why = '' if context.mode is Mode.DENSE else why
+        mode = Mode.DENSE if why else context.mode
         super().__init__(context, method.plan(context.layout, context.params, mode))
-        self.outcome.notes.append(f'adp gate: {why}')
+        self.outcome.dense_because = why
         if context.displacement is not None:
             window = [*window, context.displacement][-context.params.adp_window :]
         pruned = bool(self.schedule.prune)
@@ -119,16 +120,14 @@ class ADPPass(BasePrunePass):
         return Selection(order[: self.schedule.prune[boundary]])
 
 
-def gate(
-    displacement: float | None, window: list[float], run: int, params: PruningParams
-) -> tuple[bool, str]:
-    """Whether ADP prunes this query, and why."""
+def gate(displacement: float | None, window: list[float], run: int, params: PruningParams) -> str:
+    """Why ADP does not prune this query; empty where it does."""
     if displacement is None:
-        return False, 'displacement unknown, dense'
+        return 'adp: displacement unknown'
     if len(window) < params.adp_window:
-        return False, f'{len(window)} of {params.adp_window} moves known, dense'
+        return f'adp: {len(window)} of {params.adp_window} moves known'
     if run >= params.adp_run:
-        return False, f'{run} pruned queries in a row, dense'
+        return f'adp: {run} pruned queries in a row'
     if displacement < min(window):
-        return False, f'{displacement:.3f} m is below the window, dense'
-    return True, f'{displacement:.3f} m is not below the window, pruned'
+        return f'adp: {displacement:.3f} m is below the window'
+    return ''

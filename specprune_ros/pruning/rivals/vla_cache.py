@@ -112,16 +112,14 @@ class VLACache:
 
     def begin(self, context: QueryContext) -> VLACachePass:
         """Start a pass; dense without a previous query and image to reuse."""
-        mode = context.mode
-        notes = []
-        if mode is not Mode.DENSE and 'attention' not in context.carry:
-            mode = Mode.DENSE
-            notes.append('vla_cache: no previous query to reuse, dense')
-        elif mode is not Mode.DENSE and context.similarity is None:
-            mode = Mode.DENSE
-            notes.append('vla_cache: no previous image, dense')
-        schedule = self.plan(context.layout, context.params, mode)
-        return VLACachePass(context, schedule, notes)
+        why = ''
+        if context.mode is not Mode.DENSE:
+            if 'attention' not in context.carry:
+                why = 'vla_cache: no previous query to reuse'
+            elif context.similarity is None:
+                why = 'vla_cache: no previous image'
+        mode = Mode.DENSE if why else context.mode
+        return VLACachePass(context, self.plan(context.layout, context.params, mode), why)
 
 
 class VLACachePass(BasePrunePass):
@@ -130,9 +128,9 @@ class VLACachePass(BasePrunePass):
     Carries ``attention`` float32 ``[V]`` and ``proportion`` float32 ``[depth]`` (on the host).
     """
 
-    def __init__(self, context: QueryContext, schedule: PruneSchedule, notes: list[str]) -> None:
+    def __init__(self, context: QueryContext, schedule: PruneSchedule, dense_because: str) -> None:
         super().__init__(context, schedule)
-        self.outcome.notes += notes
+        self.outcome.dense_because = dense_because
         self.entropies: list[Tensor] = []
         self.attention = context.carry.get('attention')
         self.relevance_layer = scale_layer(context.params.vla_cache_attention, self.layout.depth)

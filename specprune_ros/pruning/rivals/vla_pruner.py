@@ -94,20 +94,19 @@ class VLAPruner:
     def begin(self, context: QueryContext) -> VLAPrunerPass:
         """Start a pass; dense until the window of past attention is full."""
         history = context.carry.get('history')
-        mode, notes = context.mode, []
+        mode, why = context.mode, ''
         window = context.params.vla_pruner_window
         if mode is not Mode.DENSE and (history is None or history.shape[0] < window):
-            mode = Mode.DENSE
-            notes.append(f'vla_pruner: fewer than {window} past queries, dense')
-        return VLAPrunerPass(context, self.plan(context.layout, context.params, mode), notes)
+            mode, why = Mode.DENSE, f'vla_pruner: fewer than {window} past queries'
+        return VLAPrunerPass(context, self.plan(context.layout, context.params, mode), why)
 
 
 class VLAPrunerPass(BasePrunePass):
     """One query of :class:`VLAPruner`. Carries ``history``, float32 ``[window, V]``."""
 
-    def __init__(self, context: QueryContext, schedule: PruneSchedule, notes: list[str]) -> None:
+    def __init__(self, context: QueryContext, schedule: PruneSchedule, dense_because: str) -> None:
         super().__init__(context, schedule)
-        self.outcome.notes += notes
+        self.outcome.dense_because = dense_because
         self.score: Tensor | None = None
         self.action: Tensor | None = None
 

@@ -106,7 +106,7 @@ def test_a_query_reads_no_value_and_stays_on_its_device(family, pruner, layers):
         assert not elsewhere.found
         assert all(tensor.is_meta for tensor in given.tensors().values())
         assert given.packed.dtype is torch.float32
-        asked = replace(asked, carry=given.carry, then=asked.images)
+        asked = replace(asked, carry=given.carry, reference_images=asked.images)
     pruned = given.metadata.mean < layout.vision_tokens
     assert pruned == (pruner != 'dense')
 

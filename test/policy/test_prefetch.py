@@ -1,4 +1,4 @@
-"""Images prepared on arrival: once, the newest, in turns, and no result changes by it."""
+"""Images preprocessed on arrival: once, the newest, in turns, and no result changes by it."""
 
 import threading
 import time
@@ -9,7 +9,7 @@ import torch
 
 from specprune_ros.models.preprocess import Preprocessor
 from specprune_ros.policy.build import build_policy
-from specprune_ros.policy.image_prefetcher import ImagePrefetcher
+from specprune_ros.policy.image_buffer import ImageBuffer
 from specprune_ros.policy.observation import CameraImage, Observation
 from specprune_ros.pruning.controller import SpeedSample
 
@@ -32,7 +32,7 @@ def observe(step, start=10**12, side=320):
 
 
 class Watch:
-    """What an arrival prepares, held up until told."""
+    """What is preprocessed on arrival, held up until told."""
 
     def __init__(self):
         self.seen, self.free, self.begun = [], threading.Event(), threading.Event()
@@ -43,21 +43,22 @@ class Watch:
         self.seen.append((camera, image.stamp_ns))
         if image.stamp_ns < 0:
             raise ValueError('an image of before\nthe beginning')
+        return torch.zeros(2, 2, 3, dtype=torch.uint8)
 
 
 @pytest.fixture
-def arrival_of():
+def buffer_with():
     made = []
 
-    def make(prepare):
-        made.append(ImagePrefetcher(prepare, 'cpu'))
-        made[-1].start()
+    def make(preprocess):
+        made.append(ImageBuffer(preprocess, 10**9))
+        made[-1].prefetch('cpu')
         return made[-1]
 
     yield make
-    for arrival in made:
-        arrival.close()
-        assert not arrival.is_alive()
+    for buffer in made:
+        buffer.stop_prefetch()
+    assert not any(thread.name == 'prefetch' for thread in threading.enumerate())
 
 
 def image(stamp):
@@ -71,43 +72,52 @@ def until(condition, seconds=5.0):
     return condition()
 
 
-def test_only_the_newest_waits_and_cameras_take_turns(arrival_of):
+def test_only_the_newest_waits_and_cameras_take_turns(buffer_with):
     watch = Watch()
-    arrival = arrival_of(watch)
-    arrival.offer('agent', image(0))
+    buffer = buffer_with(watch)
+    shown = [image(0)]
+    buffer.push('agent', shown[0])
     assert watch.begun.wait(5.0)
     # One camera that never pauses does not keep the other out.
     for stamp in range(1, 100):
-        arrival.offer('agent', image(stamp))
-        arrival.offer('wrist', image(stamp))
+        for camera in CAMERAS:
+            shown.append(image(stamp))
+            buffer.push(camera, shown[-1])
     watch.free.set()
     assert until(lambda: len(watch.seen) == 3)
     assert watch.seen == [('agent', 0), ('agent', 99), ('wrist', 99)]
 
 
-def test_what_cannot_be_prepared_is_left_to_the_query_and_the_next_goes_well(arrival_of):
+def test_what_cannot_be_prepared_is_left_to_the_query_and_the_next_goes_well(buffer_with):
     watch = Watch()
     watch.free.set()
-    arrival = arrival_of(watch)
-    arrival.offer('agent', image(-1))
-    assert until(lambda: arrival.trouble == 'agent: an image of before')
-    arrival.offer('agent', image(1))
-    assert until(lambda: not arrival.trouble)
+    buffer = buffer_with(watch)
+    early, late = image(-1), image(1)
+    buffer.push('agent', early)
+    assert until(lambda: buffer.prefetch_trouble == 'agent: an image of before')
+    buffer.push('agent', late)
+    assert until(lambda: not buffer.prefetch_trouble)
     assert len(watch.seen) == 2
+    with pytest.raises(ValueError, match='an image of before'):
+        buffer.preprocessed('agent', early)
+    buffer.preprocessed('agent', late)
+    assert len(watch.seen) == 3
 
 
-def test_closing_forgets_what_waits(arrival_of):
+def test_stopping_forgets_what_waits(buffer_with):
     watch = Watch()
-    arrival = arrival_of(watch)
-    arrival.offer('agent', image(0))
-    arrival.offer('wrist', image(0))
+    buffer = buffer_with(watch)
+    first, second = image(0), image(0)
+    buffer.push('agent', first)
+    buffer.push('wrist', second)
     assert watch.begun.wait(5.0)
     threading.Timer(0.05, watch.free.set).start()
-    arrival.close()
+    buffer.stop_prefetch()
     assert watch.seen == [('agent', 0)]
+    assert buffer.prefetch_trouble is None
 
 
-def drive(policy, arrival, steps):
+def drive(policy, steps):
     """Real images at every step, asked about at every second; time goes back half-way, and a
     camera's size changes near the end.
     """
@@ -118,8 +128,6 @@ def drive(policy, arrival, steps):
         seen = observe(step, 10**12 if early else 5 * 10**11, side)
         for camera, shown in seen.images.items():
             policy.history.push(camera, shown)
-            if arrival is not None:
-                arrival.offer(camera, shown)
         if step % 3 == 0:
             time.sleep(0.01)  # sometimes it is ready, sometimes not
         if step % 2 == 0:
@@ -127,7 +135,24 @@ def drive(policy, arrival, steps):
     return results
 
 
-def test_results_are_the_same_to_the_bit(arrival_of, monkeypatch):
+def with_prefetch(device):
+    policy = build_policy(preset='tiny', device=device)
+    policy.history.prefetch(device)
+    return policy
+
+
+def same(plain, prefetched):
+    for one, other in zip(plain, prefetched, strict=True):
+        assert np.array_equal(one.actions, other.actions)
+        assert one.tokens == other.tokens
+        assert (one.mode, one.reset, one.history_age) == (
+            other.mode,
+            other.reset,
+            other.history_age,
+        )
+
+
+def test_results_are_the_same_to_the_bit(monkeypatch):
     count, real = [], Preprocessor.image
 
     def watch(self, pixels, name='image'):
@@ -137,56 +162,44 @@ def test_results_are_the_same_to_the_bit(arrival_of, monkeypatch):
 
     kept = []
     monkeypatch.setattr(Preprocessor, 'image', watch)
-    policy = build_policy(preset='tiny', device='cpu')
-    plain = drive(policy, None, 24)
-    policy = build_policy(preset='tiny', device='cpu')
+    plain = drive(build_policy(preset='tiny', device='cpu'), 24)
+    policy = with_prefetch('cpu')
     count.clear()
-    prepared = drive(policy, arrival_of(policy.preprocess_image), 24)
-    # However the threads met: no image was prepared twice.
+    prefetched = drive(policy, 24)
+    policy.close()
+    # However the threads met: no image was preprocessed twice.
     assert len(set(count)) == len(count)
-    assert len(plain) == len(prepared) == 12
-    for one, other in zip(plain, prepared, strict=True):
-        assert np.array_equal(one.actions, other.actions)
-        assert one.tokens == other.tokens
-        assert (one.mode, one.reset, one.history_age) == (
-            other.mode,
-            other.reset,
-            other.history_age,
-        )
+    assert len(plain) == 12
+    same(plain, prefetched)
     assert sum(result.reset is not None for result in plain) == 3
 
 
-def test_a_query_finds_ready_what_arrived_even_after_a_reset(arrival_of, monkeypatch):
-    policy = build_policy(preset='tiny', device='cpu')
-    arrival = arrival_of(policy.preprocess_image)
+def test_a_query_finds_ready_what_arrived_even_after_a_reset(monkeypatch):
+    policy = with_prefetch('cpu')
     policy.act(observe(0))
     seen = observe(1)
     for camera, shown in seen.images.items():
         policy.history.push(camera, shown)
-        arrival.offer(camera, shown)
     frames = [policy.history.of(camera, shown) for camera, shown in seen.images.items()]
     assert until(lambda: all(frame.image is None for frame in frames))
 
     def never(*args):
-        raise AssertionError('prepared in the query')
+        raise AssertionError('preprocessed in the query')
 
     monkeypatch.setattr(Preprocessor, 'image', never)
     policy.reset()
-    assert policy.act(seen).reset == 'asked for'
+    assert policy.act(seen).reset == 'requested'
+    policy.close()
 
 
 @pytest.mark.gpu
-def test_on_a_gpu_a_side_stream_prepares_and_the_results_are_the_same_to_the_bit(arrival_of):
-    plain = drive(build_policy(preset='tiny', device='cuda'), None, 24)
-    policy = build_policy(preset='tiny', device='cuda')
-    arrival = ImagePrefetcher(policy.preprocess_image, 'cuda')
-    arrival.start()
+def test_on_a_gpu_a_side_stream_preprocesses_and_the_results_are_the_same_to_the_bit():
+    plain = drive(build_policy(preset='tiny', device='cuda'), 24)
+    policy = with_prefetch('cuda')
     try:
-        prepared = drive(policy, arrival, 24)
+        prefetched = drive(policy, 24)
+        assert not policy.history.prefetch_trouble
     finally:
-        arrival.close()
-    assert not arrival.trouble
+        policy.close()
     torch.cuda.synchronize()
-    for one, other in zip(plain, prepared, strict=True):
-        assert np.array_equal(one.actions, other.actions)
-        assert one.tokens == other.tokens
+    same(plain, prefetched)
