@@ -244,16 +244,17 @@ class RemotePolicy:
         except ServerError as error:
             raise ParamError('model.server', str(error)) from error
 
-    def set_params(self, params: PruningParams) -> int:
+    def set_params(self, params: PruningParams, checked: bool = False) -> int:
         """Use ``params`` from the next query on; returns their version. Raises like
-        :meth:`check_params`.
+        :meth:`check_params` (not where they are ``checked`` already).
         """
-        self.check_params(params)
+        if not checked:
+            self.check_params(params)
         with self._swap:
             self._latest = (params, self._latest[1] + 1)
             return self._latest[1]
 
-    def reset(self, reason: str = 'asked for') -> None:
+    def reset(self, reason: str = 'requested') -> None:
         """Forget everything before the next query, here and there."""
         self._memory.request_reset(reason)
 

@@ -9,57 +9,83 @@ import pytest
 pytestmark = pytest.mark.ros
 
 
+class Line:
+    """A publisher and what it published; ``stop`` makes every event before it void."""
+
+    def __init__(self, publish=None):
+        from specprune_ros.nodes.policy_node.publisher import Publisher
+
+        self.done, self.generation = [], 0
+        self.thread = Publisher(publish or self.publish, lambda of: of != self.generation)
+        self.thread.start()
+
+    def publish(self, event):
+        self.done.append(event.refusal)
+
+    def put(self, number):
+        from specprune_ros.nodes.policy_node.publisher import QueryEvent
+
+        return self.thread.put(QueryEvent(self.generation, number), look=0.01)
+
+
 @pytest.fixture
-def publisher():
-    from specprune_ros.nodes.policy_node.publisher import Publisher
+def line_with():
+    made = []
 
-    made = Publisher()
-    made.start()
-    yield made
-    made.close()
-    assert not made.is_alive()
+    def make(publish=None):
+        made.append(Line(publish))
+        return made[-1]
 
-
-def test_jobs_are_done_in_order_and_none_is_lost(publisher):
-    done = []
-    for number in range(200):
-        assert publisher.put(lambda n=number: (time.sleep(0.0005), done.append(n)), lambda: False)
-    assert publisher.settle(5.0)
-    assert done == list(range(200))
-    assert not publisher.behind
+    yield make
+    for line in made:
+        line.generation += 1
+        line.thread.close()
+        assert not line.thread.is_alive()
 
 
-def test_few_can_wait_and_who_hands_over_may_give_up(publisher):
+def test_events_are_published_in_order_and_none_is_lost(line_with):
+    line = line_with()
+    assert all(line.put(number) for number in range(200))
+    assert line.thread.settle(5.0)
+    assert line.done == list(range(200))
+    assert not line.thread.behind
+
+
+def test_few_can_wait_and_a_stop_makes_them_void(line_with):
     from specprune_ros.nodes.policy_node.publisher import DEPTH
 
     gate, done = threading.Event(), []
+    line = line_with(lambda event: (gate.wait(5.0), done.append(event.refusal)))
     for number in range(DEPTH + 1):  # one is under way
-        assert publisher.put(lambda n=number: (gate.wait(5.0), done.append(n)), lambda: False)
+        assert line.put(number)
         time.sleep(0.02)
-    assert publisher.behind
-    assert not publisher.settle(0.05)
-    asked = []
-    assert not publisher.put(done.clear, lambda: asked.append(1) or len(asked) > 2, look=0.01)
+    assert line.thread.behind
+    assert not line.thread.settle(0.05)
+    threading.Timer(0.1, lambda: setattr(line, 'generation', 1)).start()
+    assert not line.put(99)  # waited for room until the stop
     gate.set()
-    assert publisher.settle(5.0)
-    assert done == list(range(DEPTH + 1))
+    assert line.thread.settle(5.0)
+    assert done == [0]
 
 
-def test_closing_ends_after_the_job_under_way(publisher):
+def test_closing_ends_after_the_event_under_way(line_with):
     begun, done = threading.Event(), []
-    publisher.put(lambda: (begun.set(), time.sleep(0.1), done.append(1)), lambda: False)
-    publisher.put(lambda: done.append(2), lambda: False)
+    line = line_with(lambda event: (begun.set(), time.sleep(0.1), done.append(event.refusal)))
+    line.put(1)
+    line.put(2)
     assert begun.wait(5.0)
-    publisher.close()
+    line.generation += 1
+    line.thread.close()
     assert done == [1]
-    assert not publisher.put(done.clear, lambda: False)
-    assert publisher.settle(1.0)
+    assert line.thread.settle(1.0)
 
 
 class Bench:
-    """The inference thread with the real tiny policy; publishing takes ``slow`` seconds."""
+    """The inference thread with the real tiny policy; publishing waits for ``gate``, and fails
+    where ``fails``.
+    """
 
-    def __init__(self, slow):
+    def __init__(self, fails):
         from specprune_ros.nodes.policy_node.inference import InferenceThread
         from specprune_ros.nodes.policy_node.observation_buffer import Limits, ObservationBuffer
         from specprune_ros.nodes.policy_node.query_schedule import QuerySchedule
@@ -69,30 +95,28 @@ class Bench:
             ('agent', 'wrist'), True, Limits(10.0, 10.0, 10.0, 10.0)
         )
         self.observation_buffer.put_instruction('lift the red cube')
-        self.slow, self.noted, self.published, self.refused = slow, [], [], []
+        self.fails, self.gate = fails, threading.Event()
+        self.noted, self.published, self.refused = [], [], []
         self.thread = InferenceThread(
             lambda: build_policy(preset='tiny', device='cpu', threads=1),
             self.observation_buffer,
             time.time_ns,
-            self.deliver,
+            self.publish,
             self.refused.append,
-            lambda: QuerySchedule(0.0, 0.0),
-            self.refused.append,
+            QuerySchedule(0.0, 0.0),
+            lambda result, end: self.noted.append(end),
         )
         self.pixels = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
         self.thread.load(60.0)
 
-    def deliver(self, observation, result, begin, end):
-        stamp = observation.stamp_ns
-        self.noted.append(stamp)
-
-        def publish():
-            time.sleep(self.slow)
-            if self.slow == 0.0:
-                raise ValueError('no message of that')
-            self.published.append(stamp)
-
-        return publish
+    def publish(self, event):
+        if event.result is None:
+            self.refused.append(event.refusal)
+            return
+        self.gate.wait(30.0)
+        if self.fails:
+            raise ValueError('no message of that')
+        self.published.append(event.end_ns)
 
     def feed(self, seconds, until=lambda: False):
         """New images for a while, or until something is true; returns whether it became so."""
@@ -112,12 +136,13 @@ class Bench:
 def bench_with():
     made = []
 
-    def make(slow):
-        made.append(Bench(slow))
+    def make(fails):
+        made.append(Bench(fails))
         return made[-1]
 
     yield make
     for bench in made:
+        bench.gate.set()
         bench.thread.close()
         assert not bench.thread.is_alive()
 
@@ -125,27 +150,28 @@ def bench_with():
 def test_the_next_query_does_not_wait_for_publishing_until_too_many_do(bench_with):
     from specprune_ros.nodes.policy_node.publisher import DEPTH
 
-    bench = bench_with(0.4)
+    bench = bench_with(fails=False)
     bench.thread.activate()
     # One is being published, DEPTH wait, and the next query's result waits for room.
-    full = DEPTH + 1
-    assert bench.feed(20.0, until=lambda: len(bench.noted) - len(bench.published) >= full)
-    bench.feed(0.5)
-    assert len(bench.noted) - len(bench.published) <= full + 1
+    assert bench.feed(30.0, until=lambda: len(bench.noted) == DEPTH + 2)
+    assert not bench.feed(0.5, until=lambda: len(bench.noted) > DEPTH + 2)
+    bench.gate.set()
+    assert bench.feed(30.0, until=lambda: len(bench.published) > DEPTH + 2)
     assert bench.published == bench.noted[: len(bench.published)]
-    # What was asked before a stop is not answered after it.
+    # A query of before a stop is not answered after it.
     assert bench.thread.deactivate()
     have, stop = len(bench.published), time.time_ns()
     bench.feed(0.6)
     assert len(bench.published) == have
     bench.thread.activate()
-    assert bench.feed(10.0, until=lambda: len(bench.published) > have)
+    assert bench.feed(30.0, until=lambda: len(bench.published) > have)
     assert bench.published[have] > stop
     assert not bench.refused
 
 
 def test_what_cannot_be_published_is_said(bench_with):
-    bench = bench_with(0.0)
+    bench = bench_with(fails=True)
+    bench.gate.set()
     bench.thread.activate()
-    assert bench.feed(10.0, until=lambda: bench.refused)
+    assert bench.feed(30.0, until=lambda: bench.refused)
     assert bench.refused[0] == 'the result cannot be published: ValueError: no message of that'

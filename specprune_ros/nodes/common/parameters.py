@@ -97,20 +97,22 @@ class NodeParameters:
 
     ``check`` sees all values together, as they would be after the change, and the values that the
     request itself names; it raises ``ValueError`` to refuse and must not have side effects.
-    ``apply`` is called with the same once a change was accepted.
+    ``apply`` is called with the same once a change was accepted; :attr:`checked` is then what
+    ``check`` returned for it, so that nothing is made or validated twice.
     """
 
     def __init__(
         self,
         node: Node,
         settings: Iterable[ParameterSpec],
-        check: Callable[[Mapping[str, Value], Mapping[str, Value]], None] | None = None,
+        check: Callable[[Mapping[str, Value], Mapping[str, Value]], Any] | None = None,
         apply: Callable[[Mapping[str, Value], Mapping[str, Value]], None] | None = None,
     ) -> None:
         self._node = node
         self._settings = {setting.name: setting for setting in settings}
         self._check = check
         self._apply = apply
+        self.checked: Any = None
         self._renamed = {s.formerly: s.name for s in self._settings.values() if s.formerly}
         self.frozen = False
         for setting in self._settings.values():
@@ -190,7 +192,7 @@ class NodeParameters:
                 return _refused(reason)
         if self._check is not None and request:
             try:
-                self._check({**self.values(), **request}, request)
+                self.checked = self._check({**self.values(), **request}, request)
             except ValueError as error:
                 return _refused(str(error))
         return SetParametersResult(successful=True)

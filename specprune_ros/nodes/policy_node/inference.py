@@ -6,14 +6,13 @@ import math
 import threading
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING
 
 from specprune_ros.nodes.policy_node.observation_buffer import NotReady, ObservationBuffer
-from specprune_ros.nodes.policy_node.publisher import Job, Publisher
+from specprune_ros.nodes.policy_node.publisher import Publisher, QueryEvent
 from specprune_ros.nodes.policy_node.query_schedule import QuerySchedule, QueryScheduler
 from specprune_ros.policy.memory import SECOND_NS
-from specprune_ros.policy.observation import Observation, ObservationError
+from specprune_ros.policy.observation import ObservationError
 from specprune_ros.policy.result import PolicyError, PolicyResult
 
 if TYPE_CHECKING:
@@ -31,13 +30,12 @@ _DEAD: list[Policy] = []  # on devices that were lost, until the process ends
 class InferenceThread(threading.Thread):
     """Loads the policy, then turns observations into results while active.
 
-    Everything that asks the model happens here; the engine captures in a thread of its own.
-    ``build`` makes the policy; ``now_ns`` is the node's clock; ``deliver`` takes each result with
-    the observation and the times (ns) at which inference began and ended, notes what the next
-    query must know, and returns the job that publishes it; ``refuse`` takes the reason why there
-    was no chunk. Both jobs are done by a :class:`Publisher`, in the order of the queries, while
-    the next query runs. ``pace`` says how the user wants queries; ``lose`` takes the message
-    about a device that was lost, after which the thread ends.
+    Everything that queries the model happens here; the engine captures in a thread of its own.
+    ``build`` makes the policy; ``now_ns`` is the node's clock. ``publish`` takes what each query
+    came to, in order, in a thread of its own while the next query runs; ``follow`` takes each
+    result with the time (ns) at which inference ended, before the next query. ``lose`` takes the
+    message about a device that was lost, after which the thread ends. :attr:`schedule` says how
+    the user wants queries.
     """
 
     def __init__(
@@ -45,25 +43,24 @@ class InferenceThread(threading.Thread):
         build: Callable[[], Policy | RemotePolicy],
         observation_buffer: ObservationBuffer,
         now_ns: Callable[[], int],
-        deliver: Callable[[Observation, PolicyResult, int, int], Job],
-        refuse: Callable[[str], None],
-        pace: Callable[[], QuerySchedule],
+        publish: Callable[[QueryEvent], None],
         lose: Callable[[str], None],
+        schedule: QuerySchedule,
+        follow: Callable[[PolicyResult, int], None] | None = None,
     ) -> None:
         super().__init__(name='inference', daemon=True)
         self._build = build
         self._observation_buffer = observation_buffer
         self._now_ns = now_ns
-        self._deliver = deliver
-        self._refuse = refuse
-        self._pace = pace
+        self._lose = lose
+        self._follow = follow
+        self.schedule = schedule
         self._chunks = QueryScheduler()
         self._begun = -math.inf  # s, monotonic: the last query
         self._busy = False
         self._slack_used = True  # nothing to refresh before the first query
-        self._asked = ''
-        self._lose = lose
-        self._publisher = Publisher()
+        self._instruction = ''  # of the last query
+        self._publisher = Publisher(publish, self._stopped)
         self._built = threading.Event()
         self._active = threading.Event()
         self._idle = threading.Event()
@@ -154,7 +151,7 @@ class InferenceThread(threading.Thread):
             self._active.wait()
             if self._ending.is_set():
                 return
-            schedule = self._pace()
+            schedule = self.schedule
             early = self._early(schedule)
             if early > 0:
                 if not self._slack(early, schedule):
@@ -209,12 +206,12 @@ class InferenceThread(threading.Thread):
         """Seconds until the next query is due."""
         early = self._begun + schedule.period - time.monotonic()
         # A new instruction does not wait for the old one's motion.
-        if schedule.by_chunk and self._observation_buffer.instruction == self._asked:
+        if schedule.by_chunk and self._observation_buffer.instruction == self._instruction:
             early = max(early, self._chunks.early(self._now_ns() / SECOND_NS))
         return early
 
     def _query(self) -> bool:
-        """One query; returns whether another can be asked."""
+        """One query; returns whether another can be made."""
         assert self.policy is not None
         begin, generation = self._now_ns(), self._generation
         try:
@@ -223,22 +220,23 @@ class InferenceThread(threading.Thread):
             if self._stopped(generation):
                 return True
             end = self._now_ns()
-            job = self._deliver(observation, result, begin, end)
+            if self._follow is not None:
+                self._follow(result, end)
         except (NotReady, ObservationError, PolicyError) as error:
             self._say(str(error), generation)
             return True
         except Exception as error:  # whatever fails must stop the arm, and say so
             failure = error.with_traceback(None)  # whose frames would hold the query's tensors
         else:
-            self._hand_over(partial(self._publish, job), generation)
-            self._asked = observation.instruction
-            seconds = self.policy.config.rows_run * self.policy.step_dt
+            self._publisher.put(QueryEvent(generation, '', observation, result, begin, end))
+            self._instruction = observation.instruction
+            seconds = len(result.actions) * self.policy.step_dt
             self._chunks.delivered(observation.stamp_ns / SECOND_NS, end / SECOND_NS, seconds)
             return True
         return self._failed(failure, generation)
 
     def _failed(self, error: Exception, generation: int) -> bool:
-        """Say what a query failed of; returns whether another can be asked."""
+        """Say why a query failed; returns whether another can be made."""
         device = self.policy.device
         fault = None
         if device is not None:
@@ -265,23 +263,8 @@ class InferenceThread(threading.Thread):
         return True
 
     def _say(self, reason: str, generation: int) -> None:
-        self._hand_over(partial(self._refuse, reason), generation)
-
-    def _hand_over(self, job: Job, generation: int) -> None:
-        """To the publisher, unless a stop comes before it is done."""
-
-        def unless_stopped() -> None:
-            if not self._stopped(generation):
-                job()
-
-        self._publisher.put(unless_stopped, partial(self._stopped, generation))
+        self._publisher.put(QueryEvent(generation, reason))
 
     def _stopped(self, generation: int) -> bool:
-        """Whether a stop came since: what was asked before one is not answered after it."""
+        """Whether a stop came since: a query of before one is not answered after it."""
         return generation != self._generation or self._ending.is_set()
-
-    def _publish(self, job: Job) -> None:
-        try:
-            job()
-        except Exception as error:  # a message that cannot be made must not end the thread
-            self._refuse(f'the result cannot be published: {type(error).__name__}: {error}')

@@ -23,7 +23,7 @@ from specprune_ros.nodes.common.qos import both_durabilities, newest
 from specprune_ros.nodes.common.rates import RateMeter
 from specprune_ros.nodes.common.time import SECOND_NS, stamp_ns
 from specprune_ros.nodes.policy_node.observation_buffer import ObservationBuffer
-from specprune_ros.policy.image_buffer import FrameHistory
+from specprune_ros.policy.image_buffer import ImageBuffer
 from specprune_ros.policy.observation import CameraImage, ObservationError
 from specprune_ros.pruning.controller import SpeedSample
 from specprune_ros.robot.geometry import Quaternion, rotation_vector_near
@@ -55,8 +55,8 @@ class Inputs:
     """Subscribes on construction; :meth:`close` unsubscribes. Runs in the executor's thread only.
 
     ``rotation_center`` is the rotation vector round which the checkpoint's lie (rad).
-    ``arrived`` is told of every image that may be asked about; ``complain`` and ``announce`` take
-    a source and a text and are expected to log without flooding.
+    ``images`` takes every image that a query may need; ``complain`` and ``announce`` take a source
+    and a text and are expected to log without flooding.
     """
 
     def __init__(
@@ -64,8 +64,7 @@ class Inputs:
         node: LifecycleNode,
         values: Mapping[str, Any],
         observation_buffer: ObservationBuffer,
-        history: FrameHistory,
-        arrived: Callable[[str, CameraImage], None],
+        images: ImageBuffer,
         complain: Callable[[str, str], None],
         announce: Callable[[str, str], None],
         rotation_center: Sequence[float] = (0.0, 0.0, 0.0),
@@ -73,8 +72,7 @@ class Inputs:
         self._node = node
         self._announce = announce
         self._observation_buffer = observation_buffer
-        self._history = history
-        self._on_images_ready = arrived
+        self._images = images
         self._complain = complain
         self._values = values
         self.rates = {camera: RateMeter() for camera in observation_buffer.cameras}
@@ -186,8 +184,7 @@ class Inputs:
         ahead = image.stamp_ns - self._node.get_clock().now().nanoseconds
         # A stamp from the future would push the true past out.
         if kept and ahead <= self._observation_buffer.limits.future * SECOND_NS:
-            self._history.push(camera, image)
-            self._on_images_ready(camera, image)
+            self._images.push(camera, image)
 
     def _refuse_image(self, camera: str, reason: str) -> None:
         self._observation_buffer.fault(camera, reason)

@@ -11,7 +11,8 @@ from std_msgs.msg import Header
 from specprune_ros.models import conventions
 from specprune_ros.models.config import PolicyConfig
 from specprune_ros.msg import ActionChunk, PruneStats
-from specprune_ros.nodes.common.time import SECOND_NS, nanoseconds, time_message
+from specprune_ros.nodes.common.time import SECOND_NS, time_message
+from specprune_ros.nodes.policy_node.publisher import QueryEvent
 from specprune_ros.policy.result import PolicyResult
 from specprune_ros.pruning.interface import Mode
 
@@ -45,26 +46,19 @@ MODES = {
 
 
 def chunk_message(
-    result: PolicyResult,
-    config: PolicyConfig,
-    step_dt: float,
-    instruction: str,
-    header: Header,
-    sequence: int,
-    begin_ns: int,
-    end_ns: int,
+    event: QueryEvent, config: PolicyConfig, header: Header, sequence: int
 ) -> ActionChunk:
     """The chunk as published: actions in SI units, with everything needed to read them."""
-    action = config.action
+    result, action, step_dt = event.result, config.action, 1.0 / config.control_hz
     actions = conventions.for_robot(config, result.actions)
     horizon = len(actions)
-    elapsed = math.floor((end_ns - nanoseconds(header.stamp)) / SECOND_NS / step_dt)
+    elapsed = math.floor((event.end_ns - event.observation.stamp_ns) / SECOND_NS / step_dt)
     seconds, rest = divmod(round(step_dt * SECOND_NS), SECOND_NS)
     return ActionChunk(
         header=header,
         sequence=sequence,
         episode=result.episode,
-        instruction=instruction,
+        instruction=event.observation.instruction,
         step_dt=Duration(sec=seconds, nanosec=rest),
         horizon=horizon,
         dims=list(action.dims),
@@ -74,8 +68,8 @@ def chunk_message(
         data=array.array('d', actions.ravel()),
         gripper_dim=action.gripper_dim,
         gripper_sense=SENSES[action.gripper_sense],
-        inference_begin=time_message(begin_ns),
-        inference_end=time_message(end_ns),
+        inference_begin=time_message(event.begin_ns),
+        inference_end=time_message(event.end_ns),
         first_valid_step=min(max(elapsed, 0), horizon),
         params_version=result.params_version,
     )

@@ -9,9 +9,8 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from builtin_interfaces.msg import Time as TimeMessage
@@ -39,9 +38,8 @@ from specprune_ros.nodes.policy_node.inputs import Inputs, sample
 from specprune_ros.nodes.policy_node.messages import chunk_message, stats_message
 from specprune_ros.nodes.policy_node.observation_buffer import Limits, ObservationBuffer
 from specprune_ros.nodes.policy_node.parameters import NODE_PARAMETERS, pruning_parameters
-from specprune_ros.nodes.policy_node.publisher import Job
+from specprune_ros.nodes.policy_node.publisher import QueryEvent
 from specprune_ros.nodes.policy_node.query_schedule import QuerySchedule
-from specprune_ros.policy.observation import CameraImage, Observation
 from specprune_ros.policy.overlay import draw
 from specprune_ros.policy.result import Overlay, PolicyResult
 from specprune_ros.pruning.params import PruningParams
@@ -50,7 +48,6 @@ from specprune_ros.serving.client import RemotePolicy
 from specprune_ros.serving.protocol import KEY_VARIABLE
 
 if TYPE_CHECKING:
-    from specprune_ros.policy.image_prefetcher import ImagePrefetcher
     from specprune_ros.policy.policy import Policy
 
 DIAGNOSTICS_PERIOD = 1.0  # s
@@ -70,7 +67,6 @@ class SpecPruneNode(AutoLifecycleNode):
         self._observation_buffer: ObservationBuffer | None = None
         self._inputs: Inputs | None = None
         self._thread: InferenceThread | None = None
-        self._prefetcher: ImagePrefetcher | None = None
         self._policy: Policy | RemotePolicy | None = None
         self._wanted = True
         self._working = False
@@ -86,7 +82,7 @@ class SpecPruneNode(AutoLifecycleNode):
         self._latency = Percentiles()
         self._last: PolicyResult | None = None
         self._refreshes = [0, 0]  # done and given up
-        self._asked = ''
+        self._instruction = ''  # of the last query
         self._showing = False
         self._chosen: dict[str, Any] = {}
         self._settings = NodeParameters(
@@ -126,10 +122,10 @@ class SpecPruneNode(AutoLifecycleNode):
             lambda: self._build(values),
             self._observation_buffer,
             self._now_ns,
-            self._deliver,
-            self._refuse,
-            self._pace,
+            self._publish,
             self._lose,
+            _schedule(values),
+            self._follow_actions if values['speed.source'] == 'action' else None,
         )
         self._loss = ''
         if values['model.server']:
@@ -155,17 +151,13 @@ class SpecPruneNode(AutoLifecycleNode):
         values, device = self._settings.values(), self._policy.device
         wish = values['model.prepare_on_arrival']
         if device is not None and (wish == 'on' or (wish == 'auto' and device.type == 'cuda')):
-            from specprune_ros.policy.image_prefetcher import ImagePrefetcher
-
-            self._prefetcher = ImagePrefetcher(self._policy.preprocess_image, device)
-            self._prefetcher.start()
+            self._policy.history.prefetch(device)
         self._inputs = Inputs(
             self,
             values,
             self._observation_buffer,
             self._policy.history,
-            self._on_images_ready,
-            self._complain,
+            self._throttle.warning,
             self._throttle.info,
             self._rotation_center(values['proprio.layout']),
         )
@@ -191,10 +183,8 @@ class SpecPruneNode(AutoLifecycleNode):
         if self._inputs is not None:
             self._inputs.close()
             self._inputs = None
-        if self._prefetcher is not None:
-            self._prefetcher.close()
-            self._prefetcher = None
         if self._policy is not None:
+            self._policy.history.stop_prefetch()
             self._policy.reset('start')
 
     def teardown(self) -> None:
@@ -212,10 +202,6 @@ class SpecPruneNode(AutoLifecycleNode):
         self._refusal = ''
         release_heap()
         self._settings.frozen = False
-
-    def _on_images_ready(self, camera: str, image: CameraImage) -> None:
-        if self._prefetcher is not None:
-            self._prefetcher.offer(camera, image)
 
     # The model, in the inference thread.
 
@@ -292,73 +278,45 @@ class SpecPruneNode(AutoLifecycleNode):
         freeze_gc()  # a query must not wait for a walk through PyTorch's modules
         self.get_logger().info(f'warm: a query takes {1e3 * self._typical:.1f} ms')
 
-    def _pace(self) -> QuerySchedule:
-        if self._policy is not None:
-            self._policy.wants_overlay = any(
-                publisher.get_subscription_count()
-                for publisher in (*self._overlays.values(), *self._masks.values())
-            )
-        rate = self.get_parameter('query_rate').value
-        return QuerySchedule(
-            period=1.0 / rate if rate > 0 else 0.0,
-            newer_for=self.get_parameter('fresh_wait').value,
-            by_chunk=self.get_parameter('query_when').value == 'chunk',
-        )
+    # What queries came to, in the publisher's thread.
 
-    def _deliver(
-        self, observation: Observation, result: PolicyResult, begin: int, end: int
-    ) -> Job:
-        """Note what the next query must know; the job publishes."""
-        assert self._policy
+    def _publish(self, event: QueryEvent) -> None:
+        """The chunk of a query first, then its account and images; or why there is none."""
+        result, observation = event.result, event.observation
+        if result is None:
+            self._refuse(event.refusal)
+            return
         self._sequence += 1
-        header = Header(
-            stamp=time_message(observation.stamp_ns),
-            frame_id=self._base_frame,
-        )
+        header = Header(stamp=time_message(observation.stamp_ns), frame_id=self._base_frame)
+        self._chunks.publish(chunk_message(event, self._policy.config, header, self._sequence))
         frame = self._inputs.speed_frame if self._inputs else ''
-        self._follow_actions(result, end)
-        self._latency.add((end - observation.stamp_ns) / SECOND_NS)
+        self._stats.publish(stats_message(result, header, self._sequence, frame))
+        self._latency.add((event.end_ns - observation.stamp_ns) / SECOND_NS)
         self._refreshes[0] += result.refreshes.done
         self._refreshes[1] += result.refreshes.given_up
-        # Its images are drawn by the job and not held until the next.
-        self._last, self._asked = replace(result, overlay=None), observation.instruction
-        chunk = partial(
-            chunk_message,
-            result,
-            self._policy.config,
-            self._policy.step_dt,
-            observation.instruction,
-            header,
-            self._sequence,
-            begin,
-            end,
-        )
-        account = partial(stats_message, result, header, self._sequence, frame)
-        return partial(self._publish, chunk, account, header, result)
-
-    def _publish(
-        self,
-        chunk: Callable[[], ActionChunk],
-        account: Callable[[], PruneStats],
-        header: Header,
-        result: PolicyResult,
-    ) -> None:
-        self._chunks.publish(chunk())
-        self._stats.publish(account())
+        # Its images are drawn here and not held until the next.
+        self._last, self._instruction = replace(result, overlay=None), observation.instruction
         self._chunk_rate.tick(time.monotonic())
         if self._refusal:
             self.get_logger().info('chunks again')
             self._refusal = ''
         if result.reset:
-            self._throttle.info(f'episode {result.episode}', result.reset)
-        for note in result.notes:
-            self._complain('policy', note)
+            self._throttle.info('episode', f'{result.episode}: {result.reset}')
+        if result.notes:
+            self._throttle.warning('policy', '; '.join(result.notes))
         self._publish_overlays(header, result)
+        self._policy.wants_overlay = self._overlay_wanted()
+
+    def _overlay_wanted(self) -> bool:
+        publishers = (*self._overlays.values(), *self._masks.values())
+        return any(publisher.get_subscription_count() for publisher in publishers)
 
     def _follow_actions(self, result: PolicyResult, now_ns: int) -> None:
-        """The paper's speed source: the last chunk's own motion judges the next query."""
+        """The paper's speed source: the last chunk's own motion judges the next query. In the
+        inference thread.
+        """
         inputs, config = self._inputs, self._policy.config
-        if inputs is None or self._speed_source != 'action' or config.action.kind != 'ee_delta':
+        if inputs is None or config.action.kind != 'ee_delta':
             return
         deltas = for_robot(config, result.actions)
         speed = ActionSpeed(self._base_frame, self._policy.step_dt).update(deltas, now_ns)
@@ -408,36 +366,43 @@ class SpecPruneNode(AutoLifecycleNode):
 
     # Parameters.
 
-    def _check(self, values: Mapping[str, Any], request: Mapping[str, Any]) -> None:
+    def _check(
+        self, values: Mapping[str, Any], request: Mapping[str, Any]
+    ) -> PruningParams | None:
+        """The pruning parameters after a request that changes some. Raises ``ValueError``."""
         for name in ('cameras', 'proprio.joints', 'proprio.gripper_joints'):
             if len(set(values[name])) != len(values[name]) or not all(values[name]):
                 raise ValueError(f'{name} must hold different, non-empty names')
         if not values['cameras']:
             raise ValueError('cameras must name at least one camera')
+        if self._showing or not _pruning(request):
+            return None
         params = _build_params(self._after(request))
         if self._policy is not None:
             self._policy.check_params(params)
+        return params
 
     def _apply(self, values: Mapping[str, Any], request: Mapping[str, Any]) -> None:
-        changes = _pruning(request)
-        if changes and not self._showing:
+        if self._settings.checked is not None:
             self._chosen = self._after(request)
-            self._use(_build_params(self._chosen), changes)
+            self._use(self._settings.checked, _pruning(request))
         if self._policy is not None:
             self._policy.max_normalised_action = values['max_normalised_action']
             self._policy.measure_deviation = values['measure.action_deviation']
         if self._observation_buffer is not None:
             self._observation_buffer.limits = _limits(values)
+        if self._thread is not None:
+            self._thread.schedule = _schedule(values)
 
     def _after(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Pruning values chosen so far, with the request's: a preset lets go of all others."""
-        changes = {} if self._showing else _pruning(request)
+        changes = _pruning(request)
         return changes if 'preset' in changes else {**self._chosen, **changes}
 
     def _use(self, params: PruningParams, changes: Mapping[str, Any]) -> None:
         self._params = params
         if self._policy is not None:
-            version = self._policy.set_params(params)
+            version = self._policy.set_params(params, checked=True)
             self.get_logger().info(
                 f'parameters version {version}: '
                 + ', '.join(f'{name} = {value}' for name, value in changes.items())
@@ -461,7 +426,7 @@ class SpecPruneNode(AutoLifecycleNode):
         if self._policy is None:
             response.success, response.message = False, 'not configured'
         else:
-            self._policy.reset('asked for')
+            self._policy.reset('requested')
             response.success, response.message = True, 'the next query starts a new episode'
         return response
 
@@ -483,10 +448,6 @@ class SpecPruneNode(AutoLifecycleNode):
         else:
             self._thread.deactivate()
 
-    def _complain(self, source: str, reason: str) -> None:
-        """Log a warning, not more often than a person can read."""
-        self._throttle.warning(source, reason)
-
     def _report(self) -> None:
         now_ns, now = self._now_ns(), time.monotonic()
         status = DiagnosticStatus(
@@ -507,6 +468,7 @@ class SpecPruneNode(AutoLifecycleNode):
         values['latency p50 (ms)'] = f'{1e3 * p50:.1f}'
         values['latency p95 (ms)'] = f'{1e3 * p95:.1f}'
         if self._policy is not None:
+            self._policy.wants_overlay = self._overlay_wanted()
             version, pending = self._policy.params_version, self._policy.pending_version
             values['parameters version'] = (
                 f'{version} ({pending} is being prepared)' if pending else version
@@ -541,7 +503,7 @@ class SpecPruneNode(AutoLifecycleNode):
             return ''
         from specprune_ros.pruning.specprune import free_tokens
 
-        layout = self._policy.layout(self._asked)
+        layout = self._policy.layout(self._instruction)
         more = free_tokens(layout, self._policy.params, last.mode) or {}
         return ', '.join(f'{count} after layer {layer}' for layer, count in more.items())
 
@@ -576,9 +538,9 @@ class SpecPruneNode(AutoLifecycleNode):
     def _prepared_where(self) -> str:
         if self._policy.device is None:
             return 'on the server'
-        if self._prefetcher is None:
+        trouble = self._policy.history.prefetch_trouble
+        if trouble is None:
             return 'in the query'
-        trouble = self._prefetcher.trouble
         return f'on arrival; the last could not be: {trouble}' if trouble else 'on arrival'
 
     def _now_ns(self) -> int:
@@ -591,6 +553,15 @@ class SpecPruneNode(AutoLifecycleNode):
 def drawn(overlay: Overlay, camera: int) -> Image:
     """The overlay of one camera as a message."""
     return to_message(draw(overlay, camera))
+
+
+def _schedule(values: Mapping[str, Any]) -> QuerySchedule:
+    rate = values['query_rate']
+    return QuerySchedule(
+        period=1.0 / rate if rate > 0 else 0.0,
+        newer_for=values['fresh_wait'],
+        by_chunk=values['query_when'] == 'chunk',
+    )
 
 
 def _limits(values: Mapping[str, Any]) -> Limits:

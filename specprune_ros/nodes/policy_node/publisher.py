@@ -2,73 +2,88 @@
 
 from __future__ import annotations
 
+import contextlib
+import queue
 import threading
-from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 
-Job = Callable[[], None]
-DEPTH = 4  # jobs that may wait
+from specprune_ros.policy.observation import Observation
+from specprune_ros.policy.result import PolicyResult
+
+DEPTH = 4  # events that may wait
+
+
+@dataclass(frozen=True)
+class QueryEvent:
+    """What a query came to: a result of ``observation``, or a ``refusal``, the reason why there
+    is no chunk. ``generation`` counts the stops before it; ``begin_ns`` and ``end_ns`` are the
+    node's times at which inference began and ended.
+    """
+
+    generation: int
+    refusal: str = ''
+    observation: Observation | None = None
+    result: PolicyResult | None = None
+    begin_ns: int = 0
+    end_ns: int = 0
 
 
 class Publisher(threading.Thread):
-    """Does its jobs one after the other, in the order they came. None is lost, and not many can
-    wait: where ``DEPTH`` do, :meth:`put` waits too. A job must not raise.
+    """Hands events to ``publish`` in the order they came; those of before a stop are dropped.
+
+    ``stopped`` says whether there was a stop since an event's generation. None is lost, and not
+    many can wait: where ``DEPTH`` do, :meth:`put` waits too.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self, publish: Callable[[QueryEvent], None], stopped: Callable[[int], bool]
+    ) -> None:
         super().__init__(name='publisher', daemon=True)
-        self._changed = threading.Condition()
-        self._jobs: deque[Job] = deque()
-        self._busy = False
-        self._closed = False
+        self._publish, self._stopped = publish, stopped
+        self._events: queue.Queue[QueryEvent | None] = queue.Queue(DEPTH)
 
-    def put(self, job: Job, given_up: Callable[[], bool], look: float = 0.1) -> bool:
-        """Hand a job over. While there is no room wait for it, and every ``look`` seconds ask
-        whether to give up; returns whether it was taken.
+    def put(self, event: QueryEvent, look: float = 0.1) -> bool:
+        """Hand an event over; while there is no room wait, and every ``look`` seconds see whether
+        a stop made it void. Returns whether it was taken.
         """
-        with self._changed:
-            while not self._closed and len(self._jobs) >= DEPTH:
-                if given_up():
-                    return False
-                self._changed.wait(look)
-            if self._closed:
-                return False
-            self._jobs.append(job)
-            self._changed.notify_all()
+        while not self._stopped(event.generation):
+            try:
+                self._events.put(event, timeout=look)
+            except queue.Full:
+                continue
             return True
+        return False
 
     @property
     def behind(self) -> bool:
-        """Whether a job waits for the one under way."""
-        return bool(self._jobs)
+        """Whether an event waits for the one under way."""
+        return not self._events.empty()
 
     def settle(self, timeout: float) -> bool:
         """Wait until nothing waits and nothing is under way; returns whether that came true."""
-        with self._changed:
-            return self._changed.wait_for(
-                lambda: not self.is_alive() or not (self._jobs or self._busy), timeout
+        events = self._events
+        with events.all_tasks_done:
+            return events.all_tasks_done.wait_for(
+                lambda: not (self.is_alive() and events.unfinished_tasks), timeout
             )
 
     def close(self, timeout: float = 5.0) -> None:
-        """Forget what waits and end after the job under way."""
-        with self._changed:
-            self._closed = True
-            self._jobs.clear()
-            self._changed.notify_all()
+        """End after the event under way; call it once everything before counts as stopped."""
         if self.is_alive():
+            with contextlib.suppress(queue.Full):
+                self._events.put(None, timeout=timeout)
             self.join(timeout)
 
     def run(self) -> None:
         """Thread body."""
-        while True:
-            with self._changed:
-                self._busy = False
-                self._changed.notify_all()
-                self._changed.wait_for(lambda: self._closed or self._jobs)
-                if self._closed:
-                    return
-                job = self._jobs.popleft()
-                self._busy = True
-                self._changed.notify_all()
-            job()
-            del job  # with the images it may hold
+        while (event := self._events.get()) is not None:
+            try:
+                if not self._stopped(event.generation):
+                    self._publish(event)
+            except Exception as error:  # a message that cannot be made must not end the thread
+                reason = f'the result cannot be published: {type(error).__name__}: {error}'
+                self._publish(QueryEvent(event.generation, reason))
+            finally:
+                del event  # with the images it may hold
+                self._events.task_done()
