@@ -51,7 +51,7 @@ def buffer_with():
     made = []
 
     def make(preprocess):
-        made.append(ImageBuffer(preprocess, 10**9))
+        made.append(ImageBuffer(10**9, preprocess=preprocess))
         made[-1].prefetch('cpu')
         return made[-1]
 

@@ -71,7 +71,7 @@ def test_the_history_keeps_what_the_policy_saw_and_not_what_came(policy):
     drive(policy, 8, 1, width=640, height=480)
     newest = 10**12 + 7 * STEP
     for camera in CAMERAS:
-        (frame,) = policy.history.at([camera], newest, newest + 1)
+        frame = policy.history.at(camera, newest, newest + 1)
         assert frame.stamp_ns == newest
         assert frame.image is None
         seen = frame.get_preprocessed(lambda *image: pytest.fail('prepared twice'), camera)

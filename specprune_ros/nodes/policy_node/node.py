@@ -301,7 +301,7 @@ class SpecPruneNode(AutoLifecycleNode):
             self.get_logger().info('chunks again')
             self._refusal = ''
         if result.reset:
-            self._throttle.info('episode', f'{result.episode}: {result.reset}')
+            self._throttle.info('policy', f'episode {result.episode}: {result.reset}')
         if result.notes:
             self._throttle.warning('policy', '; '.join(result.notes))
         self._publish_overlays(header, result)

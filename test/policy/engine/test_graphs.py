@@ -12,17 +12,17 @@ from tape import TapeCapturer
 from specprune_ros.models.load import random_policy_model
 from specprune_ros.policy.engine.cuda_graph import CudaGraphEngine
 from specprune_ros.policy.engine.eager import EagerEngine
-from specprune_ros.policy.forward_step import BEFORE_THE_PASS
 from specprune_ros.policy.observation import CameraImage, Observation
 from specprune_ros.policy.policy import Policy
 from specprune_ros.pruning.controller import SpeedSample
 from specprune_ros.pruning.interface import Mode
-from specprune_ros.pruning.params import PruningParams
+from specprune_ros.pruning.params import PruningParams, specs
 from specprune_ros.pruning.registry import names, pruner
 
 STEP = 50_000_000  # ns
 FAST = SpeedSample(v_t=1.0, v_r=0.0, dz=0.0, source='test', age_s=0.0)
 SLOW = SpeedSample(v_t=0.0, v_r=0.0, dz=0.0, source='test', age_s=0.0)
+HOST_ONLY = {spec.name for spec in specs() if spec.host_only}
 PURE = [name for name in names() if getattr(pruner(name), 'pure', False)]
 
 
@@ -128,7 +128,7 @@ def test_an_episode_begun_anew_finds_its_graphs(loaded, made):
         policy.act(look(step))
         plain.act(look(step))
     for one in (policy, plain):
-        one.reset('asked for')
+        one.reset('requested')
     for step in (2, 3):
         same(policy.act(look(step)), plain.act(look(step)))
     assert capturer.recorded == count
@@ -250,7 +250,7 @@ class Watched(PruningParams):
     __eq__ = object.__eq__
 
     def __getattribute__(self, name):
-        if name in BEFORE_THE_PASS and type(self).armed:
+        if name in HOST_ONLY and type(self).armed:
             raise AssertionError(f'a pass read {name}')
         return super().__getattribute__(name)
 
@@ -259,7 +259,7 @@ class Watched(PruningParams):
 def test_no_pass_reads_what_is_decided_before_it(loaded, monkeypatch, name):
     """What the list names is made the same in every key, so it may mean nothing to a pass."""
 
-    assert set(BEFORE_THE_PASS) <= {f.name for f in fields(PruningParams)}
+    assert HOST_ONLY <= {f.name for f in fields(PruningParams)} and 'mode' in HOST_ONLY
     plain = PruningParams().replace(pruner=name)
     watched = Watched(**{f.name: getattr(plain, f.name) for f in fields(plain)})
 
