@@ -109,7 +109,7 @@ class Session:
         # Before the reset: a request that cannot be read changes nothing.
         observation = reader.observation(request, round(arrived * 1e9))
         if reset := ours.get('reset'):
-            policy.reset(reset[:200] if isinstance(reset, str) else 'asked for')
+            policy.reset(reset[:200] if isinstance(reset, str) else 'requested')
         if isinstance(bound := ours.get('max_normalised_action'), (int, float)) and bound > 0:
             policy.max_normalised_action = float(bound)
         policy.wants_overlay = bool(ours.get('overlay'))
