@@ -7,33 +7,10 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
+from topic_names import known
 
 ROOT = Path(__file__).parents[1]
 NODES = ROOT / 'specprune_ros' / 'nodes'
-
-
-def names_of(node):
-    """Topics and services that a node's source names: ``~/overlay/agent`` as /node/overlay/..."""
-    files = {
-        'specprune_node': ('policy_node/node', 'policy_node/inputs'),
-        'chunk_executor': (
-            'executor_node/node',
-            'executor_node/arm_state',
-            'executor_node/arm_ports',
-        ),
-        'sim_arm': ('sim_arm_node',),
-        'patch_cloud': ('patch_cloud_node',),
-    }[node]
-    text = ''.join((NODES / f'{file}.py').read_text() for file in files)
-    return {f'/{node}/{name}' for name in re.findall(r"'~/([a-z_/{}]+)'", text)}
-
-
-def known():
-    names = set()
-    for node in ('specprune_node', 'chunk_executor', 'sim_arm', 'patch_cloud'):
-        for name in names_of(node):
-            names |= {name.replace('{camera}', camera) for camera in ('agent', 'wrist')}
-    return names | {'/diagnostics', '/clock', '/rosout', '/parameter_events'}
 
 
 def test_the_sros2_policy_names_topics_that_exist_and_lets_one_node_command():
