@@ -46,7 +46,8 @@ class Kind:
 
     ``stops``: the stream of commands must end while the fault lasts. ``reasons``: what the
     executor must have said of the stop (one of them). ``resets``: the policy must report a new
-    episode, and why. ``kills``: the process that dies on purpose. ``share``: of all injections.
+    episode, and why. ``kills``: the process that dies on purpose. ``share``: of all injections. ``pause``:
+    s without commands that are no stop.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Kind:
     kills: str = ''
     sim_time: bool = False
     share: float = 1.0
+    pause: float = 0.15
 
 
 def _until_stopped(suite: Suite, least: float = 0.0) -> None:
@@ -441,15 +443,28 @@ def policy_killed(suite: Suite, rng: np.random.Generator) -> None:
 
 
 def executor_killed(suite: Suite, rng: np.random.Generator) -> None:
-    """SIGKILL to the executor; started again by a supervisor."""
-    suite.wait_for_motion()  # a driver may find a new executor later than this suite does
+    """SIGKILL to the moving executor: its supervisor must stop the arm. Started again."""
+    suite.wait_for_motion()
     suite.pause(rng.uniform(0.0, 0.1))
+    suite.at_once = time.time_ns()
     suite.system.kill(EXECUTOR)
+    suite.pause(0.8)
+    suite.must_stop_at_once('the executor was killed')
     suite.executor_died()
-    # What the driver does without commands is its own watchdog's: see how long it takes.
-    suite.pause(0.6)
     suite.system.start(EXECUTOR)
     suite.system.wait(EXECUTOR)
+
+
+def executor_stalled(suite: Suite, rng: np.random.Generator) -> None:
+    """SIGSTOP to the moving executor: its supervisor must stop the arm, and give it back."""
+    suite.wait_for_motion()
+    process = suite.system.processes[EXECUTOR].process
+    process.send_signal(signal.SIGSTOP)
+    suite.pause(rng.uniform(0.5, 1.0))
+    if suite.rig.heard.commands and not suite.rig.heard.commands[-1].zero:
+        suite.breaks('a stalled executor left the arm moving')
+    process.send_signal(signal.SIGCONT)
+    suite.pause(0.3)
 
 
 def executor_ended(suite: Suite, rng: np.random.Generator) -> None:
@@ -730,7 +745,17 @@ KINDS = (
         share=0.35,
     ),
     Kind('executor ended', executor_ended, 'stops, recovers', stops=True, share=0.35),
-    Kind('executor killed', executor_killed, 'driver holds, recovers', kills=EXECUTOR, share=0.35),
+    Kind(
+        'executor killed',
+        executor_killed,
+        'supervisor stops, recovers',
+        stops=True,
+        kills=EXECUTOR,
+        share=0.35,
+    ),
+    Kind(
+        'executor stalled', executor_stalled, 'supervisor stops, recovers', stops=True, share=0.35
+    ),
     Kind(
         'driver killed',
         driver_killed,

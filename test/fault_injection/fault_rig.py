@@ -350,6 +350,10 @@ class Axis:
         they were written: what held the executor up in between counts against it.
         """
         now = sent.at if self._stamped_otherwise else min(sent.decided, sent.at)
+        if sent.braking:  # on the way to rest nothing of the queue is executed
+            self._last, self._rested = now, sent.zero
+            self._log.append((now, self._at))
+            return None
         elapsed = 0.0 if self._last is None else (now - self._last) / SECOND
         left = self._end - self._at
         if self._rested and elapsed > PAUSE:

@@ -34,7 +34,6 @@ import itertools
 import json
 import math
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -68,7 +67,6 @@ TIGHT = 1.0 + 1e-6
 ARRIVED = 0.2  # s after which a message has been heard
 RECOVERY = 30.0  # s until the arm must move again
 EPISODE_WAIT = 15.0  # s until the policy must have reported a new episode
-DRIVER_TIMEOUT = 0.2  # s, the simulated arm's command_timeout
 DRIVER_SLOW = 0.02  # m/s that counts as holding still
 PICTURE_RATE = 15.0  # Hz
 TMPFS = '16m'
@@ -87,19 +85,6 @@ def mark_braking(commands: list[Sent]) -> None:
         after = sent
 
 
-def braking_times(commands: list[Sent]) -> Iterator[float]:
-    """Seconds from the first command of each slowing down to the one of rest."""
-    begin: int | None = None
-    for sent in commands:
-        if not sent.braking:
-            begin = None
-        elif begin is None:
-            begin = sent.at
-        if sent.zero and begin is not None:
-            yield (sent.at - begin) / SECOND
-            begin = None
-
-
 def _size(sent: Sent) -> float:
     return math.hypot(*sent.linear) + 0.1 * math.hypot(*sent.angular)
 
@@ -107,13 +92,12 @@ def _size(sent: Sent) -> float:
 @dataclass
 class Result:
     """One injection. Times in seconds; ``over``: from a limit to the last command before braking;
-    NaN where none ran out. ``rest``: the longest braking, first command of it to the one of rest.
-    ``settle``: from the last command to a tool at rest, where nobody sent a stop."""
+    NaN where none ran out. ``rest``: the longest stop, from its reason to the command of rest, by
+    the executor's own clock."""
 
     kind: str
     number: int
     over: float = math.nan
-    settle: float = math.nan
     recovery: float = math.nan
     rest: float = math.nan
     speed: float = 0.0  # share of the limit, largest
@@ -340,8 +324,6 @@ class Suite:
         chunks.sort(key=lambda pair: pair[0])  # two senders: not in the order of their stamps
         poses = np.array(self.rig.pose.passed)
         mark_braking(commands)
-        for rest in braking_times(commands):
-            result.rest = max(result.rest, rest) if math.isfinite(result.rest) else rest
         for sent in commands:
             while chunks and chunks[0][0] <= sent.at:
                 self._axis.chunk(chunks.pop(0)[1])
@@ -403,15 +385,13 @@ class Suite:
         gap = None
         ends = [*(sent.at for sent in window[1:]), ended]
         for sent, after in zip(window, ends[: len(window)], strict=True):
-            if after - sent.at > GAP * SECOND and after > begin and sent.at < ended:
+            if after - sent.at > kind.pause * SECOND and after > begin and sent.at < ended:
                 held_up = self._waits.between(EXECUTOR, sent.at, after) * SECOND
                 if sent.zero or held_up < 0.5 * (after - sent.at):
                     gap = sent
                     break
         result.stopped |= gap is not None
-        if kind.kills == EXECUTOR:
-            self._judge_driver(gap)
-        elif gap is not None and not gap.zero:
+        if gap is not None and not gap.zero:
             self.breaks('the last command before the pause was no stop')
         if kind.stops and gap is None:
             self.breaks('the arm was not stopped')
@@ -420,9 +400,16 @@ class Suite:
             driven = [sent.at for sent in window if not sent.braking and sent.at < gap.at]
             if self._over('clock stall', self.stalled_at + stall, max(driven)) > IN_TIME:
                 self.breaks(f'stopped {result.over:.3f} s after the limit', late=True)
-        if math.isfinite(result.rest) and result.rest > self._longest_rest():
-            self.breaks(f'{result.rest:.3f} s from braking to rest', late=True)
         result.reasons = self._reasons_since(ended)
+        took = [
+            float(values['last stop took (s)'])
+            for at, values in heard.counted
+            if at > begin and values.get('last stop took (s)')
+        ]
+        if result.reasons and took:
+            result.rest = max(took)
+            if result.rest > self._longest_rest():
+                self.breaks(f'{result.rest:.3f} s from braking to rest', late=True)
         known = gap is not None and gap.at > begin  # else it was told with the injection before
         if known and kind.stops and kind.reasons and not set(kind.reasons) & set(result.reasons):
             self.breaks(f'the executor gave as reasons {result.reasons}')
@@ -451,24 +438,6 @@ class Suite:
         )
         before, self._stops = self._stops, now
         return sorted(reason for reason, n in now.items() if n > before[reason])
-
-    def _judge_driver(self, last: Sent | None) -> None:
-        """Without commands the driver must hold: by its log, and how long the tool takes to it."""
-        if last is None:
-            return
-        since = [at for at, v in self.rig.heard.speeds if v > DRIVER_SLOW and at > last.at]
-        settled = [at for at in since if at < last.at + SECOND]
-        self._result.settle = (settled[-1] - last.at) / SECOND if settled else 0.0
-        log = self.system.processes[ARM].log.read_text(errors='replace')
-        times = [float(t) for t in re.findall(r'\[(\d+\.\d+)\].*: holding', log)]
-        held = [round(t * SECOND) for t in times if t > last.at / SECOND]
-        if not held:
-            self.breaks('the driver did not hold when commands ceased')
-            return
-        limit = last.at + round(DRIVER_TIMEOUT * SECOND)
-        over = self._over("the driver's time-out", limit, held[0], ARM)
-        if over > IN_TIME:
-            self.breaks(f'the driver held {over:.3f} s after its time-out', late=True)
 
     def _judge_processes(self) -> None:
         for name in NODES:
@@ -589,7 +558,6 @@ def rows_of(results: list[Result]) -> list[dict]:
         if not mine:
             continue
         over = [1e3 * r.over for r in mine if math.isfinite(r.over)]
-        settle = [1e3 * r.settle for r in mine if math.isfinite(r.settle)]
         rest = [1e3 * r.rest for r in mine if math.isfinite(r.rest)]
         recovery = [r.recovery for r in mine]
         latest = max(mine, key=lambda r: r.over if math.isfinite(r.over) else -1.0).late
@@ -609,7 +577,6 @@ def rows_of(results: list[Result]) -> list[dict]:
                     for name in (EXECUTOR, ARM, LANES, STEAL)
                 },
                 'worst_lanes_late_ms': 1e3 * max(r.lanes_late for r in mine),
-                'worst_settle_ms_after_last_command': max(settle) if settle else None,
                 'worst_speed_share': max(r.speed for r in mine),
                 'worst_acceleration_share': max(r.acceleration for r in mine),
                 'worst_jerk_share': max(r.jerk for r in mine),

@@ -383,10 +383,13 @@ class ChunkExecutor(AutoLifecycleNode):
         supervisor = self._supervisor
         if supervisor is None:
             return False
-        if self._motion.moving and late > HELD_UP * supervisor.limit:
+        held_up = self._motion.moving and late > HELD_UP * supervisor.limit
+        if held_up:
             supervisor.take_over()
         self._motion.watchdog.supervisor(supervisor.trouble())
-        return supervisor.stopping
+        # It may have stopped the arm and be at rest again already: this motion has ended all the
+        # same.
+        return held_up or supervisor.stopping
 
     def _send(self, tick: Tick, now: int) -> None:
         if tick.command is not None:
