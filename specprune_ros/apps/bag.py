@@ -92,17 +92,16 @@ class BagReader:
     def __init__(self, path: Path) -> None:
         if not path.exists():
             raise BagError(f'{path}: no such file or folder')
-        # A recording is a folder with metadata.yaml; its data file alone names the same recording.
-        folder = path if path.is_dir() else path.parent
+        # A recording is a folder with metadata.yaml; a data file of one can be read by itself.
         try:
-            self._reader = AnyReader([folder], default_typestore=typestore())
+            self._reader = AnyReader([path], default_typestore=typestore())
             self._reader.open()
         except (AnyReaderError, OSError, ValueError, KeyError) as error:
             raise BagError(
-                f'{folder}: not a rosbag2 recording (a folder with metadata.yaml and MCAP or '
-                f'sqlite3 data): {error}'
+                f'{path}: not a rosbag2 recording (a folder with metadata.yaml and MCAP or '
+                f'sqlite3 data, or one such file): {error}'
             ) from error
-        self.path = folder
+        self.path = path
 
     def __enter__(self) -> BagReader:
         return self

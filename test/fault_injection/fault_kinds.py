@@ -46,8 +46,8 @@ class Kind:
 
     ``stops``: the stream of commands must end while the fault lasts. ``reasons``: what the
     executor must have said of the stop (one of them). ``resets``: the policy must report a new
-    episode, and why. ``kills``: the process that dies on purpose. ``share``: of all injections. ``pause``:
-    s without commands that are no stop.
+    episode, and why. ``kills``: the process that dies on purpose. ``share``: of all injections.
+    ``pause``: s without commands that are no stop.
     """
 
     name: str

@@ -48,6 +48,7 @@ class Sent:
     linear: tuple[float, float, float]
     angular: tuple[float, float, float]
     braking: bool = False
+    slowing: bool = False  # as hard as a stop does, and so hardly by what a chunk asks for
 
     @property
     def zero(self) -> bool:
@@ -350,7 +351,9 @@ class Axis:
         they were written: what held the executor up in between counts against it.
         """
         now = sent.at if self._stamped_otherwise else min(sent.decided, sent.at)
-        if sent.braking:  # on the way to rest nothing of the queue is executed
+        # On the way to rest nothing of the queue is executed, nor where a stop began and a new
+        # chunk took the motion up again.
+        if sent.braking or sent.slowing:
             self._last, self._rested = now, sent.zero
             self._log.append((now, self._at))
             return None

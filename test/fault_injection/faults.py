@@ -324,6 +324,7 @@ class Suite:
         chunks.sort(key=lambda pair: pair[0])  # two senders: not in the order of their stamps
         poses = np.array(self.rig.pose.passed)
         mark_braking(commands)
+        self._mark_slowing(commands)
         for sent in commands:
             while chunks and chunks[0][0] <= sent.at:
                 self._axis.chunk(chunks.pop(0)[1])
@@ -347,6 +348,17 @@ class Suite:
         if positions and box is not None:
             at = np.array(positions)
             result.outside = float(max(0.0, (at - box[1]).max(), (np.array(box[0]) - at).max()))
+
+    def _mark_slowing(self, commands: list[Sent]) -> None:
+        limits = self.system.profile.limits
+        pairs = (
+            ('linear', limits.translation_acceleration),
+            ('angular', limits.rotation_acceleration),
+        )
+        for before, sent in itertools.pairwise(commands):
+            for part, acceleration in pairs:
+                lost = math.hypot(*getattr(before, part)) - math.hypot(*getattr(sent, part))
+                sent.slowing |= lost > 0.5 * acceleration / RATE
 
     def _judge_limits(self, sent: Sent) -> None:
         """Speed, acceleration and jerk of one command; before a motion there is rest."""

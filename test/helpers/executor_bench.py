@@ -51,7 +51,7 @@ def write_profile(folder, **changes):
 class Bench:
     """An arm, a policy and an executor in one process, each message through DDS all the same."""
 
-    def __init__(self, rclpy, profile, **parameters):
+    def __init__(self, rclpy, profile, namespace='', **parameters):
         from geometry_msgs.msg import PoseStamped, TwistStamped
         from rclpy.executors import SingleThreadedExecutor
         from sensor_msgs.msg import JointState
@@ -67,6 +67,9 @@ class Bench:
         parameters = {'supervisor_limit': 0.0, **parameters}
         for name, value in parameters.items():
             arguments += ['-p', f'{name}:={value}']
+        if namespace:
+            arguments += ['-r', f'__ns:={namespace}']
+        self.name = f'{namespace}/chunk_executor'
         self._rclpy = rclpy
         rclpy.init(args=arguments)
         self.node = rclpy.create_node('bench')
@@ -78,7 +81,7 @@ class Bench:
         self._pose = self.node.create_publisher(PoseStamped, '/sim_arm/tcp_pose', 1)
         self._joints = self.node.create_publisher(JointState, '/sim_arm/joint_states', 1)
         self._urdf = self.node.create_publisher(String, '/sim_arm/robot_description', latched())
-        self._chunk = self.node.create_publisher(ActionChunk, '/chunk_executor/action_chunk', 10)
+        self._chunk = self.node.create_publisher(ActionChunk, f'{self.name}/action_chunk', 10)
         self.listen(TwistStamped, '/sim_arm/cmd_twist', self.commands)
         self.listen(Float64, '/sim_arm/gripper', self.gripper)
         self.every = every
@@ -172,7 +175,7 @@ class Bench:
         return [m.twist.linear.x for t, m in self.commands if t >= since]
 
     def call(self, kind, name, **fields):
-        client = self.node.create_client(kind, f'/chunk_executor/{name}')
+        client = self.node.create_client(kind, f'{self.name}/{name}')
         assert client.wait_for_service(5.0)
         future = client.call_async(kind.Request(**fields))
         self.run(5.0, until=future.done)

@@ -165,6 +165,84 @@ def test_hardware_profiles_begin_disabled(bench):
     b.moving()
 
 
+def test_nothing_but_a_person_starts_hardware(bench):
+    """Enabled, deactivated, activated: it moved 0.2 s later; enabling was kept while inactive."""
+    b = bench(enabled_at_start=False)
+    assert b.enable(True).success
+    b.moving()
+    b.dut.trigger_deactivate()
+    b.run(0.3)
+    refused = b.enable(True)
+    assert not refused.success and 'not active' in refused.message
+    b.dut.trigger_activate()
+    count = len(b.commands)
+    b.run(0.8)
+    assert len(b.commands) == count and b.health() == 'disabled'
+    assert b.enable(True).success
+    assert b.run(3.0, until=lambda: len(b.commands) > count + 10)
+
+
+def test_a_person_pauses_it_in_place(bench):
+    from std_srvs.srv import SetBool
+
+    b = bench()
+    b.moving()
+    begin = time.monotonic()
+    assert b.call(SetBool, 'hold', data=True).success
+    b.run(0.5)
+    assert_one_stop(b, begin, 0.3)
+    assert b.health() == 'held' and b.dut._last_stop['last stop'] == 'held'
+    count = len(b.commands)
+    assert b.call(SetBool, 'hold', data=False).success
+    assert b.run(3.0, until=lambda: len(b.commands) > count + 10)
+
+
+def test_an_impossible_pose_stops_it_in_place_and_is_said(bench):
+    b = bench()
+    b.moving()
+    at, b.position = b.position, [0.0, 0.0, 0.0]
+    b.run(0.02)
+    b.position = at
+    b.run(0.3)
+    assert b.dut._last_stop['last stop'] == 'implausible_state'
+    assert 'tool pose jumps by' in b.dut._last_stop['last stop detail']
+    speeds = np.array(b.speeds())
+    assert np.abs(np.diff(speeds)).max() <= 4.0 * 0.01 * (1 + 1e-6)
+
+
+def test_stops_that_come_again_and_again_are_counted_not_logged(bench, capfd):
+    """156 lines a minute on a slow machine."""
+    b = bench(watchdog__dry_queue=0.05)
+    b.alive.discard('chunks')
+    for _ in range(6):
+        b.publish_chunk(rows=[b.row])  # 0.1 s of motion
+        b.run(0.5)
+    assert b.stops() >= 5
+    log = capfd.readouterr().err
+    assert log.count('stop: dry_queue') <= 2 and log.count('moving') <= 2
+    assert log.count('the policy is too slow for its chunks: each holds 0.10 s of motion') == 1
+
+
+@pytest.mark.parametrize(('told_by', 'stops'), [('left', True), ('right', False)])
+def test_two_arms_in_two_namespaces_heed_their_own_policies(ros, tmp_path, told_by, stops):
+    """The executor in a namespace ignored its own policy's errors and obeyed another's."""
+    from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+
+    b = Bench(ros, write_profile(tmp_path), namespace='/left')
+    try:
+        publisher = b.node.create_publisher(DiagnosticArray, '/diagnostics', 10)
+        b.moving()
+        status = DiagnosticStatus(
+            name=f'{told_by}/specprune_node: inference', level=DiagnosticStatus.ERROR
+        )
+        for _ in range(5):
+            publisher.publish(DiagnosticArray(status=[status]))
+            b.run(0.2)
+        assert (b.stops() > 0) == stops, b.health()
+    finally:
+        b.close()
+
+
 def test_reset_drops_the_motion(bench):
     from std_srvs.srv import Trigger
 

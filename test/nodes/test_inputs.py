@@ -44,6 +44,7 @@ class Bench:
             'speed.tip_frame': 'tcp',
             'speed.joint_prefix': '',
             'robot_description': urdf(),
+            'frozen_after': 10.0,
             **changes,
         }
         self.node = LifecycleNode('specprune_node')
@@ -218,3 +219,47 @@ def test_an_ordinary_publisher_is_heard_too(inputs, ros, latched):
     assert b.buffer.instruction == 'lift the red cube'  # as the authors' prompts have it
     executor.shutdown()
     other.destroy_node()
+
+
+def _compressed(image, **how):
+    import io
+
+    from sensor_msgs.msg import CompressedImage
+
+    out = io.BytesIO()
+    image.save(out, **how)
+    return CompressedImage(format='', data=out.getvalue())
+
+
+def test_an_image_of_16_bits_keeps_its_grey_and_exif_turns():
+    from PIL import Image
+
+    from specprune_ros.nodes.common.images import compressed_to_rgb
+
+    deep = np.linspace(0, 65535, 64 * 64).astype(np.uint16).reshape(64, 64)
+    seen = compressed_to_rgb(_compressed(Image.fromarray(deep), format='PNG'))
+    assert np.array_equal(seen[:, :, 0], deep >> 8) and seen.shape == (64, 64, 3)
+    lying = Image.fromarray(np.zeros((64, 96, 3), np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees
+    message = _compressed(lying, format='JPEG', exif=exif)
+    assert compressed_to_rgb(message).shape == (96, 64, 3)
+
+
+def test_a_camera_that_repeats_an_image_with_new_stamps_is_said(inputs):
+    from specprune_ros.nodes.common.images import to_message
+
+    b = inputs(frozen_after=0.2)
+    b.inputs._history = type('History', (), {'push': lambda *image: None})()
+    pixels = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    for _ in range(4):
+        b.now += 50_000_000
+        message = to_message(pixels)
+        b._stamp(message)
+        b.inputs._on_image('agent', message)
+        time.sleep(0.1)
+    assert "camera 'agent': the same image for 0 s" in b.inputs.frozen()
+    message = to_message(255 - pixels)
+    b._stamp(message)
+    b.inputs._on_image('agent', message)
+    assert b.inputs.frozen() == ''

@@ -48,7 +48,7 @@ def test_images_state_and_a_instruction_make_an_observation():
         (lambda b: show(b, 3600.0), 'stamped 3600.00 s ahead'),
         (
             lambda b: (show(b, 0.0, ['agent']), show(b, -0.2, ['wrist'])),
-            'newest images lie 0.20 s apart',
+            'the newest lie 0.20 s apart',
         ),
         (lambda b: (show(b, 0.0), b.lose_state('NaN in joint3')), 'proprioception: NaN in joint3'),
         (lambda b: (show(b, 0.0), b.fault('wrist', 'step is 3')), "camera 'wrist': step is 3"),
@@ -146,3 +146,24 @@ def test_closing_ends_every_wait():
     box = observation_buffer()
     threading.Timer(0.05, box.close).start()
     assert not box.wait(5.0)
+
+
+@pytest.mark.parametrize(('one', 'other'), [(30 / 4, 30 / 3), (30, 10), (15, 14.2)])
+def test_cameras_of_different_rates_are_paired_by_nearest_stamps(one, other):
+    """Newest with newest flapped between chunks and an error at 7.5 and 10 Hz."""
+    box = observation_buffer()
+    shown = sorted(
+        [(i / one, 'agent') for i in range(1, int(6 * one))]
+        + [(i / other, 'wrist') for i in range(1, int(6 * other))]
+    )
+    looks = []
+    for seconds, camera in shown:
+        show(box, seconds, [camera])
+        if seconds > 0.5:
+            assert box.unready(ns(seconds)) is None
+            if box.wait(0.0):
+                looks.append(box.take(ns(seconds)))
+    for look in looks:
+        stamps = [image.stamp_ns for image in look.images.values()]
+        assert max(stamps) - min(stamps) <= 0.05 * SECOND
+    assert len(looks) > 5 * min(one, other) * 0.5

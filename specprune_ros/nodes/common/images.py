@@ -7,6 +7,7 @@ import io
 
 import numpy as np
 from PIL import Image as PillowImage
+from PIL import ImageOps
 from sensor_msgs.msg import CompressedImage, Image
 
 from specprune_ros.bounded_files import one_line
@@ -53,14 +54,19 @@ def to_rgb(message: Image) -> np.ndarray:
 
 
 def compressed_to_rgb(message: CompressedImage) -> np.ndarray:
-    """Decode a JPEG or PNG image to uint8 ``[height, width, 3]`` RGB. Raises
-    :class:`ImageError`.
+    """Decode a JPEG or PNG image to uint8 ``[height, width, 3]`` RGB, upright where Exif says how;
+    of 16 bits the upper eight. Raises :class:`ImageError`.
     """
     try:
         # Bounded first: what a decoder would do with these bytes is known before it does it.
         data = essential(bytes(message.data))
         with PillowImage.open(io.BytesIO(data), formats=('JPEG', 'PNG')) as image:
-            return np.array(image.convert('RGB'))
+            # Upright, as OpenCV's imdecode and so image_transport have it.
+            upright = ImageOps.exif_transpose(image)
+            if upright.mode.startswith('I'):  # 16 bits of grey, which convert() would clip
+                grey = np.asarray(upright).astype(np.uint16) >> 8
+                return np.repeat(grey.astype(np.uint8)[:, :, None], 3, axis=2)
+            return np.array(upright.convert('RGB'))
     except Exception as error:  # decoders raise whatever they like for broken data
         raise ImageError(
             f"compressed image (format '{one_line(message.format, 40)}') is no readable JPEG or "

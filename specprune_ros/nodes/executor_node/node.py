@@ -317,7 +317,7 @@ class ChunkExecutor(AutoLifecycleNode):
         for status in message.status:
             name = status.name.split(':')[0].strip('/')
             if name == policy.strip('/') and status.level == DiagnosticStatus.ERROR:
-                self._motion.watchdog.policy_error(status.message)
+                self._motion.watchdog.policy_error(status.message or 'no reason was given')
 
     def _inactive(self, response: Any) -> bool:
         """Whether a person's word is refused: nobody shall be surprised by a later activation."""

@@ -37,6 +37,8 @@ from specprune_ros.robot.speed import (
     UrdfError,
 )
 
+FROZEN_STRIDE = 4  # pixels apart in which images are compared
+
 
 def sample(speed: Speed | None) -> SpeedSample | None:
     """The controller's view of a measured speed."""
@@ -86,6 +88,7 @@ class Inputs:
         self._rotation = self._rotation_center = tuple(rotation_center)
         self._rotation_ns = 0
         self._heard = ''
+        self._same: dict[str, tuple[np.ndarray, float]] = {}
         self._twist_speed = TwistSpeed()
         self._subscriptions: list[Any] = []
         self._description: DescriptionReader | None = None
@@ -180,6 +183,7 @@ class Inputs:
             self._refuse_image(camera, str(found))
             return
         image = CameraImage(found, stamp_ns(message))
+        self._watch_frozen(camera, found)
         kept = self._observation_buffer.put_image(camera, image)
         ahead = image.stamp_ns - self._node.get_clock().now().nanoseconds
         # A stamp from the future would push the true past out.
@@ -193,6 +197,23 @@ class Inputs:
     def _refuse_instruction(self, reason: str) -> None:
         self._observation_buffer.refuse_instruction(reason)
         self._complain('instruction', reason)
+
+    def _watch_frozen(self, camera: str, pixels: np.ndarray) -> None:
+        """A camera's noise changes some pixel of every true image."""
+        some = pixels[::FROZEN_STRIDE, ::FROZEN_STRIDE]
+        before = self._same.get(camera)
+        if before is None or not np.array_equal(before[0], some):
+            self._same[camera] = (some.copy(), time.monotonic())
+
+    def frozen(self) -> str:
+        """Which cameras have sent the same image for longer than is usual, in words."""
+        now, limit = time.monotonic(), self._values['frozen_after']
+        since = {camera: now - at for camera, (_, at) in self._same.items()}
+        return '; '.join(
+            f"camera '{camera}': the same image for {seconds:.0f} s"
+            for camera, seconds in since.items()
+            if limit > 0.0 and seconds > limit and self.rates[camera].rate(now) > 0.0
+        )
 
     def _on_instruction(self, message: String) -> None:
         try:

@@ -526,6 +526,9 @@ class SpecPruneNode(AutoLifecycleNode):
         trouble = self._policy.engine_trouble if self._policy is not None else ''
         if trouble:
             return DiagnosticStatus.WARN, f'slower than meant: {trouble}'
+        frozen = self._inputs.frozen() if self._inputs is not None else ''
+        if frozen:
+            return DiagnosticStatus.WARN, frozen
         return DiagnosticStatus.OK, f'{self._last.mode.value}, {self._last.pruner}'
 
     def _engine(self) -> str:

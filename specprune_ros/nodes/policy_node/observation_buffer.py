@@ -7,7 +7,9 @@ node's clock, so the same rules hold live, in simulation and on a replayed bag.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections import deque
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from threading import Condition
 
@@ -22,6 +24,8 @@ from specprune_ros.policy.observation import (
     normalise_instruction,
 )
 from specprune_ros.pruning.controller import SpeedSample
+
+RECENT = 8  # images per camera among which those of one moment are found
 
 
 class NotReady(Exception):
@@ -53,6 +57,10 @@ class Timed:
     oldest: str = ''
 
 
+def _oldest(images: Mapping[str, CameraImage]) -> int:
+    return min(image.stamp_ns for image in images.values())
+
+
 class ObservationBuffer:
     """Newest input per source; see the module's text. All methods are thread-safe."""
 
@@ -61,7 +69,8 @@ class ObservationBuffer:
         self.limits = limits
         self._needs_state = needs_state
         self._changed = Condition()
-        self._images: dict[str, CameraImage] = {}
+        self._images: dict[str, CameraImage] = {}  # the newest
+        self._recent: dict[str, deque[CameraImage]] = {}
         self._faults: dict[str, str] = {}
         self._state: Timed | None = None
         self._position: Timed | None = None
@@ -86,6 +95,7 @@ class ObservationBuffer:
                 # The clock went back: what the other inputs showed belongs to another time.
                 self._forget_time()
             self._images[camera] = image
+            self._recent.setdefault(camera, deque(maxlen=RECENT)).append(image)
             # Half a set wakes nobody: the other half comes sooner.
             if self._fresh():
                 self._changed.notify_all()
@@ -96,6 +106,7 @@ class ObservationBuffer:
         with self._changed:
             self._faults[source] = reason
             self._images.pop(source, None)
+            self._recent.pop(source, None)
 
     def put_state(self, value: np.ndarray, stamp_ns: int, oldest: str = '') -> None:
         """Store proprioception, float64 ``[proprio_dim]``, as old as its ``oldest`` part."""
@@ -177,8 +188,11 @@ class ObservationBuffer:
         wrong. Without ``use`` the same images may be taken for a query later.
         """
         with self._changed:
+            images = self._matched()
             if use:
-                self._used_ns = self._newest()
+                self._used_ns = max(
+                    (image.stamp_ns for image in (images or self._images).values()), default=-1
+                )
             reason = self._unready(now_ns)
             if reason:
                 raise NotReady(reason)
@@ -186,7 +200,7 @@ class ObservationBuffer:
             if position is not None and self._too_old(position.stamp_ns, now_ns):
                 position = None
             return Observation(
-                images={camera: self._images[camera] for camera in self.cameras},
+                images=images,
                 instruction=self._instruction,
                 proprio=self._state.value if self._needs_state and self._state else None,
                 speed=self._aged_speed(now_ns),
@@ -215,6 +229,7 @@ class ObservationBuffer:
 
     def _forget_time(self) -> None:
         self._images.clear()
+        self._recent.clear()
         self._state = None
         self._position = None
         self._speed = None
@@ -222,18 +237,36 @@ class ObservationBuffer:
 
     def _fresh(self) -> bool:
         """Whether every camera has an image of one moment that no query has seen."""
-        if len(self._images) < len(self.cameras):
-            return False
-        return self._oldest() > self._used_ns and self._skew() <= self.limits.sync
-
-    def _oldest(self) -> int:
-        return min(image.stamp_ns for image in self._images.values())
+        images = self._matched()
+        return images is not None and _oldest(images) > self._used_ns
 
     def _newest(self) -> int:
         return max((image.stamp_ns for image in self._images.values()), default=-1)
 
-    def _skew(self) -> float:
-        return (self._newest() - self._oldest()) / SECOND_NS
+    def _oldest(self) -> int:
+        images = self._matched()
+        return -1 if images is None else _oldest(images)
+
+    def _matched(self) -> dict[str, CameraImage] | None:
+        """The newest images of one moment, one per camera: to each image of one camera the nearest
+        of the others. Cameras of different rates have no newest images that belong together.
+        """
+        if any(camera not in self._images for camera in self.cameras):
+            return None
+        best, first = None, self.cameras[0]
+        for anchor in reversed(self._recent[first]):
+            images = {
+                camera: min(
+                    reversed(self._recent[camera]),
+                    key=lambda image: abs(image.stamp_ns - anchor.stamp_ns),
+                )
+                for camera in self.cameras
+            }
+            stamps = [image.stamp_ns for image in images.values()]
+            near = max(stamps) - min(stamps) <= self.limits.sync * SECOND_NS
+            if near and (best is None or min(stamps) > _oldest(best)):
+                best = images
+        return best
 
     def _unready(self, now_ns: int) -> str | None:
         if not self._instruction:
@@ -255,11 +288,13 @@ class ObservationBuffer:
                     f"camera '{camera}': images are stamped {-age:.2f} s ahead of this node's "
                     'clock; synchronise the clocks or set use_sim_time alike'
                 )
-        skew = self._skew()
-        if skew > self.limits.sync:
+        images = self._matched()
+        age = math.inf if images is None else (now_ns - _oldest(images)) / SECOND_NS
+        if age > self.limits.image_age:
+            skew = (self._newest() - _oldest(self._images)) / SECOND_NS
             return (
-                f'cameras {", ".join(self.cameras)}: newest images lie {skew:.2f} s apart, '
-                f'the limit is {self.limits.sync:.2f} s'
+                f'cameras {", ".join(self.cameras)}: no images within {self.limits.sync:.2f} s of '
+                f'each other for {self.limits.image_age:.2f} s; the newest lie {skew:.2f} s apart'
             )
         if self._needs_state:
             if 'proprioception' in self._faults:

@@ -194,6 +194,15 @@ NODE_PARAMETERS = (
         live=True,
     ),
     ParameterSpec(
+        'frozen_after',
+        10.0,
+        'Diagnostics warn when a camera sends the same image for longer (with new stamps); 0 '
+        'never.',
+        unit='s',
+        low=0.0,
+        high=3600.0,
+    ),
+    ParameterSpec(
         'max_skew',
         0.05,
         "Most the cameras' stamps may lie apart.",
