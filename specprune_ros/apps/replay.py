@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,7 @@ class ReplayOptions:
     rate: float
     json: Path | None
     log: Path
+    header_clock: bool = False
 
 
 def choose_topics(bag: BagReader, profile: Profile) -> tuple[dict[str, type], dict[str, Any]]:
@@ -143,10 +144,27 @@ def run_replay(options: ReplayOptions) -> int:
         try:
             topics, parameters = choose_topics(bag, options.profile)
             first, messages = _first(bag, topics)
+            if options.header_clock:
+                ahead = header_offset(bag, topics)
+                first = replace(first, stamp_ns=first.stamp_ns + ahead)
+                messages = shifted(messages, ahead)
         except BagError as error:
             console.print(f'[red]{error}[/]')
             return 2
         return _play(options, bag, topics, parameters, first, messages, console)
+
+
+def shifted(messages: Iterator[Recorded], by_ns: int) -> Iterator[Recorded]:
+    """The messages with their times of receipt moved onto the clock of their headers."""
+    return (replace(recorded, stamp_ns=recorded.stamp_ns + by_ns) for recorded in messages)
+
+
+def header_offset(bag: BagReader, topics: Mapping[str, type]) -> int:
+    """How far the headers' clock is ahead of the recorder's, ns, by the first message with one."""
+    for recorded in bag.messages(dict(topics)):
+        if hasattr(recorded.message, 'header') and stamp_ns(recorded.message):
+            return stamp_ns(recorded.message) - recorded.stamp_ns
+    raise BagError(f'{bag.path}: no message with a stamp in its header')
 
 
 def _first(bag: BagReader, topics: Mapping[str, type]) -> tuple[Recorded, Iterator[Recorded]]:

@@ -12,7 +12,9 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser = subparsers.add_parser(
         'replay', help='play a rosbag2 recording through a live policy node, with /clock'
     )
-    parser.add_argument('bag', type=Path, help='folder of an MCAP or sqlite3 recording')
+    parser.add_argument(
+        'bag', type=Path, help='an MCAP or sqlite3 recording: its folder, or one file'
+    )
     parser.add_argument('--robot', default='sim_arm', help='robot profile: a name or a YAML file')
     parser.add_argument('--robot-sn', default='', help='serial number for profiles that need one')
     parser.add_argument(
@@ -20,6 +22,11 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     )
     parser.add_argument('--instruction', default='', help='instruction, where the bag holds none')
     parser.add_argument('--rate', type=float, default=1.0, help='speed of time (default 1)')
+    parser.add_argument(
+        '--header-clock',
+        action='store_true',
+        help="time goes by the messages' own stamps, for recordings made in simulated time",
+    )
     parser.add_argument(
         '--param', action='append', default=[], metavar='NAME=VALUE', help='parameter of the node'
     )
@@ -54,4 +61,8 @@ def run(args: argparse.Namespace) -> int:
     except ProfileError as error:
         print(error)
         return 2
-    return run_replay(ReplayOptions(args.bag, profile, parameters, args.rate, args.json, args.log))
+    return run_replay(
+        ReplayOptions(
+            args.bag, profile, parameters, args.rate, args.json, args.log, args.header_clock
+        )
+    )

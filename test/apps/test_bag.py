@@ -38,6 +38,44 @@ def test_what_is_written_is_read_back(tmp_path):
         assert np.abs(seen.astype(int) - smooth).mean() < 4
 
 
+def test_one_file_of_a_folder_is_the_one_that_is_read(tmp_path):
+    """`two/second.mcap` played the first file; a lone .mcap did not open at all."""
+    from std_msgs.msg import String
+
+    from specprune_ros.apps.bag import BagReader, BagWriter
+
+    two = tmp_path / 'two'
+    two.mkdir()
+    for name in ('first', 'second'):
+        with BagWriter(tmp_path / name) as bag:
+            bag.write('/say', String(data=name), 10)
+        next((tmp_path / name).glob('*.mcap')).rename(two / f'{name}.mcap')
+    for name in ('first', 'second'):
+        with BagReader(two / f'{name}.mcap') as bag:
+            assert [r.message.data for r in bag.messages({'/say': String})] == [name]
+
+
+def test_time_can_go_by_the_stamps_in_headers(tmp_path):
+    """Stamps of simulated time are decades before the recorder's."""
+    from sensor_msgs.msg import JointState
+
+    from specprune_ros.apps.bag import BagReader, BagWriter
+    from specprune_ros.apps.replay import header_offset, shifted
+    from specprune_ros.nodes.common.time import stamp_ns
+
+    now = 1_700_000_000 * 10**9
+    with BagWriter(tmp_path / 'bag') as bag:
+        for i in range(3):
+            message = JointState()
+            message.header.stamp.sec = 5 + i
+            bag.write('/joints', message, now + i * 10**9 + 2_000_000)
+    with BagReader(tmp_path / 'bag') as bag:
+        topics = {'/joints': JointState}
+        ahead = header_offset(bag, topics)
+        for recorded in shifted(bag.messages(topics), ahead):
+            assert recorded.stamp_ns == stamp_ns(recorded.message)
+
+
 def test_the_bundled_recording_is_small_and_whole():
     from specprune_ros.apps.bag import BagReader
 
