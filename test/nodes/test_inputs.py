@@ -54,8 +54,7 @@ class Bench:
             self.node,
             values,
             self.buffer,
-            None,
-            lambda camera, image: None,
+            type('Images', (), {'push': lambda *image: None})(),
             lambda source, reason: self.said.append(f'{source}: {reason}'),
             lambda source, text: None,
             rotation_center,
@@ -250,7 +249,6 @@ def test_a_camera_that_repeats_an_image_with_new_stamps_is_said(inputs):
     from specprune_ros.nodes.common.images import to_message
 
     b = inputs(frozen_after=0.2)
-    b.inputs._history = type('History', (), {'push': lambda *image: None})()
     pixels = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
     for _ in range(4):
         b.now += 50_000_000
