@@ -456,9 +456,9 @@ def main() -> int:
                     print(json.dumps(rows['ends'][-1]), flush=True)
         if arguments.part != 'ends':
             for flood in arguments.floods or floods():
-                rows['floods'].append(
-                    flood_executor(flood, arguments.adapters[0], folder, domain, arguments.seconds)
-                )
+                adapter = 'joint_trajectory' if 'description' in flood else arguments.adapters[0]
+                found = flood_executor(flood, adapter, folder, domain, arguments.seconds)
+                rows['floods'].append(found)
                 print(json.dumps(rows['floods'][-1]), flush=True)
     if arguments.json:
         arguments.json.write_text(json.dumps(rows, indent=2) + '\n')
