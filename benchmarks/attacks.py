@@ -103,7 +103,10 @@ class Rig:
         self.node.create_subscription(kind, '/rig/command', self._on_command, 1000)
         from diagnostic_msgs.msg import DiagnosticArray
 
-        self.node.create_subscription(DiagnosticArray, '/diagnostics', self._on_health, 10)
+        # Not decoded where it is large: the rig must not suffer what it does to others.
+        self.node.create_subscription(
+            DiagnosticArray, '/diagnostics', self._on_health, 10, raw=True
+        )
         self.position = list(START)
         self.configuration = list(READY)
         self.policy = True
@@ -186,7 +189,13 @@ class Rig:
             self.position = [p.x, p.y, p.z]
         self._at = at
 
-    def _on_health(self, message: Any) -> None:
+    def _on_health(self, raw: bytes) -> None:
+        from diagnostic_msgs.msg import DiagnosticArray
+        from rclpy.serialization import deserialize_message
+
+        if len(raw) > 32_000 or b'chunk_executor' not in raw:
+            return
+        message = deserialize_message(raw, DiagnosticArray)
         for status in message.status:
             if status.name.startswith('chunk_executor'):
                 self.health.append(status.message)

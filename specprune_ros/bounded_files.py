@@ -19,6 +19,7 @@ import yaml
 
 MEBIBYTE = 1 << 20
 MOST_JSON = 32 * MEBIBYTE  # bytes; the index of a model of 1000 shards has under 1
+MOST_NPZ = 1024 * MEBIBYTE  # bytes, unpacked
 MOST_YAML = 100_000  # bytes
 DEEPEST = 64  # levels of a JSON or YAML document
 LONGEST = 300  # characters of foreign text in one message
@@ -45,7 +46,7 @@ def reason(error: BaseException) -> str:
     if isinstance(error, MemoryError):
         return 'it needs more memory than there is'
     if isinstance(error, OSError) and error.strerror:
-        return f'it cannot be read ({error.strerror})'
+        return f'cannot be read ({error.strerror})'
     lines = str(error).strip().splitlines()
     name = type(error).__name__
     return one_line(f'{name}: {lines[0]}' if lines else name)
@@ -92,6 +93,22 @@ def read_bytes(path: Path, most: int) -> bytes:
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         with open(handle, 'rb') as file:
             return file.read(most)
+
+
+def read_npz(path: Path, most: int = MOST_NPZ) -> dict[str, Any]:
+    """The arrays of an npz file of at most ``most`` bytes, unpacked. Raises ``FileError``."""
+    import zipfile
+
+    import numpy as np
+
+    check_regular(path, most)
+    with boundary(path):
+        with zipfile.ZipFile(path) as archive:
+            whole = sum(entry.file_size for entry in archive.infolist())
+            if whole > most:
+                raise FileError(f'{path}: unpacks to {whole} bytes; at most {most} are read')
+        with np.load(path, allow_pickle=False) as data:
+            return {name: data[name] for name in data.files}
 
 
 def read_text(path: Path, most: int) -> str:

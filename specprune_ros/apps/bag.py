@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image as PillowImage
 from rclpy.serialization import deserialize_message, serialize_message
-from rosbags.highlevel import AnyReader, AnyReaderError
+from rosbags.highlevel import AnyReader
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
@@ -96,7 +96,7 @@ class BagReader:
         try:
             self._reader = AnyReader([path], default_typestore=typestore())
             self._reader.open()
-        except (AnyReaderError, OSError, ValueError, KeyError) as error:
+        except Exception as error:  # readers of four formats, and what each may meet
             raise BagError(
                 f'{path}: not a rosbag2 recording (a folder with metadata.yaml and MCAP or '
                 f'sqlite3 data, or one such file): {error}'

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from specprune_ros.bounded_files import read_json
 from specprune_ros.models.accel.fused import PLAIN
 from specprune_ros.models.accel.packed import PackedLinear
 from specprune_ros.models.load import LoadedModel
@@ -321,7 +322,7 @@ def _read() -> dict[str, dict]:
     path = cache_file()
     if not path.exists():
         return {}
-    held = json.loads(path.read_text())
+    held = read_json(path)
     if not isinstance(held, dict):
         raise ValueError('not a JSON object')
     return held

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from specprune_ros.bounded_files import boundary, read_npz
 from specprune_ros.models.decoder import KVCache
 from specprune_ros.models.flops import dense_flops, query_flops
 from specprune_ros.models.load import LoadedModel
@@ -41,11 +42,8 @@ def read_record(path: Path) -> Record:
     The instruction is under ``task_description`` or ``instruction``, proprioception under
     ``state`` or ``proprio``. Raises :class:`RecordError`; nothing is unpickled.
     """
-    try:
-        with np.load(path, allow_pickle=False) as data:
-            arrays = {name: data[name] for name in data.files}
-    except (ValueError, OSError, EOFError) as error:
-        raise RecordError(f'{path}: not a readable npz file ({error})') from error
+    with boundary(path, RecordError, 'not a readable npz file'):
+        arrays = read_npz(path)
     images = {
         name: value
         for name, value in arrays.items()
@@ -57,7 +55,8 @@ def read_record(path: Path) -> Record:
     if not text.strip():
         raise RecordError(f'{path}: holds no instruction under {" or ".join(TEXT_KEYS)}')
     state = next((arrays[name] for name in PROPRIO_KEYS if name in arrays), None)
-    return Record(images, text, None if state is None else np.asarray(state, np.float64))
+    with boundary(path, RecordError, 'proprioception is no list of numbers'):
+        return Record(images, text, None if state is None else np.asarray(state, np.float64))
 
 
 @dataclass

@@ -97,11 +97,10 @@ def read_observation(
         size = config.image_size
         images = [rng.integers(0, 256, (size, size, 3), np.uint8) for _ in config.cameras]
     else:
-        try:
-            with np.load(path, allow_pickle=False) as data:
-                arrays = {name: data[name] for name in data.files}
-        except (OSError, ValueError) as error:
-            raise ValueError(f'--observation {path}: cannot be read ({error})') from error
+        from specprune_ros.bounded_files import boundary, read_npz
+
+        with boundary(f'--observation {path}', ValueError, 'cannot be read'):
+            arrays = read_npz(path)
         images = [a for a in arrays.values() if a.dtype == np.uint8 and a.ndim == 3]
         state = np.asarray(arrays.get('state', state), np.float64)
         task = str(arrays.get('task_description', task))

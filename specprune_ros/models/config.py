@@ -47,6 +47,53 @@ def _require(condition: bool, message: str) -> None:
         raise ConfigError(message)
 
 
+# Far above any model; below what hangs a machine that only wants to say what a folder holds.
+MOST = {
+    'width': 1 << 16,
+    'depth': 256,
+    'heads': 1 << 10,
+    'kv_heads': 1 << 10,
+    'mlp': 1 << 18,
+    'vocab': 1 << 21,
+    'patch': 256,
+    'image_size': 4096,
+    'registers': 64,
+    'head_blocks': 64,
+    'head_size': 1 << 12,
+    'pre_resize': 4096,
+    'action_dim': 256,
+    'proprio_dim': 256,
+    'chunk': 1024,
+    'max_prompt': 1 << 16,
+    'steps': 1000,
+    'ddim_steps': 1000,
+    'train_steps': 10_000,
+    'control_hz': 1000.0,
+    'rope_theta': 1e12,
+}
+MOST_ENTRIES = 256  # cameras, towers, action columns
+MOST_SCALE = 1e4  # SI units of one action unit
+MOST_TEXT = 1000  # characters
+
+
+def _bounded(config: Any) -> None:
+    """No number, list or text of a configuration may be larger than a model's can be."""
+    kind = type(config).__name__
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        most = MOST.get(field.name, 1 << 31)
+        if isinstance(value, int | float):
+            right = math.isfinite(value) and abs(value) <= most
+            _require(right, f'{kind}.{field.name} is {value!r:.40}; at most {most:g}')
+        elif isinstance(value, str):
+            _require(len(value) <= MOST_TEXT, f'{kind}.{field.name} has {len(value)} characters')
+        elif isinstance(value, tuple):
+            _require(
+                len(value) <= MOST_ENTRIES,
+                f'{kind}.{field.name} has {len(value)} entries; at most {MOST_ENTRIES}',
+            )
+
+
 def _positive(config: Any, field: str) -> None:
     value = getattr(config, field)
     _require(value > 0, f'{type(config).__name__}.{field} must be > 0, is {value}')
@@ -90,6 +137,7 @@ class VisionConfig:
     std: tuple[float, float, float] = HALF
 
     def __post_init__(self) -> None:
+        _bounded(self)
         for field in ('width', 'depth', 'heads', 'mlp', 'patch', 'image_size'):
             _positive(self, field)
         _require(
@@ -152,6 +200,7 @@ class DecoderConfig:
     adaptive: bool = False
 
     def __post_init__(self) -> None:
+        _bounded(self)
         if self.kv_heads == 0:
             object.__setattr__(self, 'kv_heads', self.heads)
         for field in ('width', 'depth', 'heads', 'mlp', 'kv_heads'):
@@ -206,6 +255,7 @@ class ActionConfig:
     scale: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
+        _bounded(self)
         if not self.scale:
             object.__setattr__(self, 'scale', (1.0,) * len(self.dims))
         _one_of(self, 'kind', KINDS)
@@ -226,6 +276,10 @@ class ActionConfig:
             len(self.scale) == len(self.dims),
             f'action.scale has {len(self.scale)} entries, action.dims has {len(self.dims)}',
         )
+        _require(
+            all(math.isfinite(x) and abs(x) <= MOST_SCALE for x in self.scale),
+            f'action.scale must be finite and at most {MOST_SCALE:g}, is {self.scale!r:.80}',
+        )
 
     @property
     def gripper_threshold(self) -> float:
@@ -241,6 +295,7 @@ class DDIMConfig:
     train_steps: int = 100
 
     def __post_init__(self) -> None:
+        _bounded(self)
         for field in ('steps', 'train_steps'):
             _positive(self, field)
         _require(
@@ -265,6 +320,7 @@ class DiTConfig:
     guidance: float = 1.5
 
     def __post_init__(self) -> None:
+        _bounded(self)
         for field in ('width', 'depth', 'heads', 'ddim_steps', 'train_steps'):
             _positive(self, field)
         _require(self.width % self.heads == 0, 'dit.width must be a multiple of dit.heads')
@@ -312,6 +368,7 @@ class FlowConfig:
     robot: str = 'none'
 
     def __post_init__(self) -> None:
+        _bounded(self)
         for field in ('steps', 'width', 'min_period', 'max_period'):
             _positive(self, field)
         _one_of(self, 'state', STATES)
@@ -370,6 +427,7 @@ class PolicyConfig:
     convention: str = ''
 
     def __post_init__(self) -> None:
+        _bounded(self)
         _one_of(self, 'family', FAMILIES)
         if not self.projector and self.family not in FLOW_FAMILIES:
             width = self.decoder.width

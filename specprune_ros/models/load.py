@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 from torch import nn
 from tqdm import tqdm
 
+from specprune_ros.bounded_files import reason
 from specprune_ros.models import conventions
 from specprune_ros.models.accel.device_memory import check_device_memory
 from specprune_ros.models.build import Network, build, cast, empty
@@ -21,10 +22,10 @@ from specprune_ros.models.checkpoint.files import (
     CheckpointError,
     check_values,
     read_json,
-    refuse_pointer,
 )
 from specprune_ros.models.checkpoint.own import save_policy_model
 from specprune_ros.models.checkpoint.report import Report, human
+from specprune_ros.models.checkpoint.tokenizer_file import check_tokenizer
 from specprune_ros.models.config import ConfigError, PolicyConfig
 from specprune_ros.models.families.paligemma import FlowPrompts, read_tokenizer
 from specprune_ros.models.preprocess import Preprocessor
@@ -91,6 +92,8 @@ def inspect_checkpoint(
         report.problem(str(error))
     except OSError as error:
         report.problem(f'{error.filename or report.path}: cannot be read ({error.strerror})')
+    except Exception as error:  # whatever else a file's content leads to
+        report.problem(f'{report.path}: cannot be understood: {reason(error)}')
     return report
 
 
@@ -199,12 +202,13 @@ def _tokenizer(report: Report, policy: PolicyConfig) -> None:
     report.tokenizer = path
     try:
         _prompts(path, policy).encode('pick up the cube')
-    except ValueError as error:
-        report.problem(f'{path}: {error}')
+    except Exception as error:  # the library raises what it likes
+        text = str(error) if isinstance(error, ValueError) else reason(error)
+        report.problem(text if text.startswith(str(path)) else f'{path}: {text}')
 
 
 def _prompts(path: Path, policy: PolicyConfig) -> PromptTokenizer | FlowPrompts:
-    refuse_pointer(path)
+    check_tokenizer(path)
     if policy.flow is not None:
         return flow_prompts(read_tokenizer(path, policy.decoder.vocab), policy)
     try:

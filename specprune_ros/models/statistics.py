@@ -4,7 +4,6 @@ them.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +12,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from specprune_ros.bounded_files import boundary, read_json
+
 Array = NDArray[np.float64]
 
 
 # Of the checkpoints that read eight: tool position, rotation vector, two fingers.
 PROPRIO_NAMES = ('x', 'y', 'z', 'rx', 'ry', 'rz', 'finger 1', 'finger 2')
+MOST = 1e6  # of a statistic's magnitude: millimetres, encoder ticks
 
 
 class StatisticsError(ValueError):
@@ -74,16 +76,26 @@ class Statistics:
         where = 'statistics'
         if not isinstance(source, Mapping):
             where = str(source)
-            try:
-                source = json.loads(Path(source).read_text(encoding='utf-8'))
-            except OSError as error:
-                raise StatisticsError(f'{where}: cannot be read ({error.strerror})') from error
-            except ValueError as error:
-                raise StatisticsError(f'{where}: not valid JSON ({error})') from error
+            with boundary(where, StatisticsError):
+                source = read_json(Path(source))
             if not isinstance(source, Mapping):
                 raise StatisticsError(f'{where}: must hold an object of robots')
         if norm == 'identity':
             return cls(None, None, key=key or '', **rules)
+        with boundary(where, StatisticsError):
+            return cls._of(source, key, norm, action_dim, proprio_dim, where, rules)
+
+    @classmethod
+    def _of(
+        cls,
+        source: Mapping[str, Any],
+        key: str | None,
+        norm: str,
+        action_dim: int | None,
+        proprio_dim: int | None,
+        where: str,
+        rules: Mapping[str, Any],
+    ) -> Statistics:
         name = choose_key(source, key, where)
         entry = source[name]
         where = f'{where}[{name!r}]'
@@ -221,6 +233,8 @@ def _bounds(
             raise StatisticsError(f'{where}: {part}.{name} must be a list of numbers') from error
         if found[-1].ndim != 1 or not np.isfinite(found[-1]).all():
             raise StatisticsError(f'{where}: {part}.{name} must be a list of finite numbers')
+        if np.abs(found[-1]).max(initial=0.0) > MOST:
+            raise StatisticsError(f'{where}: {part}.{name} holds numbers above {MOST:g}')
     low, high = found
     if low.shape != high.shape or (low > high).any():
         raise StatisticsError(f'{where}: {part}.{names[0]} must not exceed {part}.{names[1]}')

@@ -16,3 +16,4 @@ OTHER = (204, 121, 167)
 MAX_SIDE = 4096
 MIN_SIDE = 16
 MAX_INSTRUCTION = 1000  # characters
+MAX_ACTION = 1000.0  # m or rad of one action; the executor refuses more

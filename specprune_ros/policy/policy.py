@@ -22,6 +22,7 @@ from specprune_ros.models.flops import dense_flops
 from specprune_ros.models.load import LoadedModel
 from specprune_ros.models.tokens import Prompt, id_rows
 from specprune_ros.policy.action_extrapolator import ActionExtrapolator
+from specprune_ros.policy.constants import MAX_ACTION
 from specprune_ros.policy.engine.cuda_graph import CudaGraphEngine
 from specprune_ros.policy.engine.eager import EagerEngine
 from specprune_ros.policy.forward_step import (
@@ -392,6 +393,7 @@ class Policy:
         clips = self.loaded.statistics.clip_actions
         self._check_actions(np.clip(outputs.actions, -1.0, 1.0) if clips else outputs.actions)
         query.actions = self._robot_actions(outputs.actions, query.observation)
+        self._check_robot_actions(query.actions)
         return outputs
 
     def _report(self, query: _Query, outputs: StepOutputs) -> PolicyResult:
@@ -593,6 +595,16 @@ class Policy:
             raise PolicyError(
                 f'the model gave a normalised action of {largest:.1f}; more than '
                 f'{self.max_normalised_action:g} is not believed (max_normalised_action)'
+            )
+
+    def _check_robot_actions(self, actions: np.ndarray) -> None:
+        """Raise :class:`PolicyError` for actions that un-normalising made infinite or absurd."""
+        with np.errstate(over='ignore', invalid='ignore'):
+            largest = float(np.abs(actions * np.asarray(self.config.action.scale)).max())
+        if not largest <= MAX_ACTION:
+            raise PolicyError(
+                f'the statistics make an action of {largest:g} of what the model gave; at most '
+                f'{MAX_ACTION:g} (m, rad); nothing was sent'
             )
 
     def _compare_with_dense(

@@ -13,8 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
+from specprune_ros.bounded_files import boundary, read_yaml
 from specprune_ros.robot import safety, speed, timeline, watchdog
 from specprune_ros.robot.geometry import Vector
 
@@ -45,8 +44,6 @@ TWIST_TYPES = ('twist_stamped', 'accel_stamped')
 IMAGE_TYPES = ('raw', 'compressed')
 RELIABILITIES = ('best_effort', 'reliable')
 READY_TYPES = ('none', 'bool', 'flexiv_operational_status')
-
-_MAX_FILE = 100_000  # bytes
 
 
 class ProfileError(ValueError):
@@ -172,17 +169,8 @@ class Profile:
 def load(path: str | Path, arguments: Mapping[str, str] | None = None) -> Profile:
     """Read and check a profile; ``arguments`` fill ``{...}``. Raises ``ProfileError``."""
     path = Path(path)
-    try:
-        if path.stat().st_size > _MAX_FILE:
-            raise ProfileError(f'{path}: larger than {_MAX_FILE} bytes; not a robot profile')
-        text = path.read_text(encoding='utf-8')
-    except (OSError, UnicodeDecodeError) as error:
-        raise ProfileError(f'{path}: cannot be read: {error}') from error
-    try:
-        tree = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ProfileError(f'{path}: not valid YAML: {error}') from error
-    return parse(tree, str(path), arguments)
+    with boundary(path, ProfileError):
+        return parse(read_yaml(path), str(path), arguments)
 
 
 def parse(tree: object, source: str, arguments: Mapping[str, str] | None = None) -> Profile:

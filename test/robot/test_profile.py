@@ -153,5 +153,5 @@ def test_files_that_are_no_profile(tmp_path):
     with pytest.raises(ProfileError, match='not valid YAML'):
         profile.load(bad)
     bad.write_text('a: ' + 'x' * 200_000)
-    with pytest.raises(ProfileError, match='larger than'):
+    with pytest.raises(ProfileError, match='at most'):
         profile.load(bad)

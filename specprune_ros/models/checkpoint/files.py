@@ -4,11 +4,11 @@ tensors.
 
 from __future__ import annotations
 
-import json
 import math
 import pickle
 import re
 import struct
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +17,11 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-HEADER_LIMIT = 100 << 20
+from specprune_ros import bounded_files
+from specprune_ros.bounded_files import boundary, check_regular
+
+HEADER_LIMIT = 16 << 20  # bytes; that of 1000 tensors has under 1 % of it
+AGAIN = 'download it again'
 LFS_POINTER = b'version https://git-lfs'
 _PIECE = 1 << 19
 DTYPES = {
@@ -39,30 +43,29 @@ class TensorInfo(NamedTuple):
     dtype: str
 
 
-def refuse_pointer(path: Path) -> None:
-    """Raise ``CheckpointError`` for what Git leaves in place of a large file it did not get."""
-    with path.open('rb') as file:
-        if file.read(len(LFS_POINTER)) == LFS_POINTER:
-            raise CheckpointError(
-                f'{path}: a Git LFS pointer, not the file: run `git lfs pull` in the clone, or '
-                'download the folder anew'
-            )
+def refuse_pointer(path: Path, most: int | None = None) -> int:
+    """Size of a regular file of at most ``most`` bytes. Raises ``CheckpointError`` for anything
+    else, and for what Git leaves in place of a large file it did not get.
+    """
+    with boundary(path, CheckpointError, AGAIN):
+        size = check_regular(path, most)
+        with path.open('rb') as file:
+            if file.read(len(LFS_POINTER)) == LFS_POINTER:
+                raise CheckpointError(
+                    f'{path}: a Git LFS pointer, not the file: run `git lfs pull` in the clone, '
+                    'or download the folder anew'
+                )
+    return size
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object. Raises ``CheckpointError``."""
-    try:
+    with boundary(path, CheckpointError, AGAIN):
         refuse_pointer(path)
-        data = json.loads(path.read_text(encoding='utf-8'))
-    except OSError as error:
-        raise CheckpointError(f'{path}: cannot be read ({error.strerror})') from error
-    except CheckpointError:
-        raise
-    except ValueError as error:
-        raise CheckpointError(f'{path}: not valid JSON ({error}); download it again') from error
-    if not isinstance(data, dict):
-        raise CheckpointError(f'{path}: must hold a JSON object')
-    return data
+        data = bounded_files.read_json(path)
+        if not isinstance(data, dict):
+            raise CheckpointError(f'{path}: must hold a JSON object')
+        return data
 
 
 class SafetensorsFile:
@@ -74,10 +77,11 @@ class SafetensorsFile:
         self._file: Any = None
 
     def read(self, name: str) -> Tensor:
-        """A tensor backed by the mapped file."""
-        if self._file is None:
-            self._file = safe_open(self.path, framework='pt', device='cpu')
-        return self._file.get_tensor(name)
+        """A tensor backed by the mapped file. Raises ``CheckpointError``."""
+        with boundary(self.path, CheckpointError, AGAIN):
+            if self._file is None:
+                self._file = safe_open(self.path, framework='pt', device='cpu')
+            return self._file.get_tensor(name)
 
     def close(self) -> None:
         """Let go of the mapping."""
@@ -86,9 +90,8 @@ class SafetensorsFile:
 
 def safetensors_header(path: Path) -> dict[str, TensorInfo]:
     """Names, shapes and dtypes. Raises ``CheckpointError`` for a truncated or broken file."""
-    try:
-        refuse_pointer(path)
-        size = path.stat().st_size
+    with boundary(path, CheckpointError, 'broken safetensors header; download it again'):
+        size = refuse_pointer(path)
         with path.open('rb') as file:
             start = file.read(8)
             length = struct.unpack('<Q', start)[0] if len(start) == 8 else -1
@@ -96,28 +99,42 @@ def safetensors_header(path: Path) -> dict[str, TensorInfo]:
                 raise CheckpointError(
                     f'{path}: not a whole safetensors file ({size} bytes); download it again'
                 )
-            header = json.loads(file.read(length))
-    except OSError as error:
-        raise CheckpointError(f'{path}: cannot be read ({error.strerror})') from error
-    except ValueError as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(f'{path}: broken safetensors header; download it again') from error
-    tensors, end = {}, 0
-    try:
+            header = bounded_files.parse_json(file.read(length), path)
+        tensors, places = {}, []
         for name, entry in header.items():
             if name == '__metadata__':
                 continue
-            tensors[name] = TensorInfo(tuple(entry['shape']), entry['dtype'])
-            end = max(end, entry['data_offsets'][1])
-    except (AttributeError, KeyError, TypeError, IndexError) as error:
-        raise CheckpointError(f'{path}: broken safetensors header; download it again') from error
+            tensors[name], place = _entry(path, name, entry)
+            places.append(place)
+    end = 0
+    for begin, stop in sorted(places):
+        if begin != end:
+            raise CheckpointError(
+                f'{path}: tensors overlap or leave gaps at byte {begin}; download it again'
+            )
+        end = stop
     if size != 8 + length + end:
         raise CheckpointError(
             f'{path}: has {size} bytes, its header says {8 + length + end}: truncated or altered; '
             'download it again'
         )
     return tensors
+
+
+def _entry(path: Path, name: str, entry: Any) -> tuple[TensorInfo, tuple[int, int]]:
+    shape, dtype = tuple(entry['shape']), entry['dtype']
+    begin, end = entry['data_offsets']
+    if not isinstance(dtype, str) or not all(
+        type(n) is int and 0 <= n < 1 << 62 for n in (*shape, begin, end)
+    ):
+        raise CheckpointError(f'{path}: {name!r:.100} has a broken entry; download it again')
+    width = DTYPES[dtype].itemsize if dtype in DTYPES else None
+    if end < begin or (width is not None and end - begin != width * math.prod(shape)):
+        raise CheckpointError(
+            f'{path}: {name!r:.100} has {end - begin} bytes, not those of its shape; download it '
+            'again'
+        )
+    return TensorInfo(shape, dtype), (begin, end)
 
 
 class TensorDict:
@@ -155,24 +172,22 @@ def load_pt(path: Path) -> dict[str, Any]:
     Nothing in it is executed: anything but tensors and plain containers is refused.
     """
     options = {'map_location': 'cpu', 'weights_only': True}
-    try:
-        refuse_pointer(path)
+    with boundary(path, CheckpointError, 'not a whole torch file; download it again'):
+        size = refuse_pointer(path)
         with path.open('rb') as file:
             zipped = file.read(2) == b'PK'
-        data = torch.load(path, mmap=zipped, **options)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(f'{path}: refused, {_why_refused(error)}') from error
-    except OSError as error:
-        raise CheckpointError(f'{path}: cannot be read ({error.strerror or error})') from error
-    except CheckpointError:
-        raise
-    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise CheckpointError(
-            f'{path}: not a whole torch file; download it again ({_first_line(error)})'
-        ) from error
-    if not isinstance(data, dict):
-        raise CheckpointError(f'{path}: holds a {type(data).__name__}, expected a state dict')
-    return data
+        if zipped:
+            with zipfile.ZipFile(path) as archive:
+                # torch.save stores; a compressed archive may grow a thousandfold when read.
+                if sum(entry.file_size for entry in archive.infolist()) > size:
+                    raise CheckpointError(f'{path}: refused, its content is compressed')
+        try:
+            data = torch.load(path, mmap=zipped, **options)
+        except pickle.UnpicklingError as error:
+            raise CheckpointError(f'{path}: refused, {_why_refused(error)}') from error
+        if not isinstance(data, dict):
+            raise CheckpointError(f'{path}: holds a {type(data).__name__}, expected a state dict')
+        return data
 
 
 def _why_refused(error: Exception) -> str:
@@ -184,10 +199,6 @@ def _why_refused(error: Exception) -> str:
         f'{what}: only tensors are loaded, never code. Ask its author for a plain state dict or '
         'safetensors'
     )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
 
 
 def check_values(path: Path, name: str, tensor: Tensor) -> None:

@@ -133,6 +133,19 @@ class Report:
             'config': None if self.config is None else self.config.to_dict(),
         }
 
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Report:
+        """Inverse of :meth:`to_dict`, as far as people are shown it."""
+        report = cls(Path(data['path']), data['family'])
+        report.facts = [Fact(**fact) for fact in data['facts']]
+        for name in ('problems', 'notes', 'missing', 'unexpected', 'tensors', 'parameters'):
+            setattr(report, name, data[name])
+        report.absent = [AbsentFile(**file) for file in data['absent']]
+        report.dropped = Counter(data['dropped'])
+        report.statistics_keys = tuple(data['statistics_keys'])
+        report.unnorm_key = data['unnorm_key']
+        return report
+
     def compare(self, entries: Entries, sources: Iterable[Source], absent: set[str]) -> None:
         """Check every stored tensor against ``entries``; ``absent`` names lie in missing files.
 

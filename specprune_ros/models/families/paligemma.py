@@ -9,6 +9,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from specprune_ros.models.checkpoint.files import CheckpointError
+from specprune_ros.models.checkpoint.tokenizer_file import check_tokenizer
 from specprune_ros.models.tokens import Prompt, PromptError, unknown_id
 
 VOCABULARY = 257152
@@ -43,6 +44,7 @@ def read_tokenizer(path: Path, vocab: int) -> Tokenizer:
     """The tokenizer of a model with ``vocab`` embedding rows, checked against known ids where it
     must be PaliGemma's. Raises ``CheckpointError``.
     """
+    check_tokenizer(path)
     if path.suffix == '.model':
         tokenizer = _sentencepiece(path)
     else:

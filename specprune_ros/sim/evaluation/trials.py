@@ -11,12 +11,13 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 
+from specprune_ros.bounded_files import boundary, parse_json, read_text
 from specprune_ros.policy.build import build_policy
 from specprune_ros.policy.policy import Policy
 from specprune_ros.policy.result import PolicyResult
@@ -30,6 +31,7 @@ from specprune_ros.sim.evaluation.settings import EvaluationSetting
 from specprune_ros.sim.tasks.tasks import make_episode
 from specprune_ros.sim.training.export import file_hash
 
+MOST = 256 << 20  # bytes of a file of trials
 AT_ONCE = 5  # seeds of one job
 
 
@@ -57,6 +59,14 @@ class Trial:
     milliseconds: float
     refresh_flops: float = 0.0
 
+    def check(self) -> None:
+        """Raise ``ValueError`` for a field of another type."""
+        kinds = {'str': str, 'int': int, 'float': int | float}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not isinstance(value, kinds[str(field.type)]):
+                raise ValueError(f'{field.name} is {value!r:.60}')
+
     @property
     def success(self) -> bool:
         """Whether the task was done."""
@@ -70,17 +80,15 @@ class TrialFile:
         self.path = path
         self.trials: dict[tuple[str, str, int], Trial] = {}
         if path.exists():
-            for number, line in enumerate(path.read_text(encoding='utf-8').splitlines(), start=1):
+            for number, line in enumerate(read_text(path, MOST).splitlines(), start=1):
                 self._take(line, number)
 
     def _take(self, line: str, number: int) -> None:
-        try:
-            trial = Trial(**json.loads(line))
-        except (ValueError, TypeError) as error:
-            # Only a run that was killed while writing leaves one, at the end.
-            raise ValueError(
-                f'{self.path}, line {number}: no trial ({error}); delete that line'
-            ) from error
+        # Only a run that was killed while writing leaves a broken line, at the end.
+        where = f'{self.path}, line {number}'
+        with boundary(where, cure='no trial; delete that line'):
+            trial = Trial(**parse_json(line, where))
+            trial.check()
         self.trials[trial.key, trial.family, trial.seed] = trial
 
     def add(self, trials: Iterable[Trial]) -> None:

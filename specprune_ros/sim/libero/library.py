@@ -17,8 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from specprune_ros.bounded_files import FileError, read_yaml
 from specprune_ros.sim.arm.render_backend import NoRenderer, choose
 
 INSTALL = """\
@@ -122,9 +121,9 @@ def _config_file() -> Path:
 
 def _check_config(path: Path) -> None:
     try:
-        config = yaml.safe_load(path.read_text(encoding='utf-8'))
-    except (OSError, yaml.YAMLError) as error:
-        raise MissingLibero(f'{path}: cannot be read ({error}); delete it') from error
+        config = read_yaml(path)
+    except FileError as error:
+        raise MissingLibero(f'{error}; delete it') from error
     for name in _FOLDERS:
         if not isinstance(config, dict) or name not in config:
             raise MissingLibero(f'{path}: has no entry {name}; delete the file')

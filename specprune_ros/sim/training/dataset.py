@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from specprune_ros.bounded_files import boundary, read_npz
 from specprune_ros.models.preprocess import Preprocessor
 from specprune_ros.sim.arm.world import World
 from specprune_ros.sim.evaluation.episode import apply, look
@@ -190,11 +191,8 @@ def save_shard(shard: Shard, path: Path) -> None:
 
 def load_shard(path: Path) -> Shard:
     """Read a shard. Raises ``ValueError`` naming a file that is none."""
-    try:
-        with np.load(path, allow_pickle=False) as data:
-            return Shard(**{key: data[key] for key in data.files})
-    except (OSError, TypeError, ValueError, zlib.error) as error:
-        raise ValueError(f'{path}: no data shard of this version ({error}); delete it') from error
+    with boundary(path, cure='no data shard of this version; delete it'):
+        return Shard(**read_npz(path))
 
 
 def record(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from specprune_ros.bounded_files import boundary, read_json
 from specprune_ros.models.load import save_policy_model
 from specprune_ros.sim.training.recipe import Recipe, tokenizer
 from specprune_ros.sim.training.train import Trainer, TrainError
@@ -75,12 +76,11 @@ def check_shipped(folder: Path = SHIPPED) -> dict[str, object]:
 
     Raises :class:`TrainError` naming what does not.
     """
-    try:
-        record = json.loads((folder / RECIPE).read_text(encoding='utf-8'))
+    with boundary(folder / RECIPE, TrainError, 'no record of a training run'):
+        record = read_json(folder / RECIPE)
         recipe = Recipe(**record['recipe'])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise TrainError(f'{folder / RECIPE}: no record of a training run ({error})') from error
-    if recipe.hash != record['recipe_sha256']:
+        hashes = recipe.hash, record['recipe_sha256'], record['weights_sha256']
+    if hashes[0] != hashes[1]:
         raise TrainError(f'{folder / RECIPE}: the recipe was changed after training')
     weights = folder / 'model.safetensors'
     try:

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from specprune_ros.bounded_files import boundary, check_regular
 from specprune_ros.models.build import build
 from specprune_ros.models.preprocess import Preprocessor
 from specprune_ros.models.statistics import Statistics
@@ -366,20 +367,18 @@ class Trainer:
 
     def load(self, path: Path) -> None:
         """Go on from :meth:`save`; :class:`TrainError` for another recipe or a broken file."""
-        try:
+        with boundary(path, TrainError, 'no training state; delete it to start anew'):
+            check_regular(path)
             state = torch.load(path, map_location=self.device, weights_only=True)
-            recipe = state['recipe']
-        except Exception as error:
-            raise TrainError(
-                f'{path}: no training state ({type(error).__name__}); delete it to start anew'
-            ) from error
-        if recipe != self.recipe.hash:
-            raise TrainError(f'{path}: belongs to another recipe; delete it or take that recipe')
-        self.model.load_state_dict(state['model'])
-        self.average = state['average']
-        self.patch_head.load_state_dict(state['patch_head'])
-        self.optimiser.load_state_dict(state['optimiser'])
-        self.done = state['done']
+            if state['recipe'] != self.recipe.hash:
+                raise TrainError(
+                    f'{path}: belongs to another recipe; delete it or take that recipe'
+                )
+            self.model.load_state_dict(state['model'])
+            self.average = {name: state['average'][name] for name in self.average}
+            self.patch_head.load_state_dict(state['patch_head'])
+            self.optimiser.load_state_dict(state['optimiser'])
+            self.done = int(state['done'])
 
     def averaged(self) -> nn.Module:
         """A copy of the network with the averaged weights, ready to act."""
