@@ -63,11 +63,8 @@ def boundary(where: object, kind: type[ValueError] = FileError, cure: str = '') 
     except kind:
         raise
     except Exception as error:
-        text = (
-            one_line(str(error), 2000)
-            if isinstance(error, FileError)
-            else (f'{one_line(where)}: {reason(error)}' + (f'; {cure}' if cure else ''))
-        )
+        text = str(error) if isinstance(error, FileError) else f'{where}: {reason(error)}'
+        text = one_line(text, 2000) + (f'; {cure}' if cure else '')
         raise kind(text) from error
 
 
@@ -108,7 +105,11 @@ def read_npz(path: Path, most: int = MOST_NPZ) -> dict[str, Any]:
             if whole > most:
                 raise FileError(f'{path}: unpacks to {whole} bytes; at most {most} are read')
         with np.load(path, allow_pickle=False) as data:
-            return {name: data[name] for name in data.files}
+            arrays = {name: data[name] for name in data.files}
+        for name, value in arrays.items():
+            if not isinstance(value, np.ndarray):
+                raise FileError(f'{path}: {name!r:.60} is no array')
+        return arrays
 
 
 def read_text(path: Path, most: int) -> str:
