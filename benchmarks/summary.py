@@ -1,4 +1,4 @@
-"""The measured part of the README and of docs/how-to/bench.md, from the recorded results.
+"""The measured part of README and docs (measurements, bench), from the recorded results.
 
     python benchmarks/summary.py
 
@@ -113,8 +113,7 @@ def closed_loop() -> list[str]:
         '**Success.** The shipped policy in closed loop in the simulated arm, the same held-out '
         f'episodes for every row ({where(result)}, `{result["command"]}`), the difference '
         'with its 95 % interval. '
-        '[fidelity](docs/explanation/fidelity.md) has every method, and what speaks against '
-        'this one.',
+        'docs/explanation/fidelity.md has every method, and what speaks against this one.',
         '',
         '| pruner | move | lift | put | below dense, all | FLOPs |',
         '|---|---|---|---|---|---|',
@@ -166,8 +165,13 @@ def where(result: dict[str, Any]) -> str:
     return f'{result["machine"]["cpu"]}, {result["date"]}'
 
 
+def headline() -> str:
+    """What the README shows."""
+    return '\n\n'.join('\n'.join(part) for part in (engine(), closed_loop())) + '\n'
+
+
 def markdown() -> str:
-    """All of it."""
+    """docs/reference/measurements.md."""
     parts = [engine(), pruners(), closed_loop(), overhead(), images()]
     return '\n\n'.join('\n'.join(part) for part in parts) + '\n'
 

@@ -30,9 +30,8 @@ def test_the_parameter_file_is_the_table(tables):
 
 
 def test_the_documents_hold_the_table(tables):
-    # Made anew by: specprune params --markdown, and --readme between the marks
+    # Made anew by: specprune params --markdown
     assert tables.as_markdown() in (ROOT / 'docs/reference/parameters.md').read_text()
-    assert tables.as_markdown(tables.MOST_USED) in (ROOT / 'README.md').read_text()
 
 
 def test_every_parameter_says_what_it_means_and_ranges_hold_the_default(tables):

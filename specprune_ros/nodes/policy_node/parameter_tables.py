@@ -3,35 +3,12 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable
 from typing import Any
 
 from specprune_ros.nodes.common.parameters import ParameterSpec
 from specprune_ros.nodes.policy_node.parameters import NODE_PARAMETERS, pruning_parameters
 
 WIDTH = 96
-# What most people tune, in the order of the README.
-MOST_USED = (
-    'pruning.preset',
-    'pruning.pruner',
-    'pruning.mode',
-    'pruning.alpha',
-    'pruning.k_global',
-    'pruning.k_local',
-    'pruning.k_dynamic',
-    'pruning.drop_ratio',
-    'pruning.fine_factor',
-    'pruning.v_t_threshold',
-    'pruning.v_r_threshold',
-    'pruning.refresh_period',
-    'query_rate',
-    'query_when',
-    'max_age.image',
-    'speed.source',
-    'model.path',
-    'cameras',
-    'image_transport',
-)
 # Pruning parameters that no preset sets.
 FREE = ('pruning.preset', 'pruning.pruner', 'pruning.mode')
 YAML_HEAD = """\
@@ -65,14 +42,12 @@ def as_yaml() -> str:
     return ''.join(lines)
 
 
-def as_markdown(names: Iterable[str] | None = None) -> str:
-    """A table of all parameters, or of the named ones in that order."""
-    by_name = {setting.name: setting for setting in all_settings()}
+def as_markdown() -> str:
+    """A table of all parameters."""
     rows = ['| parameter | default | allowed | live | meaning |', '|---|---|---|---|---|']
-    for name in names if names is not None else by_name:
-        setting = by_name[name]
+    for setting in all_settings():
         rows.append(
-            f'| `{name}` | `{_scalar(setting.default)}` | {_limits(setting) or " "} | '
+            f'| `{setting.name}` | `{_scalar(setting.default)}` | {_limits(setting) or " "} | '
             f'{"yes" if setting.live else "no"} | {setting.description} |'
         )
     return '\n'.join(rows) + '\n'
