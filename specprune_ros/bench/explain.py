@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from specprune_ros.bounded_files import boundary, read_npz
-from specprune_ros.models.decoder import KVCache
 from specprune_ros.models.flops import dense_flops, query_flops
 from specprune_ros.models.load import LoadedModel
-from specprune_ros.pruning.interface import Mode, QueryContext
+from specprune_ros.policy.memory import SECOND_NS
+from specprune_ros.policy.observation import CameraImage, Observation
+from specprune_ros.policy.policy import Policy
+from specprune_ros.pruning.controller import SpeedSample
 from specprune_ros.pruning.params import PruningParams
-from specprune_ros.pruning.registry import pruner
-from specprune_ros.pruning.similarity import patch_cosine
 
+BEFORE = 3  # dense queries before the one that is explained
 PROPRIO_KEYS = ('state', 'proprio')
 TEXT_KEYS = ('task_description', 'instruction')
 
@@ -112,74 +112,33 @@ class Explanation:
 
 
 def explain(
-    loaded: LoadedModel,
-    now: Record,
-    before: Record,
-    params: PruningParams,
-    mode: str = 'coarse',
-    seed: int = 0,
+    loaded: LoadedModel, now: Record, before: Record, params: PruningParams, mode: str = 'coarse'
 ) -> Explanation:
-    """Ask twice, dense on ``before`` and pruned on ``now``, and tell what the second did.
+    """Query a policy as the node does, dense on ``before`` and pruned on ``now``, and tell what
+    the last query did.
 
     Raises RecordError where the record does not fit the model, ParamError where the parameters do
     not.
     """
-
-    model, config = loaded.model, loaded.config
-    device = next(model.parameters()).device
-    method = pruner(params.pruner)
-    cache, carry, seen = KVCache(config.decoder.depth), {}, None
-    with torch.inference_mode():
-        # Methods with a window of past queries need more than one; what they saw is the same.
-        records = [before] * 3 + [now]
-        for number, record in enumerate(records):
-            check_record(record, config)
-            last = number == len(records) - 1
-            pixels = loaded.preprocessor(list(record.images.values()))
-            images = torch.as_tensor(pixels.images)
-            proprio = None
-            if config.proprio_dim:
-                state = loaded.statistics.normalise_proprio(record.proprio)
-                proprio = torch.from_numpy(np.asarray(state, np.float32)).to(device)
-            prompt = loaded.tokenizer.encode(record.instruction)
-            embedded = model.embed(pixels.tensor, prompt, proprio)
-            layout = embedded.layout
-            similarity = None
-            if seen is not None:
-                similarity = patch_cosine(images.to(device), seen.to(device), layout.grid)
-            seen = images
-            running = method.begin(
-                QueryContext(
-                    layout=layout,
-                    params=params,
-                    mode=Mode(mode) if last else Mode.DENSE,
-                    similarity=similarity,
-                    carry=carry,
-                    images=images,
-                    vision=embedded.vision,
-                    text=embedded.text,
-                    probe=partial(model.decoder.probe, embedded.hidden, layout),
-                    speed_xyz=0.5,
-                    displacement=0.05 * (number + 1),
-                    seed=seed,
-                )
-            )
-            plan = method.plan(layout, params, Mode(mode))
-            output = model.decoder(
-                embedded.hidden,
-                layout,
-                running,
-                cache if plan.reuse else None,
-                model.read(layout),
-            )
-            outcome = running.finish()
-            carry = outcome.carry
-    spent, dense = query_flops(config, output), dense_flops(config, layout)
+    for record in (before, now):
+        check_record(record, loaded.config)
+    policy = Policy(loaded, params.replace(mode='dense'), max_normalised_action=math.inf)
+    policy.check_params(params)
+    policy.wants_overlay = False
+    # Methods with a window of past queries need more than one; what they saw is the same.
+    for number in range(BEFORE):
+        policy.act(_observation(policy, before, number))
+    policy.set_params(params.replace(mode=mode))
+    result = policy.act(_observation(policy, now, BEFORE), details=True)
+    details, layout = result.details, result.details.key.layout
+    output, outcome = details.output, details.outcome
+    spent = query_flops(loaded.config, output, layout.cameras)
+    dense, similarity = dense_flops(loaded.config, layout), details.similarity
     return Explanation(
-        title=f'{params.pruner}, {params.preset} preset, {mode}',
+        title=f'{params.pruner}, {params.preset} preset, {result.mode.value}',
         instruction=now.instruction,
         cameras=list(now.images),
-        images=images.cpu().numpy(),
+        images=details.inputs.images.cpu().numpy(),
         grid=layout.grid,
         kept=[(boundary, ids.cpu().numpy()) for boundary, ids in outcome.kept],
         sets={name: members.cpu().numpy() for name, members in outcome.sets.items()},
@@ -189,12 +148,25 @@ def explain(
         recall=outcome.recall,
         flops_ratio=spent.macs / dense.macs,
         decoder_ratio=(spent.decoder + spent.observing) / dense.decoder,
-        notes=[*outcome.notes, *loaded.notes],
+        notes=[*result.notes, *loaded.notes],
+    )
+
+
+def _observation(policy: Policy, record: Record, number: int) -> Observation:
+    """The record as the query of that number: fast, and farther from the last each time."""
+    stamp = round(number * policy.config.chunk * policy.step_dt * SECOND_NS)
+    named = zip(policy.config.cameras, record.images.values(), strict=True)
+    return Observation(
+        images={camera: CameraImage(pixels, stamp) for camera, pixels in named},
+        instruction=record.instruction,
+        proprio=record.proprio,
+        speed=SpeedSample(0.5, 0.5, 0.0, 'explain'),
+        position=np.array([0.025 * number * (number + 1), 0.0, 0.3]),
     )
 
 
 def check_record(record: Record, config: Any) -> None:
-    """Raise :class:`RecordError` unless the model can be asked with this record."""
+    """Raise :class:`RecordError` unless the record is what the model reads."""
     if len(record.images) != len(config.cameras):
         raise RecordError(
             f'{len(record.images)} image(s) ({", ".join(record.images)}), '

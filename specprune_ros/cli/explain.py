@@ -50,14 +50,14 @@ def run(args: argparse.Namespace) -> int:
         loaded = build_policy(
             args.checkpoint, args.model, args.seed, args.device, args.dtype
         ).loaded
-        told = explain(loaded, now, before, params, args.mode, seed=args.seed)
+        explanation = explain(loaded, now, before, params, args.mode)
     except (ValueError, OSError) as error:
         print(f'specprune explain: {error}', file=sys.stderr)
         return 1
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    draw(told, args.out)
-    print(f'{told.summary()}\n{args.out}')
+    draw(explanation, args.out)
+    print(f'{explanation.summary()}\n{args.out}')
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(told.numbers(), indent=2) + '\n')
+        args.json.write_text(json.dumps(explanation.numbers(), indent=2) + '\n')
     return 0

@@ -11,12 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy as np
 
     from specprune_ros.models.config import PolicyConfig
+    from specprune_ros.models.load import LoadedModel
+    from specprune_ros.policy.forward_step import StepDetails
     from specprune_ros.policy.observation import Observation
     from specprune_ros.policy.parity import Parity
     from specprune_ros.policy.policy import Policy
+    from specprune_ros.pruning.interface import PrunePass, QueryContext
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
@@ -125,18 +130,17 @@ def verify(policy: Policy, observation: Observation) -> dict[str, Any]:
     from specprune_ros.pruning.controller import SpeedSample
 
     if policy.loaded.statistics.clip_actions:
-        policy.max_normalised_action = float(
-            'inf'
-        )  # such actions are clipped before they are scaled
-    first = policy.act(observation)
-    same = keep_all_difference(policy, observation)
+        # Such actions are clipped before they are scaled.
+        policy.max_normalised_action = float('inf')
+    first = policy.act(observation, details=True)
+    same = keep_all_difference(policy.loaded, first.details)
     policy.measure_deviation = True
     step = round(policy.step_dt * policy.config.chunk * 1e9)
     later = {
         name: CameraImage(image.pixels, image.stamp_ns + step)
         for name, image in observation.images.items()
     }
-    # A fast hand: the controller then prunes as hard as it ever does.
+    # A fast end effector: the controller then prunes as hard as it ever does.
     fast = SpeedSample(v_t=1.0, v_r=1.0, dz=0.0, source='verify')
     pruned = policy.act(replace(observation, images=later, speed=fast))
     span = _span(first.actions)
@@ -161,30 +165,22 @@ def verify(policy: Policy, observation: Observation) -> dict[str, Any]:
     }
 
 
-def keep_all_difference(policy: Policy, observation: Observation) -> float:
+def keep_all_difference(loaded: LoadedModel, details: StepDetails) -> float:
     """Largest difference of normalised actions between dense and a pass that drops nothing."""
-    import numpy as np
     import torch
 
-    from specprune_ros.pruning.rivals.base import KeepAll
+    from specprune_ros.policy.forward_step import forward_step
+    from specprune_ros.pruning.interface import PruneSchedule
+    from specprune_ros.pruning.rivals.base import BasePrunePass, KeepAll
 
-    loaded = policy.loaded
-    model = loaded.model
-    parameter = next(model.parameters())
+    def actions(begin: Callable[[QueryContext], PrunePass]) -> torch.Tensor:
+        given = forward_step(loaded, details.key, details.inputs, begin=begin)
+        return given.packed[: -len(given.metadata.sets) - 3]  # without the counts
+
     with torch.inference_mode():
-        pixels = loaded.preprocessor([p.pixels for p in observation.images.values()])
-        proprio = None
-        if observation.proprio is not None:
-            scaled = loaded.statistics.normalise_proprio(observation.proprio)
-            proprio = torch.from_numpy(np.asarray(scaled, np.float32)).to(parameter.device)
-        prompt = loaded.tokenizer.encode(observation.instruction)
-        embedded = model.embed(pixels.tensor, prompt, proprio)
-        where, read = embedded.layout, model.read(embedded.layout)
-        dense = model.decoder(embedded.hidden, where, read=read)
-        kept = model.decoder(embedded.hidden, where, KeepAll(where), read=read)
-        noise = model.noise(seed=0)
-        one, two = (model.head(output, where, noise).float() for output in (dense, kept))
-    return float((one - two).abs().max())
+        dense = actions(lambda context: BasePrunePass(context, PruneSchedule()))
+        kept = actions(lambda context: KeepAll(context.layout))
+    return float((dense - kept).abs().max())
 
 
 def _span(actions: np.ndarray) -> np.ndarray:
