@@ -48,3 +48,34 @@ def test_every_parameter_says_what_it_means_and_ranges_hold_the_default(tables):
 def test_a_value_outside_the_choices_is_refused_with_the_choices(tables):
     setting = next(s for s in tables.all_settings() if s.name == 'model.dtype')
     assert 'auto, float32' in setting.refuse('int8')
+
+
+def test_a_typo_and_an_integer_at_start(ros, capfd):
+    """`-p pruning.alfa:=0.5` passed in silence; `-p query_rate:=5` was fatal."""
+    from specprune_ros.nodes.common.parameters import NodeParameters, ParameterSpec
+
+    ros.init(args=['--ros-args', '-p', 'query_rat:=5.0', '-p', 'query_rate:=5'])
+    node = ros.create_node('somebody')
+    try:
+        parameters = NodeParameters(node, [ParameterSpec('query_rate', 10.0, 'Rate.')])
+        assert parameters.values() == {'query_rate': 5.0}
+        log = capfd.readouterr().err
+        assert "parameter 'query_rat' is unknown and ignored; is query_rate meant?" in log
+    finally:
+        node.destroy_node()
+        ros.try_shutdown()
+
+
+def test_a_profile_nobody_has_and_a_broken_parameter_file_are_named(tmp_path):
+    from specprune_ros.nodes.common.lifecycle import wrong_file
+    from specprune_ros.nodes.common.remapping import find_profile
+    from specprune_ros.robot.profile import ProfileError
+
+    with pytest.raises(ProfileError, match="profile 'nobody': no file .*franka, joint_traj"):
+        find_profile('nobody')
+    file = tmp_path / 'params.yaml'
+    for text, reason in (('a: [1', 'params.yaml'), ('just words', 'no node names')):
+        file.write_text(text)
+        assert reason in wrong_file(['--ros-args', '--params-file', str(file)])
+    file.write_text('/**:\n  ros__parameters: {query_rate: 5.0}\n')
+    assert wrong_file(['--params-file', str(file)]) == ''

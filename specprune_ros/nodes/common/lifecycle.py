@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import FrameType
 
 import rclpy
+import yaml
 from rclpy.exceptions import ParameterException
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, State, TransitionCallbackReturn
@@ -139,6 +142,20 @@ class AutoLifecycleNode(LifecycleNode):
         return True
 
 
+def wrong_file(arguments: Sequence[str]) -> str:
+    """What is wrong with a parameter file that was given, with its name: rclpy names none."""
+    for word, file in itertools.pairwise(arguments):
+        if word != '--params-file':
+            continue
+        try:
+            tree = yaml.safe_load(Path(file).read_text(encoding='utf-8'))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            return f'parameter file {file}: {error}'
+        if not isinstance(tree, dict) or not all(isinstance(v, dict) for v in tree.values()):
+            return f'parameter file {file}: no node names with ros__parameters below them'
+    return ''
+
+
 def run(make_node: Callable[[], AutoLifecycleNode], arguments: Sequence[str] | None = None) -> int:
     """Run one node until it is asked to end: by SIGINT, SIGTERM or SIGHUP, or by the death of the
     process that started it. Returns the process's exit status.
@@ -148,6 +165,11 @@ def run(make_node: Callable[[], AutoLifecycleNode], arguments: Sequence[str] | N
     The signals are handled here and not by rclpy, so that the context is still alive when the node
     stops its arm.
     """
+    given = sys.argv[1:] if arguments is None else arguments
+    wrong = wrong_file(given)
+    if wrong:
+        print(wrong, file=sys.stderr)
+        return BAD_ARGUMENTS
     rclpy.init(
         args=sys.argv if arguments is None else ['', *arguments],
         signal_handler_options=SignalHandlerOptions.NO,

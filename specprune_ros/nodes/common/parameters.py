@@ -4,6 +4,7 @@ applied between queries.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -115,12 +116,34 @@ class NodeParameters:
         self.checked: Any = None
         self._renamed = {s.formerly: s.name for s in self._settings.values() if s.formerly}
         self.frozen = False
+        self._convert_integers()
         for setting in self._settings.values():
             self._declare(setting)
         for old, new in self._renamed.items():
             self._declare_alias(old, self._settings[new])
+        self._warn_unknown()
         node.add_on_set_parameters_callback(self._on_set)
         node.add_post_set_parameters_callback(self._after_set)
+
+    def _convert_integers(self) -> None:
+        """``-p query_rate:=5`` means 5.0: rclpy refuses the type."""
+        overrides = getattr(self._node, '_parameter_overrides', {})
+        for name, given in list(overrides.items()):
+            setting = self._settings.get(self._renamed.get(name, name))
+            whole = given.type_ is Parameter.Type.INTEGER
+            if setting is not None and isinstance(setting.default, float) and whole:
+                overrides[name] = Parameter(name, Parameter.Type.DOUBLE, float(given.value))
+
+    def _warn_unknown(self) -> None:
+        """Name what was given at start and is no parameter: a typo must not pass in silence."""
+        for name in getattr(self._node, '_parameter_overrides', {}):
+            if self._node.has_parameter(name) or name.startswith('qos_overrides.'):
+                continue
+            near = difflib.get_close_matches(name, self._settings, 1)
+            self._node.get_logger().warning(
+                f"parameter '{name}' is unknown and ignored"
+                + (f'; is {near[0]} meant?' if near else '')
+            )
 
     def _declare(self, setting: ParameterSpec) -> None:
         if setting.default != []:

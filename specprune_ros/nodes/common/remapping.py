@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from specprune_ros.robot.profile import Profile
+from specprune_ros.robot.profile import Profile, ProfileError
 
 
 def profile_path(name: str) -> Path:
@@ -16,6 +16,18 @@ def profile_path(name: str) -> Path:
     if name.endswith(('.yaml', '.yml')):
         return Path(name)
     return share() / 'config' / 'robots' / f'{name}.yaml'
+
+
+def find_profile(name: str) -> Path:
+    """As :func:`profile_path`. Raises ``ProfileError`` naming those there are."""
+    path = profile_path(name).expanduser()
+    if not path.is_file():
+        known = sorted(file.stem for file in (share() / 'config' / 'robots').glob('*.yaml'))
+        raise ProfileError(
+            f"profile '{name}': no file {path}; give the path of a profile (.yaml) or one of "
+            f'{", ".join(known)}'
+        )
+    return path
 
 
 def share() -> Path:

@@ -31,7 +31,7 @@ from specprune_ros.nodes.common.lifecycle import AutoLifecycleNode, run
 from specprune_ros.nodes.common.parameters import NodeParameters, ParameterSpec
 from specprune_ros.nodes.common.qos import every, newest
 from specprune_ros.nodes.common.rates import Percentiles, RateMeter
-from specprune_ros.nodes.common.remapping import profile_path
+from specprune_ros.nodes.common.remapping import find_profile
 from specprune_ros.nodes.executor_node.arm_ports import SECOND_NS, ArmPort, make_port, pose_message
 from specprune_ros.nodes.executor_node.arm_state import ArmState
 from specprune_ros.nodes.executor_node.gripper_ports import GripperPort, make_gripper
@@ -145,7 +145,7 @@ class ChunkExecutor(AutoLifecycleNode):
         self._dry = values['dry_run']
         self._policy = values['policy']
         arguments = {'robot_sn': values['robot_sn']} if values['robot_sn'] else {}
-        profile = profiles.load(profile_path(values['profile']), arguments)
+        profile = profiles.load(find_profile(values['profile']), arguments)
         self._profile = profile
         command = profile.command
         self._motion = ArmMotion(profile, values['joining'], self._complain)
@@ -178,7 +178,7 @@ class ChunkExecutor(AutoLifecycleNode):
                     name=self.get_name(),
                     namespace=self.get_namespace(),
                     enclave=enclave(sys.argv),
-                    profile=str(profile_path(values['profile'])),
+                    profile=str(find_profile(values['profile'])),
                     arguments=arguments,
                     topic=self._port.publisher.topic_name,
                     limit=values['supervisor_limit'],
