@@ -31,6 +31,18 @@ def _script() -> str:
     return str(file.relative_to(root) if file.is_relative_to(root) else file.name)
 
 
+def summary(result: dict) -> str:
+    """The result as JSON of one line for each entry, and for each row of its tables."""
+
+    def text(value: object) -> str:
+        if isinstance(value, list) and value and isinstance(value[0], (dict, list)):
+            return '[\n    ' + ',\n    '.join(map(json.dumps, value)) + '\n  ]'
+        return json.dumps(value)
+
+    lines = (f'  {json.dumps(name)}: {text(value)}' for name, value in result.items())
+    return '{\n' + ',\n'.join(lines) + '\n}\n'
+
+
 def write(path: Path | None, result: dict) -> None:
     """Add machine, versions, date, revision and command, and write."""
     if path is None:
@@ -52,5 +64,5 @@ def write(path: Path | None, result: dict) -> None:
         'priority': priority(),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=2) + '\n')
+    path.write_text(summary(result))
     print(f'written: {path}')

@@ -172,10 +172,6 @@ def soak(minutes: float, rate: float, period: float) -> dict:
             }
             for name, rows in samples.items()
         },
-        'samples': {
-            name: [{k: round(v, 2) for k, v in row.items()} for row in rows]
-            for name, rows in samples.items()
-        },
         'exit_status': statuses,
         'not_steady': wrong,
         'steady': not wrong,
