@@ -14,7 +14,7 @@ from specprune_ros.policy.policy import Policy
 from specprune_ros.policy.synthetic import observations
 from specprune_ros.pruning.params import PruningParams
 
-SAMPLES = 3  # made-up observations, all of them dense
+DRAWN = 3  # made-up observations, all of them dense
 
 
 def to_float8(loaded: LoadedModel) -> np.ndarray:
@@ -34,7 +34,7 @@ def to_float8(loaded: LoadedModel) -> np.ndarray:
     moved = np.abs(_answers(loaded) - before).max((0, 1))
     named = zip(loaded.config.action.dims, moved, strict=True)
     note = (
-        f'decoder in float8 (model.fp8): on {SAMPLES} made-up observations the actions differ from '
+        f'decoder in float8 (model.fp8): on {DRAWN} made-up observations the actions differ from '
         f'bfloat16 by at most {", ".join(f"{name} {value:.2g}" for name, value in named)} '
         '(action units)'
     )
@@ -47,8 +47,8 @@ def to_float8(loaded: LoadedModel) -> np.ndarray:
 
 
 def _answers(loaded: LoadedModel) -> np.ndarray:
-    """Actions in action units, float64 ``[SAMPLES, chunk, action_dim]``."""
+    """Actions in action units, float64 ``[DRAWN, chunk, action_dim]``."""
     policy = Policy(loaded, PruningParams(pruner='dense'), max_normalised_action=np.inf)
     policy.wants_overlay = False
     scene = observations(policy, BENCH_INSTRUCTION, seed=0)
-    return np.stack([policy.act(look).actions for look in itertools.islice(scene, SAMPLES)])
+    return np.stack([policy.act(look).actions for look in itertools.islice(scene, DRAWN)])
