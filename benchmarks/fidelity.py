@@ -76,9 +76,10 @@ def floor() -> float:
     from specprune_ros.models.decoder import LayerRows
     from specprune_ros.models.flops import count, dense_flops
     from specprune_ros.models.tokens import PromptTokenizer
+    from specprune_ros.sim.training.export import check_shipped
     from specprune_ros.sim.training.recipe import Recipe, policy_config, tokenizer
 
-    config = policy_config(Recipe())
+    config = policy_config(Recipe.from_dict(check_shipped()['recipe']))
     model = build(config, 0, torch.device('cpu'))
     layout = model.layout(PromptTokenizer(tokenizer(), config.template).encode(LONGEST))
     asked = layout.action[1] - layout.action[0]

@@ -6,6 +6,7 @@ import argparse
 import json
 import math
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,8 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         action='append',
         default=[],
         metavar='FIELD=VALUE',
-        help='change a field of the recipe, e.g. steps=500; may be given again',
+        help='change a field of the recipe or of a stage, e.g. seed=1 or slow.steps=500; may be '
+        'given again',
     )
     parser.add_argument(
         '--episodes',
@@ -50,9 +52,7 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from specprune_ros.sim.arm.render_backend import NoRenderer, choose
-    from specprune_ros.sim.training.dataset import data_hash, load_shard, shard_path
-    from specprune_ros.sim.training.export import export
-    from specprune_ros.sim.training.train import Frames, Trainer, TrainError, fit
+    from specprune_ros.sim.training.train import TrainError
 
     try:
         recipe = change(args.set)
@@ -62,28 +62,19 @@ def run(args: argparse.Namespace) -> int:
             device = 'cuda' if torch.cuda.is_available() else 'cpu'
         if args.threads:
             torch.set_num_threads(args.threads)
-        record_all(recipe, args.work / 'data', args.processes or os.cpu_count() or 1)
-        shards = [load_shard(shard_path(args.work / 'data', i)) for i in range(recipe.shards)]
-        held_out = max(1, len(shards) // 40) if len(shards) > 1 else 0
-        frames = Frames(shards[: len(shards) - held_out], recipe)
-        print(f'{len(frames)} frames of {recipe.shards * recipe.shard_episodes} episodes')
-        trainer = Trainer(recipe, frames, device)
-        state = args.work / 'state.pt'
-        if state.exists():
-            trainer.load(state)
-            print(f'goes on at step {trainer.done} of {trainer.total} ({state})')
-        bar = progress_bar('training', trainer.total, trainer.done)
-        fit(trainer, state, lambda step, *losses: bar(step + 1, describe(*losses)))
-        bar(trainer.total, 'done', True)
-        results: dict[str, Any] = {}
-        if held_out:
-            check = trainer.validate(Frames(shards[-held_out:], recipe, frames.statistics))
-            results['validation'] = {k: round(v, 4) for k, v in check.items()}
-            print('held-out frames: ' + ', '.join(f'{k} {v:.4f}' for k, v in check.items()))
-        export(trainer, args.out, data_hash(shards), results)
+        before, results = None, {}
+        for stage in recipe.stages:
+            done = args.work / stage.name / 'policy'
+            if not (done / 'config.json').exists():
+                record_all(recipe, stage, args.work / 'data' / stage.data, args.processes)
+                results = train_stage(recipe, stage, args.work, device, before)
+            before = done
+        args.out.mkdir(parents=True, exist_ok=True)
+        for file in before.iterdir():
+            shutil.copyfile(file, args.out / file.name)
         if args.episodes:
             results['closed_loop'] = evaluate(args.out, args.episodes)
-            export(trainer, args.out, data_hash(shards), results)
+            note(args.out, results)
     except KeyboardInterrupt:
         print(f'interrupted; the same command goes on from {args.work}', file=sys.stderr)
         return 130
@@ -97,27 +88,88 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def train_stage(
+    recipe: Any, stage: Any, work: Path, device: str, before: Path | None
+) -> dict[str, Any]:
+    """Train one stage on the weights in ``before`` (``None``: from nothing) and export it."""
+    from specprune_ros.sim.training.dataset import data_hash, load_shard, shard_path
+    from specprune_ros.sim.training.export import RECIPE, export
+    from specprune_ros.sim.training.grow import grown
+    from specprune_ros.sim.training.recipe import policy_config, tokenizer
+    from specprune_ros.sim.training.train import Frames, Trainer, fit
+
+    data = work / 'data' / stage.data
+    shards = [load_shard(shard_path(data, i)) for i in range(stage.shards)]
+    held_out = max(1, len(shards) // 40) if len(shards) > 1 else 0
+    frames = Frames(shards[: len(shards) - held_out], recipe, stage)
+    print(f'{stage.name}: {len(frames)} frames of {stage.shards * stage.shard_episodes} episodes')
+    config = policy_config(recipe, stage)
+    start = None if before is None else grown(before, config, tokenizer(), recipe.seed)
+    trainer = Trainer(recipe, frames, device, start)
+    state = work / stage.name / 'state.pt'
+    state.parent.mkdir(parents=True, exist_ok=True)
+    if state.exists():
+        trainer.load(state)
+        print(f'goes on at step {trainer.done} of {trainer.total} ({state})')
+    elif before is not None and (before.parent / 'state.pt').exists():
+        trainer.take_head(before.parent / 'state.pt')
+    bar = progress_bar(stage.name, trainer.total, trainer.done)
+    fit(trainer, state, lambda step, *losses: bar(step + 1, describe(*losses)))
+    bar(trainer.total, 'done', True)
+    results: dict[str, Any] = {}
+    if before is not None:
+        results['began_with'] = json.loads((before / RECIPE).read_text())['weights_sha256']
+    if held_out:
+        check = trainer.validate(Frames(shards[-held_out:], recipe, stage, frames.statistics))
+        results['validation'] = {k: round(v, 4) for k, v in check.items()}
+        print('held-out frames: ' + ', '.join(f'{k} {v:.4f}' for k, v in check.items()))
+    export(trainer, work / stage.name / 'policy', data_hash(shards), results)
+    return results
+
+
+def note(folder: Path, results: dict[str, Any]) -> None:
+    """Add ``results`` to the record beside the weights."""
+    from specprune_ros.sim.training.export import RECIPE
+
+    record = json.loads((folder / RECIPE).read_text(encoding='utf-8'))
+    text = json.dumps({**record, 'results': record['results'] | results}, indent=1)
+    (folder / RECIPE).write_text(text + '\n', encoding='utf-8')
+
+
 def change(settings: list[str]) -> Any:
-    """The default recipe with ``FIELD=VALUE`` changes. Raises ``ValueError`` naming a bad one."""
-    from dataclasses import fields, replace
+    """The default recipe with ``FIELD=VALUE`` and ``STAGE.FIELD=VALUE`` changes.
+
+    Raises ``ValueError`` naming a bad one.
+    """
+    from dataclasses import replace
 
     from specprune_ros.sim.training.recipe import Recipe
 
     recipe = Recipe()
-    known = {field.name: type(getattr(recipe, field.name)) for field in fields(Recipe)}
-    changes = {}
     for setting in settings:
         name, equals, text = setting.partition('=')
-        if not equals or name not in known:
+        stage, dot, field = name.rpartition('.')
+        stages = {each.name: each for each in recipe.stages}
+        if dot and stage not in stages:
+            raise ValueError(f'--set {setting}: {stage!r} is none of the stages {sorted(stages)}')
+        owner = stages[stage] if dot else recipe
+        known = [f for f, value in vars(owner).items() if isinstance(value, int | float | str)]
+        if not equals or field not in known:
             raise ValueError(f'--set {setting}: want FIELD=VALUE with one of {sorted(known)}')
+        kind = type(getattr(owner, field))
         try:
-            changes[name] = known[name](text)
+            changed = replace(owner, **{field: kind(text)})
         except ValueError as error:
-            raise ValueError(f'--set {setting}: want a {known[name].__name__}') from error
-    return replace(recipe, **changes)
+            raise ValueError(f'--set {setting}: want a {kind.__name__} ({error})') from error
+        if dot:
+            stages[stage] = changed
+            recipe = replace(recipe, stages=tuple(stages.values()))
+        else:
+            recipe = changed
+    return recipe
 
 
-def record_all(recipe: Any, folder: Path, processes: int) -> None:
+def record_all(recipe: Any, stage: Any, folder: Path, processes: int) -> None:
     """Record the missing shards in several processes."""
     from concurrent.futures import ProcessPoolExecutor, as_completed
     from multiprocessing import get_context
@@ -126,20 +178,23 @@ def record_all(recipe: Any, folder: Path, processes: int) -> None:
 
     from specprune_ros.sim.training.dataset import record, shard_path
 
-    missing = [i for i in range(recipe.shards) if not shard_path(folder, i).exists()]
+    missing = [i for i in range(stage.shards) if not shard_path(folder, i).exists()]
     if not missing:
         return
     bar = progress_bar('recording', len(missing))
     # One thread each: threads of several processes waiting for each other on the same cores took
     # four times as long.
     with ProcessPoolExecutor(
-        min(processes, len(missing)), get_context('spawn'), set_num_threads, (1,)
+        min(processes or os.cpu_count() or 1, len(missing)),
+        get_context('spawn'),
+        set_num_threads,
+        (1,),
     ) as pool:
-        jobs = [pool.submit(record, recipe, folder, [number]) for number in missing]
+        jobs = [pool.submit(record, recipe, stage, folder, [number]) for number in missing]
         try:
             for done, job in enumerate(as_completed(jobs), start=1):
                 job.result()
-                bar(done, f'{done * recipe.shard_episodes} episodes', done == len(missing))
+                bar(done, f'{done * stage.shard_episodes} episodes', done == len(missing))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

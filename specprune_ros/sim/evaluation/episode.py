@@ -9,7 +9,7 @@ import numpy as np
 
 from specprune_ros.sim.arm.world import World, rotation_vector
 from specprune_ros.sim.tasks.expert import Expert
-from specprune_ros.sim.tasks.tasks import CONTROL_HZ, Episode, Judge, Outcome
+from specprune_ros.sim.tasks.tasks import CONTROL_HZ, SLOW, Episode, Judge, Outcome, Pace
 
 # Rows of a chunk played before the next query: the whole chunk, as OpenVLA-OFT does,
 # and as did best on the tuning seeds (docs/explanation/fidelity.md).
@@ -94,12 +94,13 @@ def play(
     keep_frames: bool = False,
     watch: Callable[[EpisodeObservation], object] | None = None,
     slack: Callable[[EpisodeObservation], object] | None = None,
+    control_hz: float = CONTROL_HZ,
 ) -> EpisodeResult:
     """Run an episode to its verdict, asking ``runner`` every ``executed`` control steps.
 
     ``instruction`` replaces the words shown to the runner, not the goal (controls). ``watch`` is
     shown the control steps between queries, ``slack`` the one of them from which a dense pass
-    would just end before the next query (``SLACK_STEPS``).
+    would just end before the next query (``SLACK_STEPS``). ``control_hz``: rows a second.
     """
     world.reset(episode.seed, episode.layout)
     judge = Judge(world, episode.task)
@@ -123,7 +124,7 @@ def play(
                 watch(seen)
             if slack is not None and row == min(executed, len(chunk)) - SLACK_STEPS:
                 slack(seen)
-        apply(world, chunk[row])
+        apply(world, chunk[row], 1 / control_hz)
         row += 1
         played.steps += 1
         played.outcome = judge.step()
@@ -132,13 +133,13 @@ def play(
     return played
 
 
-def play_expert(world: World, episode: Episode) -> EpisodeResult:
+def play_expert(world: World, episode: Episode, pace: Pace = SLOW) -> EpisodeResult:
     """Run an episode with the expert, without images."""
     world.reset(episode.seed, episode.layout)
-    judge, expert = Judge(world, episode.task), Expert(world, episode.task)
+    judge, expert = Judge(world, episode.task), Expert(world, episode.task, pace)
     played = EpisodeResult('running', 0, 0)
     while played.outcome == 'running':
-        apply(world, expert())
+        apply(world, expert(), 1 / pace.control_hz)
         played.steps += 1
         played.queries += 1
         played.outcome = judge.step()

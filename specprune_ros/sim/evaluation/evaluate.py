@@ -56,6 +56,7 @@ def play_control(
         blind=control == 'blind',
         instruction=wrong_colour(episode) if control == 'wrong colour' else None,
         watch=runner.watch if watches else None,
+        control_hz=runner.policy.config.control_hz,
         slack=runner.refresh if runner.policy.params.refresh_when == 'slack' else None,
     )
 

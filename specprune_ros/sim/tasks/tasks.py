@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Literal
 
 import numpy as np
@@ -22,13 +23,34 @@ from specprune_ros.sim.arm.layout import (
 from specprune_ros.sim.arm.world import World
 from specprune_ros.sim.tasks.vocabulary import PHRASES
 
-FAMILIES = ('move', 'lift', 'put')
-CONTROL_HZ = 10.0
-TIME_LIMIT = {'move': 6.0, 'lift': 9.0, 'put': 14.0}  # s
+FAMILIES = ('move', 'lift', 'put', 'two_step')
+CONTROL_HZ = 20.0
+TIME_LIMIT = {'move': 6.0, 'lift': 9.0, 'put': 14.0, 'two_step': 28.0}  # s
 HOVER = 0.08  # m above the cube's centre that "above" aims at
-HELD_STEPS = 3  # control steps in a row that the goal must hold
+HELD_S = 0.2  # s the goal must hold
 
 Outcome = Literal['running', 'success', 'time_out', 'collision']
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How the expert moves: ``control_hz`` rows per second of at most ``shift`` m and ``turn``
+    rad, each ``gain`` of the way left.
+    """
+
+    control_hz: float = CONTROL_HZ
+    shift: float = 0.006
+    turn: float = 0.05
+    gain: float = 0.2
+
+    @property
+    def speed(self) -> float:
+        """Fastest translation, m/s."""
+        return self.shift * self.control_hz
+
+
+SLOW = Pace()
+FAST = Pace(control_hz=10.0, shift=0.02, turn=0.15, gain=0.6)
 
 
 @dataclass(frozen=True)
@@ -39,6 +61,12 @@ class Task:
     instruction: str
     cube: int
     plate: int | None = None
+    then: tuple[int, int] | None = None
+
+    @property
+    def parts(self) -> tuple[tuple[int, int | None], ...]:
+        """Cube and plate of every step."""
+        return ((self.cube, self.plate), *(() if self.then is None else (self.then,)))
 
 
 @dataclass(frozen=True)
@@ -49,11 +77,6 @@ class Episode:
     task: Task
     layout: Layout
 
-    @property
-    def steps(self) -> int:
-        """Control steps until time-out."""
-        return round(TIME_LIMIT[self.task.family] * CONTROL_HZ)
-
 
 def make_episode(seed: int, family: str, jitter: float = 1.0) -> Episode:
     """The episode of this family with this seed (0 or more): same seed, same episode.
@@ -63,26 +86,38 @@ def make_episode(seed: int, family: str, jitter: float = 1.0) -> Episode:
     if family not in FAMILIES:
         raise ValueError(f'family: {family!r}, want one of {list(FAMILIES)}')
     rng = np.random.default_rng([seed, FAMILIES.index(family)])
-    plates = 2 if family == 'put' else int(rng.integers(0, 2))
+    puts = family in ('put', 'two_step')
+    plates = 2 if puts else int(rng.integers(0, 2))
     layout = random_layout(
         rng,
-        cubes=4 if family != 'put' else int(rng.integers(3, 5)),
+        cubes=int(rng.integers(3, 5)) if puts else 4,
         plates=plates,
         distractors=int(rng.integers(0, 2)) if plates < 2 else 0,
         jitter=jitter,
     )
     cube = int(rng.integers(len(layout.cubes)))
-    plate = int(rng.integers(plates)) if family == 'put' else None
+    plate = int(rng.integers(plates)) if puts else None
     phrase = PHRASES[family][int(rng.integers(len(PHRASES[family])))]
-    return Episode(
-        seed, Task(family, _instruction(phrase, layout, cube, plate), cube, plate), layout
-    )
+    then = None
+    if family == 'two_step':
+        others = [i for i in range(len(layout.cubes)) if i != cube]
+        then = int(rng.choice(others)), 1 - plate
+    text = _instruction(phrase, layout, cube, plate, then)
+    return Episode(seed, Task(family, text, cube, plate, then), layout)
 
 
-def _instruction(phrase: str, layout: Layout, cube: int, plate: int | None) -> str:
+def _instruction(
+    phrase: str,
+    layout: Layout,
+    cube: int,
+    plate: int | None,
+    then: tuple[int, int] | None = None,
+) -> str:
     return phrase.format(
         cube=layout.cubes[cube].colour,
         plate='' if plate is None else layout.plates[plate].colour,
+        cube2='' if then is None else layout.cubes[then[0]].colour,
+        plate2='' if then is None else layout.plates[then[1]].colour,
     )
 
 
@@ -103,17 +138,17 @@ def ask(world: World, instruction: str) -> Task:
 
     Raises ``ValueError`` where the instruction is none of ours or names a thing that is not there.
     """
+    layout, wanted = world.layout, instruction.strip().lower()
     for family, phrases in PHRASES.items():
-        for phrase in phrases:
-            for cube, thing in enumerate(world.layout.cubes):
-                plates = (
-                    list(enumerate(world.layout.plates)) if family == 'put' else [(None, None)]
-                )
-                for plate, under in plates:
-                    colour = '' if under is None else under.colour
-                    text = phrase.format(cube=thing.colour, plate=colour)
-                    if text == instruction.strip().lower():
-                        return Task(family, text, cube, plate)
+        cubes = range(len(layout.cubes))
+        plates = range(len(layout.plates)) if family in ('put', 'two_step') else (None,)
+        steps = list(product(cubes, plates))
+        thens = steps if family == 'two_step' else (None,)
+        for phrase, (cube, plate), then in product(phrases, steps, thens):
+            if then is not None and (then[0] == cube or then[1] == plate):
+                continue
+            if _instruction(phrase, layout, cube, plate, then) == wanted:
+                return Task(family, wanted, cube, plate, then)
     there = ', '.join(
         [f'{thing.colour} cube' for thing in world.layout.cubes]
         + [f'{thing.colour} plate' for thing in world.layout.plates]
@@ -160,17 +195,20 @@ class Judge:
         self.limit_s = TIME_LIMIT[task.family] if limit_s is None else limit_s
         self.started = world.time
         self.outcome: Outcome = 'running'
-        self._held = 0
+        self._since: float | None = None  # when the goal began to hold
         self._ground = float(world.thing_pose(f'cube{task.cube}')[0][2])
 
     def step(self) -> Outcome:
         """Look at the world now and say how the task stands."""
         if self.outcome != 'running':
             return self.outcome
-        self._held = self._held + 1 if self.goal() else 0
+        if not self.goal():
+            self._since = None
+        elif self._since is None:
+            self._since = self.world.time
         if self.world.collision:
             self.outcome = 'collision'
-        elif self._held >= HELD_STEPS:
+        elif self._since is not None and self.world.time - self._since >= HELD_S - 1e-6:
             self.outcome = 'success'
         elif self.world.time - self.started >= self.limit_s - 1e-6:
             self.outcome = 'time_out'
@@ -186,10 +224,14 @@ class Judge:
             return beside < 0.025 and 0.04 < tool[2] - cube[2] < 0.13
         if task.family == 'lift':
             return cube[2] - self._ground > 0.06
-        plate, _ = world.thing_pose(f'plate{task.plate}')
-        beside = math.hypot(*(cube - plate)[:2])
-        rests = abs(cube[2] - (PLATE_HEIGHT + CUBE_HALF)) < 0.008
-        return beside < 0.05 and rests and not world.touches(f'cube{task.cube}', 'finger')
+        return all(self._rests(cube, plate) for cube, plate in task.parts)
+
+    def _rests(self, cube: int, plate: int) -> bool:
+        """Whether a cube lies on a plate and is let go."""
+        place, _ = self.world.thing_pose(f'cube{cube}')
+        beside = math.hypot(*(place - self.world.thing_pose(f'plate{plate}')[0])[:2])
+        rests = abs(place[2] - (PLATE_HEIGHT + CUBE_HALF)) < 0.008
+        return beside < 0.05 and rests and not self.world.touches(f'cube{cube}', 'finger')
 
 
 def with_instruction(episode: Episode, instruction: str) -> Episode:

@@ -23,6 +23,11 @@ PHRASES = {
         'place the {cube} cube on the {plate} plate',
         'set the {cube} cube on the {plate} plate',
     ),
+    'two_step': (
+        'put the {cube} cube on the {plate} plate, then the {cube2} one on the {plate2} one',
+        'place the {cube} cube on the {plate} plate, then the {cube2} one on the {plate2} one',
+        'set the {cube} cube on the {plate} plate, then the {cube2} one on the {plate2} one',
+    ),
 }
 
 
@@ -31,8 +36,13 @@ def instructions() -> Iterator[str]:
     for family, phrases in PHRASES.items():
         for phrase in phrases:
             for cube in COLOURS:
-                for plate in COLOURS if family == 'put' else ('',):
-                    yield phrase.format(cube=cube, plate=plate)
+                for plate in COLOURS if family in ('put', 'two_step') else ('',):
+                    for cube2 in COLOURS if family == 'two_step' else ('',):
+                        for plate2 in COLOURS if family == 'two_step' else ('',):
+                            if not cube2 or (cube2 != cube and plate2 != plate):
+                                yield phrase.format(
+                                    cube=cube, plate=plate, cube2=cube2, plate2=plate2
+                                )
 
 
 def vocabulary() -> tuple[str, ...]:
@@ -48,4 +58,5 @@ def compounds() -> tuple[str, ...]:
     FiLM sees the mean of the instruction's embeddings, in which "the red cube on the blue plate"
     and "the blue cube on the red plate" are the same; as one token a colour stays with its noun.
     """
-    return tuple(f'{colour} {noun}' for noun in ('cube', 'plate') for colour in COLOURS)
+    forms = ('{} cube', '{} plate', '{} one', 'on the {} one')
+    return tuple(form.format(colour) for form in forms for colour in COLOURS)

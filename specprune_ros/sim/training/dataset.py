@@ -21,13 +21,12 @@ from specprune_ros.models.preprocess import Preprocessor
 from specprune_ros.sim.arm.world import World
 from specprune_ros.sim.evaluation.episode import apply, look
 from specprune_ros.sim.tasks.expert import Expert
-from specprune_ros.sim.tasks.tasks import Judge, make_episode
-from specprune_ros.sim.training.recipe import Recipe, policy_config
+from specprune_ros.sim.tasks.tasks import FAST, TIME_LIMIT, Judge, Pace, Task, make_episode
+from specprune_ros.sim.training.recipe import Recipe, Stage, policy_config
 
 TRAIN_SEED = 1_000_000  # evaluation takes seeds below, so no scene is in both
 FAR = 0.03  # m sideways between tool and where it should go
-_CYCLE = ('move', 'lift', 'put', 'lift', 'put', 'move', 'lift', 'put')
-_KEEP = {True: 0.6, False: 0.4}  # share of far and near frames that are recorded
+_KEEP = {True: 6.0, False: 4.0}  # far and near frames recorded per second
 _RENDERED = 224  # pixels rendered; the policy's own preprocessing makes them smaller
 
 
@@ -38,8 +37,8 @@ class Shard:
     ``blob``/``offsets``: compressed uint8 images ``[cameras, S, S, 3]`` of frame i. ``proprio``
     float32 ``[N, 8]``; ``actions`` float32 ``[N, K, 7]`` the expert's next rows and ``valid`` bool
     ``[N, K]`` (false after a disturbance the frame cannot foretell); ``spots`` float32
-    ``[N, cameras, 2, 2]`` where the cube and the plate appear (right, down as shares; NaN: not);
-    ``far`` bool ``[N]``; ``words`` the instruction of each frame.
+    ``[N, cameras, T, 2]`` where cube and plate of each step appear (right, down as shares; NaN:
+    not); ``far`` bool ``[N]``; ``words`` the instruction of each frame.
     """
 
     blob: np.ndarray
@@ -69,9 +68,9 @@ def shard_path(folder: Path, number: int) -> Path:
 class EpisodeRecorder:
     """Plays expert episodes and records frames."""
 
-    def __init__(self, recipe: Recipe) -> None:
-        self.recipe = recipe
-        self.config = policy_config(recipe)
+    def __init__(self, recipe: Recipe, stage: Stage) -> None:
+        self.recipe, self.stage = recipe, stage
+        self.config = policy_config(recipe, stage)
         self.world = World(image_size=(_RENDERED, _RENDERED), cameras=self.config.cameras)
         self.preprocess = Preprocessor(self.config)
 
@@ -81,7 +80,7 @@ class EpisodeRecorder:
 
     def shard(self, number: int) -> Shard:
         """Record shard ``number``."""
-        count = self.recipe.shard_episodes
+        count = self.stage.shard_episodes
         frames: list[dict[str, np.ndarray]] = []
         for index in range(number * count, (number + 1) * count):
             frames += self.episode(index)
@@ -92,14 +91,17 @@ class EpisodeRecorder:
 
     def episode(self, index: int) -> list[dict[str, np.ndarray]]:
         """Frames of training episode ``index``, with disturbances thrown in."""
-        world, chunk = self.world, self.recipe.chunk
-        episode = make_episode(TRAIN_SEED + index, _CYCLE[index % len(_CYCLE)])
+        world, chunk, pace = self.world, self.recipe.chunk, self.stage.pace
+        cycle = self.stage.families
+        episode = make_episode(TRAIN_SEED + index, cycle[index % len(cycle)])
         rng = np.random.default_rng([TRAIN_SEED + index, 99])
         world.reset(episode.seed, episode.layout)
         self._scatter(rng)
         task = episode.task
-        judge, expert = Judge(world, task), Expert(world, task)
-        kicked = _disturbances(rng, episode.steps)
+        judge, expert = Judge(world, task), Expert(world, task, pace)
+        # As many steps as an episode may have, more where the arm is slower.
+        most = TIME_LIMIT[task.family] * FAST.speed / pace.speed * pace.control_hz
+        kicked = _disturbances(rng, round(most), pace)
         frames: list[dict[str, np.ndarray]] = []
         actions: list[np.ndarray] = []
         disturbed: list[bool] = []
@@ -108,12 +110,14 @@ class EpisodeRecorder:
             action = expert()
             step = len(actions)
             far = self._far(expert)
-            if over < 3 and (step == 0 or rng.uniform() < _KEEP[far]):
+            if over < 3 and (
+                step == 0 or rng.uniform() < self.stage.keep * _KEEP[far] / pace.control_hz
+            ):
                 frames.append({'step': np.int64(step), **self._frame(task.instruction, task, far)})
             actions.append(action)
             kick = kicked.get(step) if not over else None
             disturbed.append(kick is not None)
-            apply(world, action if kick is None else kick)
+            apply(world, action if kick is None else kick, 1 / pace.control_hz)
             over += int(judge.step() != 'running')
         if judge.outcome == 'collision':
             return []
@@ -135,15 +139,19 @@ class EpisodeRecorder:
             self.world.hold()
             self.world.advance(0.1)
 
-    def _frame(self, words: str, task: object, far: bool) -> dict[str, np.ndarray]:
+    def _frame(self, words: str, task: Task, far: bool) -> dict[str, np.ndarray]:
         seen = look(self.world, words)
         images = [self.preprocess.image(seen.images[name]) for name in self.config.cameras]
-        cube = self.world.thing_pose(f'cube{task.cube}')[0]
-        plate = None if task.plate is None else self.world.thing_pose(f'plate{task.plate}')[0]
+        named = [
+            None if number is None else self.world.thing_pose(f'{kind}{number}')[0]
+            for part in task.parts
+            for kind, number in zip(('cube', 'plate'), part, strict=True)
+        ]
+        named += [None] * (self.stage.things - len(named))
         spots = [
             [
                 np.full(2, np.nan) if point is None else self.world.project(name, point)
-                for point in (cube, plate)
+                for point in named
             ]
             for name in self.config.cameras
         ]
@@ -157,25 +165,25 @@ class EpisodeRecorder:
 
     def _far(self, expert: Expert) -> bool:
         """Whether the tool is not yet over what it should go to next."""
-        world, task = self.world, expert.task
+        world, (number, plate) = self.world, expert.step
         tool = world.tcp_pose()[0]
-        cube = world.thing_pose(f'cube{task.cube}')[0]
-        if task.family == 'put' and expert.holds(tool, cube):
-            return bool(math.dist(cube[:2], world.thing_pose(f'plate{task.plate}')[0][:2]) > FAR)
+        cube = world.thing_pose(f'cube{number}')[0]
+        if plate is not None and expert.holds(tool, cube, number):
+            return bool(math.dist(cube[:2], world.thing_pose(f'plate{plate}')[0][:2]) > FAR)
         return bool(math.dist(tool[:2], cube[:2]) > FAR)
 
 
-def _disturbances(rng: np.random.Generator, steps: int) -> dict[int, np.ndarray]:
+def _disturbances(rng: np.random.Generator, steps: int, pace: Pace) -> dict[int, np.ndarray]:
     """Control steps at which something else than the expert's action is played, and what."""
     kicks: dict[int, np.ndarray] = {}
     if rng.uniform() < 0.5:
         for _ in range(int(rng.integers(1, 3))):
             first = int(rng.integers(1, max(2, steps // 3)))
             push = rng.normal(size=3)
-            push *= rng.uniform(0.008, 0.025) / np.linalg.norm(push)
-            turn = (0.0, 0.0, float(rng.uniform(-0.1, 0.1)))
+            push *= pace.shift * rng.uniform(0.4, 1.25) / np.linalg.norm(push)
+            turn = (0.0, 0.0, pace.turn * float(rng.uniform(-0.7, 0.7)))
             grip = 0.0 if rng.uniform() < 0.15 else 1.0
-            for step in range(first, first + int(rng.integers(2, 5))):
+            for step in range(first, first + int(rng.integers(2, 5) * pace.control_hz / 10)):
                 kicks[step] = np.array([*push, *turn, grip])
     return kicks
 
@@ -197,6 +205,7 @@ def load_shard(path: Path) -> Shard:
 
 def record(
     recipe: Recipe,
+    stage: Stage,
     folder: Path,
     numbers: Iterable[int],
     tick: Callable[[int], None] = lambda number: None,
@@ -207,7 +216,7 @@ def record(
         for number in numbers:
             path = shard_path(folder, number)
             if not path.exists():
-                recorder = recorder or EpisodeRecorder(recipe)
+                recorder = recorder or EpisodeRecorder(recipe, stage)
                 save_shard(recorder.shard(number), path)
             tick(number)
     finally:

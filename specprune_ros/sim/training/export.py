@@ -41,7 +41,7 @@ def export(trainer: Trainer, folder: Path, data: str, results: dict[str, object]
     ``data`` is the hash of the training frames; ``results`` are numbers worth keeping beside the
     weights. Returns the folder.
     """
-    recipe = trainer.recipe
+    recipe = trainer.recipe.until(trainer.stage)
     save_policy_model(
         folder,
         trainer.averaged(),
@@ -78,7 +78,7 @@ def check_shipped(folder: Path = SHIPPED) -> dict[str, object]:
     """
     with boundary(folder / RECIPE, TrainError, 'no record of a training run'):
         record = read_json(folder / RECIPE)
-        recipe = Recipe(**record['recipe'])
+        recipe = Recipe.from_dict(record['recipe'])
         hashes = recipe.hash, record['recipe_sha256'], record['weights_sha256']
     if hashes[0] != hashes[1]:
         raise TrainError(f'{folder / RECIPE}: the recipe was changed after training')

@@ -20,61 +20,116 @@ from specprune_ros.models.config import (
     VisionConfig,
 )
 from specprune_ros.models.tokens import word_tokenizer
-from specprune_ros.sim.tasks.tasks import CONTROL_HZ
+from specprune_ros.sim.tasks.tasks import FAST, SLOW, Pace
 from specprune_ros.sim.tasks.vocabulary import compounds, vocabulary
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """One training run.
+class Stage:
+    """Part of a training run, on top of the weights of the part before.
 
-    ``shards`` of ``shard_episodes`` episodes each. First ``ground_steps`` of ``ground_batch``
-    frames train towers and projector alone to mark the named thing, which is cheap; then ``steps``
-    of ``batch`` frames train everything to act. ``far_share`` of a batch comes from frames further
-    than ``sim.dataset.FAR`` from where the tool should go, so that choosing the right thing weighs
-    more than holding still above it. ``patch_loss`` is relative to the action loss;
-    ``vision_rate`` is the towers' share of the learning rate once they are grounded. No vision
-    token is ever dropped in training.
+    ``shards`` of ``shard_episodes`` expert episodes at ``pace``, their tasks taken in turn from
+    ``families``; ``keep`` scales how many of their frames are recorded. Stages of the same data
+    (``data`` names it) share it. ``patch`` pixels, ``depth`` decoder layers and ``tower_depth``
+    may grow or shrink from the stage before (``grow``). First ``ground_steps`` of
+    ``ground_batch`` frames train towers and projector alone to mark the named thing, which is
+    cheap; then ``steps`` of ``batch`` frames train everything to act. ``far_share`` of a batch
+    comes from frames further than ``dataset.FAR`` from where the tool should go, so that choosing
+    the right thing weighs more than holding still above it.
     """
 
-    seed: int = 0
-    image_size: int = 128
-    patch: int = 16
-    width: int = 128
-    depth: int = 8
-    heads: int = 4
-    mlp: int = 344
-    tower_width: int = 96
-    tower_depth: int = 4
-    tower_mlp: int = 256
-    chunk: int = 8
-    shards: int = 44
+    name: str
+    data: str
+    pace: Pace = SLOW
+    families: tuple[str, ...] = (
+        'move', 'two_step', 'lift', 'put', 'put', 'lift', 'two_step', 'put',
+    )  # fmt: skip
+    shards: int = 4
     shard_episodes: int = 100
-    ground_steps: int = 800
+    keep: float = 0.6
+    patch: int = 16
+    depth: int = 8
+    tower_depth: int = 3
+    ground_steps: int = 0
     ground_batch: int = 64
-    steps: int = 3200
+    steps: int = 1000
     batch: int = 32
-    learning_rate: float = 1e-3
-    warm_up: int = 200
-    weight_decay: float = 0.02
+    learning_rate: float = 5e-4
+    warm_up: int = 50
     far_share: float = 0.6
-    patch_loss: float = 0.3
-    vision_rate: float = 0.3
-    average: float = 0.998
-    precision: str = 'bfloat16'
+
+    @property
+    def things(self) -> int:
+        """Things an instruction may name: a cube and a plate a step."""
+        return 4 if 'two_step' in self.families else 2
 
     def __post_init__(self) -> None:
-        for name in ('shards', 'shard_episodes', 'steps', 'batch', 'depth', 'chunk'):
+        for name in ('shards', 'shard_episodes', 'steps', 'batch', 'depth'):
             if getattr(self, name) < 1:
                 raise ValueError(f'recipe.{name}: {getattr(self, name)}, want 1 or more')
         if not 0.0 <= self.far_share <= 1.0:
             raise ValueError(f'recipe.far_share: {self.far_share}, want 0..1')
+
+
+STAGES = (
+    # What the arm does, on few large patches and few layers, at a tenth of the cost.
+    Stage(
+        'coarse', 'fast', FAST, ('move', 'lift', 'put', 'lift', 'put', 'move', 'lift', 'put'),
+        shards=44, keep=1.0, tower_depth=4, ground_steps=800, steps=3200, learning_rate=1e-3,
+        warm_up=200,
+    ),
+    # Smaller steps, two-step instructions, a shallower tower.
+    Stage('slow', 'slow', ground_steps=60, steps=330),
+    # Four times as many patches.
+    Stage('fine', 'slow', patch=8, steps=250, batch=16, learning_rate=4e-4, warm_up=20),
+    # Twice the layers.
+    Stage('deep', 'slow', patch=8, depth=16, steps=100, batch=16, learning_rate=3e-4, warm_up=20),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One training run: sizes that stay, and the stages they are trained in.
+
+    ``patch_loss`` is relative to the action loss; ``vision_rate`` is the towers' share of the
+    learning rate once they are grounded. No vision token is ever dropped in training.
+    """
+
+    seed: int = 0
+    image_size: int = 128
+    width: int = 128
+    heads: int = 4
+    mlp: int = 344
+    tower_width: int = 96
+    tower_mlp: int = 256
+    chunk: int = 8
+    weight_decay: float = 0.02
+    patch_loss: float = 0.3
+    vision_rate: float = 0.3
+    average: float = 0.998
+    precision: str = 'bfloat16'
+    stages: tuple[Stage, ...] = STAGES
+
+    def __post_init__(self) -> None:
         if self.precision not in ('bfloat16', 'float32'):
             raise ValueError(f'recipe.precision: {self.precision!r}, want bfloat16 or float32')
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         return dataclasses.asdict(self)
+
+    def until(self, stage: Stage) -> Recipe:
+        """This recipe without the stages after ``stage``."""
+        return dataclasses.replace(self, stages=self.stages[: self.stages.index(stage) + 1])
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Recipe:
+        """Inverse of :meth:`to_dict` (and of JSON)."""
+        stages = tuple(
+            Stage(**{**s, 'pace': Pace(**s['pace']), 'families': tuple(s['families'])})
+            for s in data['stages']
+        )
+        return cls(**{**data, 'stages': stages})
 
     @property
     def hash(self) -> str:
@@ -90,15 +145,19 @@ def tokenizer() -> Tokenizer:
     return made
 
 
-def policy_config(recipe: Recipe) -> PolicyConfig:
-    """The policy a recipe trains: OpenVLA-OFT at a small size, with FiLM and a position code."""
+def policy_config(recipe: Recipe, stage: Stage | None = None) -> PolicyConfig:
+    """The policy a recipe trains: OpenVLA-OFT at a small size, with FiLM and a position code.
+
+    As it is after ``stage`` (``None``: the last).
+    """
+    stage = stage or recipe.stages[-1]
     tower = VisionConfig(
         name='sim-siglip',
         width=recipe.tower_width,
-        depth=recipe.tower_depth,
+        depth=stage.tower_depth,
         heads=3,
         mlp=recipe.tower_mlp,
-        patch=recipe.patch,
+        patch=stage.patch,
         image_size=recipe.image_size,
         mean=HALF,
         std=HALF,
@@ -117,10 +176,11 @@ def policy_config(recipe: Recipe) -> PolicyConfig:
         towers=(dino, tower),
         decoder=DecoderConfig(
             width=recipe.width,
-            depth=recipe.depth,
+            depth=stage.depth,
             heads=recipe.heads,
             mlp=recipe.mlp,
-            vocab=64,
+            # Two-step instructions have more words.
+            vocab=96 if any('two_step' in s.families for s in recipe.stages) else 64,
             # Zero placeholders differ by position alone; a bias lets the first layer see that.
             qkv_bias=True,
             rope_theta=1000.0,
@@ -129,7 +189,7 @@ def policy_config(recipe: Recipe) -> PolicyConfig:
         proprio_dim=8,
         action_dim=7,
         chunk=recipe.chunk,
-        control_hz=CONTROL_HZ,
+        control_hz=stage.pace.control_hz,
         norm='q99',
         action=ActionConfig(),
         projector=(256, recipe.width),

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +30,7 @@ from specprune_ros.models.tokens import Prompt, PromptTokenizer
 from specprune_ros.pruning.interface import TokenLayout
 from specprune_ros.sim.arm.layout import COLOURS
 from specprune_ros.sim.training.dataset import Shard
-from specprune_ros.sim.training.recipe import Recipe, policy_config, tokenizer
+from specprune_ros.sim.training.recipe import Recipe, Stage, policy_config, tokenizer
 
 ROBOT = 'rizon4_like_sim'  # key of the statistics
 _DIM_WEIGHT = (1.0, 1.0, 1.0, 0.2, 0.2, 0.5, 1.5)  # tilt corrections are noise, the gripper is not
@@ -45,8 +45,9 @@ class TrainError(RuntimeError):
 class Batch:
     """Tensors of one step.
 
-    ``ids`` ``[B, P]`` share a length. ``patches`` int64 ``[B, cameras, 2]`` where cube and plate
-    are (-1 nowhere) and ``offsets`` ``[B, cameras, 2, 2]`` where in it (right, down, -1..1).
+    ``ids`` ``[B, P]`` share a length. ``patches`` int64 ``[B, cameras, T]`` where cube and plate
+    of each step are (-1 nowhere) and ``offsets`` ``[B, cameras, T, 2]`` where in it (right, down,
+    -1..1).
     """
 
     images: Tensor
@@ -62,12 +63,16 @@ class Frames:
     """All frames of some shards, grouped by prompt length so that a batch needs no padding."""
 
     def __init__(
-        self, shards: Sequence[Shard], recipe: Recipe, statistics: Statistics | None = None
+        self,
+        shards: Sequence[Shard],
+        recipe: Recipe,
+        stage: Stage,
+        statistics: Statistics | None = None,
     ) -> None:
         """``statistics`` of the training set, or ``None`` to take them from these frames."""
         if not shards or not sum(map(len, shards)):
             raise TrainError('no frames: record data first')
-        self.recipe, self.config = recipe, policy_config(recipe)
+        self.recipe, self.stage, self.config = recipe, stage, policy_config(recipe, stage)
         self.shards = shards
         self.where = [(s, i) for s, shard in enumerate(shards) for i in range(len(shard))]
         self.far = np.concatenate([shard.far for shard in shards])
@@ -98,7 +103,7 @@ class Frames:
         shares = np.array([len(self.groups[p]) for p in lengths], np.float64)
         group = self.groups[lengths[int(rng.choice(len(lengths), p=shares / shares.sum()))]]
         far, near = group[self.far[group]], group[~self.far[group]]
-        count = round(size * self.recipe.far_share) if len(far) and len(near) else size
+        count = round(size * self.stage.far_share) if len(far) and len(near) else size
         first, rest = (far, near) if len(far) else (near, far)
         parts = [rng.choice(first, min(count, size))]
         if count < size:
@@ -171,12 +176,13 @@ def summary(actions: np.ndarray, proprio: np.ndarray, trajectories: int) -> dict
 
 
 class PatchHead(nn.Module):
-    """Training only: which patch holds the named cube, which the named plate, and where in it."""
+    """Training only: which patch holds each named thing, and where in it."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, things: int) -> None:
         super().__init__()
-        self.score = nn.Linear(width, 2)
-        self.place = nn.Linear(width, 4)
+        self.things = things
+        self.score = nn.Linear(width, things)
+        self.place = nn.Linear(width, 2 * things)
 
     def loss(self, vision: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Loss on ``[B, V, D]`` vision tokens, and the share of things found where they are."""
@@ -187,9 +193,9 @@ class PatchHead(nn.Module):
         known = patches >= 0
         which = F.cross_entropy(logits[known], patches[known])
         pick = patches.clamp(min=0)[..., None].expand(-1, -1, -1, tokens.shape[-1])
-        places = self.place(tokens.gather(2, pick)).unflatten(-1, (2, 2))
-        # Of the two places a token tells, the cube's for the cube, the plate's for the plate.
-        places = torch.stack([places[:, :, 0, 0], places[:, :, 1, 1]], 2)
+        places = self.place(tokens.gather(2, pick)).unflatten(-1, (self.things, 2))
+        # Of the places a token tells, the first thing's for the first, and so on.
+        places = torch.stack([places[:, :, i, i] for i in range(self.things)], 2)
         where = (places - batch.offsets.to(vision.device))[known].abs().mean()
         hit = (logits.argmax(-1) == patches)[known].float().mean()
         return which + where, hit
@@ -198,13 +204,22 @@ class PatchHead(nn.Module):
 class Trainer:
     """Model, optimiser and averaged weights; one :meth:`step` at a time, resumable."""
 
-    def __init__(self, recipe: Recipe, frames: Frames, device: str = 'cpu') -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        frames: Frames,
+        device: str = 'cpu',
+        start: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """``start``: weights to begin with (``None``: random)."""
         self.recipe, self.frames, self.device = recipe, frames, torch.device(device)
-        self.config = frames.config
+        self.config, self.stage = frames.config, frames.stage
         self.model = build(self.config, recipe.seed, self.device).requires_grad_(True).train()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
-            self.patch_head = PatchHead(recipe.width).to(self.device)
+            self.patch_head = PatchHead(recipe.width, self.stage.things).to(self.device)
+        if start is not None:
+            self.model.load_state_dict(start)
         self.average = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
         vision = [*self.model.vision.parameters(), *self.model.projector.parameters()]
         known = set(map(id, vision))
@@ -218,11 +233,11 @@ class Trainer:
                     groups[-1]['weight_decay'] = 0.0
         self.optimiser = torch.optim.AdamW(
             groups,
-            lr=recipe.learning_rate,
+            lr=self.stage.learning_rate,
             weight_decay=recipe.weight_decay,
             betas=(0.9, 0.98),
         )
-        self.done, self.total = 0, recipe.ground_steps + recipe.steps
+        self.done, self.total = 0, self.stage.ground_steps + self.stage.steps
         self._layouts: dict[int, TokenLayout] = {}
         if self.device.type == 'cpu':  # despite its name: plain attention may stay in bfloat16
             torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
@@ -235,14 +250,14 @@ class Trainer:
     @property
     def grounding(self) -> bool:
         """Whether the next step is one of the first kind, without the decoder."""
-        return self.done < self.recipe.ground_steps
+        return self.done < self.stage.ground_steps
 
     def rate(self) -> float:
         """Learning rate of the next step: linear warm-up, then half a cosine to a twentieth.
 
         Once for grounding and once for acting.
         """
-        recipe = self.recipe
+        recipe = self.stage
         first = 0 if self.grounding else recipe.ground_steps
         count = recipe.ground_steps if self.grounding else recipe.steps
         step = self.done - first
@@ -297,7 +312,7 @@ class Trainer:
         """
         recipe = self.recipe
         rng = np.random.default_rng([recipe.seed, self.done])
-        size = recipe.ground_batch if self.grounding else recipe.batch
+        size = self.stage.ground_batch if self.grounding else self.stage.batch
         batch = self.frames.batch(self.frames.draw(rng, size))
         for group in self.optimiser.param_groups:
             group['lr'] = self.rate() * (1.0 if self.grounding else group['share'])
@@ -334,9 +349,9 @@ class Trainer:
         self.model.eval()
         rng = np.random.default_rng(12345)
         sums = dict.fromkeys(('action', 'patch', 'hit', 'swap'), 0.0)
-        rounds = max(1, count // self.recipe.batch)
+        rounds = max(1, count // self.stage.batch)
         for _ in range(rounds):
-            index = frames.draw(rng, self.recipe.batch)
+            index = frames.draw(rng, self.stage.batch)
             batch = frames.batch(index)
             hidden, vision = self.embed(batch)
             patch, hit = self.patch_head.loss(vision, batch)
@@ -354,7 +369,7 @@ class Trainer:
     def save(self, path: Path) -> None:
         """Write everything needed to go on; the file is whole or the old one."""
         state = {
-            'recipe': self.recipe.hash,
+            'recipe': self.recipe.until(self.stage).hash,
             'done': self.done,
             'model': self.model.state_dict(),
             'average': self.average,
@@ -370,7 +385,7 @@ class Trainer:
         with boundary(path, TrainError, 'no training state; delete it to start anew'):
             check_regular(path)
             state = torch.load(path, map_location=self.device, weights_only=True)
-            if state['recipe'] != self.recipe.hash:
+            if state['recipe'] != self.recipe.until(self.stage).hash:
                 raise TrainError(
                     f'{path}: belongs to another recipe; delete it or take that recipe'
                 )
@@ -379,6 +394,14 @@ class Trainer:
             self.patch_head.load_state_dict(state['patch_head'])
             self.optimiser.load_state_dict(state['optimiser'])
             self.done = int(state['done'])
+
+    def take_head(self, path: Path) -> None:
+        """Take the patch head of the stage before, where it names as many things."""
+        with boundary(path, TrainError, 'no training state; delete it to start anew'):
+            check_regular(path)
+            state = torch.load(path, map_location=self.device, weights_only=True)['patch_head']
+            if state['score.weight'].shape == self.patch_head.score.weight.shape:
+                self.patch_head.load_state_dict(state)
 
     def averaged(self) -> nn.Module:
         """A copy of the network with the averaged weights, ready to act."""
