@@ -571,7 +571,7 @@ class PolicyConfig:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> PolicyConfig:
         """Inverse of :meth:`to_dict`. Raises ``ConfigError`` naming an unknown or bad field."""
-        return _build(cls, data, '')
+        return checked(cls, data, '')
 
     def override(self, changes: Mapping[str, Any]) -> PolicyConfig:
         """A checked copy with some fields changed. Objects are merged field by field, ``towers``
@@ -612,8 +612,11 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _build(kind: type[_T], data: Any, where: str) -> _T:
-    """The dataclass ``kind`` from plain data, every field checked against its annotation."""
+def checked(kind: type[_T], data: Any, where: str) -> _T:
+    """The dataclass ``kind`` from plain data, every field checked against its annotation.
+
+    ``where`` names the data in a ``ConfigError``.
+    """
     name = where or 'config'
     _require(isinstance(data, Mapping), f'{name} must be an object, is {data!r}')
     fields = {field.name: field for field in dataclasses.fields(kind)}
@@ -642,7 +645,7 @@ def _value(hint: Any, value: Any, where: str) -> Any:
             return None
         hint = get_args(hint)[0]
     if dataclasses.is_dataclass(hint):
-        return value if isinstance(value, hint) else _build(hint, value, where)
+        return value if isinstance(value, hint) else checked(hint, value, where)
     if get_origin(hint) is tuple:
         kinds = get_args(hint)
         _require(isinstance(value, list | tuple), f'{where} must be a list, is {value!r}')

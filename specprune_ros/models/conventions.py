@@ -300,7 +300,7 @@ def for_robot(config: PolicyConfig, actions: NDArray[np.float64]) -> NDArray[np.
 
 
 def as_markdown() -> str:
-    """The table of conventions, as docs/checkpoints.md has it."""
+    """The table of conventions, as docs/how-to/checkpoints.md has it."""
     lines = [
         '| platform, families | images, first stretched to | actions | gripper | Hz | rows run '
         '| added to |',

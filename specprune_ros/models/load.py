@@ -158,7 +158,7 @@ def _family(folder: Path, config: Mapping[str, Any]) -> tuple[str, Any]:
         return own.FORMAT, own
     if kind == 'openvla':
         return 'openvla-oft', oft
-    if kind in dexbotic.BASES:
+    if isinstance(kind, str) and kind in dexbotic.BASES:
         return dexbotic.BASES[kind].family, dexbotic
     if isinstance(kind, str) and kind.startswith('dexbotic'):
         dexbotic.refuse(folder / 'config.json', kind)

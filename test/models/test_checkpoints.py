@@ -430,6 +430,10 @@ def truncate(folder):
     path.write_bytes(path.read_bytes()[:-100])
 
 
+def lose_shard(folder):
+    shard(folder, 2).unlink()
+
+
 def cut_to_nothing(folder):
     shard(folder).write_bytes(b'\x00' * 5)
 
@@ -549,6 +553,7 @@ def edit_config(folder, change):
 
 REFUSED = [
     (truncate, r'model-00001.*has \d+ bytes, its header says \d+: truncated.*download it again'),
+    (lose_shard, r'model-00002-of-00003.safetensors is absent'),
     (cut_to_nothing, r'model-00001.*not a whole safetensors file \(5 bytes\)'),
     (quantise, r"qkv.weight' is I8, weights must be floating point"),
     (forget_index_entry, r"holds 'projector.fc1.weight' \(1 such\), which .* does not place"),
@@ -714,6 +719,27 @@ def test_overrides_of_every_kind_work(folders, tmp_path):
     assert (config.dit.guidance, config.dit.ddim_steps, config.dit.width) == (1.0, 1, 64)
     assert (config.action.gripper_sense, config.action.dims[0]) == ('one_is_closed', 'a')
     assert config.towers[0].std == (1, 1, 1) and config.towers[1].std == (0.5, 0.5, 0.5)
+
+
+@pytest.mark.parametrize(
+    ('name', 'place', 'value'),
+    [
+        ('config.json', 'text_config', [1]),
+        ('config.json', 'timm_model_ids', [{}, []]),
+        ('preprocessor_config.json', 'tvf_normalize_params', 3.5),
+        ('preprocessor_config.json', 'tvf_normalize_params', [{'mean': None}]),
+        ('config.json', 'text_config', {'hidden_size': {}}),
+        ('dataset_statistics.json', 'libero_spatial_no_noops', {'action': {'q01': [[]]}}),
+        ('specprune.json', 'projector', [1]),
+    ],
+)
+def test_a_value_of_any_kind_is_a_sentence(folders, tmp_path, name, place, value):
+    folder = shutil.copytree(folders['oft'].folder, tmp_path / 'x')
+    data = json.loads((folder / name).read_text()) if (folder / name).exists() else {}
+    synthetic.write_json(folder, name, {**data, place: value})
+    (problem, *_) = inspect_checkpoint(folder).problems
+    assert str(folder) in problem or problem.startswith('statistics')
+    assert 'cannot be understood' not in problem
 
 
 def test_a_clone_without_lfs_is_told_to_pull(tmp_path):

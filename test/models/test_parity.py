@@ -213,7 +213,7 @@ def test_cogact_spaces_its_steps_as_its_authors(steps, times):
 
 
 def test_the_document_holds_the_table_of_conventions():
-    assert conventions.as_markdown() in (ROOT / 'docs/checkpoints.md').read_text()
+    assert conventions.as_markdown() in (ROOT / 'docs/how-to/checkpoints.md').read_text()
 
 
 def test_rows_for_a_robot_follow_the_convention():
@@ -266,7 +266,7 @@ def test_lora_is_merged_in_float32(pack):
 @torch.inference_mode()
 def test_the_authors_preset_keeps_what_their_code_keeps(pack):
     """Three queries in a row, boundary by boundary, id for id; ``c2_package_rows`` is their code
-    with the differences that docs/pruners.md lists.
+    with the differences that docs/reference/pruners.md lists.
     """
     loaded, data = loaded_of(pack('oft_libero')), cases(pack('specprune'))
     params = PruningParams.preset_of('authors')

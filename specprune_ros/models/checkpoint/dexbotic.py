@@ -151,6 +151,12 @@ def _count(where: object, config: Mapping[str, Any], name: str, default: int) ->
     return value
 
 
+def _number(where: object, name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise CheckpointError(f'{where}: {name} must be a number, is {value!r}')
+    return float(value)
+
+
 def dit_sizes(shapes: Shapes, prefix: str) -> DiTConfig | None:
     """CogACT's diffusion transformer by its tensors under ``prefix``."""
     embedder = shapes.get(f'{prefix}x_embedder.linear.weight')
@@ -194,7 +200,14 @@ def _convention(
     if action_dim == len(base.action.dims):
         return {}
     dims = tuple(f'action_{i + 1}' for i in range(action_dim))
-    return {'action': conventions.plain_action(dims)}
+    fields: dict[str, Any] = {'action': conventions.plain_action(dims)}
+    if action_dim >= TWO_ARMS:
+        fields['cameras'] = conventions.find('robotwin', base.family).fields['cameras']
+        report.notes.append(
+            f'{action_dim} numbers an action are two arms: three images are taken, as by '
+            f'Dexbotic-CogACT-HArm ({", ".join(fields["cameras"])}); give cameras for others'
+        )
+    return fields
 
 
 def _decoder(report: Report, config: Mapping[str, Any], shapes: Shapes) -> DecoderConfig:
@@ -223,8 +236,8 @@ def _decoder(report: Report, config: Mapping[str, Any], shapes: Shapes) -> Decod
     decoder = DecoderConfig(
         **sizes,
         kv_heads=_count(where, config, 'num_key_value_heads', sizes['heads']),
-        rope_theta=float(rope or 10000.0),
-        rms_norm_eps=float(config.get('rms_norm_eps', 1e-6)),
+        rope_theta=_number(where, 'rope_theta', rope or 10000.0),
+        rms_norm_eps=_number(where, 'rms_norm_eps', config.get('rms_norm_eps', 1e-6)),
         causal=True,
         qkv_bias=bias,
     )
@@ -237,11 +250,11 @@ def _decoder(report: Report, config: Mapping[str, Any], shapes: Shapes) -> Decod
 
 def _fit_window(report: Report, config: Mapping[str, Any], policy: PolicyConfig) -> PolicyConfig:
     """The policy with prompts so short that no layer's attention window is ever felt."""
-    window = config.get('sliding_window')
-    if not config.get('use_sliding_window') or not window:
+    if not config.get('use_sliding_window') or config.get('sliding_window') is None:
         return policy
+    window = _count(report.path / 'config.json', config, 'sliding_window', 1)
     others = policy.vision_tokens + int(policy.proprio_dim > 0) + policy.action_tokens + 1
-    room = int(window) - others
+    room = window - others
     if room < MIN_PROMPT:
         report.problem(
             f'{report.path / "config.json"}: use_sliding_window is true with a sliding_window of '
@@ -258,6 +271,7 @@ def _fit_window(report: Report, config: Mapping[str, Any], policy: PolicyConfig)
     return policy
 
 
+TWO_ARMS = 14  # numbers of an action: end-effector poses and grippers of two arms
 MIN_PROMPT = 96  # tokens: the template, and an instruction of some 40 words
 
 

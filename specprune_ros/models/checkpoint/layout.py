@@ -11,7 +11,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from specprune_ros.models.config import DecoderConfig, DiTConfig, PolicyConfig, VisionConfig
+from specprune_ros.models.config import (
+    ConfigError,
+    DecoderConfig,
+    DiTConfig,
+    PolicyConfig,
+    VisionConfig,
+)
 
 Shape = tuple[int, ...]
 
@@ -260,6 +266,8 @@ def _transformers_block(name: str, config: VisionConfig, ours: str) -> Entries:
 def projector(names: tuple[str, ...], config: PolicyConfig) -> Entries:
     """The projector's linear layers under the given names."""
     sizes = (config.vision_width, *config.projector, config.decoder.width)
+    if len(sizes) != len(names) + 1:
+        raise ConfigError(f'projector must name {len(names) - 1} widths, is {config.projector}')
     entries: Entries = {}
     for i, name in enumerate(names):
         entries |= _affine(name, (sizes[i + 1], sizes[i]), f'projector.layers.{i}')

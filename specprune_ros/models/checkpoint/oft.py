@@ -11,7 +11,7 @@ from specprune_ros.models.checkpoint import layout, lora, shards
 from specprune_ros.models.checkpoint.files import CheckpointError, TensorDict, load_pt, read_json
 from specprune_ros.models.checkpoint.report import Report, entry_bytes, human
 from specprune_ros.models.checkpoint.vision_sizes import Shapes, timm_sizes
-from specprune_ros.models.config import DecoderConfig, PolicyConfig, VisionConfig
+from specprune_ros.models.config import DecoderConfig, PolicyConfig, VisionConfig, checked
 from specprune_ros.models.presets import DINOV2_L, LLAMA2_7B, SIGLIP_SO400M
 
 TIMM = {
@@ -49,7 +49,8 @@ def inspect(report: Report, config: Mapping[str, Any], overrides: Mapping[str, A
     if film is not None:
         film = TensorDict(film.path, lora.merge(film.path, film.values))
         report.fact('film', True, film.path.name)
-    policy = _config(report, config, overrides, found.shapes, parts, film)
+    with found.blamed(report):
+        policy = _config(report, config, overrides, found.shapes, parts, film)
     if policy is None:
         return
     report.config = policy
@@ -134,6 +135,8 @@ def _dim(source: TensorDict | None, name: str, axis: int) -> int | None:
 
 def _decoder(report: Report, config: Mapping[str, Any]) -> DecoderConfig:
     text = config.get('text_config') or {}
+    if not isinstance(text, Mapping):
+        raise CheckpointError(f'{report.path / "config.json"}: text_config must be an object')
     known = LLAMA2_7B
     eps = text.get('rms_norm_eps', 1e-6)
     if eps != 1e-6:
@@ -141,16 +144,18 @@ def _decoder(report: Report, config: Mapping[str, Any]) -> DecoderConfig:
             f'{report.path / "config.json"}: text_config.rms_norm_eps is {eps}, OpenVLA-OFT is '
             'fine-tuned and run with 1e-6'
         )
-    decoder = DecoderConfig(
-        width=text.get('hidden_size', known.width),
-        depth=text.get('num_hidden_layers', known.depth),
-        heads=text.get('num_attention_heads', known.heads),
-        kv_heads=text.get('num_key_value_heads', text.get('num_attention_heads', known.heads)),
-        mlp=text.get('intermediate_size', known.mlp),
-        vocab=text.get('vocab_size', known.vocab),
-        rope_theta=float(text.get('rope_theta', known.rope_theta)),
-        rms_norm_eps=eps,
-    )
+    heads = text.get('num_attention_heads', known.heads)
+    values = {
+        'width': text.get('hidden_size', known.width),
+        'depth': text.get('num_hidden_layers', known.depth),
+        'heads': heads,
+        'kv_heads': text.get('num_key_value_heads', heads),
+        'mlp': text.get('intermediate_size', known.mlp),
+        'vocab': text.get('vocab_size', known.vocab),
+        'rope_theta': text.get('rope_theta', known.rope_theta),
+        'rms_norm_eps': eps,
+    }
+    decoder = checked(DecoderConfig, values, f'{report.path / "config.json"}: text_config')
     source = 'config.json' if 'hidden_size' in text else 'Llama defaults (config.json is silent)'
     report.fact('decoder', f'{decoder.depth} x {decoder.width}', source)
     report.fact('rms_norm_eps', eps, source)
@@ -160,8 +165,8 @@ def _decoder(report: Report, config: Mapping[str, Any]) -> DecoderConfig:
 def _towers(
     report: Report, config: Mapping[str, Any], shapes: Shapes, film: TensorDict | None
 ) -> tuple[VisionConfig, ...]:
-    names = config.get('timm_model_ids') or []
-    if [name in TIMM for name in names] != [True, True] or list(names) != list(TIMM):
+    names = config.get('timm_model_ids')
+    if names != list(TIMM):
         raise CheckpointError(
             f'{report.path / "config.json"}: timm_model_ids is {names}, expected {list(TIMM)} in '
             'this order'
@@ -187,12 +192,19 @@ def normalisation(folder: Path) -> tuple[list[list[float]], list[list[float]], s
     path = folder / 'preprocessor_config.json'
     data = read_json(path)
     params = data.get('tvf_normalize_params')
-    if params:
-        pairs = [(p['mean'], p['std']) for p in params]
-        return [m for m, _ in pairs], [s for _, s in pairs], f'{path.name}, tvf_normalize_params'
-    if 'means' not in data or 'stds' not in data:
-        raise CheckpointError(f'{path}: holds neither tvf_normalize_params nor means and stds')
-    return data['means'], data['stds'], f'{path.name}, means and stds'
+    try:
+        if params:
+            found, source = [(p['mean'], p['std']) for p in params], 'tvf_normalize_params'
+        else:
+            found, source = list(zip(data['means'], data['stds'], strict=True)), 'means and stds'
+        means, stds = (
+            [[float(x) for x in row] for row in rows] for rows in zip(*found, strict=True)
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f'{path}: must hold tvf_normalize_params, or means and stds, three numbers a tower'
+        ) from error
+    return means, stds, f'{path.name}, {source}'
 
 
 def _candidates(folder: Path, component: str) -> list[Path]:

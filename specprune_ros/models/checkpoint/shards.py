@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from specprune_ros.models.checkpoint.files import (
 )
 from specprune_ros.models.checkpoint.layout import Entries
 from specprune_ros.models.checkpoint.report import Report, entry_bytes
+from specprune_ros.models.config import ConfigError
 
 INDEX = 'model.safetensors.index.json'
 SINGLE = 'model.safetensors'
@@ -36,6 +39,16 @@ class Shards:
     def absent_names(self) -> set[str]:
         """Tensors that lie in absent files."""
         return {name for names in self.absent.values() for name in names}
+
+    @contextmanager
+    def blamed(self, report: Report) -> Iterator[None]:
+        """Name the absent files where, without them, nothing can be told of the rest."""
+        try:
+            yield
+        except (CheckpointError, ConfigError):
+            for name in sorted(self.absent):
+                report.problem(f'{report.path / name} is absent: download it')
+            raise
 
     def report_absent(self, report: Report, entries: Entries, width: int) -> None:
         """Name every absent file with the size of its tensors."""

@@ -54,8 +54,9 @@ NODE_PARAMETERS = (
     ParameterSpec(
         'model.platform',
         '',
-        'Robot or benchmark the checkpoint was trained for: what its numbers mean (docs/'
-        'checkpoints.md). Empty: by its sizes (OpenVLA-OFT), folder (Dexbotic) or key (CogACT).',
+        'Robot or benchmark the checkpoint was trained for: what its numbers mean '
+        '(docs/how-to/checkpoints.md). Empty: by its sizes (OpenVLA-OFT), folder (Dexbotic) or '
+        'key (CogACT).',
         choices=('', *PLATFORMS),
     ),
     ParameterSpec(
