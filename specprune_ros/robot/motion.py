@@ -35,7 +35,14 @@ from specprune_ros.robot.safety import (
 )
 from specprune_ros.robot.speed import JointSpeed, JointStateError
 from specprune_ros.robot.stop_motion import MotionState
-from specprune_ros.robot.timeline import AddResult, Chunk, ChunkRules, ChunkTimeline, Setpoint
+from specprune_ros.robot.timeline import (
+    AddResult,
+    Chunk,
+    ChunkRules,
+    ChunkTimeline,
+    LateChunkError,
+    Setpoint,
+)
 from specprune_ros.robot.watchdog import State, Watchdog, WatchdogDecision
 
 POSE, JOINTS = 'tool pose', 'joint states'
@@ -141,6 +148,7 @@ class ArmMotion:
         self._blocked = self._forget_place = False
         self._yield_left = 0
         self._last_ns: int | None = None
+        self._fresh_ns = 0  # what was seen before is no reason to move
         self.moving = False  # whether a motion is under way, a stop's included
 
     # What is measured.
@@ -234,8 +242,9 @@ class ArmMotion:
 
     # What people and policies say.
 
-    def begin(self) -> None:
+    def begin(self, now_ns: int = 0) -> None:
         """Become active: nothing is remembered of before, and enabled is what the profile says."""
+        self._fresh_ns = now_ns
         self.forget_states()
         self.timeline.reset()
         self.watchdog.reset()
@@ -249,16 +258,20 @@ class ArmMotion:
         self.watchdog.stand_down()
         self.watchdog.enable(False)
 
-    def enable(self, enabled: bool) -> None:
-        """A person's word. Motion then starts from where the arm is, with chunks still to come."""
+    def enable(self, enabled: bool, now_ns: int = 0) -> None:
+        """A person's word. Motion then starts from where the arm is, with chunks of what was seen
+        from now on.
+        """
+        self._fresh_ns = now_ns
         self.watchdog.enable(enabled)
         self.timeline.reset()
         self._forget_place = True
         if not self.moving:
             self._rest()
 
-    def hold(self, held: bool) -> None:
-        """Pause in place, or go on with the next chunk."""
+    def hold(self, held: bool, now_ns: int = 0) -> None:
+        """Pause in place, or go on with the next chunk of what was seen from now on."""
+        self._fresh_ns = now_ns
         self.watchdog.hold(held)
 
     def reset(self) -> None:
@@ -274,6 +287,8 @@ class ArmMotion:
 
     def chunk(self, chunk: Chunk, now_ns: int) -> AddResult:
         """Take a chunk in. Raises ``ChunkError``."""
+        if chunk.stamp_ns < self._fresh_ns:
+            raise LateChunkError('its observation is from before a person let the arm move')
         at = self._output.positions if self.commands_joints else {}
         at = at or self.joints
         joints = [at.get(name, math.nan) for name in self.profile.joints]
@@ -304,6 +319,7 @@ class ArmMotion:
         """One control period; ``real_ns`` is a steady clock, to notice a stalled one."""
         if self._last_ns is not None and now_ns < self._last_ns:
             self.forget_states()
+            self._fresh_ns = 0
         self._last_ns = now_ns
         verdict = self.watchdog.check(now_ns, real_ns)
         blocked = False

@@ -510,6 +510,23 @@ def test_a_person_takes_over_and_motion_starts_from_where_the_arm_is_then(adapte
     assert np.abs(places[0] - here).max() < 1e-3
 
 
+def test_what_was_seen_before_a_person_let_it_move_is_no_reason_to_move():
+    world = World(profile.TWIST, 9)
+    world.run(60)
+    world.motion.enable(False, world.now)
+    world.run(30)
+    world.motion.enable(True, world.now + TICK)
+    world.queries = False
+    before = world.commands
+    world.chunk()  # of an image 20 ms old
+    world.run(10)
+    assert world.commands == before
+    world.run(5)
+    world.chunk()
+    world.run(10)
+    assert world.commands > before
+
+
 @pytest.mark.parametrize('adapter', ADAPTERS)
 def test_hold_pauses_in_place_and_goes_on(adapter):
     world = World(adapter, 7)

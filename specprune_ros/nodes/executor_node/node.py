@@ -191,7 +191,7 @@ class ChunkExecutor(AutoLifecycleNode):
     def start(self) -> None:
         """Subscribe and let the control timer run."""
         profile = self._profile
-        self._motion.begin()
+        self._motion.begin(self._now_ns())
         self._state = ArmState(
             self,
             self._motion,
@@ -329,7 +329,7 @@ class ChunkExecutor(AutoLifecycleNode):
     def _on_enable(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
         if self._inactive(response):
             return response
-        self._motion.enable(request.data)
+        self._motion.enable(request.data, self._now_ns())
         if request.data:
             self._hysteresis.reset()
             self._goal.again()
@@ -341,7 +341,7 @@ class ChunkExecutor(AutoLifecycleNode):
     def _on_hold(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
         if self._inactive(response):
             return response
-        self._motion.hold(request.data)
+        self._motion.hold(request.data, self._now_ns())
         response.success = True
         response.message = 'holding' if request.data else 'goes on with the next chunk'
         self.get_logger().info(response.message)
