@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import urllib.request
 
 import pytest
 from ros_processes import new_domain
@@ -100,6 +102,36 @@ def test_each_instruction_is_done_pruned_and_dense_and_a_person_is_obeyed(tmp_pa
     assert numbers['not_reached'] == []
     assert spoken in numbers['instructions']
     assert 'success' in numbers['attempts'][0]
+
+
+@pytest.mark.slow
+def test_it_stays_with_its_page_until_it_is_stopped(tmp_path):
+    """What `make demo ARGS="--stay"` runs, with one instruction instead of three."""
+    demo = subprocess.Popen(
+        [*COMMAND, 'demo', '--stay', '--out', str(tmp_path), '--instruction', 'lift the red cube'],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, 'ROS_DOMAIN_ID': str(new_domain())},
+    )
+    address = said = ''
+    try:
+        for line in demo.stdout:
+            said += line
+            if 'in the browser: ' in line:
+                address = line.split('in the browser: ')[1].strip()
+            if 'now it is your turn' in line:
+                break
+        assert b'<html' in urllib.request.urlopen(address, timeout=20).read(), said
+        assert demo.poll() is None
+        demo.send_signal(signal.SIGINT)
+        said += demo.communicate(timeout=60)[0]
+    finally:
+        demo.kill()
+    assert demo.returncode == 0, said
+    numbers = json.loads((tmp_path / 'demo.json').read_text())
+    assert numbers['exit_status']['viewer_node'] == 0
+    assert 'viewer_node ended' not in said
 
 
 def test_damaged_weights_are_named_and_nothing_starts(tmp_path, monkeypatch, capsys):

@@ -53,7 +53,7 @@ class BrowserPage:
     def __init__(self, driver, address: str):
         self.driver = driver
         driver.get(address)
-        assert self.wait(lambda: self.text('banner')), 'the page shows nothing'
+        assert self.wait(lambda: self.text('banner'), 120), 'the page shows nothing'
 
     def text(self, identifier: str) -> str:
         """The text of one of the page's parts; empty while it is not there."""

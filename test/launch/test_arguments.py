@@ -56,7 +56,7 @@ def test_every_argument_says_what_it_is(name):
 def test_the_arguments_that_are_promised():
     arguments = load_file('specprune').generate_launch_description().get_launch_arguments()
     promised = {'robot', 'checkpoint', 'instruction', 'robot_sn', 'dry_run', 'params_file'}
-    promised |= {'namespace', 'use_sim_time', 'log_level'}
+    promised |= {'namespace', 'use_sim_time', 'log_level', 'view', 'view_host', 'view_port'}
     assert promised <= {argument.name for argument in arguments}
     robot = next(argument for argument in arguments if argument.name == 'robot')
     for profile in (ROOT / 'config' / 'robots').glob('*.yaml'):
