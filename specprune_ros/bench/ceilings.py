@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
+from specprune_ros.models.accel.compat import scaled_mm
 from specprune_ros.models.accel.fused import FLOAT8
 from specprune_ros.policy.device import settle
 
@@ -74,13 +75,12 @@ def _float8(side: int, place: torch.device) -> Callable[[], object]:
     """A square GEMM as the decoder's are in float8."""
     a = torch.ones(side, side, device=place).to(FLOAT8)
     scale = torch.ones(side, 1, device=place)
-    return lambda: torch._scaled_mm(
+    return lambda: scaled_mm(
         a,
         a.t(),
         scale_a=scale,
         scale_b=scale.t(),
         out_dtype=torch.bfloat16,
-        use_fast_accum=True,
     )
 
 

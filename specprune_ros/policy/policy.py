@@ -46,7 +46,13 @@ from specprune_ros.policy.result import (
     Thresholds,
     TokenCounts,
 )
-from specprune_ros.pruning.controller import Controller, Decision, history_offset, in_si
+from specprune_ros.pruning.controller import (
+    Controller,
+    Decision,
+    MotionRange,
+    history_offset,
+    in_si,
+)
 from specprune_ros.pruning.interface import Mode, TokenLayout
 from specprune_ros.pruning.metrics import action_deviation, kept_recall
 from specprune_ros.pruning.params import PruningParams
@@ -82,19 +88,24 @@ class Policy:
         self._controller = Controller(self.motion)
         self._extrapolator = ActionExtrapolator()
         self._took = 0.0
-        self._foreseen: float | None = None  # m, the last chunk's translation
+        self._actions: np.ndarray | None = None  # the last chunk
         self._dense_took: deque[float] = deque(maxlen=8)
         self._refreshes = Refreshes()
         self._dense: tuple[TokenLayout | None, int] = (None, 1)
         self._engine = engine or EagerEngine(loaded)
         self._device = self._engine.device
         self._swap = threading.Lock()
-        self._in_force = self._latest = _InForce.of(params or PruningParams(), 1)
+        self._in_force = self._latest = _InForce.of(params or PruningParams(), 1, self.motion)
 
     @property
     def params(self) -> PruningParams:
         """The parameters the next query runs with."""
         return self._in_force.params
+
+    @property
+    def thresholds(self) -> Thresholds:
+        """The controller's numbers in SI, of the parameters in force."""
+        return self._in_force.thresholds
 
     @property
     def params_version(self) -> int:
@@ -158,7 +169,7 @@ class Policy:
         if not checked:
             self.check_params(params)
         with self._swap:
-            self._latest = latest = _InForce.of(params, self._latest.version + 1)
+            self._latest = latest = _InForce.of(params, self._latest.version + 1, self.motion)
         self._engine.prepare(params, None, partial(self._use, latest))
         return latest.version
 
@@ -320,7 +331,8 @@ class Policy:
         """
         if not self._in_force.compares or not self._memory.queries:
             return
-        steps = history_offset(self._foreseen, self.params, self.motion)
+        foreseen = None if self._actions is None else self._translation(self._actions)
+        steps = history_offset(foreseen, self.params, self.motion)
         wanted = at_ns - round(steps * self.step_dt * SECOND_NS)
         margin = round(self.step_dt * SECOND_NS)
         for camera, frame in self.history.between(wanted - margin, wanted + margin):
@@ -367,7 +379,7 @@ class Policy:
             reference_images=None if mode is Mode.DENSE else reference,
             proprio=proprio,
             noise=self._noise(noise, memory.queries),
-            guide=self._guide(continuation),
+            guide=self._guide(continuation) if continuation else None,
             carry=memory.carry,
             cache=(memory.cache or KVCache(self.config.decoder.depth)) if reuses else None,
             seed=memory.queries,
@@ -409,7 +421,7 @@ class Policy:
         took = time.perf_counter() - query.start
         deviation, kept = None, None
         if ran:
-            self._took, self._foreseen = took, self._translation(query.actions)
+            self._took, self._actions = took, query.actions
             if metadata.mode is Mode.DENSE:
                 self._dense_took.append(took)
             if self.measure_deviation:
@@ -440,7 +452,7 @@ class Policy:
             budgets=(params.k_global, params.k_local, params.k_dynamic),
             history_steps=None if query.history_age is None else query.history_steps,
             history_age=query.history_age,
-            thresholds=self._thresholds(params),
+            thresholds=query.force.thresholds,
             prior_valid=prior,
             prior_recall=outputs.recall if prior else None,
             flops=metadata.flops,
@@ -528,10 +540,6 @@ class Policy:
             return None
         axes = [i for i, name in enumerate(action.dims) if name in ('x', 'y', 'z')]
         return float(np.linalg.norm((actions * np.asarray(action.scale))[:, axes].sum(0)))
-
-    def _thresholds(self, params: PruningParams) -> Thresholds:
-        si = in_si(params, self.motion)
-        return Thresholds(si.v_t_threshold, si.v_r_threshold, si.history_unit)
 
     def _proprio(self, observation: Observation) -> Tensor | None:
         if not self.config.proprio_dim or observation.proprio is None:
@@ -671,17 +679,20 @@ class _InForce:
     """Parameters in force, their version, and what follows from them for every query.
 
     ``prior_key``: what the scores carried from query to query mean, that is who observed where and
-    which rows. ``compares``: queries look at a past image.
+    which rows. ``compares``: queries look at a past image. ``thresholds``: the controller's (SI).
     """
 
     params: PruningParams
     version: int
     prior_key: tuple[object, ...]
     compares: bool
+    thresholds: Thresholds
 
     @classmethod
-    def of(cls, params: PruningParams, version: int) -> _InForce:
-        return cls(params, version, prior_key(params), compares(params))
+    def of(cls, params: PruningParams, version: int, motion: MotionRange) -> _InForce:
+        si = in_si(params, motion)
+        thresholds = Thresholds(si.v_t_threshold, si.v_r_threshold, si.history_unit)
+        return cls(params, version, prior_key(params), compares(params), thresholds)
 
 
 @dataclass

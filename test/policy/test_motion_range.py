@@ -58,6 +58,6 @@ def test_the_simulated_arm_has_coarse_queries():
     """It never moves at LIBERO's 0.35 m/s."""
     policy = build_policy(str(SHIPPED), device='cpu', threads=1)
     assert 0.05 < policy.motion.v_t < 0.3 and policy.motion.v_r < 3.0
-    threshold = policy._thresholds(policy.params)
+    threshold = policy.thresholds
     assert threshold.v_t == pytest.approx(0.35 * policy.motion.v_t)
     assert threshold.history_unit == policy.motion.step

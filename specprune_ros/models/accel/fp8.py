@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from specprune_ros.models.accel import compat
 from specprune_ros.models.accel.fused import FLOAT8, PLAIN, quantise
 
 CAPABILITY = (8, 9)  # Ada; Hopper is 9.0
-MULTIPLE = 16  # of both sides of a weight: what torch._scaled_mm takes on a GPU
+MULTIPLE = 16  # of both sides of a weight: what scaled_mm takes on a GPU
 _SLICE = 1024  # output channels quantised at once
 
 
@@ -40,14 +41,13 @@ class Float8Linear(nn.Module):
     def part(self, x: Tensor, start: int, stop: int) -> Tensor:
         """The output channels ``start..stop`` alone."""
         rows, scale = self.kernels.quantise(x.flatten(0, -2))
-        out = torch._scaled_mm(
+        out = compat.scaled_mm(
             rows,
             self.weight[start:stop].t(),
             scale_a=scale,
             scale_b=self.scale[start:stop].t(),
             bias=None if self.bias is None else self.bias[start:stop],
             out_dtype=x.dtype,
-            use_fast_accum=True,
         )
         return out.unflatten(0, x.shape[:-1])
 

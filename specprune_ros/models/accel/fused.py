@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from specprune_ros.models.accel import compat
 from specprune_ros.models.rotary import rotate
 
 FLOAT8 = torch.float8_e4m3fn
@@ -127,7 +128,7 @@ def _compiled(plain: Callable[..., Any]) -> Callable[..., Any]:
             or batched
             or not args[0].numel()
             or torch.is_grad_enabled()
-            or torch._C._len_torch_dispatch_stack()
+            or compat.under_dispatch_mode()
         ):
             return plain(*args)
         # One leading dimension of rows: the stride of a batch of one says nothing, but is guarded.
@@ -166,13 +167,13 @@ def _first(
     if flat[0].is_cuda and torch.cuda.is_current_stream_capturing():
         return plain(*flat)
     with COMPILE_LOCK:
-        if torch._dynamo.config.disable:
+        if compat.compiler_is_off():
             _Compiling.problem = 'is switched off (TORCH_COMPILE_DISABLE)'
         if _Compiling.problem:
             return plain(*flat)
         for tensor in flat:
             if isinstance(tensor, Tensor) and tensor.ndim > 1 and tensor.shape[0] > 1:
-                torch._dynamo.mark_dynamic(tensor, 0)
+                compat.mark_dynamic_rows(tensor)
         # One small kernel each: a process per core to compile them is started for nothing.
         os.environ.setdefault('TORCHINDUCTOR_COMPILE_THREADS', '1')
         try:

@@ -19,6 +19,7 @@ from rclpy.logging import get_logger
 from rclpy.parameter import Parameter
 from rclpy.signals import SignalHandlerOptions
 
+from specprune_ros.nodes.common.compat import lifecycle_state
 from specprune_ros.nodes.common.parameters import declare_read_only
 from specprune_ros.nodes.common.parent import parent_gone
 
@@ -79,8 +80,7 @@ class AutoLifecycleNode(LifecycleNode):
         """
         self.last_error = reason
         self.get_logger().error(reason)
-        # rclpy has no public way to ask a node for its own state.
-        state = self._state_machine.current_state[1]
+        state = lifecycle_state(self)
         leave = {'active': self.trigger_deactivate, 'inactive': self.trigger_cleanup}.get(state)
         if leave is None:
             return

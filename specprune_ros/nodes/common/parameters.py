@@ -18,6 +18,8 @@ from rcl_interfaces.msg import (
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
+from specprune_ros.nodes.common.compat import start_overrides
+
 Value = bool | int | float | str | list[int] | list[float] | list[str]
 
 
@@ -127,7 +129,7 @@ class NodeParameters:
 
     def _convert_integers(self) -> None:
         """``-p query_rate:=5`` means 5.0: rclpy refuses the type."""
-        overrides = getattr(self._node, '_parameter_overrides', {})
+        overrides = start_overrides(self._node)
         for name, given in list(overrides.items()):
             setting = self._settings.get(self._renamed.get(name, name))
             whole = given.type_ is Parameter.Type.INTEGER
@@ -136,7 +138,7 @@ class NodeParameters:
 
     def _warn_unknown(self) -> None:
         """Name what was given at start and is no parameter: a typo must not pass in silence."""
-        for name in getattr(self._node, '_parameter_overrides', {}):
+        for name in start_overrides(self._node):
             if self._node.has_parameter(name) or name.startswith('qos_overrides.'):
                 continue
             near = difflib.get_close_matches(name, self._settings, 1)
@@ -160,7 +162,7 @@ class NodeParameters:
         descriptor = setting.descriptor()
         descriptor.description = f'Former name of {setting.name}, accepted for one release.'
         given = self._node.declare_parameter(old, setting.default, descriptor).value
-        if old in getattr(self._node, '_parameter_overrides', {}):
+        if old in start_overrides(self._node):
             self._warn_renamed(old)
             self._node.set_parameters([Parameter(setting.name, value=_plain(given))])
 
@@ -176,7 +178,7 @@ class NodeParameters:
 
     def given(self) -> dict[str, Any]:
         """Values that the command line or a file gave at start."""
-        overridden = getattr(self._node, '_parameter_overrides', {})
+        overridden = start_overrides(self._node)
         return {name: value for name, value in self.values().items() if name in overridden}
 
     def write(self, values: Mapping[str, Value]) -> None:

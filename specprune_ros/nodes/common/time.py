@@ -16,7 +16,8 @@ def nanoseconds(stamp: Any) -> int:
 
 def stamp_ns(message: Any) -> int:
     """A message's header stamp in nanoseconds."""
-    return nanoseconds(message.header.stamp)
+    stamp = message.header.stamp
+    return stamp.sec * SECOND_NS + stamp.nanosec
 
 
 def time_message(nanoseconds: int) -> Time:

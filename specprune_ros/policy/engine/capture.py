@@ -10,10 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from specprune_ros.models.accel import fused
+from specprune_ros.models.accel.compat import TorchDispatchMode, storage_key, tree_leaves
 from specprune_ros.policy.forward_step import CudaStageTimer
 
 _ONE = threading.Lock()  # captures of a process take turns
@@ -150,15 +149,11 @@ class ExternalTensorTracker(TorchDispatchMode):
         kwargs = kwargs or {}
         for value in tree_leaves((args, kwargs)):
             if isinstance(value, Tensor):
-                place = _storage(value)
+                place = storage_key(value)
                 if place not in self._made:
                     self.tensors.setdefault(place, value)
         result = func(*args, **kwargs)
         for value in tree_leaves(result):
-            if isinstance(value, Tensor) and _storage(value) not in self.tensors:
-                self._made.add(_storage(value))
+            if isinstance(value, Tensor) and storage_key(value) not in self.tensors:
+                self._made.add(storage_key(value))
         return result
-
-
-def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata

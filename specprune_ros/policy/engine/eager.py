@@ -41,7 +41,8 @@ class EagerEngine:
         details: bool = False,
     ) -> StepOutputs:
         """Run one query and wait for its numbers. Raises ``Cancelled`` once ``cancelled``."""
-        timer, inputs = stage_timer_on(self.device), inputs.on(self.device)
+        timer = stage_timer_on(self.device)
+        inputs = inputs if self.device.type == 'cpu' else inputs.on(self.device)
         decode = partial(plain_decode, cancelled=cancelled) if cancelled else self.decode
         given = forward_step(self.loaded, key, inputs, timer, decode, details=details)
         numbers = given.packed.cpu().numpy()

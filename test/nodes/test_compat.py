@@ -1,0 +1,39 @@
+"""What is used of rclpy without a promise works on the version that is installed."""
+
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.ros
+PINS = (Path(__file__).parents[2] / 'constraints.txt').read_text()
+
+
+def test_the_pinned_version_is_one_that_is_known():
+    from specprune_ros.nodes.common import compat
+
+    (pin,) = [line.split('==')[1] for line in PINS.splitlines() if line.startswith('ros-rclpy==')]
+    assert pin.rsplit('.', 1)[0] in compat.KNOWN
+
+
+def test_a_node_tells_its_state_and_what_it_was_started_with():
+    import rclpy
+    from rclpy.lifecycle import LifecycleNode
+    from rclpy.parameter import Parameter
+
+    from specprune_ros.nodes.common.compat import lifecycle_state, start_overrides
+
+    context = rclpy.Context()
+    rclpy.init(context=context)
+    given = Parameter('rate', value=5.0)
+    node = LifecycleNode('compat', context=context, parameter_overrides=[given])
+    try:
+        assert start_overrides(node) == {'rate': given}
+        assert lifecycle_state(node) == 'unconfigured'
+        node.trigger_configure()
+        assert lifecycle_state(node) == 'inactive'
+        # Changed before it is declared, it is what is declared.
+        start_overrides(node)['rate'] = Parameter('rate', value=6.0)
+        assert node.declare_parameter('rate', 1.0).value == 6.0
+    finally:
+        node.destroy_node()
+        context.try_shutdown()
