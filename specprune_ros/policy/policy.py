@@ -323,16 +323,19 @@ class Policy:
         images = {camera: given[camera] for camera in self.config.cameras if camera in given}
         return replace(observation, images=images)
 
-    def prepare_reference(self, at_ns: int, cancelled: Callable[[], bool]) -> None:
+    def prepare_reference(
+        self, at_ns: int, cancelled: Callable[[], bool], displacement: float | None = None
+    ) -> None:
         """Preprocess the past images that a query at ``at_ns`` will probably compare with.
 
-        Which they are depends on how far the end effector comes until then: told from the last
-        chunk, and a control step to either side.
+        Which they are depends on how far the end effector comes until then: ``displacement`` in
+        metres, by default that of the last chunk, and a control step to either side.
         """
         if not self._in_force.compares or not self._memory.queries:
             return
-        foreseen = None if self._actions is None else self._translation(self._actions)
-        steps = history_offset(foreseen, self.params, self.motion)
+        if displacement is None and self._actions is not None:
+            displacement = self._translation(self._actions)
+        steps = history_offset(displacement, self.params, self.motion)
         wanted = at_ns - round(steps * self.step_dt * SECOND_NS)
         margin = round(self.step_dt * SECOND_NS)
         for camera, frame in self.history.between(wanted - margin, wanted + margin):

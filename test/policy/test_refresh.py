@@ -128,8 +128,8 @@ def test_the_images_of_the_look_back_are_prepared_in_the_slack(policy):
             for camera, image in look(step).images.items():
                 made.history.push(camera, image)
     following = look(16)
-    policy._foreseen = 0.2  # m; this policy's own motion means nothing
-    policy.prepare_reference(following.stamp_ns, never)
+    # 0.2 m: this policy's own motion means nothing.
+    policy.prepare_reference(following.stamp_ns, never, displacement=0.2)
     prepared = []
     for made in (policy, other):
         calls = []
