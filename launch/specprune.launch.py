@@ -208,6 +208,8 @@ def nodes(context: LaunchContext) -> list[Any]:
         parameters['model.path'] = str(Path(given['checkpoint']).expanduser().absolute())
     if given['instruction']:
         parameters['instruction'] = given['instruction']
+    if given['executor'] == 'true':
+        remappings = {**remappings, '~/executed': f'{EXECUTOR}/executed'}
     actions += node(given, space, POLICY, files, parameters, remappings)
     if given['executor'] == 'true':
         actions += node(

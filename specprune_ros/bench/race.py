@@ -76,7 +76,7 @@ def contestants(
         if capturer is not None and getattr(pruner(params.pruner), 'pure', False):
             captured = Policy(loaded, params, engine=CudaGraphEngine(loaded, capturer))
             made.append(Contestant(label, captured, 'graph'))
-    if stock:
+    if stock and loaded.config.flow is None:  # whose head reads keys and values, not rows
         plain = Policy(loaded, made[0].policy.params, engine=EagerEngine(loaded, stock_decode))
         made.append(Contestant('dense', plain, 'stock'))
     for contestant in made:

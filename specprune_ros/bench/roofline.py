@@ -13,7 +13,8 @@ from specprune_ros.bench.report import name
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
     """Draw the rows of :func:`specprune_ros.cli.bench.bench` to ``path``.
 
-    Across: operations per byte of weights read. Up: operations a second. The line is the lower of
+    Across: operations per byte of weights read. Up: operations a second. Of a flow policy the
+    prefix is filled, its action expert hollow. The line is the lower of
     the two measured ceilings; a point below it is time that is neither arithmetic nor memory.
     Raises ``ValueError`` for an ending that matplotlib does not know, ``OSError`` where it cannot
     write.
@@ -28,7 +29,8 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         raise ValueError('no query ran the model, so there is nothing to draw')
     first = points[0]
     peak, memory = 1e3 * first['ceiling_tflops'], first['ceiling_gbs']
-    across = np.array([row['intensity_decoder'] for row in points])
+    names = ('intensity_decoder', 'intensity_expert')
+    across = np.array([row[each] for row in points for each in names if each in row])
     edge = peak / memory
     span = np.geomspace(0.3 * min(edge, across.min()), 3 * max(edge, across.max()), 200)
     figure, axes = pyplot.subplots(figsize=(7, 4.5), layout='constrained')
@@ -45,6 +47,17 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
             color=colours(number % 20),
             label=f'{name(row)}: {row["ms_decoder_p50"]:.4g} ms, {share:.0%}',
         )
+        if 'intensity_expert' in row:
+            reached = 1e3 * row['tflops_expert']
+            share = reached / min(peak, row['intensity_expert'] * memory)
+            axes.plot(
+                row['intensity_expert'],
+                reached,
+                'os^Dv'[number % 5],
+                color=colours(number % 20),
+                fillstyle='none',
+                label=f'  its expert: {row["ms_head_p50"]:.4g} ms, {share:.0%}',
+            )
     axes.set_xlabel('operations per byte of weights read (FLOP/byte)')
     axes.set_ylabel('GFLOP/s of the decoder')
     axes.set_title(f'{first["model"]}, {first["dtype"]}\n{first["device"]}', fontsize='medium')

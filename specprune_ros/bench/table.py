@@ -101,7 +101,8 @@ def _work(c: Contestant, ceilings: Ceilings, total_ms: float) -> dict[str, Any]:
         for stage in ('preprocess', *STAGES)
     }
     decoder_flops, decoder_bytes = per_stage[1]
-    floor = 1000 * sum(ceilings.floor(f, b) for f, b in per_stage)
+    floors = [1000 * ceilings.floor(f, b) for f, b in per_stage]
+    floor = sum(floors)
     seconds = stages['decoder'] / 1000
     return {
         'flops_ratio_decoder': round(float(np.mean(ratios)), 4),
@@ -117,6 +118,21 @@ def _work(c: Contestant, ceilings: Ceilings, total_ms: float) -> dict[str, Any]:
         'ceiling_gbs': round(ceilings.gbs, 2),
         'floor_ms': round(floor, 3),
         'distance': round(total_ms / floor, 3),
+        **({} if config.flow is None else _expert(per_stage[2], stages['head'], floors)),
+    }
+
+
+def _expert(head: tuple[float, float], ms: float, floors: list[float]) -> dict[str, Any]:
+    """What the action expert reached, apart from the prefix, and the floor of each stage."""
+    flops, bytes_ = head
+    return {
+        'tflops_expert': round(float(flops) / ms / 1e9, 4),
+        'gbs_expert': round(float(bytes_) / ms / 1e6, 3),
+        'intensity_expert': round(float(flops / bytes_), 2),
+        **{
+            f'floor_ms_{stage}': round(value, 3)
+            for stage, value in zip(('vision', 'prefix', 'expert'), floors, strict=True)
+        },
     }
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,11 +77,11 @@ def run(args: argparse.Namespace) -> int:
 
 def run_packs(family: str, folder: Path | None) -> list[Parity]:
     """Run the golden packs of a family and print each; their numbers are the authors' own."""
-    from specprune_ros.policy import parity
+    from specprune_ros.policy import parity, parity_flow
 
     folder = folder or parity.FOLDER
     found = []
-    for pack in parity.of_family(family, folder):
+    for pack in chain(parity.of_family(family, folder), parity_flow.of_family(family, folder)):
         print(f'golden pack {pack}', flush=True)
         found.append(pack)
     if not found:

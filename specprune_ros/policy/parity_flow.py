@@ -8,14 +8,14 @@ with and without real-time chunking.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from specprune_ros.models.load import load_policy_model
+from specprune_ros.models.load import inspect_checkpoint, load_policy_model
 from specprune_ros.policy.forward_step import plain_decode
 from specprune_ros.policy.observation import CameraImage, Observation
 from specprune_ros.policy.policy import Policy
@@ -64,6 +64,13 @@ def load(pack: Path, **options: object) -> Policy:
     loaded = load_policy_model(pack / 'checkpoint', progress=False, overrides=options)
     # The weights are random: no action is absurd.
     return Policy(loaded, PruningParams(pruner='dense'), max_normalised_action=float('inf'))
+
+
+def of_family(family: str, folder: Path) -> Iterator[FlowParity]:
+    """Run every pack in ``folder`` whose checkpoint is of this family, by name."""
+    for path in sorted(folder.glob('*/checkpoint')):
+        if inspect_checkpoint(path).family == family:
+            yield run(path.parent)
 
 
 def run(pack: Path, policy: Policy | None = None, first_only: bool = False) -> FlowParity:

@@ -367,6 +367,11 @@ class ChunkTimeline:
         """Seconds of motion left in the newest chunk."""
         return max(0.0, self._laid[-1].end - self._axis) if self._laid else 0.0
 
+    @property
+    def axis(self) -> float:
+        """Seconds executed so far: what real-time chunking counts in, not the clock's."""
+        return self._axis
+
     def executed(self, stamp_ns: int) -> float:
         """Where the executed axis stood at a stamp, in seconds."""
         if not self._log_ns:

@@ -42,6 +42,12 @@ def test_a_pack_passes_through_the_public_loader_and_act(name):
     assert set(result.differences) == set(parity_flow.TOLERANCES)
 
 
+def test_verify_runs_the_packs_of_a_family():
+    found = list(parity_flow.of_family('pi05', PACKS))
+    assert [result.pack for result in found] == ['pi05_lerobot', 'pi05_quantiles']
+    assert all(result.passed for result in found)
+
+
 # Mistakes that were bugs somewhere. Each takes the policy and a monkeypatch.
 
 

@@ -323,7 +323,9 @@ def _processes(
         )
     yield NodeProcess(
         'specprune_node',
-        ros_arguments(policy_remappings(profile), policy),
+        ros_arguments(
+            {**policy_remappings(profile), '~/executed': '/chunk_executor/executed'}, policy
+        ),
         log / 'specprune_node.log',
     )
     yield NodeProcess(

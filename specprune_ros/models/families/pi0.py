@@ -12,7 +12,7 @@ count valid rows, so the result is the same.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -40,6 +40,32 @@ class Guide(NamedTuple):
     previous: Tensor
     weights: Tensor
     strength: Tensor
+
+
+def integrate(
+    velocity: Callable[[Tensor, int], Tensor],
+    noise: Tensor,
+    steps: int,
+    guide: Guide | None = None,
+    trace: list[Tensor] | None = None,
+) -> Tensor:
+    """Euler's method from noise (time 1) to actions (time 0), float32 ``[1, K, W]``.
+
+    ``velocity(x, step)`` is that of ``x`` at time ``1 - step / steps``. With ``guide`` the end
+    that x is heading for is pulled towards the previous chunk's rows. ``trace`` is given x
+    ``[K, W]`` after each step.
+    """
+    x = noise
+    for step in range(steps):
+        v = velocity(x, step)
+        if guide is not None:
+            clean = x - (1 - step / steps) * v
+            error = (guide.previous - clean) * guide.weights[:, None]
+            v = v - guide.strength[step] * error
+        x = x - v / steps
+        if trace is not None:
+            trace.append(x[0])
+    return x
 
 
 class FlowPolicy(nn.Module):
@@ -209,7 +235,7 @@ class FlowPolicy(nn.Module):
 
         ``prune`` is told what the action rows attended to. ``trace`` is given x after each step.
         """
-        x = (self.noise() if noise is None else noise)[None]
+        start_from = (self.noise() if noise is None else noise)[None]
         # From the unpruned count: positions are kept.
         context, start = self.with_state(output.context, layout.length, proprio)
         codes = self.codes(self.config.flow.steps)
@@ -221,18 +247,15 @@ class FlowPolicy(nn.Module):
         observed: dict[int, Tensor] = {}
         steps = len(codes)
         counted = min(OBSERVED_STEPS, steps)
-        for step, code in enumerate(codes):
+
+        def velocity(x: Tensor, step: int) -> Tensor:
             last = step >= steps - counted
-            v, found = self.velocity(x, code, context, start, observe if last else None)
-            if guide is not None:
-                clean = x - (1 - step / steps) * v
-                error = (guide.previous - clean) * guide.weights[:, None]
-                v = v - guide.strength[step] * error
-            x = x - v / steps
+            v, found = self.velocity(x, codes[step], context, start, observe if last else None)
             for layer, attention in found.items():
                 observed[layer] = observed[layer] + attention if layer in observed else attention
-            if trace is not None:
-                trace.append(x[0])
+            return v
+
+        x = integrate(velocity, start_from, steps, guide, trace)
         for layer, attention in observed.items():
             prune.observe(layer, RowGroup.ACTION, attention / counted)
         return x[0]

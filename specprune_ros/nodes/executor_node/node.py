@@ -21,6 +21,7 @@ from nav_msgs.msg import Path as PathMessage
 from rclpy.clock import Clock, ClockType
 from rclpy.duration import Duration
 from rclpy.time import Time
+from sensor_msgs.msg import TimeReference
 from std_msgs.msg import Header
 from std_srvs.srv import SetBool, Trigger
 
@@ -54,6 +55,7 @@ from specprune_ros.robot.watchdog import (
 )
 
 DIAGNOSTICS_PERIOD = 1.0  # s
+EXECUTED_EVERY = 0.02  # s of motion between two messages on ~/executed
 COMPLAIN_PERIOD = 5.0  # s
 GRIPPER_LOOK = 0.2  # s between looks whether the gripper's server is there
 SLOW = (3, 10.0)  # stops for a dry queue within s after which the policy is called too slow
@@ -131,6 +133,9 @@ class ChunkExecutor(AutoLifecycleNode):
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)
         self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', every())
         self._path = self.create_publisher(PathMessage, '~/path', newest(reliable=True))
+        self._executed = self.create_publisher(TimeReference, '~/executed', every())
+        self._told = 0.0  # s executed at the last message on it
+        self._moved_at = 0  # when the timeline was last asked, ns
         self.create_service(SetBool, '~/enable', self._on_enable)
         self.create_service(SetBool, '~/hold', self._on_hold)
         self.create_service(Trigger, '~/reset', self._on_reset)
@@ -293,6 +298,7 @@ class ChunkExecutor(AutoLifecycleNode):
             return
         self._lasts = chunk.horizon * chunk.step_dt
         self._delays.add(joined.skipped)
+        self._tell_executed(self._moved_at or now, f'chunk {chunk.stamp_ns}')
         if joined.new_start:
             self._counts['new episodes'] += 1
             self._note(f'episode {chunk.episode}: earlier motion dropped')
@@ -338,6 +344,17 @@ class ChunkExecutor(AutoLifecycleNode):
         self.get_logger().info(response.message)
         return response
 
+    def _tell_executed(self, now: int, source: str = '') -> None:
+        """Publish how many seconds of motion have been executed; ``source`` names the chunk that
+        was just taken in, by its stamp.
+        """
+        self._told = self._motion.timeline.axis
+        seconds, rest = divmod(round(self._told * SECOND_NS), SECOND_NS)
+        message = TimeReference(source=source)
+        message.header.stamp = self._stamp(now)
+        message.time_ref.sec, message.time_ref.nanosec = seconds, rest
+        self._executed.publish(message)
+
     def _on_hold(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
         if self._inactive(response):
             return response
@@ -374,6 +391,10 @@ class ChunkExecutor(AutoLifecycleNode):
             self._motion.let_go()
             tick = Tick(tick.verdict)
         self._send(tick, now)
+        self._moved_at = now
+        # A policy that goes on from its last chunk counts in what was executed.
+        if abs(self._motion.timeline.axis - self._told) >= EXECUTED_EVERY:
+            self._tell_executed(now)
         self._grip(tick, now)
         self._show(tick.verdict)
         self._verdict = tick.verdict

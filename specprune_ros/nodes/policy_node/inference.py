@@ -16,6 +16,7 @@ from specprune_ros.policy.observation import ObservationError
 from specprune_ros.policy.result import PolicyError, PolicyResult
 
 if TYPE_CHECKING:
+    from specprune_ros.nodes.policy_node.chunk_continuation import ChunkContinuation
     from specprune_ros.policy.policy import Policy
     from specprune_ros.serving.client import RemotePolicy
 
@@ -34,8 +35,9 @@ class InferenceThread(threading.Thread):
     ``build`` makes the policy; ``now_ns`` is the node's clock. ``publish`` takes what each query
     came to, in order, in a thread of its own while the next query runs; ``follow`` takes each
     result with the time (ns) at which inference ended, before the next query. ``lose`` takes the
-    message about a device that was lost, after which the thread ends. :attr:`schedule` says how
-    the user wants queries.
+    message about a device that was lost, after which the thread ends. ``chunking`` gives what lets
+    a query go on from the chunk before, if anything. :attr:`schedule` says how the user wants
+    queries.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class InferenceThread(threading.Thread):
         lose: Callable[[str], None],
         schedule: QuerySchedule,
         follow: Callable[[PolicyResult, int], None] | None = None,
+        chunking: Callable[[], ChunkContinuation | None] = lambda: None,
     ) -> None:
         super().__init__(name='inference', daemon=True)
         self._build = build
@@ -60,6 +63,7 @@ class InferenceThread(threading.Thread):
         self._busy = False
         self._slack_used = True  # nothing to refresh before the first query
         self._instruction = ''  # of the last query
+        self._chunking = chunking
         self._publisher = Publisher(publish, self._stopped)
         self._built = threading.Event()
         self._active = threading.Event()
@@ -216,9 +220,15 @@ class InferenceThread(threading.Thread):
         begin, generation = self._now_ns(), self._generation
         try:
             observation = self._observation_buffer.take(begin)
-            result = self.policy.act(observation)
+            chunking = self._chunking()
+            before = None if chunking is None else chunking.go_on(observation)
+            # Only a flow policy knows the word.
+            more = {} if before is None else {'continuation': before}
+            result = self.policy.act(observation, **more)
             if self._stopped(generation):
                 return True
+            if chunking is not None:
+                chunking.issued(observation, result)
             end = self._now_ns()
             if self._follow is not None:
                 self._follow(result, end)

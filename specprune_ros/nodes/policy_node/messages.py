@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import math
+from dataclasses import replace
 
 from builtin_interfaces.msg import Duration
 from std_msgs.msg import Header
@@ -46,11 +47,15 @@ MODES = {
 
 
 def chunk_message(
-    event: QueryEvent, config: PolicyConfig, header: Header, sequence: int
+    event: QueryEvent, config: PolicyConfig, header: Header, sequence: int, whole: bool = False
 ) -> ActionChunk:
-    """The chunk as published: actions in SI units, with everything needed to read them."""
+    """The chunk as published: actions in SI units, with everything needed to read them.
+
+    ``whole``: every row, also those that the authors leave to the next query.
+    """
     result, action, step_dt = event.result, config.action, 1.0 / config.control_hz
-    actions = conventions.for_robot(config, result.actions)
+    played = replace(config, execute=0) if whole else config
+    actions = conventions.for_robot(played, result.actions)
     horizon = len(actions)
     elapsed = math.floor((event.end_ns - event.observation.stamp_ns) / SECOND_NS / step_dt)
     seconds, rest = divmod(round(step_dt * SECOND_NS), SECOND_NS)

@@ -33,6 +33,8 @@ from specprune_ros.nodes.common.rates import Percentiles, RateMeter
 from specprune_ros.nodes.common.throttle import Throttle
 from specprune_ros.nodes.common.time import SECOND_NS, time_message
 from specprune_ros.nodes.executor_node.realtime import freeze_gc, release_heap
+from specprune_ros.nodes.policy_node import chunk_continuation
+from specprune_ros.nodes.policy_node.chunk_continuation import ChunkContinuation
 from specprune_ros.nodes.policy_node.inference import InferenceThread
 from specprune_ros.nodes.policy_node.inputs import Inputs, sample
 from specprune_ros.nodes.policy_node.messages import chunk_message, stats_message
@@ -93,6 +95,7 @@ class SpecPruneNode(AutoLifecycleNode):
         self._chunks = self.create_publisher(ActionChunk, '~/action_chunk', every())
         self._stats = self.create_publisher(PruneStats, '~/prune_stats', every())
         self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', every())
+        self._chunking: ChunkContinuation | None = None
         self._overlays: dict[str, Any] = {}
         self._masks: dict[str, Any] = {}
         self.create_service(Trigger, '~/reset', self._on_reset)
@@ -126,6 +129,7 @@ class SpecPruneNode(AutoLifecycleNode):
             self._lose,
             _schedule(values),
             self._follow_actions if values['speed.source'] == 'action' else None,
+            lambda: self._chunking,
         )
         self._loss = ''
         if values['model.server']:
@@ -148,6 +152,10 @@ class SpecPruneNode(AutoLifecycleNode):
         self._observation_buffer.clear()
         self._policy.reset('start')
         self._sequence = 0
+        if chunk_continuation.possible(self._policy):
+            self._chunking = ChunkContinuation(
+                self, self._policy, lambda: chunk_continuation.rules_of(self._settings.values())
+            )
         values, device = self._settings.values(), self._policy.device
         wish = values['model.prepare_on_arrival']
         if device is not None and (wish == 'on' or (wish == 'auto' and device.type == 'cuda')):
@@ -180,6 +188,9 @@ class SpecPruneNode(AutoLifecycleNode):
         self._working = False
         if self._thread is not None:
             self._thread.deactivate()
+        if self._chunking is not None:
+            self._chunking.close()
+            self._chunking = None
         if self._inputs is not None:
             self._inputs.close()
             self._inputs = None
@@ -274,6 +285,7 @@ class SpecPruneNode(AutoLifecycleNode):
                 f'{policy.config.proprio_dim} numbers of proprioception'
             )
         policy.check_params(self._params)
+        chunk_continuation.check(values, policy)
         self._typical = policy.warm_up(values['instruction'] or 'warm up')
         freeze_gc()  # a query must not wait for a walk through PyTorch's modules
         self.get_logger().info(f'warm: a query takes {1e3 * self._typical:.1f} ms')
@@ -288,7 +300,9 @@ class SpecPruneNode(AutoLifecycleNode):
             return
         self._sequence += 1
         header = Header(stamp=time_message(observation.stamp_ns), frame_id=self._base_frame)
-        self._chunks.publish(chunk_message(event, self._policy.config, header, self._sequence))
+        whole = self._chunking is not None and self._chunking.enabled
+        message = chunk_message(event, self._policy.config, header, self._sequence, whole)
+        self._chunks.publish(message)
         frame = self._inputs.speed_frame if self._inputs else ''
         self._stats.publish(stats_message(result, header, self._sequence, frame))
         self._latency.add((event.end_ns - observation.stamp_ns) / SECOND_NS)
@@ -380,6 +394,7 @@ class SpecPruneNode(AutoLifecycleNode):
         params = _build_params(self._after(request))
         if self._policy is not None:
             self._policy.check_params(params)
+            chunk_continuation.check(values, self._policy)
         return params
 
     def _apply(self, values: Mapping[str, Any], request: Mapping[str, Any]) -> None:
@@ -427,6 +442,8 @@ class SpecPruneNode(AutoLifecycleNode):
             response.success, response.message = False, 'not configured'
         else:
             self._policy.reset('requested')
+            if self._chunking is not None:
+                self._chunking.follower.reset()
             response.success, response.message = True, 'the next query starts a new episode'
         return response
 
@@ -489,6 +506,11 @@ class SpecPruneNode(AutoLifecycleNode):
             if self._params.refresh_when == 'slack':
                 done, given_up = self._refreshes
                 values['refreshes in the slack'] = f'{done}, given up {given_up}'
+            if self._chunking is not None and self._chunking.enabled:
+                follower = self._chunking.follower
+                values['real-time chunking'] = (
+                    follower.reason or f'goes on, delay {follower.delay} rows'
+                )
             free = self._free_tokens(self._last)
             if free:
                 values['kept more, free on this device'] = free

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from specprune_ros.models.conventions import PLATFORMS
 from specprune_ros.nodes.common.parameters import ParameterSpec
+from specprune_ros.policy.real_time_chunking import SCHEDULES
 from specprune_ros.pruning.params import specs
 from specprune_ros.robot.speed import SOURCES
 
@@ -173,6 +174,37 @@ NODE_PARAMETERS = (
         unit='s',
         low=0.0,
         high=1.0,
+        live=True,
+    ),
+    ParameterSpec(
+        'rtc.enabled',
+        False,
+        'Real-time chunking: a query of a flow policy (pi0, pi0.5) goes on from the rows of the '
+        "chunk before that the arm will have played by then. Needs the executor's ~/executed.",
+        live=True,
+    ),
+    ParameterSpec(
+        'rtc.execution_horizon',
+        10,
+        'Rows of the new chunk up to which the one before counts at all.',
+        unit='rows',
+        low=1,
+        high=256,
+        live=True,
+    ),
+    ParameterSpec(
+        'rtc.schedule',
+        'linear',
+        'How its weight falls between the delay, where it is 1, and rtc.execution_horizon.',
+        choices=SCHEDULES,
+        live=True,
+    ),
+    ParameterSpec(
+        'rtc.max_guidance_weight',
+        10.0,
+        'Strongest pull towards the chunk before in a step of the sampler.',
+        low=0.001,
+        high=100.0,
         live=True,
     ),
     ParameterSpec(
