@@ -36,7 +36,7 @@ class DeviceError(RuntimeError):
 @dataclass(frozen=True)
 class DeviceFault:
     """``lost``: the device, or this process's hold on it, may be gone (:func:`check_alive` tells);
-    otherwise it was out of memory and may be asked again. ``message`` says which device, what
+    otherwise it was out of memory and may be used again. ``message`` says which device, what
     it said, and the cure; ``said`` is its own first line.
     """
 

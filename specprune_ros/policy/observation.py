@@ -1,4 +1,4 @@
-"""What the policy is asked with: images, an instruction, the robot's state, and when."""
+"""What a query is made of: images, an instruction, the robot's state, and when."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ class Overlay:
 def patch_colours(overlay: Overlay, camera: int) -> tuple[np.ndarray, np.ndarray]:
     """Colour per patch, float ``[rows, columns, 3]``, and which patches have one, bool.
 
-    A patch in several sets takes the mean of their colours; kept patches that no set asked for
+    A patch in several sets takes the mean of their colours; kept patches that no set requested
     (fill) have the fill colour.
     """
     rows, columns = overlay.grid

@@ -263,7 +263,7 @@ class Policy:
         """Between two queries: a dense pass on ``observation``, whose attention is the next
         query's prior. Returns whether it ended.
 
-        ``cancelled`` is asked between the decoder's layers (on a GPU only before the pass: a
+        ``cancelled`` is called between the decoder's layers (on a GPU only before the pass: a
         graph is replayed whole). An observation that does not continue the last query's is left
         alone, as are policies that gain nothing by it.
         """

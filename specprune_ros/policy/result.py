@@ -37,7 +37,7 @@ class StageTimes:
 class TokenCounts:
     """Vision tokens of one query.
 
-    ``sets`` counts what each set asked for (sets overlap), ``union`` those in at least one.
+    ``sets`` counts what each set requested (sets overlap), ``union`` those in at least one.
     ``layers`` are the boundaries at which tokens were dropped, ``after`` what was left after each.
     ``mean`` is averaged over the decoder's layers.
     """
@@ -82,7 +82,7 @@ class PolicyResult:
     ``reset`` says why memory was forgotten before this query (``None``: it was not).
     ``history_steps`` and ``history_age`` (seconds) tell which past image was compared with,
     ``None`` without one. ``action_deviation`` is the largest absolute difference from a dense pass
-    per action dimension, where that was asked for.
+    per action dimension, where that was requested.
     ``normalised`` are the actions as the model gave them, what a next chunk goes on from.
     ``kept_recall`` is the share of what that dense pass attended to most that was kept.
     ``overlay`` is ``None`` where the model was not run or nobody looks. ``details`` are there

@@ -174,7 +174,7 @@ class InferenceThread(threading.Thread):
                 self._busy = False
 
     def _slack(self, early: float, schedule: QuerySchedule) -> bool:
-        """Use the time until a query is due; returns whether one can be asked then.
+        """Use the time until a query is due; returns whether one can be made then.
 
         Once between two queries, as late as it surely ends in time, the prior is made anew
         (``pruning.refresh_when``) and the past images that the query will compare with are

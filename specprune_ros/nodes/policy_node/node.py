@@ -363,7 +363,7 @@ class SpecPruneNode(AutoLifecycleNode):
             self._refused_guard.trigger()  # the diagnostics say so at once
 
     def _lose(self, reason: str) -> None:
-        """The device is gone: no more chunks, and the executor's thread is told why."""
+        """The device is gone: no more chunks, and the executor's thread learns why."""
         self._refusal = reason
         self._loss = reason
         self._device_lost_guard.trigger()

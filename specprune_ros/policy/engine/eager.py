@@ -1,4 +1,4 @@
-"""The engine that runs every query as it is asked, and knows nothing of the next."""
+"""The engine that runs every query at once, and prepares nothing for the next."""
 
 from __future__ import annotations
 
