@@ -278,6 +278,10 @@ class RemotePolicy:
                 seconds = time.monotonic() - begin
         return seconds
 
+    def refresh(self, observation: Observation, cancelled: Callable[[], bool]) -> bool:
+        """Nothing: a server makes no prior anew between queries. ``False``."""
+        return False
+
     def prepare_reference(self, at_ns: int, cancelled: Callable[[], bool]) -> None:
         """Nothing: images are prepared on the server."""
 

@@ -1,0 +1,214 @@
+"""What a policy server costs and gains: parity through the wire, and several arms on one server.
+
+    python benchmarks/serving.py parity --episodes 50 --json benchmarks/results/serving_parity.json
+    python benchmarks/serving.py arms --json benchmarks/results/serving_arms.json
+
+(after `. scripts/env.sh`). ``parity`` plays the same episodes of the simulated arm with the policy
+in this process and with one behind a server in another, and compares every action. ``arms`` plays
+episodes with several simulated arms at once, each a process of its own, on one server, with
+batches and without, the two interleaved; every arm is asked as fast as it can.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing import get_context
+
+import numpy as np
+from record import write
+from tqdm import tqdm
+
+FAMILIES = ('move', 'lift', 'put')
+
+
+@contextmanager
+def server(*arguments: str):
+    """``specprune serve`` with the shipped policy in a process; its address."""
+    command = [sys.executable, '-m', 'specprune_ros.cli.main', 'serve', '--port', '0']
+    process = subprocess.Popen(
+        [*command, '--device', 'cpu', '--threads', '1', *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    try:
+        yield re.match(r'\S+(?=:)', process.stdout.readline())[0]
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(30)
+
+
+class Recorder:
+    """A policy for the simulated episodes that keeps what was answered."""
+
+    def __init__(self, policy) -> None:
+        from specprune_ros.sim.arm.world import World
+        from specprune_ros.sim.evaluation.policy_runner import PolicyRunner
+
+        self.results, self.seconds = [], []
+        policy.wants_overlay = False
+        act = policy.act
+
+        def timed(observation):
+            begin = time.monotonic()
+            result = act(observation)
+            self.seconds.append(time.monotonic() - begin)
+            return result
+
+        policy.act = timed
+        self._runner = PolicyRunner(policy, self.results.append)
+        self._world = World(cameras=policy.config.cameras)
+
+    def play(self, seed: int):
+        """One episode: its result and the policy's."""
+        from specprune_ros.sim.evaluation.evaluate import play_control
+        from specprune_ros.sim.tasks.tasks import make_episode
+
+        self.results.clear()
+        episode = make_episode(seed, FAMILIES[seed % len(FAMILIES)])
+        return play_control(self._world, self._runner, episode, ''), list(self.results)
+
+
+def parity(episodes: int) -> dict:
+    """The same episodes here and through the wire."""
+    import torch
+
+    from specprune_ros.policy.build import build_policy
+    from specprune_ros.serving.client import RemotePolicy
+    from specprune_ros.sim.training.export import SHIPPED
+
+    torch.set_num_threads(1)
+    found = {'queries': 0, 'actions': 0, 'differing_queries': 0, 'largest_difference': 0.0}
+    outcomes = {'in process': [], 'through the wire': []}
+    took = {name: [] for name in outcomes}
+    with server() as url:
+        here = Recorder(build_policy(str(SHIPPED), device='cpu', threads=1))
+        there = Recorder(RemotePolicy(url, timeout=60.0))
+        for seed in tqdm(range(episodes), desc='episodes'):
+            ours, mine = here.play(seed)
+            theirs, other = there.play(seed)
+            outcomes['in process'].append(ours.outcome)
+            outcomes['through the wire'].append(theirs.outcome)
+            assert len(mine) == len(other), f'seed {seed}: {len(mine)} and {len(other)} queries'
+            for a, b in zip(mine, other, strict=True):
+                largest = float(np.abs(a.actions - b.actions).max())
+                found['queries'] += 1
+                found['actions'] += a.actions.size
+                found['differing_queries'] += bool(largest or a.tokens != b.tokens)
+                found['largest_difference'] = max(found['largest_difference'], largest)
+        took['in process'], took['through the wire'] = here.seconds, there.seconds
+    return {
+        'benchmark': 'serving_parity',
+        'episodes': episodes,
+        'same_outcomes': outcomes['in process'] == outcomes['through the wire'],
+        'successes': {name: each.count('success') for name, each in outcomes.items()},
+        **found,
+        'query_ms': {name: percentiles(each) for name, each in took.items()},
+    }
+
+
+def percentiles(seconds: list[float]) -> dict:
+    """p50 and p99 in milliseconds."""
+    p50, p99 = np.percentile(seconds, (50, 99)) * 1e3
+    return {'p50': round(float(p50), 1), 'p99': round(float(p99), 1)}
+
+
+def arm(url: str, number: int, begin: float, seconds: float) -> dict:
+    """One arm for some time: its queries' seconds, and what must not happen."""
+    os.nice(1)  # rendering must not keep the server waiting
+    from specprune_ros.policy.observation import CameraImage, Observation
+    from specprune_ros.pruning.controller import SpeedSample
+    from specprune_ros.serving.client import RemotePolicy
+
+    policy = RemotePolicy(url, timeout=60.0)
+    rng = np.random.default_rng(number)
+    frames = rng.integers(0, 255, (16, 2, 128, 128, 3), dtype=np.uint8)
+    state = 0.1 * rng.standard_normal(8)
+    took, resets, step = [], 0, 0
+    time.sleep(max(0.0, begin - time.time()))
+    while time.time() < begin + seconds:
+        stamp = 10**12 + step * 400_000_000
+        images = {
+            camera: CameraImage(frames[step % 16, index], stamp)
+            for index, camera in enumerate(policy.config.cameras)
+        }
+        seen = Observation(
+            images, f'lift the {("red", "blue")[number % 2]} cube', state,
+            SpeedSample(0.5, 0.0, 0.0), state[:3] + [0.002 * step, 0.0, 0.0],
+        )  # fmt: skip
+        asked = time.monotonic()
+        result = policy.act(seen)
+        took.append(time.monotonic() - asked)
+        resets += result.reset is not None
+        step += 1
+    policy.close()
+    return {'arm': number, 'queries': len(took), 'resets': resets, 'seconds': took}
+
+
+def arms(count: int, seconds: float, rounds: int) -> dict:
+    """Arms that ask without a pause, on one server, in batches of up to ``count`` and of one."""
+    rows: dict[str, list[dict]] = {'batches': [], 'one by one': []}
+    ways = {'batches': ('--batch', str(count)), 'one by one': ('--batch', '1')}
+    context = get_context('spawn')
+    with ProcessPoolExecutor(count, context) as pool:
+        for _ in range(rounds):
+            for name, arguments in ways.items():
+                with server(*arguments) as url:
+                    begin = time.time() + 12.0  # imports
+                    asked = [pool.submit(arm, url, n, begin, seconds) for n in range(count)]
+                    rows[name].append([one.result() for one in asked])
+    table = []
+    for name, each in rows.items():
+        everything = [s for one in each for a in one for s in a['seconds']]
+        table.append(
+            {
+                'server': name,
+                'arms': count,
+                'queries': len(everything),
+                'queries_per_second': round(len(everything) / (seconds * rounds), 1),
+                **percentiles(everything),
+                'resets': sum(a['resets'] for one in each for a in one),
+                'sessions': count * rounds,
+                'per_arm': [
+                    percentiles([s for one in each for s in one[n]['seconds']])
+                    for n in range(count)
+                ],
+            }
+        )
+    return {'benchmark': 'serving_arms', 'seconds': seconds, 'rounds': rounds, 'rows': table}
+
+
+def main() -> int:
+    """Run and report."""
+    from pathlib import Path
+
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('what', choices=('parity', 'arms'))
+    parser.add_argument('--episodes', type=int, default=50)
+    parser.add_argument('--arms', type=int, default=8)
+    parser.add_argument('--seconds', type=float, default=20.0)
+    parser.add_argument('--rounds', type=int, default=3)
+    parser.add_argument('--json', type=Path)
+    args = parser.parse_args()
+    if args.what == 'parity':
+        result = parity(args.episodes)
+        print({name: value for name, value in result.items() if name != 'benchmark'})
+    else:
+        result = arms(args.arms, args.seconds, args.rounds)
+        for row in result['rows']:
+            print({name: value for name, value in row.items() if name != 'per_arm'})
+            print('  per arm (ms):', row['per_arm'])
+    write(args.json, result)
+    return 0
+
+
+if __name__ == '__main__':
+    raise SystemExit(main())

@@ -1,0 +1,102 @@
+"""The evaluation harness ``vla-eval`` drives the policy server through its own runner. Needs the
+extra ``vla_eval``.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+
+import numpy as np
+import pytest
+import yaml
+from served import serving
+
+from specprune_ros.policy.engine.eager import EagerEngine
+from specprune_ros.policy.policy import Policy
+
+pytest.importorskip('vla_eval', reason='no vla-eval: pip install -r requirements/vla_eval.txt')
+from specprune_ros.serving.vla_eval_server import angle_between
+
+pytestmark = pytest.mark.timeout(300)
+EPISODES = 4
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(('127.0.0.1', 0))
+        return found.getsockname()[1]
+
+
+@pytest.mark.slow
+def test_the_harness_s_own_runner_gets_our_success_rate(loaded, tmp_path):
+    from specprune_ros.sim.arm.world import World
+    from specprune_ros.sim.evaluation.evaluate import play_control
+    from specprune_ros.sim.evaluation.policy_runner import PolicyRunner
+    from specprune_ros.sim.tasks.tasks import make_episode
+
+    port = free_port()
+    config = {
+        'server': {'url': f'ws://127.0.0.1:{port}', 'timeout': 100},
+        'output_dir': str(tmp_path / 'results'),
+        'benchmarks': [
+            {
+                'benchmark': 'specprune_ros.sim.evaluation.vla_eval_benchmark:SimArmBenchmark',
+                'episodes_per_task': EPISODES,
+                'params': {'families': 'move'},
+            }
+        ],
+    }
+    (tmp_path / 'arm.yaml').write_text(yaml.safe_dump(config))
+    with serving(loaded, EagerEngine(loaded)) as running:
+        command = [sys.executable, '-m', 'specprune_ros.serving.vla_eval_server']
+        adapter = subprocess.Popen([*command, f'--args.url={running.url}', f'--port={port}'])
+        try:
+            end = time.monotonic() + 60
+            while time.monotonic() < end:
+                try:
+                    urllib.request.urlopen(f'http://127.0.0.1:{port}/health', timeout=1)
+                    break
+                except OSError:
+                    assert adapter.poll() is None
+                    time.sleep(0.2)
+            run = [sys.executable, '-m', 'vla_eval.cli.main', 'run', '--no-docker']
+            done = subprocess.run(
+                [*run, '--config', str(tmp_path / 'arm.yaml'), '--yes'],
+                capture_output=True,
+                text=True,
+                cwd=tmp_path,
+                env={**os.environ, 'VLA_EVAL_HOME': str(tmp_path)},
+            )
+        finally:
+            adapter.terminate()
+            adapter.wait(20)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    (report,) = [
+        json.loads(path.read_text())
+        for path in (tmp_path / 'results').rglob('*.json')
+        if 'tasks' in path.read_text()
+    ]
+    (task,) = report['tasks']
+    theirs = [episode['metrics']['success'] for episode in task['episodes']]
+    world, runner = World(cameras=loaded.config.cameras), PolicyRunner(Policy(loaded))
+    ours = [
+        play_control(world, runner, make_episode(seed, 'move'), '').success
+        for seed in range(EPISODES)
+    ]
+    assert theirs == ours
+
+
+def test_the_angle_between_two_orientations():
+    rng = np.random.default_rng(0)
+    x = np.array([1.0, 0.0, 0.0])
+    assert angle_between(0.1 * x, 0.4 * x) == pytest.approx(0.3)
+    assert angle_between(0.0 * x, 0.0 * x) == pytest.approx(0.0, abs=1e-7)
+    # Axis times angle is ambiguous: the other way round is the same orientation.
+    for vector in rng.standard_normal((20, 3)):
+        angle = np.linalg.norm(vector)
+        other = vector / angle * (angle - 2 * np.pi)
+        assert angle_between(vector, other) == pytest.approx(0.0, abs=1e-6)
