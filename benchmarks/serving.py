@@ -12,6 +12,7 @@ batches and without, the two interleaved; every arm is asked as fast as it can.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import signal
@@ -21,6 +22,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import get_context
+from pathlib import Path
 
 import numpy as np
 from record import write
@@ -186,10 +188,36 @@ def arms(count: int, seconds: float, rounds: int) -> dict:
     return {'benchmark': 'serving_arms', 'seconds': seconds, 'rounds': rounds, 'rows': table}
 
 
+def markdown() -> str:
+    """What was recorded, for docs/scale.md."""
+    folder = Path(__file__).parent / 'results'
+    wire = json.loads((folder / 'serving_parity.json').read_text())
+    found = json.loads((folder / 'serving_arms.json').read_text())
+    count = found['rows'][0]['arms']
+    lines = [
+        f'Parity through the wire: {wire["episodes"]} closed-loop episodes of the shipped policy '
+        f'in process and on a server, {wire["queries"]} queries, {wire["actions"]} action values: '
+        f'{wire["differing_queries"]} queries differ, {wire["successes"]["in process"]} and '
+        f'{wire["successes"]["through the wire"]} successes.',
+        '',
+        f'{count} arms that ask without a pause, the shipped policy on one thread, float32 '
+        f'({found["machine"]["cpu"]}, no GPU, shared with other work: '
+        f'compare the rows with one another only; {found["date"]}):',
+        '',
+        '| server | queries/s | p50 | p99 | slowest arm, p99 | resets after the first query |',
+        '|---|---|---|---|---|---|',
+    ]
+    for row in found['rows']:
+        slowest = max(arm['p99'] for arm in row['per_arm'])
+        lines.append(
+            f'| {row["server"]} | {row["queries_per_second"]} | {row["p50"]} ms | {row["p99"]} ms '
+            f'| {slowest} ms | {row["resets"] - row["sessions"]} |'
+        )
+    return '\n'.join(lines) + '\n'
+
+
 def main() -> int:
     """Run and report."""
-    from pathlib import Path
-
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('what', choices=('parity', 'arms'))
     parser.add_argument('--episodes', type=int, default=50)
