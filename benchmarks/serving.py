@@ -4,24 +4,21 @@
     python benchmarks/serving.py arms --json benchmarks/results/serving_arms.json
 
 (after `. scripts/env.sh`). ``parity`` plays the same episodes of the simulated arm with the policy
-in this process and with one behind a server in another, and compares every action. ``arms`` plays
-episodes with several simulated arms at once, each a process of its own, on one server, with
-batches and without, the two interleaved; every arm is asked as fast as it can.
+in this process and with one behind a server in another, and compares every action. ``arms`` lets
+several arms ask without a pause, on a server with batches and on one without, in turns.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
-from multiprocessing import get_context
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -123,66 +120,78 @@ def percentiles(seconds: list[float]) -> dict:
     return {'p50': round(float(p50), 1), 'p99': round(float(p99), 1)}
 
 
-def arm(url: str, number: int, begin: float, seconds: float) -> dict:
-    """One arm for some time: its queries' seconds, and what must not happen."""
-    os.nice(1)  # rendering must not keep the server waiting
-    from specprune_ros.policy.observation import CameraImage, Observation
-    from specprune_ros.pruning.controller import SpeedSample
-    from specprune_ros.serving.client import RemotePolicy
+class Arm:
+    """One arm: what it sees, its session on a server, and what its queries took."""
 
-    policy = RemotePolicy(url, timeout=60.0)
-    rng = np.random.default_rng(number)
-    frames = rng.integers(0, 255, (16, 2, 128, 128, 3), dtype=np.uint8)
-    state = 0.1 * rng.standard_normal(8)
-    took, resets, step = [], 0, 0
-    time.sleep(max(0.0, begin - time.time()))
-    while time.time() < begin + seconds:
-        stamp = 10**12 + step * 400_000_000
+    def __init__(self, url: str, number: int) -> None:
+        from specprune_ros.serving.client import RemotePolicy
+
+        rng = np.random.default_rng(number)
+        self.policy, self.number = RemotePolicy(url, timeout=120.0), number
+        self.frames = rng.integers(0, 255, (16, 2, 128, 128, 3), dtype=np.uint8)
+        self.state = 0.1 * rng.standard_normal(8)
+        self.took, self.resets, self.step = [], 0, 0
+
+    def ask(self) -> None:
+        """One query."""
+        from specprune_ros.policy.observation import CameraImage, Observation
+        from specprune_ros.pruning.controller import SpeedSample
+
+        step, stamp = self.step, 10**12 + self.step * 400_000_000
         images = {
-            camera: CameraImage(frames[step % 16, index], stamp)
-            for index, camera in enumerate(policy.config.cameras)
+            camera: CameraImage(self.frames[step % 16, index], stamp)
+            for index, camera in enumerate(self.policy.config.cameras)
         }
         seen = Observation(
-            images, f'lift the {("red", "blue")[number % 2]} cube', state,
-            SpeedSample(0.5, 0.0, 0.0), state[:3] + [0.002 * step, 0.0, 0.0],
+            images, 'lift the red cube', self.state, SpeedSample(0.5, 0.0, 0.0),
+            self.state[:3] + [0.002 * step, 0.0, 0.0],
         )  # fmt: skip
         asked = time.monotonic()
-        result = policy.act(seen)
-        took.append(time.monotonic() - asked)
-        resets += result.reset is not None
-        step += 1
-    policy.close()
-    return {'arm': number, 'queries': len(took), 'resets': resets, 'seconds': took}
+        result = self.policy.act(seen)
+        self.took.append(time.monotonic() - asked)
+        self.resets += result.reset is not None
+        self.step += 1
+
+    def ask_for(self, seconds: float) -> None:
+        """Ask without a pause."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            self.ask()
 
 
 def arms(count: int, seconds: float, rounds: int) -> dict:
-    """Arms that ask without a pause, on one server, in batches of up to ``count`` and of one."""
-    rows: dict[str, list[dict]] = {'batches': [], 'one by one': []}
+    """Arms that ask without a pause, on a server with batches and on one without: both are up, and
+    the arms, threads of this process, ask the one and the other in turns.
+    """
     ways = {'batches': ('--batch', str(count)), 'one by one': ('--batch', '1')}
-    context = get_context('spawn')
-    with ProcessPoolExecutor(count, context) as pool:
+    spent = dict.fromkeys(ways, 0.0)
+    with ExitStack() as stack, ThreadPoolExecutor(count) as pool:
+        there = {
+            name: [Arm(stack.enter_context(server(*options)), 0)] for name, options in ways.items()
+        }
+        for each in there.values():
+            each += [Arm(each[0].policy.url, number) for number in range(1, count)]
         for _ in range(rounds):
-            for name, arguments in ways.items():
-                with server(*arguments) as url:
-                    begin = time.time() + 12.0  # imports
-                    asked = [pool.submit(arm, url, n, begin, seconds) for n in range(count)]
-                    rows[name].append([one.result() for one in asked])
+            for name, each in there.items():
+                begin = time.monotonic()
+                list(pool.map(Arm.ask_for, each, [seconds] * count))
+                spent[name] += time.monotonic() - begin
+        for each in there.values():
+            for arm in each:
+                arm.policy.close()
     table = []
-    for name, each in rows.items():
-        everything = [s for one in each for a in one for s in a['seconds']]
+    for name, each in there.items():
+        everything = [took for arm in each for took in arm.took]
         table.append(
             {
                 'server': name,
                 'arms': count,
                 'queries': len(everything),
-                'queries_per_second': round(len(everything) / (seconds * rounds), 1),
+                'queries_per_second': round(len(everything) / spent[name], 1),
                 **percentiles(everything),
-                'resets': sum(a['resets'] for one in each for a in one),
-                'sessions': count * rounds,
-                'per_arm': [
-                    percentiles([s for one in each for s in one[n]['seconds']])
-                    for n in range(count)
-                ],
+                'resets': sum(arm.resets for arm in each),
+                'sessions': count,
+                'per_arm': [percentiles(arm.took) for arm in each],
             }
         )
     return {'benchmark': 'serving_arms', 'seconds': seconds, 'rounds': rounds, 'rows': table}
@@ -222,8 +231,8 @@ def main() -> int:
     parser.add_argument('what', choices=('parity', 'arms'))
     parser.add_argument('--episodes', type=int, default=50)
     parser.add_argument('--arms', type=int, default=8)
-    parser.add_argument('--seconds', type=float, default=20.0)
-    parser.add_argument('--rounds', type=int, default=3)
+    parser.add_argument('--seconds', type=float, default=5.0)
+    parser.add_argument('--rounds', type=int, default=6)
     parser.add_argument('--json', type=Path)
     args = parser.parse_args()
     if args.what == 'parity':

@@ -139,6 +139,7 @@ class BatchingEngine:
         self._thread.join()
         self.engine.close()
 
+    @torch.inference_mode()
     def _work(self) -> None:
         while batch := self._take():
             self._ran(len(batch), [time.monotonic() - one.since for one in batch])
