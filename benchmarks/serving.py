@@ -126,8 +126,12 @@ class Arm:
     def __init__(self, url: str, number: int) -> None:
         from specprune_ros.serving.client import RemotePolicy
 
+        self.begin(RemotePolicy(url, timeout=120.0), number)
+
+    def begin(self, policy, number: int) -> None:
+        """With any policy."""
         rng = np.random.default_rng(number)
-        self.policy, self.number = RemotePolicy(url, timeout=120.0), number
+        self.policy = policy
         self.frames = rng.integers(0, 255, (16, 2, 128, 128, 3), dtype=np.uint8)
         self.state = 0.1 * rng.standard_normal(8)
         self.took, self.resets, self.step = [], 0, 0
@@ -197,11 +201,56 @@ def arms(count: int, seconds: float, rounds: int) -> dict:
     return {'benchmark': 'serving_arms', 'seconds': seconds, 'rounds': rounds, 'rows': table}
 
 
+def batch(sizes=(2, 4, 8), repeats: int = 15) -> dict:
+    """The model's part alone, in this process: queries one by one and as a batch, in turns."""
+    import torch
+
+    from specprune_ros.policy.build import build_policy
+    from specprune_ros.policy.engine.eager import EagerEngine
+    from specprune_ros.policy.policy import Policy
+    from specprune_ros.sim.training.export import SHIPPED
+
+    torch.set_num_threads(1)
+    loaded = build_policy(str(SHIPPED), device='cpu', threads=1).loaded
+    asked = []
+
+    class Watched(EagerEngine):
+        def run(self, key, inputs, cancelled=None):
+            asked.append((key, inputs))
+            return super().run(key, inputs, cancelled)
+
+    engine = Watched(loaded)
+    for number in range(max(sizes)):
+        arm = Arm.__new__(Arm)
+        arm.begin(Policy(loaded, engine=engine), number)
+        arm.ask()
+        arm.ask()  # pruned, with a prior
+    pruned = [one for one in asked if one[0].mode.value == 'coarse']
+    key, rows = pruned[0][0], []
+    with torch.inference_mode():
+        for size in sizes:
+            inputs, alone, together = [one for _, one in pruned[:size]], [], []
+            for _ in range(repeats):
+                begin = time.monotonic()
+                for one in inputs:
+                    EagerEngine.run(engine, key, one)
+                between = time.monotonic()
+                engine.run_batch(key, inputs)
+                alone.append(between - begin)
+                together.append(time.monotonic() - between)
+            gain = float(np.median(alone) / np.median(together))
+            per_query = 1e3 * float(np.median(together)) / size
+            rows.append({'batch': size, 'gain': round(gain, 2), 'ms': round(per_query, 1)})
+    return {'benchmark': 'serving_batch', 'rows': rows}
+
+
 def markdown() -> str:
-    """What was recorded, for docs/scale.md."""
+    """What was recorded, for docs/how-to/scale.md."""
     folder = Path(__file__).parent / 'results'
     wire = json.loads((folder / 'serving_parity.json').read_text())
     found = json.loads((folder / 'serving_arms.json').read_text())
+    alone = json.loads((folder / 'serving_batch.json').read_text())
+    gains = ', '.join(f'{row["gain"]}-fold for {row["batch"]}' for row in alone['rows'])
     count = found['rows'][0]['arms']
     lines = [
         f'Parity through the wire: {wire["episodes"]} closed-loop episodes of the shipped policy '
@@ -222,13 +271,14 @@ def markdown() -> str:
             f'| {row["server"]} | {row["queries_per_second"]} | {row["p50"]} ms | {row["p99"]} ms '
             f'| {slowest} ms | {row["resets"] - row["sessions"]} |'
         )
+    lines += ['', f'The model alone, pruned queries in batches against one by one: {gains}.']
     return '\n'.join(lines) + '\n'
 
 
 def main() -> int:
     """Run and report."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('what', choices=('parity', 'arms'))
+    parser.add_argument('what', choices=('parity', 'arms', 'batch'))
     parser.add_argument('--episodes', type=int, default=50)
     parser.add_argument('--arms', type=int, default=8)
     parser.add_argument('--seconds', type=float, default=5.0)
@@ -238,6 +288,9 @@ def main() -> int:
     if args.what == 'parity':
         result = parity(args.episodes)
         print({name: value for name, value in result.items() if name != 'benchmark'})
+    elif args.what == 'batch':
+        result = batch()
+        print(*result['rows'], sep='\n')
     else:
         result = arms(args.arms, args.seconds, args.rounds)
         for row in result['rows']:

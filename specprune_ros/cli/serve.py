@@ -44,7 +44,9 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         metavar='CAMERA=KEY',
         help="key of a camera's image in requests, where none of the usual ones is meant",
     )
-    parser.add_argument('--batch', type=int, default=8, help='most queries that run together')
+    parser.add_argument(
+        '--batch', type=int, default=0, help='most queries that run together; 0: 8, on a CPU 1'
+    )
     parser.add_argument(
         '--window',
         type=float,
@@ -132,7 +134,7 @@ def _hub(args: argparse.Namespace) -> Any:
             f'--image-key: no camera {unknown[0]}: {", ".join(policy.config.cameras)}'
         )
     limits = Limits(
-        batch=args.batch,
+        batch=args.batch or (1 if policy.device.type == 'cpu' else 8),
         window=args.window / 1e3,
         clients=args.clients,
         queue=args.queue,

@@ -25,7 +25,7 @@ def start(*arguments, **environment):
         env={**os.environ, **environment},
     )
     line = process.stdout.readline()
-    found = re.match(r'(wss?://\S+): a query takes \d+ ms, eager, batches of up to', line)
+    found = re.match(r'(wss?://\S+): a query takes \d+ ms, eager', line)
     if not found:
         process.kill()
         pytest.fail(f'{line}{process.communicate()[1]}')
@@ -56,7 +56,7 @@ def test_it_serves_until_it_is_told_to_stop():
         (['--param', 'alpha=7'], 'alpha'),
         (['--image-key', 'nose=x'], 'no camera nose'),
         (['--image-key', 'nose'], 'want CAMERA=KEY'),
-        (['--batch', '0'], 'batch limit 0'),
+        (['--batch', '-1'], 'batch limit -1'),
         (['--certificate', '/no/such/file'], 'No such file'),
         (['--host', '203.0.113.1'], 'assign requested address'),
     ],

@@ -1,4 +1,4 @@
-"""``docs/scale.md`` names commands and options there are, and numbers that were recorded."""
+"""``docs/how-to/scale.md`` names commands and options there are, and recorded numbers."""
 
 import re
 import runpy
@@ -8,7 +8,7 @@ from pathlib import Path
 from specprune_ros.cli.main import parser
 
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / 'docs/scale.md').read_text()
+PAGE = (ROOT / 'docs/how-to/scale.md').read_text()
 
 
 def test_its_numbers_are_the_recorded_ones():

@@ -18,7 +18,7 @@ NODE_PARAMETERS = (
         'model.server',
         '',
         'Address of a policy server, ws://HOST:PORT or wss://, which is asked instead of a model '
-        'on this machine (docs/scale.md); the other model.* then have no effect.',
+        'on this machine (docs/how-to/scale.md); the other model.* then have no effect.',
     ),
     ParameterSpec(
         'model.server_timeout',
