@@ -5,12 +5,12 @@ The packs in ``test/data/parity`` hold tiny checkpoints with random weights and 
 """
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from golden import flow_packs
 
 from specprune_ros.models.accel import fused
 from specprune_ros.models.build import cast, empty
@@ -22,7 +22,7 @@ from specprune_ros.models.tokens import Prompt
 from specprune_ros.policy import parity_flow
 from specprune_ros.pruning.interface import PruneSchedule
 
-PACKS = Path(__file__).parents[1] / 'data/parity'
+PACKS = flow_packs()
 NAMES = ('pi0_lerobot', 'pi05_lerobot', 'pi05_quantiles', 'pi0_openpi')
 
 
@@ -38,8 +38,9 @@ def one_thread():
 def test_a_pack_passes_through_the_public_loader_and_act(name):
     result = parity_flow.run(PACKS / name)
     assert result.passed, result
-    assert result.cases == 3
-    assert set(result.differences) == set(parity_flow.TOLERANCES)
+    assert result.cases == (2 if name == 'pi0_openpi' else 3)
+    # The packs hold no pixels of their own: a wrong image shows in v0.
+    assert set(result.differences) == set(parity_flow.TOLERANCES) - {'pixels'}
 
 
 def test_verify_runs_the_packs_of_a_family():

@@ -2,11 +2,11 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from golden import flow_packs
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
@@ -19,7 +19,7 @@ from specprune_ros.models.presets import PI0_3B, PI05_3B
 from specprune_ros.models.tokens import PromptError
 from specprune_ros.policy import parity_flow
 
-PACKS = Path(__file__).parents[1] / 'data/parity'
+PACKS = flow_packs()
 X = 'paligemma_with_expert.'
 
 

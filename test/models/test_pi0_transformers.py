@@ -1,11 +1,11 @@
 """pi0 against the implementation in transformers, an independent one, on random weights."""
 
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from golden import flow_packs
 from safetensors.torch import load_file, save_file
 
 from specprune_ros.policy import parity_flow
@@ -14,7 +14,7 @@ transformers = pytest.importorskip('transformers')
 if not hasattr(transformers, 'PI0ForConditionalGeneration'):
     pytest.skip('this transformers has no PI0', allow_module_level=True)
 
-PACK = Path(__file__).parents[1] / 'data/parity/pi0_lerobot'
+PACK = flow_packs() / 'pi0_lerobot'
 X = 'model.paligemma_with_expert.'
 IMAGE = 7  # a word that stands for a row of an image
 

@@ -5,11 +5,11 @@ go on from the one before.
 import json
 import shutil
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from golden import flow_packs
 
 from specprune_ros.models.config import FlowConfig
 from specprune_ros.models.families.pi0_robots import model_actions, model_state, robot_actions
@@ -31,7 +31,7 @@ from specprune_ros.pruning.params import ParamError, PruningParams
 from specprune_ros.pruning.registry import names
 from specprune_ros.pruning.rivals.base import KeepAll
 
-PACKS = Path(__file__).parents[1] / 'data/parity'
+PACKS = flow_packs()
 STEP = 50_000_000  # ns
 CAMERAS = ('base_0_rgb', 'left_wrist_0_rgb', 'right_wrist_0_rgb')
 

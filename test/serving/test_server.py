@@ -9,12 +9,12 @@ import time
 import urllib.error
 import urllib.request
 from dataclasses import replace
-from pathlib import Path
 from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
+from golden import flow_packs
 from PIL import Image
 from served import INSTRUCTION, STEP, observation, same, serving
 
@@ -552,7 +552,7 @@ def test_the_reply_is_one_that_json_can_say(server):
 
 def test_a_flow_policy_is_served_to_openpi_s_clients():
     """pi0 itself: cameras by openpi's keys or by name, some of them missing, noise from a seed."""
-    folder = Path(__file__).parents[1] / 'data/parity/pi0_openpi/checkpoint'
+    folder = flow_packs() / 'pi0_openpi/checkpoint'
     pi0 = load_policy_model(folder, progress=False)
     limits = Limits(max_normalised_action=1e9)  # weights of a test
     with serving(pi0, EagerEngine(pi0), limits) as running:
