@@ -49,8 +49,8 @@ POSE, JOINTS = 'tool pose', 'joint states'
 
 POSE_SLACK = (0.02, 0.1)  # m, rad: noise, and stamps that are not measurement times
 # Of a joint's acceleration: a controller's spline through the points sent to it asks for up to
-# half as much again as the commands behind them (test_motion holds it to the limit).
-SPLINE_SHARE = 0.66
+# 1.6 times as much as the commands behind them (test_motion holds it to the limit).
+SPLINE_SHARE = 0.6
 YIELD_GAIN = 4.0  # 1/s
 YIELD_S = 1.0  # s in which a blocked arm's command comes back to where the arm is
 YIELDED = (0.001, 0.005)  # m, rad that are near enough
