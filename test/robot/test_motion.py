@@ -8,7 +8,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from specprune_ros.robot import geometry, profile, timeline
@@ -580,6 +580,14 @@ def play(adapter: str, seed: int, script: list[tuple[str, int]]) -> None:
 @pytest.mark.parametrize('adapter', ADAPTERS)
 @settings(max_examples=12, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), script=scripts)
+# The one of a million commands that asked a controller's spline for too much.
+@example(
+    seed=1470,
+    script=[
+        ('no chunks', 21), ('zero', 1), ('stale', 49), ('no chunks', 12), ('error', 12),
+        ('reset', 11), ('reset', 53), ('stale', 49), ('hold', 1), ('clock', 36), ('other', 11),
+    ],
+)  # fmt: skip
 def test_whatever_happens_every_command_keeps_the_limits(adapter, seed, script):
     play(adapter, seed, script)
 
