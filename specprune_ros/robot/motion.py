@@ -26,6 +26,7 @@ from specprune_ros.robot.plausible import (
 )
 from specprune_ros.robot.profile import Profile
 from specprune_ros.robot.safety import (
+    NO_POSE,
     NOT_FOLLOWING,
     Command,
     JointLimit,
@@ -49,8 +50,8 @@ POSE, JOINTS = 'tool pose', 'joint states'
 
 POSE_SLACK = (0.02, 0.1)  # m, rad: noise, and stamps that are not measurement times
 # Of a joint's acceleration: a controller's spline through the points sent to it asks for up to
-# 1.6 times as much as the commands behind them (test_motion holds it to the limit).
-SPLINE_SHARE = 0.6
+# 1.8 times as much as the commands behind them (test_motion holds it to the limit).
+SPLINE_SHARE = 0.5
 YIELD_GAIN = 4.0  # 1/s
 YIELD_S = 1.0  # s in which a blocked arm's command comes back to where the arm is
 YIELDED = (0.001, 0.005)  # m, rad that are near enough
@@ -471,6 +472,8 @@ class ArmMotion:
                 f'profile names {", ".join(joints)}',
             )
         at = self._output.positions or self.joints
+        if any(name not in at for name in joints):
+            return Stop(NO_POSE, 'not every joint has a measured position')
         speeds = dict(
             zip(
                 kinematics.joint_names,
@@ -487,7 +490,7 @@ class ArmMotion:
     def _joint_setpoint(self, setpoint: Setpoint) -> Command:
         joints, speeds = self.profile.joints, setpoint.joint_velocities
         at = self._output.positions or self.joints
-        if setpoint.joint_positions is not None and at:
+        if setpoint.joint_positions is not None and all(name in at for name in joints):
             gain = self.profile.command.gain
             speeds = tuple(
                 v + gain * self._apart(name, at[name], goal)
