@@ -438,6 +438,9 @@ def flood_executor(name: str, adapter: str, folder: Path, domain: int, seconds: 
             'period_p99_ms': round(1e3 * float(np.percentile(periods, 99)), 2),
             'period_max_ms': round(1e3 * float(periods.max()), 2),
             'alive': rig.process.poll() is None,
+            'stops': [
+                line[-160:] for line in rig.log.read_text().splitlines() if 'stop: ' in line
+            ],
             'health': rig.health[-1][:200] if rig.health else '',
         }
     finally:

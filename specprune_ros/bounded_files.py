@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import stat
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,25 @@ def boundary(where: object, kind: type[ValueError] = FileError, cure: str = '') 
         text = str(error) if isinstance(error, FileError) else f'{where}: {reason(error)}'
         text = one_line(text, 2000) + (f'; {cure}' if cure else '')
         raise kind(text) from error
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A new file beside ``path`` to be written, which takes its place once all went well.
+
+    Its name cannot be foreseen, so that nobody's symbolic link waits there.
+    """
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.', suffix='.part')
+    os.close(handle)
+    part = Path(name)
+    try:
+        yield part
+        mask = os.umask(0o077)
+        os.umask(mask)
+        part.chmod(0o666 & ~mask)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def check_regular(path: Path, most: int | None = None) -> int:

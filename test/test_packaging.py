@@ -27,7 +27,8 @@ def normal(name):
 
 def requirements(name):
     lines = (ROOT / 'requirements' / f'{name}.txt').read_text().splitlines()
-    return {normal(line.split('[')[0]) for line in lines if line and not line.startswith('#')}
+    names = (re.split(r'[\[<>=]', line)[0] for line in lines if line and line[0] != '#')
+    return {normal(name) for name in names}
 
 
 def constraints():
@@ -168,7 +169,7 @@ def test_pip_builds_the_half_without_ros(tmp_path):
     assert data <= names, f'not packaged: {sorted(data - names)}'
     assert not any(name.startswith('test') for name in names)
     assert 'specprune = specprune_ros.cli.main:main' in points
-    required = set(re.findall(r'^Requires-Dist: ([A-Za-z0-9_.-]+)(?:;.*)?$', metadata, re.M))
+    required = set(re.findall(r'^Requires-Dist: ([A-Za-z0-9_.-]+)(?:[<>=;].*)?$', metadata, re.M))
     assert requirements('run') <= {normal(name) for name in required}
     assert not any(normal(name).startswith('ros-') for name in required)
 

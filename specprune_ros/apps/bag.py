@@ -23,6 +23,7 @@ from sensor_msgs.msg import CompressedImage, Image
 from specprune_ros.nodes.common.images import to_rgb
 from specprune_ros.nodes.common.remapping import share
 
+MOST_MESSAGE = 72 << 20  # bytes of a recorded message: a raw image of 4096 pixels a side
 JPEG_QUALITY = 85
 
 
@@ -136,6 +137,11 @@ class BagReader:
         """
         chosen = [c for c in self._reader.connections if c.topic in classes]
         for connection, stamp, data in self._reader.messages(chosen, start_ns, stop_ns):
+            if len(data) > MOST_MESSAGE:
+                raise BagError(
+                    f'{self.path}: a message of {len(data)} bytes on {connection.topic}; at most '
+                    f'{MOST_MESSAGE} are read'
+                )
             try:
                 message = deserialize_message(bytes(data), classes[connection.topic])
             except Exception as error:  # the middleware's own errors have no common type

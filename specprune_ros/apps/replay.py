@@ -38,6 +38,7 @@ POLICY = 'specprune_node'
 SUFFIX = '/compressed'
 START_PATIENCE = 120.0  # s for the model to load
 CLOCK_STEP = 0.01  # s of recorded time between two /clock messages
+MOST_GAP = 60.0  # s of recorded time without a message that are waited for
 DRAIN = 1.0  # s to wait for the last chunk
 
 
@@ -275,6 +276,12 @@ def _stream(
     with Progress(console=console, transient=True) as progress:
         bar = progress.add_task('replaying', total=bag.duration)
         for recorded in messages:
+            gap = (recorded.stamp_ns - clock_ns) / 1e9
+            if gap > MOST_GAP:
+                raise BagError(
+                    f'{options.bag}: nothing was recorded for {gap:.0f} s after '
+                    f'{(clock_ns - start_ns) / 1e9:.1f} s; at most {MOST_GAP:g} s are waited for'
+                )
             pass_time(recorded.stamp_ns)
             player.send(recorded)
             process.check()

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from specprune_ros.bounded_files import read_json
+from specprune_ros.bounded_files import read_json, replacing
 from specprune_ros.models.accel.fused import PLAIN
 from specprune_ros.models.accel.packed import PackedLinear
 from specprune_ros.models.load import LoadedModel
@@ -306,14 +306,14 @@ def known(name: str, log: Log | None = None) -> Sweep | None:
 def keep(name: str, result: Sweep) -> Path:
     """EvenlySpacedPass a sweep under a key and return the file. Raises ``OSError``."""
     path = cache_file()
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
         others = _read()
     except ValueError:
         others = {}  # damaged: begin anew
-    fresh = path.with_suffix(f'.{os.getpid()}')
-    fresh.write_text(json.dumps({**others, name: asdict(result)}, indent=1) + '\n')
-    fresh.replace(path)  # whole or not at all, whoever else writes
+    # Whole or not at all, whoever else writes.
+    with replacing(path) as fresh:
+        fresh.write_text(json.dumps({**others, name: asdict(result)}, indent=1) + '\n')
     return path
 
 

@@ -22,6 +22,7 @@ from specprune_ros.bounded_files import boundary, check_regular
 
 HEADER_LIMIT = 16 << 20  # bytes; that of 1000 tensors has under 1 % of it
 AGAIN = 'download it again'
+SAFE_TORCH = (2, 10)  # from here on no known way round torch.load's weights_only
 LFS_POINTER = b'version https://git-lfs'
 _PIECE = 1 << 19
 DTYPES = {
@@ -173,6 +174,11 @@ def load_pt(path: Path) -> dict[str, Any]:
     """
     options = {'map_location': 'cpu', 'weights_only': True}
     with boundary(path, CheckpointError, 'not a whole torch file; download it again'):
+        if tuple(map(int, torch.__version__.split('.')[:2])) < SAFE_TORCH:
+            raise CheckpointError(
+                f'{path}: not read by torch {torch.__version__}, whose weights_only has known '
+                'holes: install torch 2.10 or newer, or take a safetensors checkpoint'
+            )
         size = refuse_pointer(path)
         with path.open('rb') as file:
             zipped = file.read(2) == b'PK'

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import nn
 
+from specprune_ros.bounded_files import replacing
 from specprune_ros.models.build import empty
 from specprune_ros.models.checkpoint.files import CheckpointError, SafetensorsFile
 from specprune_ros.models.checkpoint.layout import Entry, Slot
@@ -93,12 +93,8 @@ def save_policy_model(
         if free < need + (8 << 20):
             raise OSError(f'{human(free)} free')
         for name, write in writers.items():
-            part = folder / f'.{name}.part'
-            try:
+            with replacing(folder / name) as part:
                 write(part)
-                os.replace(part, folder / name)
-            finally:
-                part.unlink(missing_ok=True)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f'{folder}: cannot be written ({error}); {human(need)} are needed. Nothing that was '

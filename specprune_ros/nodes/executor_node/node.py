@@ -413,6 +413,9 @@ class ChunkExecutor(AutoLifecycleNode):
         return held_up or supervisor.stopping
 
     def _send(self, tick: Tick, now: int) -> None:
+        # Told first: whoever takes over then goes on from this command, never from the one before.
+        if self._supervisor is not None:
+            self._supervisor.beat(self._motion.state if self._motion.moving else None, now)
         if tick.command is not None:
             self._port.send(tick.command, self._stamp(now))
             self._counts['stop commands' if tick.braking else 'commands'] += 1
@@ -423,8 +426,6 @@ class ChunkExecutor(AutoLifecycleNode):
             self._last_stop['last stop took (s)'] = f'{took:.3f}'
             if tick.command is None:
                 self._complain('stop', 'no place to hold is known, so nothing was sent')
-        if self._supervisor is not None:
-            self._supervisor.beat(self._motion.state if self._motion.moving else None, now)
 
     def _note_sent(self) -> None:
         """How far the time between two commands of one motion is from the period."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from specprune_ros.bounded_files import boundary, read_npz
+from specprune_ros.bounded_files import boundary, read_npz, replacing
 from specprune_ros.models.preprocess import Preprocessor
 from specprune_ros.sim.arm.world import World
 from specprune_ros.sim.evaluation.episode import apply, look
@@ -191,10 +190,8 @@ def _disturbances(rng: np.random.Generator, steps: int, pace: Pace) -> dict[int,
 def save_shard(shard: Shard, path: Path) -> None:
     """Write a shard so that a file of that name is always whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f'.{os.getpid()}.part')
-    with part.open('wb') as file:
+    with replacing(path) as part, part.open('wb') as file:
         np.savez(file, **vars(shard))
-    os.replace(part, path)
 
 
 def load_shard(path: Path) -> Shard:

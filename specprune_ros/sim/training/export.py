@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from specprune_ros.bounded_files import boundary, read_json
+from specprune_ros.bounded_files import boundary, read_json, replacing
 from specprune_ros.models.load import save_policy_model
 from specprune_ros.sim.training.recipe import Recipe, tokenizer
 from specprune_ros.sim.training.train import Trainer, TrainError
@@ -60,9 +60,8 @@ def export(trainer: Trainer, folder: Path, data: str, results: dict[str, object]
         'steps_done': trainer.done,
         'results': results,
     }
-    part = folder / f'.{RECIPE}.part'
-    part.write_text(json.dumps(record, indent=1) + '\n', encoding='utf-8')
-    part.replace(folder / RECIPE)
+    with replacing(folder / RECIPE) as part:
+        part.write_text(json.dumps(record, indent=1) + '\n', encoding='utf-8')
     return folder
 
 

@@ -9,7 +9,6 @@ trains the towers first, at a tenth of the cost of a full step.
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -22,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from specprune_ros.bounded_files import boundary, check_regular
+from specprune_ros.bounded_files import boundary, check_regular, replacing
 from specprune_ros.models.build import build
 from specprune_ros.models.preprocess import Preprocessor
 from specprune_ros.models.statistics import Statistics
@@ -376,9 +375,8 @@ class Trainer:
             'patch_head': self.patch_head.state_dict(),
             'optimiser': self.optimiser.state_dict(),
         }
-        part = path.with_suffix('.part')
-        torch.save(state, part)
-        os.replace(part, path)
+        with replacing(path) as part:
+            torch.save(state, part)
 
     def load(self, path: Path) -> None:
         """Go on from :meth:`save`; :class:`TrainError` for another recipe or a broken file."""
