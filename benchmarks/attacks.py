@@ -473,7 +473,14 @@ def main() -> int:
                 rows['floods'].append(found)
                 print(json.dumps(rows['floods'][-1]), flush=True)
     if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=2) + '\n')
+        from specprune_ros.bench.host_info import host_info
+
+        about = {
+            'date': time.strftime('%Y-%m-%d'),
+            'machine': host_info(),
+            'command': 'python benchmarks/attacks.py --json FILE',
+        }
+        arguments.json.write_text(json.dumps({**about, 'after': rows}, indent=2) + '\n')
     return 0
 
 
