@@ -202,7 +202,9 @@ def _tokenizer(report: Report, policy: PolicyConfig) -> None:
     report.tokenizer = path
     try:
         _prompts(path, policy).encode('pick up the cube')
-    except Exception as error:  # the library raises what it likes
+    except BaseException as error:  # a panic of the library is no Exception
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            raise
         text = str(error) if isinstance(error, ValueError) else reason(error)
         report.problem(text if text.startswith(str(path)) else f'{path}: {text}')
 

@@ -9,7 +9,11 @@ NODES = Path(__file__).parents[2] / 'specprune_ros' / 'nodes'
 def names_of(node):
     """Topics and services that a node's source names: ``~/overlay/agent`` as /node/overlay/..."""
     files = {
-        'specprune_node': ('policy_node/node', 'policy_node/inputs'),
+        'specprune_node': (
+            'policy_node/node',
+            'policy_node/inputs',
+            'policy_node/chunk_continuation',
+        ),
         'chunk_executor': (
             'executor_node/node',
             'executor_node/arm_state',
