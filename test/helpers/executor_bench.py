@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import time
@@ -44,7 +45,7 @@ def write_profile(folder, **changes):
         else:
             node[rest[-1]] = value
     file = folder / 'robot.yaml'
-    file.write_text(yaml.safe_dump(tree))
+    file.write_text(json.dumps(tree))  # YAML without aliases, which are not read
     return file
 
 
