@@ -8,6 +8,7 @@ of its reader.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import stat
@@ -28,6 +29,11 @@ LONGEST = 300  # characters of foreign text in one message
 
 class FileError(ValueError):
     """A file that cannot be used; the message names it."""
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file, hex."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def one_line(text: object, most: int = LONGEST) -> str:

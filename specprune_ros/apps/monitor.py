@@ -16,7 +16,7 @@ from rclpy.parameter import Parameter
 from sensor_msgs.msg import Image
 from std_msgs.msg import String
 
-from specprune_ros.apps.demo.gif import Frame, GifRecorder
+from specprune_ros.apps.gif import Frame, GifRecorder
 from specprune_ros.msg import ActionChunk, PruneStats
 from specprune_ros.nodes.common.images import to_rgb
 from specprune_ros.nodes.common.qos import every, latched, newest

@@ -2,15 +2,13 @@
 
 URDF libraries recurse from link to link and size their tables by the cube of the movable joints,
 so a small document can overflow the stack or fill the machine. Here everything is counted without
-recursion; then the library reads it once in a limited child process.
+recursion; then the library reads it once in a limited child process (``description_trial``).
 """
 
 from __future__ import annotations
 
 import hashlib
 from xml.parsers import expat
-
-from specprune_ros.limited_process import MEBIBYTE, LimitedProcessError, RefusedError, call
 
 MAX_URDF = 2_000_000  # characters; a detailed humanoid has under half of that
 MAX_LINKS = 1000  # a humanoid with two hands has under 150
@@ -19,8 +17,6 @@ MAX_DEPTH = 100  # joints from the root to a link
 MAX_NESTING = 32  # XML elements within each other
 MAX_ELEMENTS = 100_000
 MAX_ATTRIBUTE = 10_000  # characters
-CHILD_MEMORY = 1024 * MEBIBYTE
-CHILD_SECONDS = 20.0  # imports on a busy machine included; reading takes milliseconds
 
 
 class UrdfError(ValueError):
@@ -139,41 +135,3 @@ def _check_tree(parents: dict[str, str], links: set[str]) -> None:
                 f'robot_description: more than {MAX_DEPTH} joints lie between the root and link '
                 f"'{link[:60]}'"
             )
-
-
-def try_out(text: str, tip_frame: str, base_frame: str = '', prefix: str = '') -> None:
-    """Read a description in a limited child process. Blocks; raises ``UrdfError``.
-
-    Afterwards this process can build it without harm: the same text took the child less than
-    ``CHILD_MEMORY`` bytes.
-    """
-    check_size(text)
-    try:
-        call(
-            f'{__name__}:_read',
-            {'text': text, 'tip': tip_frame, 'base': base_frame, 'prefix': prefix},
-            memory=CHILD_MEMORY,
-            seconds=CHILD_SECONDS,
-        )
-    except RefusedError as error:
-        raise UrdfError(str(error)) from None
-    except LimitedProcessError as error:
-        raise UrdfError(f'robot_description cannot be read: {error}') from None
-
-
-def _read(asked: dict[str, str]) -> bool:
-    """In the child: build the kinematics and use them once."""
-    try:
-        check(asked['text'])
-        from specprune_ros.robot.speed import JointSpeed
-
-        kinematics = JointSpeed(
-            asked['text'], asked['tip'], base_frame=asked['base'], prefix=asked['prefix']
-        )
-        names = kinematics.joint_names
-        pose = kinematics.tool_pose(names, [0.0] * len(names))
-        if not pose.finite():
-            raise UrdfError('robot_description puts the tool at no finite place')
-    except ValueError as error:
-        raise RefusedError(str(error)) from None
-    return True

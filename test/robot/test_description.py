@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from specprune_ros.robot import description
-from specprune_ros.robot.description import UrdfError, check, try_out
+from specprune_ros.robot import description, description_trial
+from specprune_ros.robot.description import UrdfError, check
+from specprune_ros.robot.description_trial import try_out
 
 
 def link(name):
@@ -98,9 +99,9 @@ def test_a_description_is_read_in_a_child_that_may_crash_or_hang(monkeypatch):
     from specprune_ros.limited_process import LimitedProcessError, call
 
     with pytest.raises(LimitedProcessError, match='crashed'):
-        call(child, chain(60_000), memory=description.CHILD_MEMORY, seconds=60.0)
+        call(child, chain(60_000), memory=description_trial.CHILD_MEMORY, seconds=60.0)
     with pytest.raises(LimitedProcessError, match='memory'):
-        call(child, chain(400, 'revolute'), memory=description.CHILD_MEMORY, seconds=60.0)
+        call(child, chain(400, 'revolute'), memory=description_trial.CHILD_MEMORY, seconds=60.0)
 
 
 def read_without_counting(text):

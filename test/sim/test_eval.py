@@ -29,10 +29,13 @@ from specprune_ros.sim.evaluation.settings import (
     table,
 )
 from specprune_ros.sim.evaluation.trials import Player, Trial, TrialFile, jobs, weights_hash
-from specprune_ros.sim.training.recipe import Recipe, policy_config, tokenizer
+from specprune_ros.sim.training.recipe import Recipe, Stage, policy_config, tokenizer
 from specprune_ros.sim.training.train import ROBOT, summary
 
-SMALL = Recipe(width=32, depth=8, heads=2, mlp=32, tower_width=24, tower_depth=2, tower_mlp=24)
+SMALL = Recipe(
+    width=32, heads=2, mlp=32, tower_width=24, tower_mlp=24,
+    stages=(Stage('small', 'none', depth=8, tower_depth=2),),
+)  # fmt: skip
 PRUNED = specprune('specprune')
 
 

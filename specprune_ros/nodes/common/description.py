@@ -15,7 +15,8 @@ from std_msgs.msg import String
 
 from specprune_ros.nodes.common import bounded_subscription as bounded
 from specprune_ros.nodes.common.qos import both_durabilities
-from specprune_ros.robot.description import UrdfError, digest, try_out
+from specprune_ros.robot.description import UrdfError, digest
+from specprune_ros.robot.description_trial import try_out
 
 
 class DescriptionReader:

@@ -40,7 +40,8 @@ from specprune_ros.nodes.executor_node.realtime import ask_for_priority, freeze_
 from specprune_ros.nodes.executor_node.supervisor import SUFFIX, Setup, Supervisor, enclave
 from specprune_ros.robot import profile as profiles
 from specprune_ros.robot import timeline
-from specprune_ros.robot.description import MAX_URDF, try_out
+from specprune_ros.robot.description import MAX_URDF
+from specprune_ros.robot.description_trial import try_out
 from specprune_ros.robot.gripper import GoalState, GripperGoal, GripperHysteresis
 from specprune_ros.robot.motion import ArmMotion, Tick, needed
 from specprune_ros.robot.timeline import Chunk, ChunkError, LateChunkError

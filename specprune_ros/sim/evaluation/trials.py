@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from specprune_ros.bounded_files import boundary, parse_json, read_text
+from specprune_ros.bounded_files import boundary, file_hash, parse_json, read_text
 from specprune_ros.policy.build import build_policy
 from specprune_ros.policy.policy import Policy
 from specprune_ros.policy.result import PolicyResult
@@ -29,7 +29,6 @@ from specprune_ros.sim.evaluation.evaluate import play_control
 from specprune_ros.sim.evaluation.policy_runner import PolicyRunner
 from specprune_ros.sim.evaluation.settings import EvaluationSetting
 from specprune_ros.sim.tasks.tasks import make_episode
-from specprune_ros.sim.training.export import file_hash
 
 MOST = 256 << 20  # bytes of a file of trials
 AT_ONCE = 5  # seeds of one job

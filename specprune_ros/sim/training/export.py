@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import subprocess
 from pathlib import Path
 
 import torch
 
-from specprune_ros.bounded_files import boundary, read_json, replacing
+from specprune_ros.bounded_files import boundary, file_hash, read_json, replacing
 from specprune_ros.models.load import save_policy_model
 from specprune_ros.sim.training.recipe import Recipe, tokenizer
 from specprune_ros.sim.training.train import Trainer, TrainError
@@ -63,11 +62,6 @@ def export(trainer: Trainer, folder: Path, data: str, results: dict[str, object]
     with replacing(folder / RECIPE) as part:
         part.write_text(json.dumps(record, indent=1) + '\n', encoding='utf-8')
     return folder
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file, hex."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def check_shipped(folder: Path = SHIPPED) -> dict[str, object]:
