@@ -173,7 +173,7 @@ def test_what_is_done_is_not_played_again(tmp_path):
              for label in ('dense', 'specprune', 'dense again')}  # fmt: skip
     assert seeds == {'dense': [*range(7, 12)], 'specprune': [*range(12)], 'dense again': []}
     done.path.write_text(done.path.read_text() + '{"key": 1')
-    with pytest.raises(ValueError, match='line 8: no trial'):
+    with pytest.raises(ValueError, match='line 8: not valid JSON'):
         TrialFile(done.path)
 
 
