@@ -22,9 +22,9 @@ from specprune_ros.policy.build import build_policy
 from specprune_ros.policy.policy import Policy
 from specprune_ros.sim.arm.render_backend import NoRenderer
 from specprune_ros.sim.evaluation.policy_runner import PolicyRunner
+from specprune_ros.sim.libero import episodes as libero
+from specprune_ros.sim.libero import library as libero_library
 from specprune_ros.sim.libero.episodes import LiberoTask, axis_angle, command, episodes
-from specprune_ros.sim.libero.episodes import episodes as libero
-from specprune_ros.sim.libero.episodes import library as libero_library
 from specprune_ros.sim.libero.library import MissingLibero, check_libero
 from specprune_ros.sim.libero.suites import SUITES, WrongPolicy, check_policy, suite
 
