@@ -76,7 +76,7 @@ class Decision:
 class Controller:
     """The action-aware controller (P1 section 4.4, P2).
 
-    Fine where the hand moves slowly and does not rise, coarse elsewhere. A speed that is unknown,
+    Fine where the end effector moves slowly and does not rise, coarse elsewhere. A speed that is unknown,
     stale or not a number means fine: less is pruned when less is known. ``motion`` is what
     thresholds given as shares are shares of.
     """

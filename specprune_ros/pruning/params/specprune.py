@@ -495,7 +495,7 @@ class PruningParams:
     scheduler: str = param(
         'none',
         'str',
-        'ridge: while the hand glides, extrapolate the last actions instead of asking the model.',
+        'ridge: in steady motion, extrapolate the last actions instead of running the model.',
         'SP-VLA, arXiv 2506.12723 section 3.2',
         choices=('none', 'ridge'),
         host_only=True,
