@@ -98,6 +98,11 @@ class Policy:
         self._in_force = self._latest = _InForce.of(params or PruningParams(), 1, self.motion)
 
     @property
+    def proprio_center(self) -> np.ndarray | None:
+        """The middle of the proprioception that the checkpoint was trained on, or ``None``."""
+        return self.loaded.statistics.proprio_center
+
+    @property
     def params(self) -> PruningParams:
         """The parameters the next query runs with."""
         return self._in_force.params

@@ -76,9 +76,9 @@ class Decision:
 class Controller:
     """The action-aware controller (P1 section 4.4, P2).
 
-    Fine where the end effector moves slowly and does not rise, coarse elsewhere. A speed that is unknown,
-    stale or not a number means fine: less is pruned when less is known. ``motion`` is what
-    thresholds given as shares are shares of.
+    Fine where the end effector moves slowly and does not rise, coarse elsewhere. A speed that is
+    unknown, stale or not a number means fine: less is pruned when less is known. ``motion`` is
+    what thresholds given as shares are shares of.
     """
 
     def __init__(self, motion: MotionRange | None = None) -> None:

@@ -162,6 +162,8 @@ class RemotePolicy:
     device = None  # of the model: not on this machine
     refreshes_in_slack = False
 
+    proprio_center = None  # rotation vectors: unknown here, so the shorter way round
+
     def __init__(
         self,
         url: str,

@@ -45,7 +45,9 @@ def quiet(rig, feed, reason):
     for _ in range(120):
         feed()
         rig.spin(0.05)
-        if len(rig.diagnoses) > said + 1 and reason in rig.health():
+        # The log has room for one line of a source and second.
+        new = len(rig.diagnoses) > said + 1
+        if new and reason in rig.health() and reason in rig.process.text():
             break
     assert reason in rig.health(), rig.health()
     assert reason in rig.process.text()
@@ -451,7 +453,8 @@ def test_speed_from_joint_states_steers_and_bad_joints_mean_care(rig_with):
     rig = rig_with(speed__source='joint_states')
     rig.description.publish(String(data='<robot'))
     running(rig)
-    assert 'robot_description does not parse' in rig.process.text()
+    # Another process reads it first.
+    assert rig.feed(20.0, until=lambda: 'robot_description does not parse' in rig.process.text())
     assert 'speed unknown' in rig.stats[-1].reason
     rig.description.publish(String(data=urdf()))
     assert rig.feed(10.0, until=lambda: rig.stats[-1].speed_source == 'joint_states')
@@ -459,13 +462,12 @@ def test_speed_from_joint_states_steers_and_bad_joints_mean_care(rig_with):
     assert stats.mode == stats.MODE_FINE
     assert stats.speed_translation == pytest.approx(0.0, abs=1e-9)
     assert 0.0 <= stats.speed_age < 0.5
-    # Joints that do not match: the speed is unknown, and chunks go on with care.
+    # Joints that do not match: the speed grows old, and chunks go on with care.
     names = ['a', 'b', 'finger_joint1', 'finger_joint2']
     for _ in range(60):
         rig.move(names=names)
         rig.show()
         rig.spin(0.05)
-        if 'speed unknown' in rig.stats[-1].reason:
+        if 'old' in rig.stats[-1].reason:
             break
-    assert 'speed unknown' in rig.stats[-1].reason
-    assert 'joint state lacks joint1' in rig.process.text()
+    assert rig.stats[-1].mode == stats.MODE_FINE and 'speed is' in rig.stats[-1].reason

@@ -24,10 +24,12 @@ class Throttle:
 
     # A logger remembers the severity of a calling line: each has a line of its own.
 
-    def warning(self, source: str, reason: str) -> None:
-        """Log a warning."""
-        if text := self._due(source, reason):
+    def warning(self, source: str, reason: str) -> bool:
+        """Log a warning. Returns whether it was not left out."""
+        text = self._due(source, reason)
+        if text:
             self._logger.warning(text)
+        return bool(text)
 
     def info(self, source: str, text: str) -> None:
         """Log what happened."""

@@ -75,7 +75,7 @@ class SpecPruneNode(AutoLifecycleNode):
         self._sequence = 0
         self._speed_source = 'none'
         self._base_frame = ''
-        self._refusal = ''
+        self._refusal = self._logged_refusal = ''
         self._loss = ''
         self._trouble = ''
         self._typical = 0.0  # s
@@ -178,7 +178,7 @@ class SpecPruneNode(AutoLifecycleNode):
 
     def _rotation_center(self, layout: str) -> tuple[float, ...]:
         """The middle of the rotation vectors the checkpoint was trained on, rad."""
-        center = self._policy.loaded.statistics.proprio_center
+        center = self._policy.proprio_center
         if layout != 'pose_gripper' or center is None or len(center) < 6:
             return (0.0, 0.0, 0.0)
         return tuple(float(v) for v in center[3:6])
@@ -358,9 +358,12 @@ class SpecPruneNode(AutoLifecycleNode):
     def _refuse(self, reason: str) -> None:
         """No chunk was made, and why: once in the log, always in the diagnostics."""
         last, self._refusal = self._refusal, reason
-        if NUMBERS.sub('#', reason) != NUMBERS.sub('#', last):
-            self._throttle.warning('no chunk', reason)
+        kind = NUMBERS.sub('#', reason)
+        if kind != NUMBERS.sub('#', last):
             self._refused_guard.trigger()  # the diagnostics say so at once
+            self._logged_refusal = ''
+        if kind != self._logged_refusal and self._throttle.warning('no chunk', reason):
+            self._logged_refusal = kind
 
     def _lose(self, reason: str) -> None:
         """The device is gone: no more chunks, and the executor's thread learns why."""
