@@ -49,7 +49,9 @@ def test_physics_runs_where_nothing_can_render():
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith('0.1\n')
-    assert 'apt-get install libegl1' in done.stdout and 'libosmesa6' in done.stdout
+    # What works instead is said where there is something, else what brings it; with the reason.
+    assert 'MUJOCO_GL=glfw does not work here (' in done.stdout or 'libosmesa6' in done.stdout
+    assert 'glfw' in done.stdout and 'earlier attempts' not in done.stdout
 
 
 @pytest.mark.parametrize(

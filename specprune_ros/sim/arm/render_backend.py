@@ -12,6 +12,7 @@ import sys
 
 CANDIDATES = ('egl', 'osmesa')
 _CHECKED = 'SPECPRUNE_MUJOCO_GL_CHECKED'  # inherited: child processes need not try again
+_WHY = 'SPECPRUNE_MUJOCO_GL_WHY'  # inherited: why nothing worked
 _TIMEOUT_S = 30.0
 _APT = {
     'egl': 'libegl1 libegl-mesa0 libgl1-mesa-dri libgles2 libopengl0 libgl1',
@@ -72,7 +73,7 @@ def choose() -> str:
     wanted = os.environ.get('MUJOCO_GL', '').strip().lower()
     if wanted and os.environ.get(_CHECKED) == wanted:
         if wanted == 'disable':
-            raise NoRenderer(message({'earlier attempts': 'none worked'}))
+            raise NoRenderer(os.environ.get(_WHY) or message({'earlier attempts': 'none worked'}))
         return wanted
     reasons: dict[str, str] = {}
     for backend in (wanted,) if wanted else CANDIDATES:
@@ -82,7 +83,14 @@ def choose() -> str:
             return backend
         reasons[backend] = reason
     os.environ['MUJOCO_GL'] = os.environ[_CHECKED] = 'disable'
-    raise NoRenderer(message(reasons))
+    others = [b for b in CANDIDATES if wanted and b != wanted and probe(b) is None]
+    if others:
+        why = f'MUJOCO_GL={wanted} does not work here ({reasons[wanted]})'
+        why += f', {others[0]} does: unset it'
+    else:
+        why = message(reasons)
+    os.environ[_WHY] = why
+    raise NoRenderer(why)
 
 
 def prepare() -> NoRenderer | None:
