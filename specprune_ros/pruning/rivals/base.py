@@ -94,7 +94,10 @@ class Dense:
 
     def begin(self, context: QueryContext) -> BasePrunePass:
         """Start a pass that keeps everything."""
-        return BasePrunePass(context, PruneSchedule())
+        running = BasePrunePass(context, PruneSchedule())
+        if context.mode is not Mode.DENSE:
+            running.outcome.dense_because = 'pruner dense prunes nothing'
+        return running
 
 
 class KeepAll:
