@@ -588,6 +588,19 @@ class Gripper:
         return self._kind.Result()
 
 
+def test_a_driver_that_latches_nothing_is_heard(bench):
+    """As ``ros2 topic pub`` publishes."""
+    from std_msgs.msg import Bool
+
+    b = bench(driver__ready_topic='/ready', driver__ready_type='bool')
+    b.run(0.3)
+    assert not b.commands and 'nothing on /ready yet' in b.health()
+    ready = b.node.create_publisher(Bool, '/ready', 1)
+    b.run(5.0, until=lambda: ready.get_subscription_count() > 0)
+    ready.publish(Bool(data=True))
+    b.moving()
+
+
 def test_flexiv_motion_grasp_and_driver_state(bench):
     """Runs where flexiv_ros2 is sourced."""
     package = pytest.importorskip('flexiv_msgs.msg', reason='flexiv_ros2 is not installed here')

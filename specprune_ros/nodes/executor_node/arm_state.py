@@ -13,7 +13,7 @@ from std_msgs.msg import Bool
 
 from specprune_ros.nodes.common.bounded_subscription import subscribe
 from specprune_ros.nodes.common.description import DescriptionReader
-from specprune_ros.nodes.common.qos import latched, newest
+from specprune_ros.nodes.common.qos import both_durabilities, newest
 from specprune_ros.nodes.common.time import stamp_ns
 from specprune_ros.nodes.executor_node.arm_ports import load
 from specprune_ros.robot.description import digest
@@ -69,7 +69,8 @@ class ArmState:
             self._describe()
         if driver.ready_type == 'bool':
             self._watchdog.driver(False, f'nothing on {driver.ready_topic} yet')
-            self._listen(Bool, driver.ready_topic, self._on_ready, latched())
+            for durable in both_durabilities():
+                self._listen(Bool, driver.ready_topic, self._on_ready, durable)
         elif driver.ready_type == 'flexiv_operational_status':
             self._watchdog.driver(False, f'nothing on {driver.ready_topic} yet')
             kind = load('flexiv_msgs', 'msg', 'OperationalStatus')
