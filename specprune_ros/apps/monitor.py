@@ -60,25 +60,25 @@ class QueryStats:
     last: PruneStats | None = None
     chunks: int = 0
     obeyed: str = ''
-    _heard: dict[int, float] = field(default_factory=dict)
+    _received: dict[int, float] = field(default_factory=dict)
 
     def add_chunk(self, chunk: ActionChunk, now: float) -> None:
         """Count a chunk heard at time ``now`` of the node clock, in seconds."""
         latency = now - seconds(chunk.header.stamp)
         self.latency.append(latency)
-        self._heard[chunk.sequence] = latency
+        self._received[chunk.sequence] = latency
         self.chunks += 1
         self.instructions[chunk.instruction] += 1
         self.obeyed = chunk.instruction
 
     def replace_latency(self, sequence: int, latency: float) -> None:
         """Correct the latency of the chunk added last (a replay knows better)."""
-        self.latency[-1] = self._heard[sequence] = latency
+        self.latency[-1] = self._received[sequence] = latency
 
     def add_stats(self, stats: PruneStats) -> None:
         """Count a chunk's account."""
         self.query.append(stats.time_total)
-        latency = self._heard.pop(stats.sequence, None)
+        latency = self._received.pop(stats.sequence, None)
         if latency is not None:
             self.overhead.append(latency - stats.time_total)
         self.tokens.append(stats.tokens_mean)

@@ -109,7 +109,7 @@ class Player(Monitor):
         ]
         self._sent: dict[int, float] = {}
 
-    def heard_by_policy(self) -> bool:
+    def received_by_policy(self) -> bool:
         """Whether the policy subscribes to every camera."""
         return all(self._out[topic].get_subscription_count() for topic in self._images)
 
@@ -239,7 +239,7 @@ def _wait_for_policy(
     player: Player, executor: SingleThreadedExecutor, process: NodeProcess, start_ns: int
 ) -> None:
     end = time.monotonic() + START_PATIENCE
-    while not player.heard_by_policy():
+    while not player.received_by_policy():
         process.check()
         player.tick(start_ns)
         executor.spin_once(timeout_sec=0.05)

@@ -34,15 +34,15 @@ TITLES = {
 HEATS = ('local', 'attention', 'action', 'global', 'layer')
 
 
-def draw(told: Explanation, path: Path) -> None:
+def draw(explanation: Explanation, path: Path) -> None:
     """Write the image; the format follows the file's ending (PNG, SVG, PDF)."""
     import matplotlib
 
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
 
-    cameras = len(told.cameras)
-    columns = _columns(told)
+    cameras = len(explanation.cameras)
+    columns = _columns(explanation)
     places = max(4, len(columns))  # the lower row needs room for its text
     with plt.rc_context({'font.family': 'DejaVu Sans', 'text.color': INK, 'axes.labelcolor': INK}):
         width = 2.55 * places + 0.4
@@ -69,52 +69,61 @@ def draw(told: Explanation, path: Path) -> None:
                 if row == 0:
                     axes.set_title(title, fontsize=9.5, color=INK, pad=6)
                 if column == 0:
-                    axes.set_ylabel(told.cameras[row].replace('_', ' '), fontsize=9.5)
+                    axes.set_ylabel(explanation.cameras[row].replace('_', ' '), fontsize=9.5)
         split = places - 2
-        _tokens(figure.add_subplot(grid[cameras, :split]), told)
-        _legend(figure.add_subplot(grid[cameras, split:]), told)
+        _tokens(figure.add_subplot(grid[cameras, :split]), explanation)
+        _legend(figure.add_subplot(grid[cameras, split:]), explanation)
         top = 1 - 0.36 / (2.62 * cameras + 4.0)
         figure.text(
-            0.75 / width, top, f'“{told.instruction}”', fontsize=14, weight='bold', va='center'
+            0.75 / width,
+            top,
+            f'“{explanation.instruction}”',
+            fontsize=14,
+            weight='bold',
+            va='center',
         )
-        figure.text(0.985, top, told.title, fontsize=10, color=PALE, ha='right', va='center')
+        figure.text(
+            0.985, top, explanation.title, fontsize=10, color=PALE, ha='right', va='center'
+        )
         figure.savefig(path, dpi=110, facecolor=GROUND)
         plt.close(figure)
 
 
-def _columns(told: Explanation) -> list[tuple[str, np.ndarray]]:
+def _columns(explanation: Explanation) -> list[tuple[str, np.ndarray]]:
     """Titles and images ``[cameras, height, width, 3]`` of the upper rows."""
-    columns = [('what the policy sees', _zoomed(told.images))]
-    first, last = _first(told), _last(told)
+    columns = [('what the policy sees', _zoomed(explanation.images))]
+    first, last = _first(explanation), _last(explanation)
     if first is not None:
-        columns.append((_told(first, told.tokens), _kept(told, first)))
+        columns.append((_caption(first, explanation.tokens), _kept(explanation, first)))
     if last is not None and last is not first:
-        columns.append((_told(last, told.tokens), _kept(told, last)))
-    shown = [name for name in HEATS if name in told.scores][:3]
-    columns += [(TITLES[name], _heat(told, told.scores[name])) for name in shown]
-    if told.similarity is not None:
-        columns.append(('change since the reference', _heat(told, 1 - told.similarity, 0.03)))
+        columns.append((_caption(last, explanation.tokens), _kept(explanation, last)))
+    shown = [name for name in HEATS if name in explanation.scores][:3]
+    columns += [(TITLES[name], _heat(explanation, explanation.scores[name])) for name in shown]
+    if explanation.similarity is not None:
+        columns.append(
+            ('change since the reference', _heat(explanation, 1 - explanation.similarity, 0.03))
+        )
     return columns
 
 
-def _whole(told: Explanation) -> list[tuple[int, np.ndarray]]:
+def _whole(explanation: Explanation) -> list[tuple[int, np.ndarray]]:
     """Boundaries behind which patches of the images are left; merged tokens have no patch."""
-    return [kept for kept in told.kept if (kept[1] >= 0).any()]
+    return [kept for kept in explanation.kept if (kept[1] >= 0).any()]
 
 
-def _first(told: Explanation) -> tuple[int, np.ndarray] | None:
+def _first(explanation: Explanation) -> tuple[int, np.ndarray] | None:
     """The boundary of the first full choice (the authors' extra prune after layer 1 is not)."""
-    whole = _whole(told)
+    whole = _whole(explanation)
     extra = len(whole) > 1 and whole[0][0] == 1 and whole[1][0] == 2
     return whole[1 if extra else 0] if whole else None
 
 
-def _last(told: Explanation) -> tuple[int, np.ndarray] | None:
-    whole = _whole(told)
+def _last(explanation: Explanation) -> tuple[int, np.ndarray] | None:
+    whole = _whole(explanation)
     return whole[-1] if whole else None
 
 
-def _told(kept: tuple[int, np.ndarray], total: int) -> str:
+def _caption(kept: tuple[int, np.ndarray], total: int) -> str:
     boundary, ids = kept
     place = f'after layer {boundary}' if boundary else 'before layer 1'
     return f'left {place}: {len(ids)} of {total}'
@@ -124,25 +133,25 @@ def _zoomed(images: np.ndarray, zoom: int = 2) -> np.ndarray:
     return images.repeat(zoom, axis=1).repeat(zoom, axis=2)
 
 
-def _kept(told: Explanation, kept: tuple[int, np.ndarray]) -> np.ndarray:
-    members = np.zeros(told.tokens, bool)
+def _kept(explanation: Explanation, kept: tuple[int, np.ndarray]) -> np.ndarray:
+    members = np.zeros(explanation.tokens, bool)
     members[kept[1][kept[1] >= 0]] = True
-    overlay = Overlay(told.images, told.grid, told.sets, members)
-    return np.stack([draw_overlay(overlay, c, zoom=2) for c in range(len(told.cameras))])
+    overlay = Overlay(explanation.images, explanation.grid, explanation.sets, members)
+    return np.stack([draw_overlay(overlay, c, zoom=2) for c in range(len(explanation.cameras))])
 
 
-def _heat(told: Explanation, score: np.ndarray, floor: float = 0.0) -> np.ndarray:
+def _heat(explanation: Explanation, score: np.ndarray, floor: float = 0.0) -> np.ndarray:
     """A score over the greyed image, from its 5th to its 99th percentile.
 
     ``floor``: the smallest range that is shown in full brightness.
     """
     from matplotlib import colormaps
 
-    rows, columns = told.grid
+    rows, columns = explanation.grid
     low = float(np.percentile(score, 5))
     span = max(float(np.percentile(score, 99)) - low, floor, 1e-12)
-    share = np.clip((score - low) / span, 0, 1).reshape(len(told.cameras), rows, columns)
-    images = _zoomed(told.images).astype(np.float64)
+    share = np.clip((score - low) / span, 0, 1).reshape(len(explanation.cameras), rows, columns)
+    images = _zoomed(explanation.images).astype(np.float64)
     height, width = images.shape[1] // rows, images.shape[2] // columns
     share = share.repeat(height, axis=1).repeat(width, axis=2)
     images = images[:, : share.shape[1], : share.shape[2]]
@@ -152,14 +161,14 @@ def _heat(told: Explanation, score: np.ndarray, floor: float = 0.0) -> np.ndarra
     return np.clip(grey * (1 - strength) + colour * strength, 0, 255).astype(np.uint8)
 
 
-def _tokens(axes: Any, told: Explanation) -> None:
+def _tokens(axes: Any, explanation: Explanation) -> None:
     """Vision tokens in every layer, as bars; what was saved is pale."""
-    depth = len(told.layer_tokens)
+    depth = len(explanation.layer_tokens)
     layers = np.arange(1, depth + 1)
-    axes.bar(layers, [told.tokens] * depth, width=0.86, color=SAVED)
-    axes.bar(layers, told.layer_tokens, width=0.86, color=SPENT)
+    axes.bar(layers, [explanation.tokens] * depth, width=0.86, color=SAVED)
+    axes.bar(layers, explanation.layer_tokens, width=0.86, color=SPENT)
     axes.set_xlim(0.4, depth + 0.6)
-    axes.set_ylim(0, told.tokens * 1.16)
+    axes.set_ylim(0, explanation.tokens * 1.16)
     step = max(1, depth // 16)
     axes.set_xticks(layers[step - 1 :: step] if step > 1 else layers)
     axes.set_xlabel('decoder layer', fontsize=9)
@@ -169,11 +178,11 @@ def _tokens(axes: Any, told: Explanation) -> None:
         axes.spines[side].set_visible(False)
     axes.spines['bottom'].set_color(SAVED)
     previous = None
-    for layer, tokens in zip(layers, told.layer_tokens, strict=True):
+    for layer, tokens in zip(layers, explanation.layer_tokens, strict=True):
         if tokens != previous and tokens:
             axes.text(
                 layer,
-                tokens + told.tokens * 0.025,
+                tokens + explanation.tokens * 0.025,
                 str(tokens),
                 ha='center',
                 fontsize=8,
@@ -182,20 +191,20 @@ def _tokens(axes: Any, told: Explanation) -> None:
         previous = tokens
 
 
-def _legend(axes: Any, told: Explanation) -> None:
+def _legend(axes: Any, explanation: Explanation) -> None:
     """Sets with their counts, and what the query cost."""
     axes.axis('off')
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1)
     y = 0.97
-    if told.sets:
+    if explanation.sets:
         axes.text(0.06, y, 'asked for by', fontsize=9, weight='bold', va='top')
-    union = np.zeros(told.tokens, bool)
-    for members in told.sets.values():
+    union = np.zeros(explanation.tokens, bool)
+    for members in explanation.sets.values():
         union |= members
-    entries = [(name, int(members.sum())) for name, members in told.sets.items()]
-    first = _first(told)
-    if first is not None and told.sets:
+    entries = [(name, int(members.sum())) for name, members in explanation.sets.items()]
+    first = _first(explanation)
+    if first is not None and explanation.sets:
         ids = first[1]
         extra = int((~union[ids[ids >= 0]]).sum())
         if extra:
@@ -208,12 +217,12 @@ def _legend(axes: Any, told: Explanation) -> None:
         axes.text(0.235, y - 0.03, NAMES.get(name, name), fontsize=9, va='center')
     y -= 0.2
     lines = [
-        f'{told.flops_ratio:.0%} of the operations of a dense query',
-        f'{told.decoder_ratio:.0%} in the language model alone',
+        f'{explanation.flops_ratio:.0%} of the operations of a dense query',
+        f'{explanation.decoder_ratio:.0%} in the language model alone',
     ]
-    if told.recall is not None:
-        lines.append(f'the prior named {told.recall:.0%} of what this query looked at')
-    lines += [_short(note) for note in told.notes[:3]]
+    if explanation.recall is not None:
+        lines.append(f'the prior named {explanation.recall:.0%} of what this query looked at')
+    lines += [_short(note) for note in explanation.notes[:3]]
     for number, line in enumerate(lines):
         axes.text(
             0.06,

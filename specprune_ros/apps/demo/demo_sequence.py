@@ -56,7 +56,7 @@ class Attempt:
     real_time_factor: float | None = None
 
     @property
-    def told(self) -> str:
+    def summary(self) -> str:
         """How it went, in a few words."""
         if self.cut:
             return self.cut
@@ -226,15 +226,17 @@ class DemoSequence:
         monitor.recording_gif = said_by == PERSON or self._pruner != DENSE
         begin, started = monitor.seconds, time.monotonic()
         monitor.caption = lambda: (
-            attempt.told if attempt.verdict.final else f'{RUNNING} {monitor.seconds - begin:.1f} s'
+            attempt.summary
+            if attempt.verdict.final
+            else f'{RUNNING} {monitor.seconds - begin:.1f} s'
         )
         try:
-            self._spin(lambda: bool(monitor.spoken) or self._heard(attempt))
+            self._spin(lambda: bool(monitor.spoken) or self._received(attempt))
             if not attempt.verdict.final:
                 attempt.cut = 'you said something else'
                 return True
             why = f' ({attempt.verdict.detail})' if attempt.verdict.detail else ''
-            self._tell(f'{words}, {attempt.pruner}: {attempt.told}{why}')
+            self._tell(f'{words}, {attempt.pruner}: {attempt.summary}{why}')
             unknown = attempt.verdict.outcome == UNKNOWN
             self._spin(lambda: bool(monitor.spoken), UNJUDGED if unknown else AFTERWARDS)
             return bool(monitor.spoken)
@@ -250,7 +252,7 @@ class DemoSequence:
             if said_by == PERSON and monitor.tally.last is not None:
                 attempt.pruner = monitor.tally.last.pruner  # a person may change that too
 
-    def _heard(self, attempt: Attempt) -> bool:
+    def _received(self, attempt: Attempt) -> bool:
         """Take the arm's word on this instruction; whether it is final."""
         if self._judging(attempt.instruction):
             attempt.verdict = self._monitor.verdict

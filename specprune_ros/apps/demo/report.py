@@ -50,7 +50,7 @@ def status(monitor: Monitor, attempts: Sequence[Attempt], elapsed: float, second
     table = Table(show_header=False, box=None, padding=(0, 2))
     for attempt in attempts[-6:]:
         table.add_row(
-            escape(f'"{attempt.instruction}"'), escape(f'{attempt.pruner}: {attempt.told}')
+            escape(f'"{attempt.instruction}"'), escape(f'{attempt.pruner}: {attempt.summary}')
         )
     table.add_row(
         'chunks', f'{numbers["chunks"]}, {monitor.chunk_rate.rate(time.monotonic()):.1f} a second'
@@ -141,7 +141,7 @@ def real_time_factor(attempts: Sequence[Attempt]) -> float | None:
 
 def _coloured(attempt: Attempt) -> str:
     style = 'green' if attempt.verdict.success else 'yellow'
-    return f'[{style}]{escape(attempt.told)}[/]'
+    return f'[{style}]{escape(attempt.summary)}[/]'
 
 
 def _costs(pair: Sequence[Attempt | None]) -> tuple[str, str, str]:
