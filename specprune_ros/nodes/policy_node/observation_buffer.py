@@ -255,6 +255,8 @@ class ObservationBuffer:
             return None
         best, first = None, self.cameras[0]
         for anchor in reversed(self._recent[first]):
+            if best is not None and anchor.stamp_ns <= _oldest(best):
+                continue  # what it belongs to is no newer
             images = {
                 camera: min(
                     reversed(self._recent[camera]),
