@@ -275,7 +275,7 @@ def test_a_clock_that_goes_back_holds_the_arm_and_does_not_end_it(arm):
     assert all(m.header.stamp.sec < 60 for m in ear.heard['tcp_pose'][1:])
 
 
-def test_without_a_renderer_it_says_which_packages_bring_one(tmp_path, monkeypatch):
+def test_without_a_renderer_it_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setenv('MUJOCO_GL', 'osmesa')
     monkeypatch.setenv('SPECPRUNE_MUJOCO_GL_CHECKED', '')
     monkeypatch.setenv('PYOPENGL_PLATFORM', 'nonsense')
@@ -289,7 +289,8 @@ def test_without_a_renderer_it_says_which_packages_bring_one(tmp_path, monkeypat
             time.sleep(0.1)
         if 'cannot configure' not in process.text():
             pytest.skip('OSMesa is installed here, so images can be drawn')
-        assert 'apt-get install' in process.text()
+        # Packages to install, or that another renderer works here.
+        assert 'apt-get install' in process.text() or 'unset it' in process.text()
         assert process.alive()
     finally:
         process.stop()

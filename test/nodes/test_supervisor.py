@@ -64,15 +64,15 @@ def wait(condition, seconds=15.0):
 
 
 def supervisor_of(process):
-    """Process id of the supervisor."""
+    """Process id of the living supervisor."""
     for entry in os.listdir('/proc'):
         if entry.isdigit():
             try:
                 with open(f'/proc/{entry}/stat') as file:
-                    parent = int(file.read().rsplit(')', 1)[1].split()[1])
-            except (OSError, IndexError):
+                    state, parent = file.read().rsplit(')', 1)[1].split()[:2]
+            except (OSError, ValueError):
                 continue
-            if parent == process.pid:
+            if int(parent) == process.pid and state != 'Z':
                 return int(entry)
     return None
 
@@ -90,8 +90,8 @@ def test_an_executor_that_comes_back_or_loses_its_supervisor_goes_on_from_rest(r
     os.kill(first, signal.SIGKILL)
     # Without anybody who could stop the arm it stands still, until there is somebody again.
     assert wait(lambda: any('supervisor' in text for text in rig.health[-2:])), rig.health[-3:]
+    assert wait(lambda: supervisor_of(rig.process) not in (None, first)), rig.log.read_text()
     assert rig.moving(), rig.log.read_text()
-    assert supervisor_of(rig.process) not in (None, first)
     speeds = [m.twist.linear.y for at, m in rig.commands if at > begin]
     assert np.abs(np.diff(speeds)).max() <= limits
     # An ordered end leaves no supervisor behind.
