@@ -180,14 +180,17 @@ install_wheels() {
 # With a ROS host, its own NumPy stays, because its messages are compiled against it, and its pytest,
 # because launch_pytest follows it.
 install_host() {
-  local python=$venv/bin/python numpy
+  local python=$venv/bin/python numpy pytest
   if ! "$python" -c 'import rclpy' 2>/dev/null; then
     die "ros2 is sourced (ROS_DISTRO=$ROS_DISTRO) but rclpy does not import with $("$python" -V): set PYTHON to the interpreter of your ROS"
   fi
   numpy=$("$python" -c 'import numpy; print(numpy.__version__)')
   "$python" -c 'import pinocchio' 2>/dev/null || apt_install "No Pinocchio" "ros-$ROS_DISTRO-pinocchio" || exit 1
-  grep -vE '^(numpy|pin|pytest|packaging|pyyaml|ros-.*)==' constraints.txt >"$venv/constraints.txt"
+  grep -vE '^(numpy|pin|pytest|pytest-rerunfailures|packaging|pyyaml|ros-.*)==' constraints.txt >"$venv/constraints.txt"
   echo "numpy==$numpy" >>"$venv/constraints.txt"
+  if pytest=$("$python" -c "import pytest; print(pytest.__version__)" 2>/dev/null); then
+    echo "pytest==$pytest" >>"$venv/constraints.txt"
+  fi
   local files=(requirements/{run,sim,view,test}.txt)
   have colcon || files+=(requirements/build.txt)
   requirements_without_torch "${files[@]}"

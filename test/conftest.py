@@ -1,4 +1,9 @@
-"""Which tests can run here: those marked ``ros`` or ``gpu`` say why not where they cannot."""
+"""Which tests can run here, and which are run once more where they fail.
+
+Those marked ``ros`` or ``gpu`` say why not where they cannot run. Those that start processes and
+wait for them on the wall clock may fail on a machine that gives no time to one of them: the
+runner's closing lines list each that was run again as RERUN.
+"""
 
 from __future__ import annotations
 
@@ -37,8 +42,27 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Show why a first try failed, where the plugin can."""
+    if hasattr(config.option, 'rerun_show_tracebacks'):
+        config.option.rerun_show_tracebacks = True
+
+
+# Fixtures of test/nodes and test/launch with nodes that run in real time.
+REAL_TIME = frozenset({'arm', 'bench', 'domain', 'rig', 'rig_with', 'robot'})
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what this machine has not, with the reason."""
+    """Skip what this machine has not, with the reason; a second try for what waits for others."""
+    for item in items:
+        nodes = item.path.parent.name in ('nodes', 'launch') and REAL_TIME.intersection(
+            getattr(item, 'fixturenames', ())
+        )
+        # launch_pytest calls its tests by itself, and ends their launch after the first try.
+        if item.get_closest_marker('launch') is None and (
+            item.get_closest_marker('real_time') or nodes
+        ):
+            item.add_marker(pytest.mark.flaky(reruns=1))
     for marker, reason in (('ros', without_ros), ('gpu', without_gpu)):
         for item in items:
             if item.get_closest_marker(marker) and (why := reason()):

@@ -96,6 +96,7 @@ def replay(*arguments, domain):
     )
 
 
+@pytest.mark.real_time
 def test_a_recording_runs_through_a_live_node(tmp_path):
     done = replay(
         RECORDING, '--json', tmp_path / 'r.json', '--log', tmp_path, '--param', 'model.threads=1',

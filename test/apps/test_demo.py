@@ -17,6 +17,7 @@ COMMAND = (sys.executable, '-m', 'specprune_ros.cli.main')
 
 
 @pytest.mark.slow
+@pytest.mark.real_time
 def test_without_a_renderer_the_recording_is_the_cameras(tmp_path):
     """And what nobody was trained for is tried, but not pretended to."""
     words = 'juggle the blue cube'
@@ -64,6 +65,7 @@ def log(folder, node):
 
 
 @pytest.mark.slow
+@pytest.mark.real_time
 def test_each_instruction_is_done_pruned_and_dense_and_a_person_is_obeyed(tmp_path):
     """With random weights: what is asked, judged and counted, not whether it succeeds."""
     words, spoken = 'move above the red cube', 'lift the blue cube'
@@ -105,6 +107,7 @@ def test_each_instruction_is_done_pruned_and_dense_and_a_person_is_obeyed(tmp_pa
 
 
 @pytest.mark.slow
+@pytest.mark.real_time
 def test_it_stays_with_its_page_until_it_is_stopped(tmp_path):
     """What `make demo ARGS="--stay"` runs, with one instruction instead of three."""
     demo = subprocess.Popen(

@@ -170,6 +170,7 @@ def stop(process):
         process.kill()
 
 
+@pytest.mark.real_time
 def test_the_page_scrubs_through_a_recording_of_an_arm_of_ones_own(bag):
     import trimesh
 
@@ -202,6 +203,7 @@ def test_the_page_scrubs_through_a_recording_of_an_arm_of_ones_own(bag):
     assert 'left out' not in said
 
 
+@pytest.mark.real_time
 def test_the_bundled_recording_shows_its_arm_and_cameras(tmp_path):
     """It was made without a policy, so there is nothing pruned to show."""
     process, port, log = view(tmp_path, '--bag', str(RECORDING))
@@ -214,6 +216,7 @@ def test_the_bundled_recording_shows_its_arm_and_cameras(tmp_path):
         assert stop(process) == 130, log.read_text()
 
 
+@pytest.mark.real_time
 def test_every_command_of_the_page_about_it_runs_as_it_stands(tmp_path):
     """But for the launch files, whose tests need a ROS host, and the demo, which is slow."""
     lines = (ROOT / 'docs' / 'how-to' / 'view.md').read_text().splitlines()

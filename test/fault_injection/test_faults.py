@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from ros_processes import new_domain
 
 ROOT = Path(__file__).parents[2]
-pytestmark = [pytest.mark.ros, pytest.mark.slow]
+pytestmark = [pytest.mark.ros, pytest.mark.slow, pytest.mark.real_time]
 
 
 def run(script, *options, seconds):
-    environment = {**os.environ, 'ROS_DOMAIN_ID': str(random.randint(1, 101))}
+    environment = {**os.environ, 'ROS_DOMAIN_ID': str(new_domain())}
     return subprocess.run(
         [sys.executable, str(ROOT / script), *options],
         cwd=ROOT,

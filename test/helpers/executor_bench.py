@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
+from ros_processes import new_domain
 
 ROOT = Path(__file__).parents[2]
 SECOND = 1_000_000_000
@@ -24,7 +24,7 @@ def ros():
     import rclpy
 
     before = os.environ.get('ROS_DOMAIN_ID')
-    os.environ['ROS_DOMAIN_ID'] = str(random.randint(1, 101))
+    os.environ['ROS_DOMAIN_ID'] = str(new_domain())
     yield rclpy
     rclpy.try_shutdown()
     if before is None:

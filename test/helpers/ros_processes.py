@@ -2,22 +2,39 @@
 
 from __future__ import annotations
 
-import itertools
 import os
+import random
 import signal
+import socket
 import subprocess
 import sys
 import time
+from collections import deque
 from pathlib import Path
 
 import numpy as np
 
-_domains = itertools.count(1 + os.getpid() % 80)
+_held: deque[socket.socket] = deque(maxlen=12)
 
 
 def new_domain() -> int:
-    """A DDS domain nobody else on this machine is likely to use."""
-    return 1 + next(_domains) % 101
+    """A DDS domain (1 to 101) that no other test run on this machine holds.
+
+    Each is held by an abstract socket of its name, which ends with the process whatever ends it,
+    for this and the next 11 draws: what a test left behind is gone by then.
+    """
+    for number in random.SystemRandom().sample(range(1, 102), 101):
+        holder = socket.socket(socket.AF_UNIX)
+        try:
+            holder.bind(f'\0specprune_test_domain_{number}')
+        except OSError:
+            holder.close()
+            continue
+        if len(_held) == _held.maxlen:
+            _held.popleft().close()
+        _held.append(holder)
+        return number
+    raise RuntimeError('every ROS domain from 1 to 101 is held by a test run on this machine')
 
 
 class Process:

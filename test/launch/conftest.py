@@ -1,18 +1,18 @@
 """A DDS domain of its own for each file of this folder, and its helper ``listener``."""
 
-import os
 import sys
 from pathlib import Path
 
 import pytest
+from ros_processes import new_domain
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 
 @pytest.fixture(scope='module')
-def domain(request):
+def domain():
     """Set for the launch under test and for the test itself."""
-    number = 1 + (os.getpid() + sum(request.node.name.encode())) % 101
+    number = new_domain()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv('ROS_DOMAIN_ID', str(number))
         patch.setenv('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')

@@ -225,6 +225,7 @@ def test_stops_that_come_again_and_again_are_counted_not_logged(bench, capfd):
 
 
 @pytest.mark.parametrize(('told_by', 'stops'), [('left', True), ('right', False)])
+@pytest.mark.real_time
 def test_two_arms_in_two_namespaces_heed_their_own_policies(ros, tmp_path, told_by, stops):
     """The executor in a namespace ignored its own policy's errors and obeyed another's."""
     from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
@@ -530,6 +531,7 @@ def test_lifecycle_ten_times(bench):
         b.dut.trigger_activate()
 
 
+@pytest.mark.real_time
 def test_as_a_process_at_100_hz_and_sigint_stops_the_arm(ros, tmp_path):
     """Timing, diagnostics and shutdown of the real process."""
     from diagnostic_msgs.msg import DiagnosticArray

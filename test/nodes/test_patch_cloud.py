@@ -76,6 +76,7 @@ def test_points_lie_where_the_camera_sees_them():
 
 
 @pytest.mark.slow
+@pytest.mark.real_time
 def test_the_node_joins_mask_depth_and_camera_over_dds(tmp_path):
     import rclpy
     from rclpy.executors import SingleThreadedExecutor

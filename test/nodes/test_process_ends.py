@@ -60,6 +60,7 @@ FAST = ('SIGHUP', 'launch killed')
 @pytest.mark.parametrize(
     'end', [pytest.param(end, marks=() if end in FAST else pytest.mark.slow) for end in ENDS]
 )
+@pytest.mark.real_time
 def test_the_arm_comes_to_rest_however_its_executor_ends(ros, tmp_path, end):
     """A SIGHUP left a norm of 2.8 as the last command; a killed launch 500 more of motion."""
     b = Bench(ros, write_profile(tmp_path))

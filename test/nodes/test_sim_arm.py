@@ -275,6 +275,7 @@ def test_a_clock_that_goes_back_holds_the_arm_and_does_not_end_it(arm):
     assert all(m.header.stamp.sec < 60 for m in ear.heard['tcp_pose'][1:])
 
 
+@pytest.mark.real_time
 def test_without_a_renderer_it_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setenv('MUJOCO_GL', 'osmesa')
     monkeypatch.setenv('SPECPRUNE_MUJOCO_GL_CHECKED', '')

@@ -31,6 +31,7 @@ def check_end(adapter, how, folder):
 
 
 @pytest.mark.parametrize(('adapter', 'how'), [('twist', 'kill'), ('joint_trajectory', 'stop')])
+@pytest.mark.real_time
 def test_an_ended_or_halted_executor_leaves_an_arm_at_rest(adapter, how, tmp_path):
     check_end(adapter, how, tmp_path)
 
@@ -38,6 +39,7 @@ def test_an_ended_or_halted_executor_leaves_an_arm_at_rest(adapter, how, tmp_pat
 @pytest.mark.slow
 @pytest.mark.parametrize('how', ENDS)
 @pytest.mark.parametrize('adapter', ADAPTERS)
+@pytest.mark.real_time
 def test_every_end_of_the_executor_with_every_adapter(adapter, how, tmp_path):
     check_end(adapter, how, tmp_path)
 

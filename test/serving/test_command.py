@@ -32,6 +32,7 @@ def start(*arguments, **environment):
     return process, found[1]
 
 
+@pytest.mark.real_time
 def test_it_serves_until_it_is_told_to_stop():
     process, url = start('--param', 'alpha=0.5', '--batch', '4', SPECPRUNE_API_KEY='k')
     try:

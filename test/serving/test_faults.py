@@ -4,7 +4,11 @@ import pytest
 
 from test.fault_injection.serving_faults import run
 
-pytestmark = [pytest.mark.usefixtures('one_thread'), pytest.mark.timeout(240)]
+pytestmark = [
+    pytest.mark.usefixtures('one_thread'),
+    pytest.mark.real_time,
+    pytest.mark.timeout(240),
+]
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from ray import serve  # noqa: E402
 
 from specprune_ros.serving.ray_app import Options, build  # noqa: E402
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.real_time, pytest.mark.timeout(300)]
 PORT = 8126
 ROBOTS, QUERIES = 6, 24
 

@@ -32,6 +32,7 @@ def free_port():
 
 
 @pytest.mark.slow
+@pytest.mark.real_time
 def test_the_harness_s_own_runner_gets_our_success_rate(loaded, tmp_path):
     from specprune_ros.sim.arm.world import World
     from specprune_ros.sim.evaluation.evaluate import play_control
