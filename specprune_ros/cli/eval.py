@@ -76,7 +76,8 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         '--work',
         type=Path,
         default=Path('out/eval'),
-        help='folder of the finished episodes; the same command goes on from it',
+        help='folder of the finished episodes; the same command goes on from it, and plays anew '
+        'what other code of the method or of this package played',
     )
     parser.add_argument('--report-only', action='store_true', help='only what is there already')
     parser.add_argument('--json', type=Path, help='write the rows here')
@@ -130,12 +131,13 @@ def _simulated(args: argparse.Namespace) -> dict[str, Any]:
     done = TrialFile(args.work / 'trials.jsonl')
     executed, deviation = args.executed, args.deviation_episodes
     todo = list(jobs(settings, families, seeds, done, weights, executed, deviation))
+    missing = sum(len(job.seeds) for job in todo)
+    wanted = len({s.key(weights, executed) for s in settings}) * len(families) * len(seeds)
     started = time.monotonic()
     if todo and not args.report_only:
         _fits(checkpoint, settings)
         choose()
-        count = sum(len(job.seeds) for job in todo)
-        bar = _bar(count)
+        bar = _bar(missing)
         if args.ray:
             from specprune_ros.sim.evaluation.on_ray import play_all_on_ray
 
@@ -144,7 +146,9 @@ def _simulated(args: argparse.Namespace) -> dict[str, Any]:
             processes = args.processes or os.cpu_count() or 1
             play_all(todo, done, checkpoint, processes, executed, bar.update)
         bar.close()
-        print(f'{count} episodes in {time.monotonic() - started:.0f} s')
+    played = 0 if args.report_only else missing
+    seconds = time.monotonic() - started
+    print(f'reused {wanted - missing}, played {played} episodes in {seconds:.0f} s')
     rows = table_rows(settings, families, seeds, done, weights, executed)
     if not rows:
         raise ValueError(f'{done.path}: holds no episode of these rows; leave out --report-only')
@@ -161,6 +165,8 @@ def _simulated(args: argparse.Namespace) -> dict[str, Any]:
         'seeds': f'{args.seeds}, {seeds.start} to {seeds.stop - 1}',
         'weights': weights,
         'executed': executed,
+        'reused': wanted - missing,
+        'played': played,
         'rows': rows,
         **_circumstances(),
     }

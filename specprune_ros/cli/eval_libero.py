@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -46,11 +47,17 @@ def evaluate(args: argparse.Namespace, settings: Sequence[EvaluationSetting]) ->
     for setting in rows:
         policy.check_params(setting.params)
     weights, done = weights_hash(args.checkpoint), TrialFile(args.work / 'trials.jsonl')
+    played, started = 0, time.monotonic()
     if not args.report_only:
         for task in range(asked.tasks):
-            _play_task(args, asked, task, policy, rows, weights, done)
+            played += _play_task(args, asked, task, policy, rows, weights, done)
     families = [f'{asked.name}/{task}' for task in range(asked.tasks)]
-    made = table_rows(rows, families, range(args.episodes), done, weights, args.executed)
+    trials = range(args.episodes)
+    keys = {setting.key(weights, args.executed) for setting in rows}
+    there = sum(len(done.of(key, family, trials)) for key in keys for family in families)
+    seconds = time.monotonic() - started
+    print(f'reused {there - played}, played {played} episodes in {seconds:.0f} s')
+    made = table_rows(rows, families, trials, done, weights, args.executed)
     return {'weights': weights, 'suite': asked.name, 'libero': notes, 'rows': made}
 
 
@@ -62,8 +69,8 @@ def _play_task(
     settings: Sequence[EvaluationSetting],
     weights: str,
     done: TrialFile,
-) -> None:
-    """The missing trials of one task, in one simulator."""
+) -> int:
+    """Play the missing trials of one task in one simulator; returns how many."""
     from tqdm import tqdm
 
     from specprune_ros.policy.result import PolicyResult
@@ -80,7 +87,7 @@ def _play_task(
         if (keys[setting.label], family, trial) not in done.trials
     ]
     if not todo:
-        return
+        return 0
     results: list[PolicyResult] = []
     runner = PolicyRunner(policy, results.append)
     with LiberoTask(asked, task) as bed:
@@ -92,3 +99,4 @@ def _play_task(
             results.clear()
             played = bed.play(runner, trial, args.executed, blind=setting.control == 'blind')
             done.add([summed_up(keys[setting.label], family, trial, played, results)])
+    return len(todo)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import logging
 import os
 import sys
 from importlib.metadata import entry_points
+from importlib.util import resolve_name
 from pathlib import Path
+from types import ModuleType
 
 from specprune_ros.pruning.interface import Mode, Pruner, TokenLayout
 from specprune_ros.pruning.params import ParamError, PruningParams
@@ -15,6 +18,7 @@ from specprune_ros.pruning.params.schema import METHODS, declare_method
 
 ENTRY_POINTS = 'specprune_ros.pruners'
 ENVIRONMENT = 'SPECPRUNE_PLUGINS'
+RIVALS = Path(__file__).resolve().parent / 'rivals'
 _PRUNERS: dict[str, Pruner] = {}
 
 
@@ -55,6 +59,57 @@ def pruner(name: str) -> Pruner:
         return _PRUNERS[name]
     except KeyError:
         raise ParamError('pruner', f'{name!r} is none of {", ".join(_PRUNERS)}') from None
+
+
+def sources(name: str) -> tuple[Path, ...]:
+    """The files a method is written in: its own, and those it imports (directly or not) from its
+    folder or from the rivals of this package.
+
+    Raises :class:`ParamError` for an unknown method, :class:`PluginError` for one that was not
+    read from a file.
+    """
+    module = sys.modules.get(type(pruner(name)).__module__)
+    first = _file(module)
+    if module is None or first is None:
+        raise PluginError(f'pruner {name}: has no source file; put it in a Python file of its own')
+    ours = first.is_relative_to(RIVALS.parent)
+    folders = (RIVALS,) if ours else (RIVALS, first.parent)
+    found, waiting = {first: module}, [module]
+    while waiting:
+        for other in _imported(waiting.pop()):
+            path = _file(other)
+            if path and path not in found and any(_below(folder, path) for folder in folders):
+                found[path] = other
+                waiting.append(other)
+    return tuple(sorted(found))
+
+
+def _file(module: ModuleType | None) -> Path | None:
+    path = Path(getattr(module, '__file__', None) or '/')
+    return path.resolve() if path.suffix == '.py' and path.is_file() else None
+
+
+def _below(folder: Path, path: Path) -> bool:
+    """Whether a folder of somebody's own code, no place of installed packages, holds a file."""
+    installed = {'site-packages', 'dist-packages'}
+    return (
+        path.is_relative_to(folder)
+        and folder.name not in installed
+        and not installed.intersection(path.relative_to(folder).parts)
+    )
+
+
+def _imported(module: ModuleType) -> list[ModuleType]:
+    """The modules that a module's source names in its imports, as far as they are loaded."""
+    wanted: list[str] = []
+    for node in ast.walk(ast.parse(Path(str(module.__file__)).read_bytes())):
+        if isinstance(node, ast.Import):
+            wanted += (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            origin = '.' * node.level + (node.module or '')
+            base = resolve_name(origin, module.__package__) if node.level else origin
+            wanted += (base, *(f'{base}.{alias.name}' for alias in node.names))
+    return [sys.modules[one] for one in wanted if one in sys.modules]
 
 
 def is_capturable(name: str) -> bool:
@@ -131,4 +186,5 @@ __all__ = [
     'names',
     'pruner',
     'register_pruner',
+    'sources',
 ]

@@ -2,7 +2,9 @@
 
 import json
 import math
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,8 +16,10 @@ from specprune_ros.models.build import build
 from specprune_ros.models.load import save_policy_model
 from specprune_ros.models.statistics import Statistics
 from specprune_ros.models.tokens import Prompt
+from specprune_ros.pruning import registry
 from specprune_ros.pruning.params import PruningParams
 from specprune_ros.pruning.registry import check_params, names
+from specprune_ros.sim.evaluation import settings
 from specprune_ros.sim.evaluation.episode import EXECUTED
 from specprune_ros.sim.evaluation.plot import draw_curves
 from specprune_ros.sim.evaluation.proportions import compare, wilson
@@ -37,6 +41,7 @@ SMALL = Recipe(
     stages=(Stage('small', 'none', depth=8, tower_depth=2),),
 )  # fmt: skip
 PRUNED = specprune('specprune')
+BRIGHTEST = Path(__file__).parents[2] / 'docs' / 'examples' / 'brightest.py'
 
 
 @pytest.fixture(scope='module')
@@ -145,6 +150,43 @@ def test_a_key_is_what_decides_the_episodes():
         replace(PRUNED, control='deaf')
 
 
+def test_a_key_knows_the_code_of_its_method(tmp_path, monkeypatch):
+    """An edited plugin is another key; a further plugin, or an edit of it, is not for the rest."""
+    monkeypatch.setattr(registry, '_PRUNERS', dict(registry._PRUNERS))
+    methods = dict(registry.METHODS)
+    toy = tmp_path / 'toy.py'
+    toy.write_text(f'import toy_scores\n{BRIGHTEST.read_text()}')
+    (tmp_path / 'toy_scores.py').write_text('SIGN = 1')
+    monkeypatch.syspath_prepend(str(tmp_path))
+    try:
+        others = table('pruners')
+        before = [row.key('w', 8) for row in others]
+        keys = []
+        for change in (lambda: None, lambda: toy.write_text(toy.read_text() + '# inverted'),
+                       lambda: (tmp_path / 'toy_scores.py').write_text('SIGN = -1')):  # fmt: skip
+            change()
+            registry.load_plugin(toy)
+            assert registry.sources('brightest') == (toy, tmp_path / 'toy_scores.py')
+            rows = chosen('main', 'brightest', [])[1:]
+            keys += [row.key('w', 8) for row in rows]
+        assert [row.key('w', 8) for row in others] == before
+        assert len(set(keys)) == len(keys) >= 3
+        monkeypatch.setattr(settings, 'package_hash', lambda: 'another revision')
+        assert rows[0].key('w', 8) not in keys and table('main')[0].key('w', 8) not in before
+    finally:
+        registry.METHODS.clear()
+        registry.METHODS.update(methods)
+        sys.modules.pop('toy_scores', None)
+
+
+def test_methods_that_share_code_share_their_sources():
+    def files(name):
+        return [path.name for path in registry.sources(name)]
+
+    assert files('vla_pruner') == ['base.py', 'divprune.py', 'vla_pruner.py']
+    assert files('specprune') == ['specprune.py'] and files('random')[-1] == 'random_control.py'
+
+
 def test_rows_pair_the_same_episodes(tmp_path):
     done, control = TrialFile(tmp_path / 't.jsonl'), random_like(PRUNED)
     done.add(trial(DENSE, seed, 'success') for seed in range(4))
@@ -196,7 +238,7 @@ def test_the_command(checkpoint, tmp_path, capsys):
     command += ['--pruner', 'specprune', '--param', 'alpha=0.5', '--families', 'move']
     command += ['--episodes', '1', '--processes', '2', '--json', str(tmp_path / 'rows.json')]
     assert main([*command, '--plot', str(tmp_path / 'plot.png')]) == 0
-    assert '3 episodes in' in capsys.readouterr().out
+    assert 'reused 0, played 3 episodes in' in capsys.readouterr().out
     report = json.loads((tmp_path / 'rows.json').read_text())
     labels = [row['pruner'] for row in report['rows']]
     assert labels == ['dense', 'specprune alpha=0.5', 'random like specprune alpha=0.5']
@@ -204,7 +246,7 @@ def test_the_command(checkpoint, tmp_path, capsys):
     assert report['weights'] == weights_hash(checkpoint) and report['machine']['cpu']
     assert (tmp_path / 'plot.png').stat().st_size > 10_000
     assert main(command) == 0
-    assert 'episodes in' not in capsys.readouterr().out
+    assert 'reused 3, played 0 episodes in' in capsys.readouterr().out
 
 
 def test_a_bad_call_says_what_would_be_right(checkpoint, tmp_path, capsys):

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
 
+import specprune_ros
+from specprune_ros.pruning.interface import Pruner
 from specprune_ros.pruning.params import PRESETS, PruningParams
-from specprune_ros.pruning.registry import names
+from specprune_ros.pruning.registry import names, pruner, sources
 
 CONTROLS = ('asked', 'wrong colour', 'blind')
 ALPHAS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2)  # P1 section 5.3 and beyond
 REFRESH = (2, 4, 8, 16)  # queries; 0, never, is the default
+
+# The rooms and files of this package that decide how an episode goes, beside the method itself.
+PACKAGE = Path(specprune_ros.__file__).parent
+ROOMS = ('pruning', 'models', 'policy', 'robot', 'sim/arm', 'sim/tasks', 'sim/libero')
+EPISODES = tuple(f'sim/evaluation/{name}.py' for name in ('episode', 'evaluate', 'policy_runner'))
 
 
 @dataclass(frozen=True)
@@ -34,12 +44,48 @@ class EvaluationSetting:
             raise ValueError(f'control: {self.control!r}, want one of {list(CONTROLS)}')
 
     def key(self, weights: str, executed: int) -> str:
-        """Hex digest of all that decides this row's episodes, but their seeds."""
-        params = self.params.as_dict()
-        del params['free_tokens']  # the model of an evaluation never knows what is free
-        what = [weights, params, self.control, executed]
+        """Hex digest of all that decides this row's episodes, but their seeds.
+
+        That is also the source of the pruning method and of the package's rooms that play an
+        episode. Another method, a plugin or not, changes nothing. Raises ``PluginError`` for a
+        method without a source file.
+        """
+        standard, params = PruningParams().as_dict(), self.params.as_dict()
+        # Only what was changed: another method brings parameters of its own, at their defaults.
+        params = {name: value for name, value in params.items() if value != standard[name]}
+        params.pop('free_tokens', None)  # the model of an evaluation never knows what is free
+        code = [package_hash(), method_hash(self.params.pruner)]
+        if self.params.random_like in names():
+            code.append(method_hash(self.params.random_like))
+        what = [weights, params, self.control, executed, code]
         text = json.dumps(what, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def method_hash(name: str) -> str:
+    """Hex digest of a method's own source files. Raises ``ParamError`` or ``PluginError``."""
+    return _method_hash(name, pruner(name))
+
+
+@cache
+def _method_hash(name: str, method: Pruner) -> str:
+    return _digest(sources(name))
+
+
+@cache
+def package_hash() -> str:
+    """Hex digest of what plays an episode with any method."""
+    methods = PACKAGE / 'pruning' / 'rivals'
+    files = [path for room in ROOMS for path in sorted((PACKAGE / room).rglob('*.py'))]
+    files = [path for path in files if path.parent != methods or path.name == 'base.py']
+    return _digest([*files, *(PACKAGE / name for name in EPISODES)])
+
+
+def _digest(files: Sequence[Path]) -> str:
+    made = hashlib.sha256()
+    for path in files:
+        made.update(hashlib.sha256(path.read_bytes()).digest())
+    return made.hexdigest()[:16]
 
 
 DENSE = EvaluationSetting('dense', PruningParams(pruner='dense'))
