@@ -100,15 +100,24 @@ _ENDING = WatchdogDecision(State.STOPPED)
 
 
 class ArmMotion:
-    """One arm, wired as its profile says. ``complain`` takes a source and a text."""
+    """One arm, wired as its profile says. ``complain`` takes a source and a text.
+
+    ``virtual``: a dry run. The arm stands still, so motion goes on from where the commands would
+    have brought it: from the measured place to begin with, and again from it after
+    :meth:`enable`.
+    """
 
     def __init__(
         self,
         profile: Profile,
         joining: str = '',
         complain: Callable[[str, str], None] = lambda source, text: None,
+        virtual: bool = False,
     ) -> None:
         self.profile, self._complain = profile, complain
+        self._virtual = virtual
+        self._virtual_pose: Pose | None = None
+        self._virtual_joints: dict[str, float] = {}
         command = profile.command
         period = 1.0 / command.rate
         self.commands_joints = command.adapter == profiles.JOINT_TRAJECTORY
@@ -156,13 +165,25 @@ class ArmMotion:
 
     @property
     def pose(self) -> Pose | None:
-        """The last plausible tool pose, in the base frame."""
+        """The tool pose that motion goes on from, in the base frame: the last plausible one
+        measured, or the virtual one.
+        """
+        return self._virtual_pose or self._tool_pose
+
+    @property
+    def virtual_pose(self) -> Pose | None:
+        """Where a dry run has come to; ``None`` where the arm is, or outside of one."""
+        return self._virtual_pose
+
+    @property
+    def measured(self) -> Pose | None:
+        """The last plausible tool pose measured, in the base frame."""
         return self._tool_pose
 
     @property
     def joints(self) -> dict[str, float]:
-        """The last plausible positions of the joints known, rad, by name."""
-        return self._known.positions
+        """As :attr:`pose`, the positions of the joints known, rad, by name."""
+        return {**self._known.positions, **self._virtual_joints}
 
     def measured_pose(self, pose: Pose, stamp_ns: int, now_ns: int) -> None:
         """A measured tool pose arrived."""
@@ -205,10 +226,13 @@ class ArmMotion:
         if not self._arrived(POSE, names):
             return
         try:
-            at = self.joints
-            self._tool_pose = self.kinematics.tool_pose(names, [at[name] for name in names])
+            self._tool_pose = self._tool_at(self._known.positions)
         except JointStateError as error:
             self._complain(JOINTS, str(error))
+
+    def _tool_at(self, positions: Mapping[str, float]) -> Pose:
+        names = self.kinematics.joint_names
+        return self.kinematics.tool_pose(names, [positions[name] for name in names])
 
     def _arrived(self, what: str, names: Sequence[str]) -> bool:
         missing = self._known.missing(names)
@@ -282,6 +306,7 @@ class ArmMotion:
 
     def forget_states(self) -> None:
         """Believe whatever is measured next: after a jump of the clock."""
+        self._virtual_pose, self._virtual_joints = None, {}
         self._pose.forget()
         self._tool_pose = None
         self._known.forget()
@@ -328,6 +353,7 @@ class ArmMotion:
             out = self._move(now_ns)
             if not isinstance(out, Stop):
                 self.moving, self._phase = True, _Phase.NONE
+                self._follow(out)
                 return Tick(verdict, out, out.gripper)
             blocked = out.reason == NOT_FOLLOWING
             self.watchdog.unsafe(f'{out.reason}: {out.detail}')
@@ -383,6 +409,7 @@ class ArmMotion:
                 return Tick(verdict, command, braking=True)
             self._phase, self._blocked = _Phase.BRAKE, False
         command = self._output.brake()
+        self._follow(command)
         ended = self._output.at_rest and not self._blocked
         if ended:
             self._end_stop()
@@ -425,9 +452,25 @@ class ArmMotion:
         self._rest()
 
     def _rest(self) -> None:
+        if self._forget_place:
+            self._virtual_pose, self._virtual_joints = None, {}
         for filter_ in (self._tool, self._output):
             filter_.forget() if self._forget_place else filter_.rest()
         self._forget_place = False
+
+    def _follow(self, command: Command) -> None:
+        """In a dry run: be where the command leads to."""
+        if not self._virtual:
+            return
+        if command.positions is not None:
+            self._virtual_joints = dict(zip(command.joints, command.positions, strict=True))
+            if self.kinematics is not None:
+                self._virtual_pose = self._tool_at(self.joints)
+        elif command.pose is not None:
+            self._virtual_pose = command.pose
+        elif self.pose is not None:
+            period = 1.0 / self.profile.command.rate
+            self._virtual_pose = geometry.integrate(self.pose, command.twist, period)
 
     # What is asked for.
 

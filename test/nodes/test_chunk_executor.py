@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -258,17 +259,30 @@ def test_reset_drops_the_motion(bench):
 
 
 def test_dry_run_sends_nothing_and_shows_everything(bench):
-    from geometry_msgs.msg import TwistStamped
+    """Beside an arm that stands still, and for longer than it could be ahead of it."""
+    from geometry_msgs.msg import PoseStamped, TwistStamped
+    from nav_msgs.msg import Path
     from std_msgs.msg import Float64
 
-    b = bench({'dry_run': True})
-    shown, gripped = [], []
+    patient = {f'watchdog__{age}': 20.0 for age in ('state_age', 'observation_age', 'chunk_age')}
+    b = bench({'dry_run': True}, command__rate=20.0, limits__lead_translation=0.02, **patient)
+    shown, gripped, poses, paths, real = [], [], [], [], []
     b.listen(TwistStamped, '/chunk_executor/dry_run/command', shown)
     b.listen(Float64, '/chunk_executor/dry_run/gripper', gripped)
-    assert b.run(10.0, until=lambda: len(shown) > 50)
-    assert b.commands == [] and b.gripper == []
-    assert shown[-1][1].twist.linear.x == pytest.approx(0.1, abs=0.01)
+    b.listen(PoseStamped, '/chunk_executor/dry_run/pose', poses)
+    b.listen(Path, '/chunk_executor/dry_run/path', paths)
+    b.listen(PoseStamped, '/sim_arm/cmd_pose', real)
+    assert b.run(40.0, until=lambda: poses and poses[-1][1].pose.position.x > START[0] + 0.06)
+    assert not b.commands and not b.gripper and not real
+    assert not b.dut._counts['stops for safety']  # not_following; a busy machine may be late
+    assert max(m.twist.linear.x for _, m in shown) == pytest.approx(0.1, abs=0.01)
     assert gripped[-1][1].data == 1.0
+    assert b.run(5.0, until=lambda: paths and len(paths[-1][1].poses) > 5)
+    along = [pose.pose.position.x for pose in paths[-1][1].poses]
+    assert along == sorted(along) and START[0] - 0.001 < along[0] < along[-1]
+    value = b.dut._dry_view.values()['dry run: the arm would be']
+    assert re.match(r'0\.[0-3]\d+ m and 0\.000 rad from where it is \(x \+0\.[0-3]', value), value
+    assert b.run(20.0, until=lambda: b.health() == 'moving (dry run)')
 
 
 def test_an_error_of_the_policy_stops_the_arm(bench):

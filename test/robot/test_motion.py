@@ -99,11 +99,13 @@ class Controller:
 class World:
     """An arm, its sensors and a policy round one executor; every command is judged."""
 
-    def __init__(self, adapter: str, seed: int, **changes: object) -> None:
+    def __init__(self, adapter: str, seed: int, virtual: bool = False, **changes: object) -> None:
         self.rng = np.random.default_rng(seed)
         self.profile = make_profile(adapter, **changes)
         self.said: list[str] = []
-        self.motion = ArmMotion(self.profile, complain=lambda s, text: self.said.append(text))
+        self.motion = ArmMotion(
+            self.profile, complain=lambda s, text: self.said.append(text), virtual=virtual
+        )
         self.jointed = adapter == profile.JOINT_TRAJECTORY
         if self.jointed:
             self.motion.described(ARM)
@@ -606,3 +608,46 @@ def test_a_million_commands_keep_the_limits(adapter):
     while counted[adapter] < 250_000:
         some()
     print(f'{adapter}: {counted[adapter]} commands')
+
+
+class Eastward(World):
+    """Beside an arm that stands still, a policy that wants 0.1 m/s along x for ever."""
+
+    def __init__(self, adapter: str, virtual: bool) -> None:
+        super().__init__(adapter, 1, virtual)
+        self.follows = False
+        self.place = HOME.copy() if self.jointed else np.array(self.pose.position)
+
+    def chunk(self) -> None:
+        self.sequence += 1
+        rows = np.tile([0.005, 0.0, 0.0, 0.0, 0.0, 0.0], (8, 1))
+        self.motion.chunk(
+            Chunk(
+                self.now - 2 * TICK, 'base_link', self.sequence, 1, 0.05, 8,
+                ('x', 'y', 'z', 'rx', 'ry', 'rz'), timeline.KIND_EE_DELTA,
+                timeline.ROTATION_VECTOR, timeline.REFERENCE_PREVIOUS_STEP, rows,
+            ),
+            self.now,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize('adapter', ADAPTERS)
+def test_a_dry_run_goes_on_beside_an_arm_that_stands_still(adapter):
+    real, dry = Eastward(adapter, False), Eastward(adapter, True)
+    real.run(120)
+    if adapter != profile.TWIST:
+        assert real.stops['safety']  # not_following
+    dry.run(320)
+    assert not dry.stops and dry.commands >= 300
+    motion, wall = dry.motion, dry.limits.workspace[1][0]
+    start, at = motion.measured.position, motion.virtual_pose.position
+    # Joints brake at half of their acceleration, later than the tool's limits reckon with.
+    late = 0.012 if dry.jointed else 0.0
+    assert min(start[0] + 0.27, wall - 0.02) <= at[0] <= wall + late
+    assert at[1:] == pytest.approx(start[1:], abs=0.01)
+    # A person starts it anew from the arm.
+    motion.enable(False)
+    dry.queries = False
+    dry.run(60)
+    motion.enable(True)
+    assert motion.virtual_pose is None and motion.pose == motion.measured

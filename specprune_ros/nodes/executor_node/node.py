@@ -35,6 +35,8 @@ from specprune_ros.nodes.common.rates import Percentiles, RateMeter
 from specprune_ros.nodes.common.remapping import find_profile
 from specprune_ros.nodes.executor_node.arm_ports import SECOND_NS, ArmPort, make_port, pose_message
 from specprune_ros.nodes.executor_node.arm_state import ArmState
+from specprune_ros.nodes.executor_node.dry_run import TOPIC as DRY_RUN
+from specprune_ros.nodes.executor_node.dry_run import DryRunView
 from specprune_ros.nodes.executor_node.gripper_ports import GripperPort, make_gripper
 from specprune_ros.nodes.executor_node.realtime import ask_for_priority, freeze_gc
 from specprune_ros.nodes.executor_node.supervisor import SUFFIX, Setup, Supervisor, enclave
@@ -67,7 +69,10 @@ SETTINGS = (
     ParameterSpec('profile', 'sim_arm', 'Robot profile: a YAML file, or a name in config/robots.'),
     ParameterSpec('robot_sn', '', "The robot's serial number, for profiles that hold {robot_sn}."),
     ParameterSpec(
-        'dry_run', False, 'Publish on ~/dry_run/... what would be sent, and send nothing.'
+        'dry_run',
+        False,
+        'Send nothing to the arm: follow a virtual pose from the measured one, and publish on '
+        '~/dry_run/... what would be sent and where the arm would be.',
     ),
     ParameterSpec(
         'joining',
@@ -114,6 +119,7 @@ class ChunkExecutor(AutoLifecycleNode):
         self._motion: ArmMotion | None = None
         self._state: ArmState | None = None
         self._supervisor: Supervisor | None = None
+        self._dry_view: DryRunView | None = None
         self._timer: Any = None
         self._listening: list[Any] = []
         self._verdict = WatchdogDecision(State.WAITING)
@@ -154,7 +160,7 @@ class ChunkExecutor(AutoLifecycleNode):
         profile = profiles.load(find_profile(values['profile']), arguments)
         self._profile = profile
         command = profile.command
-        self._motion = ArmMotion(profile, values['joining'], self._complain)
+        self._motion = ArmMotion(profile, values['joining'], self._complain, virtual=self._dry)
         settings = profile.gripper
         self._hysteresis = GripperHysteresis(
             settings.close_below,
@@ -169,9 +175,10 @@ class ChunkExecutor(AutoLifecycleNode):
             self,
             profile,
             self._motion.joint_limits,
-            '~/dry_run/command' if self._dry else command.topic,
+            f'{DRY_RUN}/command' if self._dry else command.topic,
         )
-        self._gripper = make_gripper(self, settings, '~/dry_run/gripper' if self._dry else '')
+        self._gripper = make_gripper(self, settings, f'{DRY_RUN}/gripper' if self._dry else '')
+        self._dry_view = DryRunView(self, self._motion) if self._dry else None
         self._gripper_looked, self._gripper_ready = -math.inf, False
         seen = profile.observation
         self._urdf, self._description_sha256 = '', seen.robot_description_sha256
@@ -269,9 +276,10 @@ class ChunkExecutor(AutoLifecycleNode):
         if self._port is not None:
             self.destroy_publisher(self._port.publisher)
             self._port = None
-        if self._gripper is not None:
-            self._gripper.close()
-            self._gripper = None
+        for part in (self._gripper, self._dry_view):
+            if part is not None:
+                part.close()
+        self._gripper = self._dry_view = None
         if self._supervisor is not None:
             self._supervisor.close()
             self._supervisor = None
@@ -397,6 +405,8 @@ class ChunkExecutor(AutoLifecycleNode):
         if abs(self._motion.timeline.axis - self._told) >= EXECUTED_EVERY:
             self._tell_executed(now)
         self._grip(tick, now)
+        if self._dry_view is not None:
+            self._dry_view.show(now, self._stamp(now))
         self._show(tick.verdict)
         self._verdict = tick.verdict
 
@@ -564,6 +574,7 @@ class ChunkExecutor(AutoLifecycleNode):
                 'gripper': self._goal.trouble or self._goal.state.value,
                 'policy too slow': self._too_slow or 'no',
                 **self._last_stop,
+                **(self._dry_view.values() if self._dry_view is not None else {}),
             }
             for name in needed(self._profile):
                 age = self._motion.watchdog.age(name, now)
@@ -606,7 +617,7 @@ class ChunkExecutor(AutoLifecycleNode):
         if self._timer is None:
             return DiagnosticStatus.WARN, 'not active'
         if verdict.may_move:
-            return DiagnosticStatus.OK, 'moving'
+            return DiagnosticStatus.OK, 'moving' + (' (dry run)' if self._dry else '')
         if verdict.reason in (DISABLED, HELD):
             return DiagnosticStatus.WARN, verdict.reason
         text = ': '.join(part for part in (verdict.reason, verdict.detail) if part)
