@@ -21,7 +21,7 @@ from topic_listener import TopicListener
 from specprune_ros.apps.processes import NodeProcess
 from specprune_ros.nodes.common.images import to_message
 from specprune_ros.nodes.common.qos import latched, newest
-from specprune_ros.nodes.common.remapping import ros_arguments
+from specprune_ros.nodes.common.remapping import ALLOWED, ros_arguments
 from specprune_ros.sim.arm.rizon4 import JOINTS
 from specprune_ros.sim.arm.urdf import urdf
 
@@ -54,7 +54,11 @@ class Run:
     """One policy node in its own process, heard from here. Use as a context manager."""
 
     def __init__(self, parameters: dict) -> None:
-        self._parameters = {'instruction': 'lift the red cube', **parameters}
+        self._parameters = {
+            'instruction': 'lift the red cube',
+            'model.random_weights': ALLOWED,
+            **parameters,
+        }
         self.chunks: list[tuple[ActionChunk, float]] = []
         self.stats: list[PruneStats] = []
         self.diagnoses: list = []

@@ -33,7 +33,7 @@ from std_msgs.msg import String
 
 from specprune_ros.apps.bag import BagReader
 from specprune_ros.apps.replay import POLICY, choose_topics
-from specprune_ros.nodes.common.remapping import profile_path
+from specprune_ros.nodes.common.remapping import ALLOWED, profile_path
 from specprune_ros.robot.profile import load
 
 CLOCK_RATE = 100.0  # Hz
@@ -117,6 +117,7 @@ def replay(context: LaunchContext) -> list[Any]:
                 ('image_transport', parameters['image_transport']),
                 ('use_sim_time', 'true'),
                 ('dry_run', 'true'),
+                ('random_weights', ALLOWED),
             ],
         ),
     ]

@@ -38,9 +38,12 @@ from lifecycle_msgs.msg import Transition
 
 from specprune_ros.nodes.common.parent import PARENT
 from specprune_ros.nodes.common.remapping import (
+    ALLOWED,
+    REFUSED,
     policy_parameters,
     policy_remappings,
     profile_path,
+    refuse_random_weights,
     ros_arguments,
     share,
 )
@@ -72,8 +75,15 @@ ARGUMENTS = (
     DeclareLaunchArgument(
         'checkpoint',
         default_value='',
-        description='Folder of the model. Empty: model.path of params_file, or else a tiny model '
-        'with random weights.',
+        description='Folder of the model. Empty: model.path or model.server of params_file, or '
+        'else, with the simulated arm, a tiny model with random weights.',
+    ),
+    DeclareLaunchArgument(
+        'random_weights',
+        default_value=REFUSED,
+        choices=(REFUSED, ALLOWED),
+        description='Whether a model with random weights may drive this arm. The simulated one '
+        'allows it.',
     ),
     DeclareLaunchArgument(
         'instruction',
@@ -204,8 +214,11 @@ def nodes(context: LaunchContext) -> list[Any]:
         for line in remarks(files[0], space, parameters):
             get_logger('specprune.launch').warning(line)
 
+    if given['random_weights'] == ALLOWED:
+        parameters['model.random_weights'] = ALLOWED
     if given['checkpoint']:
         parameters['model.path'] = str(Path(given['checkpoint']).expanduser().absolute())
+    refuse_random_weights({**said(files, space), **parameters})
     if given['instruction']:
         parameters['instruction'] = given['instruction']
     if given['executor'] == 'true':
@@ -376,6 +389,17 @@ def params_file(text: str) -> Path:
     if not path.is_file():
         raise FileNotFoundError(f"params_file:='{text}': no file {path}")
     return path
+
+
+def said(files: list[str], space: str) -> dict[str, Any]:
+    """What parameter files say of the policy, by dotted name."""
+    out: dict[str, Any] = {}
+    for file in files:
+        tree = yaml.safe_load(Path(file).read_text(encoding='utf-8'))
+        for pattern, values in sections(tree):
+            if applies(pattern, f'{space}/{POLICY}'):
+                out |= values
+    return out
 
 
 def remarks(file: str, space: str, profile: Mapping[str, Any]) -> list[str]:

@@ -27,6 +27,7 @@ from specprune_ros.apps.processes import NodeDied, NodeProcess, end_on_signals, 
 from specprune_ros.bench.host_info import as_json, host_info
 from specprune_ros.nodes.common.qos import every, latched
 from specprune_ros.nodes.common.remapping import (
+    ALLOWED,
     policy_parameters,
     policy_remappings,
     ros_arguments,
@@ -204,6 +205,7 @@ def _play(
             remappings,
             {
                 **policy_parameters(options.profile),
+                'model.random_weights': ALLOWED,  # nothing is moved here
                 **parameters,
                 **options.parameters,
                 'use_sim_time': True,

@@ -68,6 +68,7 @@ def test_the_arguments_that_are_promised():
     [
         (['robot:=nobody'], ['nobody', 'flexiv_rizon4', 'sim_arm']),
         (['robot:=flexiv_rizon4'], ['robot_sn']),
+        (['robot:=franka'], ['random weights are refused', 'checkpoint:=FOLDER']),
         (['dry_run:=maybe'], ['dry_run', 'maybe', 'true']),
         (['params_file:=/no/such.yaml'], ['params_file', '/no/such.yaml']),
     ],

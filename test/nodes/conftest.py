@@ -6,6 +6,8 @@ import pytest
 from executor_bench import bench, ros  # noqa: F401  fixtures
 from ros_processes import Process, Rig, new_domain
 
+from specprune_ros.nodes.common.remapping import ALLOWED
+
 
 @pytest.fixture
 def rig_with(tmp_path):
@@ -24,6 +26,7 @@ def rig_with(tmp_path):
             'fresh_wait': 0.0,
             'speed__source': 'none',
             'model__threads': 1,
+            'model__random_weights': ALLOWED,
             **parameters,
         }
         process = Process(

@@ -39,6 +39,7 @@ class Bench:
             'proprio.layout': 'pose_gripper',
             'proprio.joints': [],
             'proprio.gripper_joints': FINGERS,
+            'proprio.gripper_scales': [],
             'proprio.pose_from': 'topic',
             'speed.source': 'joint_states',
             'speed.tip_frame': 'tcp',
@@ -262,3 +263,22 @@ def test_a_camera_that_repeats_an_image_with_new_stamps_is_said(inputs):
     b._stamp(message)
     b.inputs._on_image('agent', message)
     assert b.inputs.frozen() == ''
+
+
+def test_one_width_becomes_two_fingers_and_a_missing_joint_names_its_parameter(inputs):
+    bench = inputs(
+        **{
+            'proprio.gripper_joints': ['width', 'width'],
+            'proprio.gripper_scales': [0.5, -0.5],
+            'speed.source': 'none',
+        }
+    )
+    bench.pose((0.0, 0.0, 0.0, 1.0))
+    assert bench.state is None
+    said = bench.buffer._faults['proprioception']
+    assert 'proprio.gripper_joints' in said and 'observation.gripper_joints' in said
+    assert 'no joint named width' in said and '/specprune_node/gripper_states' in said
+    bench.joints(['width'], [0.08])
+    bench.now += SECOND // 100
+    bench.pose((0.0, 0.0, 0.0, 1.0))
+    assert bench.state[6:].tolist() == [0.04, -0.04]

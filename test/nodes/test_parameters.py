@@ -79,3 +79,20 @@ def test_a_profile_nobody_has_and_a_broken_parameter_file_are_named(tmp_path):
         assert reason in wrong_file(['--ros-args', '--params-file', str(file)])
     file.write_text('/**:\n  ros__parameters: {query_rate: 5.0}\n')
     assert wrong_file(['--params-file', str(file)]) == ''
+
+
+def test_only_the_simulated_arm_takes_random_weights():
+    from specprune_ros.nodes.common.remapping import policy_parameters, refuse_random_weights
+    from specprune_ros.robot.profile import load
+
+    for file in sorted((ROOT / 'config' / 'robots').glob('*.yaml')):
+        given = policy_parameters(load(file, {'robot_sn': 'Rizon4-123456'}))
+        refuse_random_weights({**given, 'model.path': '/models/mine'})
+        refuse_random_weights({**given, 'model.server': 'ws://host:8000'})
+        if file.stem == 'sim_arm':
+            refuse_random_weights(given)
+            continue
+        with pytest.raises(ValueError, match=r'random weights are refused.*checkpoint:=FOLDER'):
+            refuse_random_weights(given)
+        words = 'allowed_and_its_actions_mean_nothing'
+        refuse_random_weights({**given, 'model.random_weights': words})

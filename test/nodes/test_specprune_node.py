@@ -330,7 +330,13 @@ def test_start_up_values_are_checked_too(rig_with):
         ('model__path', '/nowhere/at/all', '/nowhere/at/all'),
         ('model__preset', 'huge', 'huge'),
         ('model__device', 'cuda:7', 'cuda:7'),
+        ('model__random_weights', 'refused', 'random weights are refused'),
         ('proprio__layout', 'none', 'the model reads 8 numbers'),
+        (
+            'proprio__gripper_joints',
+            ['width'],
+            'proprio.gripper_joints (observation.gripper_joints',
+        ),
     ):
         before = rig.get(name.replace('__', '.'))
         assert rig.set(**{name: wrong}) == [(True, '')]

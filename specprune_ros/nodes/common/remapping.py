@@ -10,6 +10,10 @@ from typing import Any
 
 from specprune_ros.robot.profile import Profile, ProfileError
 
+# The words of model.random_weights.
+REFUSED, ALLOWED = 'refused', 'allowed_and_its_actions_mean_nothing'
+SIMULATED = 'sim_arm'
+
 
 def profile_path(name: str) -> Path:
     """A robot profile: a file, or the name of one that comes with the package."""
@@ -66,9 +70,25 @@ def policy_parameters(profile: Profile) -> dict[str, Any]:
         'speed.tip_frame': profile.tool_link,
         'speed.joint_prefix': profile.joint_prefix,
     }
+    if profile.name == SIMULATED:
+        parameters['model.random_weights'] = ALLOWED
     if profile.observation.gripper_joints:
         parameters['proprio.gripper_joints'] = list(profile.observation.gripper_joints)
     return parameters
+
+
+def refuse_random_weights(values: Mapping[str, Any]) -> None:
+    """Raise ``ValueError`` where parameters of the policy name no model and do not allow random
+    weights.
+    """
+    named = values.get('model.path') or values.get('model.server')
+    if not named and values.get('model.random_weights', REFUSED) == REFUSED:
+        raise ValueError(
+            'model.path is empty, and random weights are refused on this robot: their actions '
+            'mean nothing and would move the arm at random. Give model.path (launch: '
+            'checkpoint:=FOLDER) or model.server; to try the wiring, in a dry run, set '
+            f"model.random_weights (launch: random_weights) to '{ALLOWED}'"
+        )
 
 
 def ros_arguments(remappings: Mapping[str, str], parameters: Mapping[str, Any]) -> list[str]:

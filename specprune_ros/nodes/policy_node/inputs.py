@@ -81,6 +81,9 @@ class Inputs:
         self.speed_frame = ''
         self._joint_speed: JointSpeed | None = None
         self._kinematics: JointSpeed | None = None
+        grips = values['proprio.gripper_joints']
+        scales = values['proprio.gripper_scales'] or [1.0] * len(grips)
+        self._grips = tuple(zip(grips, scales, strict=True))
         self._joints = JointStates(
             (*values['proprio.joints'], *values['proprio.gripper_joints']),
             values['speed.joint_prefix'],
@@ -330,14 +333,18 @@ class Inputs:
         names = self._values['proprio.gripper_joints']
         missing = self._joints.missing(names)
         if missing:
-            self._observation_buffer.lose_state(f'joint_states: {missing}')
+            topic = self._node.resolve_topic_name('~/gripper_states')
+            self._observation_buffer.lose_state(
+                f'proprio.gripper_joints (observation.gripper_joints of the profile): {missing}; '
+                f'heard on ~/joint_states and {topic} (observation.gripper_states)'
+            )
             return
         # On from the value before; after a pause from where the checkpoint's lie.
         if not 0 <= stamp - self._rotation_ns < SECOND_NS:
             self._rotation = self._rotation_center
         self._rotation, self._rotation_ns = rotation_vector_near(turn, self._rotation), stamp
         at = self._joints.positions
-        fingers = [at[name] for name in names]
+        fingers = [scale * at[name] for name, scale in self._grips]
         # As old as its older half: a pose must not keep a gripper alive that nobody measures.
         self._observation_buffer.put_state(
             np.array([*position, *self._rotation, *fingers]),

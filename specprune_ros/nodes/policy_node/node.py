@@ -30,6 +30,7 @@ from specprune_ros.nodes.common.lifecycle import AutoLifecycleNode, find_trim, r
 from specprune_ros.nodes.common.parameters import NodeParameters
 from specprune_ros.nodes.common.qos import every, newest
 from specprune_ros.nodes.common.rates import Percentiles, RateMeter
+from specprune_ros.nodes.common.remapping import refuse_random_weights
 from specprune_ros.nodes.common.throttle import Throttle
 from specprune_ros.nodes.common.time import SECOND_NS, time_message
 from specprune_ros.nodes.executor_node.realtime import freeze_gc, release_heap
@@ -39,7 +40,12 @@ from specprune_ros.nodes.policy_node.inference import InferenceThread
 from specprune_ros.nodes.policy_node.inputs import Inputs, sample
 from specprune_ros.nodes.policy_node.messages import chunk_message, stats_message
 from specprune_ros.nodes.policy_node.observation_buffer import Limits, ObservationBuffer
-from specprune_ros.nodes.policy_node.parameters import NODE_PARAMETERS, pruning_parameters
+from specprune_ros.nodes.policy_node.parameters import (
+    NODE_PARAMETERS,
+    check_names,
+    check_proprio,
+    pruning_parameters,
+)
 from specprune_ros.nodes.policy_node.publisher import QueryEvent
 from specprune_ros.nodes.policy_node.query_schedule import QuerySchedule
 from specprune_ros.policy.overlay import draw
@@ -114,6 +120,7 @@ class SpecPruneNode(AutoLifecycleNode):
         """Check every parameter, build the model, subscribe to nothing yet."""
         self._settings.check_now()
         values = self._settings.values()
+        refuse_random_weights(values)
         self._params = _build_params(self._chosen)
         self._speed_source, self._base_frame = values['speed.source'], values['base_frame']
         self._observation_buffer = ObservationBuffer(
@@ -284,6 +291,7 @@ class SpecPruneNode(AutoLifecycleNode):
                 f"proprio.layout is '{values['proprio.layout']}', but the model reads "
                 f'{policy.config.proprio_dim} numbers of proprioception'
             )
+        check_proprio(policy.config.proprio_dim, values)
         policy.check_params(self._params)
         chunk_continuation.check(values, policy)
         self._typical = policy.warm_up(values['instruction'] or 'warm up')
@@ -387,11 +395,7 @@ class SpecPruneNode(AutoLifecycleNode):
         self, values: Mapping[str, Any], request: Mapping[str, Any]
     ) -> PruningParams | None:
         """The pruning parameters after a request that changes some. Raises ``ValueError``."""
-        for name in ('cameras', 'proprio.joints', 'proprio.gripper_joints'):
-            if len(set(values[name])) != len(values[name]) or not all(values[name]):
-                raise ValueError(f'{name} must hold different, non-empty names')
-        if not values['cameras']:
-            raise ValueError('cameras must name at least one camera')
+        check_names(values)
         if self._showing or not _pruning(request):
             return None
         params = _build_params(self._after(request))

@@ -4,8 +4,12 @@ table.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from specprune_ros.models.conventions import PLATFORMS
 from specprune_ros.nodes.common.parameters import ParameterSpec
+from specprune_ros.nodes.common.remapping import ALLOWED, REFUSED
 from specprune_ros.policy.real_time_chunking import SCHEDULES
 from specprune_ros.pruning.params import specs
 from specprune_ros.robot.speed import SOURCES
@@ -29,7 +33,17 @@ NODE_PARAMETERS = (
         high=60.0,
     ),
     ParameterSpec(
-        'model.path', '', 'Folder of a checkpoint; empty builds the preset with random weights.'
+        'model.path',
+        '',
+        'Folder of a checkpoint; empty builds the preset with random weights, where '
+        'model.random_weights allows it.',
+    ),
+    ParameterSpec(
+        'model.random_weights',
+        REFUSED,
+        'Whether a model with random weights may be built. Only the profile of the simulated arm '
+        'allows it: such actions would move a real arm at random.',
+        choices=(REFUSED, ALLOWED),
     ),
     ParameterSpec('model.preset', 'tiny', 'Named sizes used where model.path is empty.'),
     ParameterSpec('model.seed', 0, 'Seed of random weights.', low=0, high=2**31 - 1),
@@ -128,7 +142,15 @@ NODE_PARAMETERS = (
     ParameterSpec(
         'proprio.gripper_joints',
         ['finger_joint1', 'finger_joint2'],
-        'Gripper joint names for layout pose_gripper.',
+        'Gripper joints that proprioception ends with in layout pose_gripper; a name may stand '
+        'twice.',
+    ),
+    ParameterSpec(
+        'proprio.gripper_scales',
+        [],
+        'What each of proprio.gripper_joints is multiplied by to be what the training data had '
+        '(0.5 and -0.5 of a width, for two fingers as LIBERO has them); empty: 1.',
+        kind='float[]',
     ),
     ParameterSpec(
         'proprio.pose_from',
@@ -279,3 +301,36 @@ def pruning_parameters() -> tuple[ParameterSpec, ...]:
         )
         for spec in specs()
     )
+
+
+def check_names(values: Mapping[str, Any]) -> None:
+    """Raise ``ValueError`` for names that cannot be, the parameter first."""
+    for name in ('cameras', 'proprio.joints'):
+        if len(set(values[name])) != len(values[name]) or not all(values[name]):
+            raise ValueError(f'{name} must hold different, non-empty names')
+    if not values['cameras']:
+        raise ValueError('cameras must name at least one camera')
+    grips, scales = values['proprio.gripper_joints'], values['proprio.gripper_scales']
+    if not all(grips):
+        raise ValueError('proprio.gripper_joints must hold non-empty names')
+    if scales and len(scales) != len(grips):
+        raise ValueError(
+            f'proprio.gripper_scales has {len(scales)} numbers for the {len(grips)} names of '
+            'proprio.gripper_joints'
+        )
+
+
+def check_proprio(read: int, values: Mapping[str, Any]) -> None:
+    """Raise ``ValueError`` unless the layout has as many numbers as the model reads."""
+    layout = values['proprio.layout']
+    if layout == 'none':
+        return
+    key, pose = ('proprio.joints', 0) if layout == 'joints' else ('proprio.gripper_joints', 6)
+    names = values[key]
+    if pose + len(names) != read:
+        also = ' (observation.gripper_joints of the profile)' if pose else ''
+        raise ValueError(
+            f'{key}{also} has {len(names)} names ({", ".join(names) or "none"}), but the model '
+            f'reads {read} numbers of proprioception'
+            + (f': {pose} of the pose and {read - pose} of the gripper' if pose else '')
+        )
