@@ -68,7 +68,7 @@ def _view_bag(options: ViewOptions, path: Path) -> int:
             access = Access(options.host)
             server = serve(options.host, options.port, access)
             recording = Recording(bag, profile, options.policy, options.arm)
-            page = Page(server, f'{profile.name}: {path.name}')
+            page = Page(server, f'{profile.robot}: {path.name}')
             cursor = Cursor(server, page, recording, profile, options)
             console.print(
                 f'{path}, {bag.duration:.1f} s: {access.address(options.host, server.get_port())}',
@@ -90,7 +90,7 @@ class Recording:
     """
 
     def __init__(self, bag: BagReader, profile: Profile, policy: str, arm: str) -> None:
-        arm = ('/sim_arm' if profile.name == 'sim_arm' else '') if arm == 'auto' else arm
+        arm = ('/sim_arm' if profile.robot == 'sim_arm' else '') if arm == 'auto' else arm
         there = bag.topics()
         self._bag = bag
         self._images: dict[str, tuple[str, type]] = {}
@@ -106,7 +106,7 @@ class Recording:
                 small[source.topic] = source
         if not (small or self._images):
             raise BagError(
-                f'{bag.path}: nothing of {profile.name} in it; it has {", ".join(sorted(there))}'
+                f'{bag.path}: nothing of {profile.robot} in it; it has {", ".join(sorted(there))}'
             )
         kinds = {topic: source.kind for topic, source in small.items()}
         self._latched = {source.role for source in small.values() if source.latched}

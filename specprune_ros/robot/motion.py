@@ -130,9 +130,7 @@ class ArmMotion:
             smooth = {'translation_jerk': math.inf, 'rotation_jerk': math.inf}
             self._tool = SafetyFilter(dataclasses.replace(limits, **smooth), period)
             self._output = SafetyFilter(
-                dataclasses.replace(limits, joints=self.joint_limits),
-                period,
-                joints=profile.joints,
+                limits, period, joints=profile.joints, joint_limits=self.joint_limits
             )
         else:
             self._tool = self._output = SafetyFilter(limits, period, tracked=tracked)
@@ -151,7 +149,8 @@ class ArmMotion:
             profile.ensemble,
         )
         self.kinematics: JointSpeed | None = None
-        self._pose = PlausibleState(pose_distance, limits.state_speed, POSE_SLACK, ('m', 'rad'))
+        state_speed = (limits.state_translation_speed, limits.state_rotation_speed)
+        self._pose = PlausibleState(pose_distance, state_speed, POSE_SLACK, ('m', 'rad'))
         self._tool_pose: Pose | None = None
         self._known = JointStates(profile.joints, profile.joint_prefix, self._limit)
         self._phase = _Phase.NONE

@@ -7,10 +7,12 @@ brought back to them, or the arm is stopped where that would be guessing.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Annotated, NamedTuple
 
 import numpy as np
+from pydantic import Field
 
 from specprune_ros.robot import geometry
 from specprune_ros.robot.geometry import Pose, Twist, Vector
@@ -24,6 +26,7 @@ from specprune_ros.robot.stop_motion import (
     reach,
     window_length,
 )
+from specprune_ros.validation import validated
 
 TURNS_OUTSIDE = 0.01  # m outside the workspace where turning the tool has faded out
 # 1/s: jerk over acceleration where a profile names no jerk. The acceleration then builds up over
@@ -34,7 +37,20 @@ JERK_RATIO = 50.0
 HELD = (0.02, 0.1)
 
 
-@dataclass(frozen=True)
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0)]
+FinitePositive = Annotated[Finite, Field(gt=0)]
+Corner = tuple[Finite, Finite, Finite]
+
+
+class Workspace(NamedTuple):
+    """A box by its lowest and highest corner, metres in the base frame."""
+
+    min: Corner
+    max: Corner
+
+
+@validated()
 class JointLimit:
     """One joint: range in rad, speed in rad/s, acceleration in rad/s^2, jerk in rad/s^3.
 
@@ -44,17 +60,13 @@ class JointLimit:
 
     lower: float = -math.inf
     upper: float = math.inf
-    velocity: float = math.inf
-    acceleration: float = math.inf
-    jerk: float | None = None
+    velocity: Positive = math.inf
+    acceleration: Positive = math.inf
+    jerk: Positive | None = None
 
     def __post_init__(self) -> None:
         if not self.lower < self.upper:
-            raise ValueError(f'joint limit: lower {self.lower} must be below upper {self.upper}')
-        if not (self.velocity > 0.0 and self.acceleration > 0.0):
-            raise ValueError('joint limit: velocity and acceleration must be above 0')
-        if self.jerk is not None and not self.jerk > 0.0:
-            raise ValueError(f'joint limit: jerk {self.jerk} must be above 0')
+            raise ValueError(f'lower: {self.lower:g} must be below upper {self.upper:g}')
 
     @property
     def continuous(self) -> bool:
@@ -67,61 +79,41 @@ class JointLimit:
         return JERK_RATIO * self.acceleration if self.jerk is None else self.jerk
 
 
-@dataclass(frozen=True)
+@validated()
 class SafetyLimits:
     """What a command may never exceed.
 
     Speeds in m/s and rad/s, accelerations in m/s^2 and rad/s^2, jerks in m/s^3 and rad/s^3
     (``None``: :data:`JERK_RATIO` times the acceleration), steps (motion of one control period) in
-    m and rad. ``workspace`` holds the lowest and highest corner of the box the tool
-    point stays in, metres in the base frame; ``reaction_s`` is how long the arm moves on after a
-    command, and what it covers in that time is kept from the walls as well. ``lead`` is how far
-    the commanded pose may run ahead of the measured one (m, rad) before the arm counts as not
-    following. ``state_speed`` is how fast the arm can be moved at all, by anybody (m/s, rad/s): a
-    measured pose that it cannot have reached is not believed. Infinite means no limit.
+    m and rad. ``workspace`` is the box the tool point stays in; ``reaction_s`` is how long the arm
+    moves on after a command, and what it covers in that time is kept from the walls as well.
+    ``lead_...`` is how far the commanded pose may run ahead of the measured one (m, rad) before
+    the arm counts as not following. ``state_..._speed`` is how fast the arm can be moved at all,
+    by anybody (m/s, rad/s): a measured pose that it cannot have reached is rejected. Infinite
+    means no limit.
     """
 
-    translation_speed: float = 0.25
-    rotation_speed: float = 1.0
-    translation_acceleration: float = 2.0
-    rotation_acceleration: float = 8.0
-    translation_jerk: float | None = None
-    rotation_jerk: float | None = None
-    translation_step: float = math.inf
-    rotation_step: float = math.inf
-    workspace: tuple[Vector, Vector] | None = None
-    reaction_s: float = 0.0
-    lead: tuple[float, float] = (math.inf, math.inf)
-    state_speed: tuple[float, float] = (2.0, 8.0)
+    translation_speed: FinitePositive = 0.25
+    rotation_speed: FinitePositive = 1.0
+    translation_acceleration: FinitePositive = 2.0
+    rotation_acceleration: FinitePositive = 8.0
+    translation_jerk: Positive | None = None
+    rotation_jerk: Positive | None = None
+    translation_step: Positive = math.inf
+    rotation_step: Positive = math.inf
+    workspace: Workspace | None = None
+    reaction_s: Annotated[float, Field(ge=0, le=1)] = 0.0
+    lead_translation: Positive = math.inf
+    lead_rotation: Positive = math.inf
+    state_translation_speed: Positive = 2.0
+    state_rotation_speed: Positive = 8.0
     joints: dict[str, JointLimit] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in (
-            'translation_speed',
-            'rotation_speed',
-            'translation_acceleration',
-            'rotation_acceleration',
-            'translation_step',
-            'rotation_step',
-        ):
-            if not getattr(self, name) > 0.0:
-                raise ValueError(f'{name} is {getattr(self, name)}; a number above 0 is needed')
-        for name in ('translation_jerk', 'rotation_jerk'):
-            value = getattr(self, name)
-            if value is not None and not value > 0.0:
-                raise ValueError(f'{name} is {value}; a number above 0 is needed')
-        if not all(x > 0.0 for x in self.state_speed):
-            raise ValueError(f'state_speed is {self.state_speed}; two numbers above 0 are needed')
-        if not (math.isfinite(self.reaction_s) and self.reaction_s >= 0.0):
-            raise ValueError(f'reaction_s is {self.reaction_s}; 0 or more seconds are needed')
-        if not all(x > 0.0 for x in self.lead):
-            raise ValueError(f'lead is {self.lead}; two numbers above 0 are needed')
         if self.workspace is not None:
             low, high = self.workspace
-            if not (geometry.all_finite(low) and geometry.all_finite(high)):
-                raise ValueError('workspace: corners must be finite')
             if not all(a < b for a, b in zip(low, high, strict=True)):
-                raise ValueError(f'workspace: lowest corner {low} must be below highest {high}')
+                raise ValueError(f'workspace: min {low} must be below max {high} in every axis')
 
     @property
     def jerks(self) -> tuple[float, float]:
@@ -179,6 +171,7 @@ class SafetyFilter:
 
     ``tracked`` integrates the commanded pose (pose outputs), and looks at the walls from there;
     otherwise the measured pose counts. ``joints`` makes it a filter of their velocities.
+    ``joint_limits`` replaces those of ``limits`` and may be tightened while the filter runs.
 
     After a ``Stop`` the motion goes on from where it is, by :meth:`brake` or by a good command.
     """
@@ -190,16 +183,19 @@ class SafetyFilter:
         *,
         tracked: bool = False,
         joints: Sequence[str] = (),
+        joint_limits: Mapping[str, JointLimit] | None = None,
     ) -> None:
         if not (math.isfinite(period_s) and period_s > 0.0):
             raise ValueError(f'period is {period_s} s; a number above 0 is needed')
         self.limits = limits
         self.period_s = period_s
         self.joints = tuple(joints)
+        self.joint_limits = limits.joints if joint_limits is None else joint_limits
         self._tracked = tracked
         self._blind_s = period_s + limits.reaction_s
         if self.joints:
-            known = [limits.joints[name] for name in self.joints if name in limits.joints]
+            table = self.joint_limits
+            known = [table[name] for name in self.joints if name in table]
             pairs = [(limit.acceleration, limit.jerk_limit) for limit in known]
         else:
             accelerations = (limits.translation_acceleration, limits.rotation_acceleration)
@@ -339,11 +335,11 @@ class SafetyFilter:
 
     def _following(self, at: Pose, measured: Pose) -> Stop | None:
         far, turned = pose_distance(measured, at)
-        if far > self.limits.lead[0] or turned > self.limits.lead[1]:
+        if far > self.limits.lead_translation or turned > self.limits.lead_rotation:
             return Stop(
                 NOT_FOLLOWING,
                 f'the tool is {far:.3f} m and {turned:.3f} rad behind its command; at most '
-                f'{self.limits.lead[0]:g} m and {self.limits.lead[1]:g} rad',
+                f'{self.limits.lead_translation:g} m and {self.limits.lead_rotation:g} rad',
             )
         return None
 
@@ -375,7 +371,7 @@ class SafetyFilter:
         return max(0.0, 1.0 - depth / TURNS_OUTSIDE)
 
     def _acceleration(self, name: str) -> float:
-        limit = self.limits.joints.get(name)
+        limit = self.joint_limits.get(name)
         return math.inf if limit is None else limit.acceleration
 
     def _joint_motion(self, command: Command, measured: dict[str, float]) -> Command | Stop:
@@ -392,7 +388,7 @@ class SafetyFilter:
         limits, at = [], {}
         start = self._positions or self._joint_start(measured)
         for name in names:
-            limit = self.limits.joints.get(name)
+            limit = self.joint_limits.get(name)
             if limit is None:
                 return Stop(UNKNOWN_JOINT, f"joint '{name}' has no limits in the robot profile")
             real = measured.get(name, math.nan)
@@ -400,11 +396,11 @@ class SafetyFilter:
             if not math.isfinite(position):
                 return Stop(NO_POSE, f"no measured position of joint '{name}'")
             behind = _turned(real, position, limit) if math.isfinite(real) else 0.0
-            if behind > self.limits.lead[1]:
+            if behind > self.limits.lead_rotation:
                 return Stop(
                     NOT_FOLLOWING,
                     f"joint '{name}' is {behind:.3f} rad from its command; at most "
-                    f'{self.limits.lead[1]:g} rad',
+                    f'{self.limits.lead_rotation:g} rad',
                 )
             at[name] = position
             limits.append(limit)
@@ -424,10 +420,10 @@ class SafetyFilter:
         return self._send_joints(inner)
 
     def _joint_start(self, measured: dict[str, float]) -> dict[str, float]:
-        held, limits = self._held_joints, self.limits.joints
+        held, limits = self._held_joints, self.joint_limits
         near = all(
             name in held
-            and _turned(held[name], measured.get(name, math.nan), self.limits.joints[name])
+            and _turned(held[name], measured.get(name, math.nan), self.joint_limits[name])
             <= HELD[1]
             for name in self.joints
             if name in limits

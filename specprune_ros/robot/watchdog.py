@@ -9,6 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from specprune_ros.validation import validated
 
 DISABLED = 'disabled'
 DRIVER = 'driver_not_ready'
@@ -54,7 +59,10 @@ class State(StrEnum):
     STOPPED = 'stopped'
 
 
-@dataclass(frozen=True)
+Age = Annotated[float, Field(gt=0, le=3600)]
+
+
+@validated()
 class WatchdogLimits:
     """Ages in seconds after which the arm stops.
 
@@ -66,21 +74,12 @@ class WatchdogLimits:
     enabled again.
     """
 
-    observation_age: float = 2.0
-    chunk_age: float = 2.0
-    state_age: float = 0.25
-    dry_queue: float = 0.1
-    clock_stall: float = 0.5
-    latched: frozenset[str] = frozenset()
-
-    def __post_init__(self) -> None:
-        for name in ('observation_age', 'chunk_age', 'state_age', 'dry_queue', 'clock_stall'):
-            value = getattr(self, name)
-            if not value > 0.0:
-                raise ValueError(f'{name} is {value} s; a number above 0 is needed')
-        unknown = sorted(self.latched - set(REASONS))
-        if unknown:
-            raise ValueError(f'latched: {unknown[0]} is none of {", ".join(REASONS)}')
+    observation_age: Age = 2.0
+    chunk_age: Age = 2.0
+    state_age: Age = 0.25
+    dry_queue: Age = 0.1
+    clock_stall: Age = 0.5
+    latched: frozenset[Literal[REASONS]] = frozenset()
 
 
 @dataclass(frozen=True)

@@ -245,7 +245,7 @@ def test_joints_without_limits_are_not_moved():
 
 
 def test_an_arm_that_does_not_follow_is_stopped():
-    limits = SafetyLimits(lead=(0.02, 0.2))
+    limits = SafetyLimits(lead_translation=0.02, lead_rotation=0.2)
     guard = SafetyFilter(limits, DT, tracked=True)
     out = None
     for _ in range(50):  # blocked: the measured pose stays
@@ -283,7 +283,7 @@ def test_a_joint_outside_its_range_is_not_thrown_back(speed):
 
 def test_a_range_that_narrows_in_motion_is_braked_for():
     joints = {'a': JointLimit(-3.0, 3.0, 1.0, 4.0)}
-    guard = SafetyFilter(SafetyLimits(joints=joints), DT, joints=('a',))
+    guard = SafetyFilter(SafetyLimits(), DT, joints=('a',), joint_limits=joints)
     out = []
     for i in range(200):
         if i == 80:
@@ -299,7 +299,9 @@ def test_a_range_that_narrows_in_motion_is_braked_for():
 
 def test_a_continuous_joint_follows_across_pi():
     joints = {'a': JointLimit(velocity=1.0, acceleration=4.0)}
-    guard = SafetyFilter(SafetyLimits(joints=joints, lead=(0.05, 0.3)), DT, joints=('a',))
+    guard = SafetyFilter(
+        SafetyLimits(joints=joints, lead_translation=0.05, lead_rotation=0.3), DT, joints=('a',)
+    )
     at = 3.0
     for _ in range(60):
         measured = {'a': math.remainder(at, math.tau)}
@@ -329,14 +331,17 @@ def test_after_rest_motion_goes_on_from_the_place_held_unless_the_arm_was_moved(
 @pytest.mark.parametrize(
     ('bad', 'message'),
     [
-        ({'translation_speed': 0.0}, 'translation_speed is 0.0'),
-        ({'rotation_acceleration': math.nan}, 'rotation_acceleration is nan'),
-        ({'workspace': ((0, 0, 0), (1, 0, 1))}, 'must be below highest'),
-        ({'workspace': ((0, 0, 0), (1, math.inf, 1))}, 'corners must be finite'),
-        ({'lead': (0.0, 1.0)}, 'lead is'),
-        ({'reaction_s': -1.0}, 'reaction_s is -1.0'),
-        ({'translation_jerk': 0.0}, 'translation_jerk is 0.0'),
-        ({'state_speed': (0.0, 1.0)}, 'state_speed is'),
+        ({'translation_speed': 0.0}, 'translation_speed: is 0.0; it should be greater than 0'),
+        ({'rotation_acceleration': math.nan}, 'rotation_acceleration: is NaN'),
+        ({'workspace': ((0, 0, 0), (1, 0, 1))}, 'min .* must be below max'),
+        (
+            {'workspace': ((0, 0, 0), (1, math.inf, 1))},
+            r'workspace\[1\]\[1\]: is Infinity; it should be a finite',
+        ),
+        ({'lead_rotation': 0.0}, 'lead_rotation: is 0.0'),
+        ({'reaction_s': -1.0}, 'reaction_s: is -1.0'),
+        ({'translation_jerk': 0.0}, 'translation_jerk: is 0.0'),
+        ({'state_rotation_speed': 0.0}, 'state_rotation_speed: is 0.0'),
     ],
 )
 def test_limits_must_make_sense(bad, message):

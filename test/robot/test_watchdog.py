@@ -203,9 +203,9 @@ def test_a_image_stamped_an_hour_ago_never_moves_the_arm():
 
 
 def test_limits_are_checked():
-    with pytest.raises(ValueError, match='chunk_age is 0'):
+    with pytest.raises(ValueError, match='chunk_age: is 0.0; it should be greater than 0'):
         WatchdogLimits(chunk_age=0.0)
-    with pytest.raises(ValueError, match='boredom is none of disabled'):
+    with pytest.raises(ValueError, match='latched.*boredom.*it should be .disabled.'):
         WatchdogLimits(latched=frozenset({'boredom'}))
 
 

@@ -237,7 +237,7 @@ class ChunkExecutor(AutoLifecycleNode):
         self._too_slow = ''
         self._timer = self.create_timer(1.0 / profile.command.rate, self._tick, clock=self._steady)
         self.get_logger().info(
-            f'active: {profile.name}, {profile.command.adapter} on '
+            f'active: {profile.robot}, {profile.command.adapter} on '
             f'{self._port.publisher.topic_name} at {profile.command.rate:g} Hz'
             + f', {self._scheduling}'
             + (', DRY RUN' if self._dry else '')
@@ -543,7 +543,7 @@ class ChunkExecutor(AutoLifecycleNode):
         verdict = self._verdict
         status = DiagnosticStatus(
             name=f'{self.get_fully_qualified_name().lstrip("/")}: execution',
-            hardware_id=self._profile.name if self._profile else '',
+            hardware_id=self._profile.robot if self._profile else '',
         )
         status.level, status.message = self._health(verdict)
         crowd = self._competing_publishers()

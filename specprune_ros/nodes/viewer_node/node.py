@@ -139,14 +139,14 @@ class ViewerNode(AutoLifecycleNode):
         profile = profiles.load(profile_path(values['profile']), arguments)
         self._policy, self._mover = values['policy'], values['executor']
         arm = values['arm']
-        self._arm = ('/sim_arm' if profile.name == 'sim_arm' else '') if arm == 'auto' else arm
+        self._arm = ('/sim_arm' if profile.robot == 'sim_arm' else '') if arm == 'auto' else arm
         self._instruction = self.create_publisher(String, f'{self._policy}/instruction', latched())
         self._make_clients()
         access = Access(values['host'])
         self._server = serve(values['host'], values['port'], access)
         self._page = Page(
             self._server,
-            profile.name,
+            profile.robot,
             Actions(
                 say=self._say,
                 enable=self._enable,
