@@ -3,39 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import math
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from types import UnionType
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal
 
-FAMILIES = ('openvla-oft', 'db-oft', 'cogact', 'db-cogact', 'pi0', 'pi05')
+from pydantic import Field
+
+from specprune_ros import validation
+from specprune_ros.validation import validated
+
 COGNITION = ('cogact', 'db-cogact')  # one row conditions a diffusion transformer
 FLOW_FAMILIES = ('pi0', 'pi05')
-ACTIVATIONS = ('gelu', 'quick_gelu', 'gelu_tanh')
-NORMS = ('q99', 'min_max', 'identity')
-KINDS = ('ee_delta', 'ee_pose', 'joint_position', 'joint_delta')
-ROTATIONS = ('none', 'vector', 'euler_xyz', 'quaternion')
-REFERENCES = ('none', 'previous_step', 'observation')
-ACCUMULATES = ('command', 'measurement', 'none')
-GRIPPER_SENSES = ('one_is_open', 'one_is_closed')
-GATES = ('silu', 'gelu_tanh')
-ROPES = ('exact', 'bf16')
-STATES = ('none', 'token', 'prompt')
-ROBOTS = ('none', 'aloha')
-RESIZES = (
-    'lanczos3', 'bicubic', 'pad_bicubic', 'square_lanczos', 'pad_pillow', 'pad_bilinear',
-    'pad_bilinear_04',
-)  # fmt: skip
-PRE_FILTERS = ('bicubic', 'area', 'linear')
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5)
 CROP_AREA = 0.9  # of an image, where ``center_crop`` is set
-
-_T = TypeVar('_T')
 
 
 class ConfigError(ValueError):
@@ -47,67 +30,25 @@ def _require(condition: bool, message: str) -> None:
         raise ConfigError(message)
 
 
-# Far above any model; below what hangs a machine that only wants to say what a folder holds.
-MOST = {
-    'width': 1 << 16,
-    'depth': 256,
-    'heads': 1 << 10,
-    'kv_heads': 1 << 10,
-    'mlp': 1 << 18,
-    'vocab': 1 << 21,
-    'patch': 256,
-    'image_size': 4096,
-    'registers': 64,
-    'head_blocks': 64,
-    'head_size': 1 << 12,
-    'pre_resize': 4096,
-    'action_dim': 256,
-    'proprio_dim': 256,
-    'chunk': 1024,
-    'max_prompt': 1 << 16,
-    'steps': 1000,
-    'ddim_steps': 1000,
-    'train_steps': 10_000,
-    'control_hz': 1000.0,
-    'rope_theta': 1e12,
-}
-MOST_ENTRIES = 256  # cameras, towers, action columns
-MOST_SCALE = 1e4  # SI units of one action unit
-MOST_TEXT = 1000  # characters
+def _int(most: int, least: int = 1) -> Any:
+    """A whole number of the model. ``most`` is far above any model's and below what hangs a
+    machine that only reports what a folder holds.
+    """
+    return Annotated[int, Field(ge=least, le=most)]
 
 
-def _bounded(config: Any) -> None:
-    """No number, list or text of a configuration may be larger than a model's can be."""
-    kind = type(config).__name__
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        most = MOST.get(field.name, 1 << 31)
-        if isinstance(value, int | float):
-            right = math.isfinite(value) and abs(value) <= most
-            _require(right, f'{kind}.{field.name} is {value!r:.40}; at most {most:g}')
-        elif isinstance(value, str):
-            _require(len(value) <= MOST_TEXT, f'{kind}.{field.name} has {len(value)} characters')
-        elif isinstance(value, tuple):
-            _require(
-                len(value) <= MOST_ENTRIES,
-                f'{kind}.{field.name} has {len(value)} entries; at most {MOST_ENTRIES}',
-            )
+def _float(most: float, **least: float) -> Any:
+    return Annotated[float, Field(le=most, allow_inf_nan=False, **least)]
 
 
-def _positive(config: Any, field: str) -> None:
-    value = getattr(config, field)
-    _require(value > 0, f'{type(config).__name__}.{field} must be > 0, is {value}')
+_SHORT = Field(max_length=256)  # cameras, towers, action columns
+Text = Annotated[str, Field(max_length=1000)]
+Width, Depth, Heads, Mlp = _int(1 << 16), _int(256), _int(1 << 10), _int(1 << 18)
+Steps = _int(1000)
+Positive, Finite = _float(1e12, gt=0), _float(1e12)
 
 
-def _one_of(config: Any, field: str, allowed: tuple[str, ...]) -> None:
-    value = getattr(config, field)
-    _require(
-        value in allowed,
-        f'{type(config).__name__}.{field} must be one of {", ".join(allowed)}; is {value!r}',
-    )
-
-
-@dataclass(frozen=True)
+@validated(ConfigError)
 class VisionConfig:
     """One vision transformer.
 
@@ -117,43 +58,38 @@ class VisionConfig:
     position of their own (where a checkpoint has one, as CLIP, the loader adds it to the token).
     """
 
-    name: str
-    width: int
-    depth: int
-    heads: int
-    mlp: int
-    patch: int = 14
-    image_size: int = 224
+    name: Text
+    width: Width
+    depth: Depth
+    heads: Heads
+    mlp: Mlp
+    patch: _int(256) = 14
+    image_size: _int(4096) = 224
     class_token: bool = False
-    registers: int = 0
+    registers: _int(64, least=0) = 0
     layer_scale: bool = False
     pre_norm: bool = False
     patch_bias: bool = True
-    activation: str = 'gelu'
-    norm_eps: float = 1e-6
-    skip_last: int = 1
+    activation: Literal['gelu', 'quick_gelu', 'gelu_tanh'] = 'gelu'
+    norm_eps: Positive = 1e-6
+    skip_last: _int(256, least=0) = 1
     final_norm: bool = False
-    mean: tuple[float, float, float] = HALF
-    std: tuple[float, float, float] = HALF
+    mean: tuple[Finite, Finite, Finite] = HALF
+    std: tuple[Positive, Positive, Positive] = HALF
 
     def __post_init__(self) -> None:
-        _bounded(self)
-        for field in ('width', 'depth', 'heads', 'mlp', 'patch', 'image_size'):
-            _positive(self, field)
         _require(
             self.width % self.heads == 0,
-            f'tower {self.name}: width {self.width} must be a multiple of heads {self.heads}',
+            f'width {self.width} must be a multiple of heads {self.heads}',
         )
         _require(
             self.image_size % self.patch == 0,
-            f'tower {self.name}: image_size {self.image_size} must be a multiple of patch '
-            f'{self.patch}',
+            f'image_size {self.image_size} must be a multiple of patch {self.patch}',
         )
         _require(
-            0 <= self.skip_last < self.depth,
-            f'tower {self.name}: skip_last {self.skip_last} must be 0..{self.depth - 1}',
+            self.skip_last < self.depth,
+            f'skip_last {self.skip_last} must be 0..{self.depth - 1}',
         )
-        _one_of(self, 'activation', ACTIVATIONS)
 
     @property
     def grid(self) -> int:
@@ -171,7 +107,7 @@ class VisionConfig:
         return int(self.class_token) + self.registers
 
 
-@dataclass(frozen=True)
+@validated(ConfigError)
 class DecoderConfig:
     """A Llama-shaped decoder (Llama 2, Qwen2, Gemma): pre-norm, RoPE, gated MLP.
 
@@ -183,48 +119,34 @@ class DecoderConfig:
     ``adaptive``: the norms take scale, shift and gate from a condition (pi0.5's expert).
     """
 
-    width: int
-    depth: int
-    heads: int
-    mlp: int
-    vocab: int
-    kv_heads: int = 0
-    rope_theta: float = 10000.0
-    rms_norm_eps: float = 1e-6
+    width: Width
+    depth: Depth
+    heads: Heads
+    mlp: Mlp
+    vocab: _int(1 << 21, least=0)
+    kv_heads: _int(1 << 10, least=0) = 0
+    rope_theta: Positive = 10000.0
+    rms_norm_eps: Positive = 1e-6
     causal: bool = False
     qkv_bias: bool = False
-    head_size: int = 0
-    activation: str = 'silu'
-    embed_scale: float = 1.0
-    rope: str = 'exact'
+    head_size: Annotated[int, Field(ge=0, le=1 << 12, multiple_of=2)] = 0
+    activation: Literal['silu', 'gelu_tanh'] = 'silu'
+    embed_scale: Finite = 1.0
+    rope: Literal['exact', 'bf16'] = 'exact'
     adaptive: bool = False
 
     def __post_init__(self) -> None:
-        _bounded(self)
         if self.kv_heads == 0:
             object.__setattr__(self, 'kv_heads', self.heads)
-        for field in ('width', 'depth', 'heads', 'mlp', 'kv_heads'):
-            _positive(self, field)
-        _require(self.vocab >= 0, f'decoder: vocab must be >= 0, is {self.vocab}')
         if self.head_size == 0:
             _require(
                 self.width % self.heads == 0 and (self.width // self.heads) % 2 == 0,
-                f'decoder: width {self.width} / heads {self.heads} must be a whole, even number',
+                f'width {self.width} / heads {self.heads} must be a whole, even number',
             )
         _require(
-            self.head_size >= 0 and self.head_size % 2 == 0,
-            f'decoder: head_size {self.head_size} must be even',
-        )
-        _one_of(self, 'activation', GATES)
-        _one_of(self, 'rope', ROPES)
-        _require(
             self.heads % self.kv_heads == 0,
-            f'decoder: heads {self.heads} must be a multiple of kv_heads {self.kv_heads}',
+            f'heads {self.heads} must be a multiple of kv_heads {self.kv_heads}',
         )
-        _require(
-            self.rms_norm_eps > 0, f'decoder: rms_norm_eps must be > 0, is {self.rms_norm_eps}'
-        )
-        _require(self.rope_theta > 0, f'decoder: rope_theta must be > 0, is {self.rope_theta}')
 
     @property
     def head_dim(self) -> int:
@@ -232,7 +154,7 @@ class DecoderConfig:
         return self.head_size or self.width // self.heads
 
 
-@dataclass(frozen=True)
+@validated(ConfigError)
 class ActionConfig:
     """What a row of actions means, in the words of ``ActionChunk.msg``.
 
@@ -244,41 +166,29 @@ class ActionConfig:
     integrates a chunk does the first).
     """
 
-    dims: tuple[str, ...] = ('x', 'y', 'z', 'rx', 'ry', 'rz', 'gripper')
-    kind: str = 'ee_delta'
-    rotation: str = 'vector'
-    reference: str = 'previous_step'
+    dims: Annotated[tuple[Text, ...], _SHORT] = ('x', 'y', 'z', 'rx', 'ry', 'rz', 'gripper')
+    kind: Literal['ee_delta', 'ee_pose', 'joint_position', 'joint_delta'] = 'ee_delta'
+    rotation: Literal['none', 'vector', 'euler_xyz', 'quaternion'] = 'vector'
+    reference: Literal['none', 'previous_step', 'observation'] = 'previous_step'
     gripper_dim: int = 6
-    gripper_sense: str = 'one_is_open'
-    gripper_range: tuple[float, float] = (0.0, 1.0)
-    accumulates: str = 'command'
-    scale: tuple[float, ...] = ()
+    gripper_sense: Literal['one_is_open', 'one_is_closed'] = 'one_is_open'
+    gripper_range: tuple[Finite, Finite] = (0.0, 1.0)
+    accumulates: Literal['command', 'measurement', 'none'] = 'command'
+    scale: Annotated[tuple[_float(1e4, ge=-1e4), ...], _SHORT] = ()
 
     def __post_init__(self) -> None:
-        _bounded(self)
         if not self.scale:
             object.__setattr__(self, 'scale', (1.0,) * len(self.dims))
-        _one_of(self, 'kind', KINDS)
-        _one_of(self, 'rotation', ROTATIONS)
-        _one_of(self, 'reference', REFERENCES)
-        _one_of(self, 'gripper_sense', GRIPPER_SENSES)
-        _one_of(self, 'accumulates', ACCUMULATES)
         low, high = self.gripper_range
-        _require(low < high, f'action.gripper_range must ascend, is {self.gripper_range}')
-        _require(
-            len(set(self.dims)) == len(self.dims), f'action.dims holds a name twice: {self.dims}'
-        )
+        _require(low < high, f'gripper_range: must ascend, is {self.gripper_range}')
+        _require(len(set(self.dims)) == len(self.dims), f'dims: holds a name twice: {self.dims}')
         _require(
             -1 <= self.gripper_dim < len(self.dims),
-            f'action.gripper_dim {self.gripper_dim} must be -1..{len(self.dims) - 1}',
+            f'gripper_dim: {self.gripper_dim} must be -1..{len(self.dims) - 1}',
         )
         _require(
             len(self.scale) == len(self.dims),
-            f'action.scale has {len(self.scale)} entries, action.dims has {len(self.dims)}',
-        )
-        _require(
-            all(math.isfinite(x) and abs(x) <= MOST_SCALE for x in self.scale),
-            f'action.scale must be finite and at most {MOST_SCALE:g}, is {self.scale!r:.80}',
+            f'scale: has {len(self.scale)} entries, dims has {len(self.dims)}',
         )
 
     @property
@@ -287,24 +197,21 @@ class ActionConfig:
         return sum(self.gripper_range) / 2
 
 
-@dataclass(frozen=True)
+@validated(ConfigError)
 class DDIMConfig:
     """The sampler of DB-OFT's head called DiT: the language model itself predicts the noise."""
 
-    steps: int = 10
-    train_steps: int = 100
+    steps: Steps = 10
+    train_steps: _int(10_000) = 100
 
     def __post_init__(self) -> None:
-        _bounded(self)
-        for field in ('steps', 'train_steps'):
-            _positive(self, field)
         _require(
             self.steps <= self.train_steps,
-            f'ddim.steps {self.steps} must not exceed ddim.train_steps {self.train_steps}',
+            f'steps: {self.steps} must not exceed train_steps {self.train_steps}',
         )
 
 
-@dataclass(frozen=True)
+@validated(ConfigError)
 class DiTConfig:
     """CogACT's diffusion transformer head and its sampler.
 
@@ -312,19 +219,15 @@ class DiTConfig:
     branch.
     """
 
-    width: int = 768
-    depth: int = 12
-    heads: int = 12
-    ddim_steps: int = 10
-    train_steps: int = 100
-    guidance: float = 1.5
+    width: Width = 768
+    depth: Depth = 12
+    heads: Heads = 12
+    ddim_steps: Steps = 10
+    train_steps: _int(10_000) = 100
+    guidance: _float(100, ge=0) = 1.5
 
     def __post_init__(self) -> None:
-        _bounded(self)
-        for field in ('width', 'depth', 'heads', 'ddim_steps', 'train_steps'):
-            _positive(self, field)
-        _require(self.width % self.heads == 0, 'dit.width must be a multiple of dit.heads')
-        _require(0 <= self.guidance <= 100, f'dit.guidance must be 0 to 100, is {self.guidance}')
+        _require(self.width % self.heads == 0, 'width: must be a multiple of heads')
         strided_times(self.train_steps, self.ddim_steps)
 
 
@@ -339,12 +242,12 @@ def strided_times(train_steps: int, steps: int) -> list[int]:
         if len(times) == steps:
             return times
     raise ConfigError(
-        f'dit.ddim_steps {steps}: no stride through {train_steps} training steps gives that many; '
+        f'ddim_steps: {steps}; no stride through {train_steps} training steps gives that many; '
         'take 1, 2, 4, 5, 10, 20, 25 or 50'
     )
 
 
-@dataclass(frozen=True)
+@validated(ConfigError)
 class FlowConfig:
     """The action expert of pi0 and pi0.5, and its flow sampler.
 
@@ -358,25 +261,20 @@ class FlowConfig:
     """
 
     expert: DecoderConfig
-    steps: int = 10
-    width: int = 32
-    state: str = 'token'
+    steps: Steps = 10
+    width: Width = 32
+    state: Literal['none', 'token', 'prompt'] = 'token'
     state_padded: bool = False
-    min_period: float = 4e-3
-    max_period: float = 4.0
-    relative: tuple[int, ...] = ()
-    robot: str = 'none'
+    min_period: Positive = 4e-3
+    max_period: Positive = 4.0
+    relative: Annotated[tuple[int, ...], _SHORT] = ()
+    robot: Literal['none', 'aloha'] = 'none'
 
     def __post_init__(self) -> None:
-        _bounded(self)
-        for field in ('steps', 'width', 'min_period', 'max_period'):
-            _positive(self, field)
-        _one_of(self, 'state', STATES)
-        _one_of(self, 'robot', ROBOTS)
-        _require(self.expert.width % 2 == 0, 'flow.expert.width must be even: sines and cosines')
+        _require(self.expert.width % 2 == 0, 'expert.width: must be even: sines and cosines')
 
 
-@dataclass(frozen=True)
+@validated(ConfigError)
 class PolicyConfig:
     """A whole policy.
 
@@ -396,61 +294,57 @@ class PolicyConfig:
     takes any of ``cameras``; ``camera_aliases`` are further names of them, ``(alias, camera)``.
     """
 
-    family: str
-    towers: tuple[VisionConfig, ...]
+    family: Literal['openvla-oft', 'db-oft', 'cogact', 'db-cogact', 'pi0', 'pi05']
+    towers: Annotated[tuple[VisionConfig, ...], Field(min_length=1, max_length=256)]
     decoder: DecoderConfig
-    cameras: tuple[str, ...] = ('third_person', 'wrist')
-    proprio_dim: int = 8
-    action_dim: int = 7
-    chunk: int = 8
-    control_hz: float = 20.0
-    norm: str = 'q99'
+    cameras: Annotated[tuple[Text, ...], Field(min_length=1, max_length=256)] = (
+        'third_person',
+        'wrist',
+    )
+    proprio_dim: _int(256, least=0) = 8
+    action_dim: _int(256) = 7
+    chunk: _int(1024) = 8
+    control_hz: _float(1000, gt=0) = 20.0
+    norm: Literal['q99', 'min_max', 'identity'] = 'q99'
     action: ActionConfig = ActionConfig()
-    projector: tuple[int, ...] = ()
+    projector: Annotated[tuple[_int(1 << 18), ...], _SHORT] = ()
     film: bool = False
-    head_blocks: int = 2
+    head_blocks: _int(64, least=0) = 2
     dit: DiTConfig | None = None
     ddim: DDIMConfig | None = None
     flow: FlowConfig | None = None
-    camera_aliases: tuple[tuple[str, str], ...] = ()
-    resize: str = 'lanczos3'
-    pre_resize: int = 0
-    pre_filter: str = 'bicubic'
+    camera_aliases: Annotated[tuple[tuple[Text, Text], ...], _SHORT] = ()
+    resize: Literal[
+        'lanczos3',
+        'bicubic',
+        'pad_bicubic',
+        'square_lanczos',
+        'pad_pillow',
+        'pad_bilinear',
+        'pad_bilinear_04',
+    ] = 'lanczos3'
+    pre_resize: _int(4096, least=0) = 0
+    pre_filter: Literal['bicubic', 'area', 'linear'] = 'bicubic'
     center_crop: bool = True
     jpeg: bool = True
     reencode: bool = False
     position_code: bool = False
-    template: str = 'openvla'
-    max_prompt: int = 512
-    stop_id: int = 2
-    execute: int = 0
-    convention: str = ''
+    template: Text = 'openvla'
+    max_prompt: _int(1 << 16) = 512
+    stop_id: _int(1 << 21, least=0) = 2
+    execute: _int(1 << 16, least=0) = 0
+    convention: Text = ''
 
     def __post_init__(self) -> None:
-        _bounded(self)
-        _one_of(self, 'family', FAMILIES)
         if not self.projector and self.family not in FLOW_FAMILIES:
             width = self.decoder.width
             dexbotic = self.family.startswith('db-')
             hidden = (width,) if dexbotic else (4 * self.vision_width, width)
             object.__setattr__(self, 'projector', hidden)
-        _one_of(self, 'norm', NORMS)
-        _one_of(self, 'resize', RESIZES)
-        _one_of(self, 'pre_filter', PRE_FILTERS)
-        _require(self.execute >= 0, f'execute must be >= 0, is {self.execute}')
         _require(
-            0 <= self.pre_resize <= 4096, f'pre_resize must be 0 to 4096, is {self.pre_resize}'
+            self.stop_id < self.decoder.vocab,
+            f'stop_id: {self.stop_id} must be below decoder.vocab {self.decoder.vocab}',
         )
-        _require(len(self.towers) > 0, 'towers must name at least one vision tower')
-        _require(
-            0 <= self.stop_id < self.decoder.vocab,
-            f'stop_id {self.stop_id} must be below decoder.vocab {self.decoder.vocab}',
-        )
-        for field in ('action_dim', 'chunk', 'max_prompt'):
-            _positive(self, field)
-        _require(self.control_hz > 0, f'control_hz must be > 0, is {self.control_hz}')
-        _require(self.proprio_dim >= 0, f'proprio_dim must be >= 0, is {self.proprio_dim}')
-        _require(len(self.cameras) > 0, 'cameras must name at least one camera')
         _require(
             len(set(self.cameras)) == len(self.cameras),
             f'cameras must be different names, are {self.cameras}',
@@ -566,12 +460,12 @@ class PolicyConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionaries, lists and scalars, ready for JSON."""
-        return _plain(dataclasses.asdict(self))
+        return json.loads(json.dumps(dataclasses.asdict(self)))
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> PolicyConfig:
         """Inverse of :meth:`to_dict`. Raises ``ConfigError`` naming an unknown or bad field."""
-        return checked(cls, data, '')
+        return validation.parse(cls, data, ConfigError)
 
     def override(self, changes: Mapping[str, Any]) -> PolicyConfig:
         """A checked copy with some fields changed. Objects are merged field by field, ``towers``
@@ -602,62 +496,3 @@ def _merged(old: Any, new: Any) -> Any:
     ):
         return [_merged(a, b) for a, b in zip(old, new, strict=True)]
     return new
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        return [_plain(item) for item in value]
-    return value
-
-
-def checked(kind: type[_T], data: Any, where: str) -> _T:
-    """The dataclass ``kind`` from plain data, every field checked against its annotation.
-
-    ``where`` names the data in a ``ConfigError``.
-    """
-    name = where or 'config'
-    _require(isinstance(data, Mapping), f'{name} must be an object, is {data!r}')
-    fields = {field.name: field for field in dataclasses.fields(kind)}
-    for key in data:
-        if key not in fields:
-            close = difflib.get_close_matches(str(key), fields, n=1)
-            hint = f'did you mean {close[0]}? ' if close else ''
-            raise ConfigError(f'{name} has no field {key!r}; {hint}known are {sorted(fields)}')
-    missing = sorted(
-        name
-        for name, field in fields.items()
-        if name not in data
-        and field.default is dataclasses.MISSING
-        and field.default_factory is dataclasses.MISSING
-    )
-    _require(not missing, f'{name} lacks {missing}')
-    hints = get_type_hints(kind)
-    prefix = f'{where}.' if where else ''
-    return kind(**{key: _value(hints[key], item, f'{prefix}{key}') for key, item in data.items()})
-
-
-def _value(hint: Any, value: Any, where: str) -> Any:
-    """``value`` as ``hint`` wants it, or ``ConfigError``."""
-    if get_origin(hint) is UnionType:  # X | None
-        if value is None:
-            return None
-        hint = get_args(hint)[0]
-    if dataclasses.is_dataclass(hint):
-        return value if isinstance(value, hint) else checked(hint, value, where)
-    if get_origin(hint) is tuple:
-        kinds = get_args(hint)
-        _require(isinstance(value, list | tuple), f'{where} must be a list, is {value!r}')
-        if kinds[-1] is ...:
-            kinds = (kinds[0],) * len(value)
-        _require(
-            len(kinds) == len(value), f'{where} must have {len(kinds)} entries, has {len(value)}'
-        )
-        pairs = enumerate(zip(kinds, value, strict=True))
-        return tuple(_value(kind, item, f'{where}[{i}]') for i, (kind, item) in pairs)
-    allowed = (int, float) if hint is float else hint
-    right = isinstance(value, allowed) and (hint is bool or not isinstance(value, bool))
-    right = right and (hint is not float or math.isfinite(value))
-    _require(right, f'{where} must be {hint.__name__}, is {value!r}')
-    return value

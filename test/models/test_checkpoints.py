@@ -351,7 +351,7 @@ def test_what_no_file_says_can_be_given(folders, tmp_path):
     assert (given.config.chunk, given.config.cameras) == (4, ('top', 'hand'))
     assert {f.name: f.source for f in given.facts}['chunk'] == 'given'
     wrong = inspect_checkpoint(folder, overrides={'speed': 1})
-    assert "config has no field 'speed'" in wrong.problems[0]
+    assert 'speed: is unknown' in wrong.problems[0]
     written = synthetic.write_oft(tmp_path / 'x')
     synthetic.write_json(written.folder, 'specprune.json', {'control_hz': 10.0, 'chunk': 2})
     assert inspect_checkpoint(written.folder).config.control_hz == 10.0
@@ -678,23 +678,35 @@ def test_statistics_of_a_pi0_like_model_are_refused(folders, tmp_path):
 @pytest.mark.parametrize(
     ('family', 'given', 'message'),
     [
-        ('oft', {'chunk': 'eight'}, 'chunk must be int'),
-        ('oft', {'action': {'gripper_sense': 'up'}}, 'gripper_sense must be one of'),
-        ('oft', {'action': {'gripper_range': [1, 0]}}, 'gripper_range must ascend'),
-        ('oft', {'action': {'dims': ['x']}}, 'action.gripper_dim 6 must be'),
-        ('oft', {'action': 'libero'}, "action must be an object, is 'libero'"),
+        ('oft', {'chunk': 'eight'}, 'chunk: is "eight"; it should be a valid integer'),
+        (
+            'oft',
+            {'action': {'gripper_sense': 'up'}},
+            'gripper_sense: is "up"; it should be \'one_is_open\' or',
+        ),
+        ('oft', {'action': {'gripper_range': [1, 0]}}, 'action.gripper_range: must ascend'),
+        ('oft', {'action': {'dims': ['x']}}, 'action.gripper_dim: 6 must be'),
+        ('oft', {'action': 'libero'}, 'action: is "libero"; it should be an object'),
         ('oft', {'towers': {}}, 'towers must be a list of 2 objects'),
         ('oft', {'towers': [{}, {'heads': 5}]}, 'width 48 must be a multiple of heads 5'),
-        ('oft', {'towers': [{}, {'name': 3}]}, 'towers[1].name must be str'),
-        ('oft', {'guidance': 2}, "config has no field 'guidance'"),
+        (
+            'oft',
+            {'towers': [{}, {'name': 3}]},
+            'towers[1].name: is 3; it should be a valid string',
+        ),
+        ('oft', {'guidance': 2}, 'guidance: is unknown'),
         ('oft', {'camera': ['a']}, 'did you mean cameras?'),
-        ('oft', {'cameras': 'top'}, 'cameras must be a list'),
+        ('oft', {'cameras': 'top'}, 'cameras: is "top"; it should be a valid array'),
         ('oft', {'dit': {'guidance': 2}}, 'dit belongs to the families'),
         ('oft', {'platform': 'mars'}, 'platform mars'),
         ('cogact', {'platform': 'mars'}, "platform 'mars' has no row for cogact"),
         ('db', {'platform': 'mars'}, "platform 'mars' has no row for db-oft"),
-        ('cogact', {'dit': {'guidance': 'much'}}, 'dit.guidance must be float'),
-        ('cogact', {'dit': {'ddim_steps': 11}}, 'dit.ddim_steps 11: no stride'),
+        (
+            'cogact',
+            {'dit': {'guidance': 'much'}},
+            'dit.guidance: is "much"; it should be a valid number',
+        ),
+        ('cogact', {'dit': {'ddim_steps': 11}}, 'dit.ddim_steps: 11; no stride'),
         ('cogact', {'decoder': {'causal': False}}, 'decoder.causal must be true'),
     ],
 )

@@ -252,18 +252,18 @@ def test_unknown_preset_lists_the_names():
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
-        ({'family': 'pi9'}, 'family must be one of openvla-oft, db-oft, cogact'),
-        ({'chunk': 0}, 'chunk must be > 0'),
-        ({'chunk': 'eight'}, 'chunk must be int'),
+        ({'family': 'pi9'}, 'family: is "pi9"; it should be .openvla-oft., .db-oft., .cogact'),
+        ({'chunk': 0}, 'chunk: is 0; it should be greater than or equal to 1'),
+        ({'chunk': 'eight'}, 'chunk: is "eight"; it should be a valid integer'),
         ({'cameras': ['a', 'a']}, 'different names'),
-        ({'cameras': []}, 'at least one camera'),
-        ({'speed': 3}, "config has no field 'speed'"),
+        ({'cameras': []}, r'cameras: is \[\]; .* at least 1 item'),
+        ({'speed': 3}, 'speed: is unknown; known here are action, action_dim'),
         ({'action_dim': 6}, 'action.dims names 7 columns, action_dim is 6'),
-        ({'control_hz': -1.0}, 'control_hz must be > 0'),
-        ({'stop_id': 512}, 'stop_id 512 must be below decoder.vocab 512'),
-        ({'towers': []}, 'at least one vision tower'),
-        ({'decoder': {'width': 64}}, 'decoder lacks'),
-        ({'decoder': 7}, 'decoder must be an object'),
+        ({'control_hz': -1.0}, 'control_hz: is -1.0; it should be greater than 0'),
+        ({'stop_id': 512}, 'stop_id: 512 must be below decoder.vocab 512'),
+        ({'towers': []}, r'towers: is \[\]; .* at least 1 item'),
+        ({'decoder': {'width': 64}}, 'decoder.depth: is missing; decoder.heads: is missing'),
+        ({'decoder': 7}, 'decoder: is 7; it should be an object'),
     ],
 )
 def test_bad_configurations_name_the_field(change, message):

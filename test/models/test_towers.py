@@ -217,8 +217,8 @@ def test_film_modulates_between_attention_and_mlp():
         ({'heads': 5}, 'multiple of heads'),
         ({'image_size': 30}, 'multiple of patch'),
         ({'skip_last': 4}, 'skip_last 4 must be 0..3'),
-        ({'activation': 'relu'}, 'activation must be one of gelu, quick_gelu'),
-        ({'depth': 0}, 'depth must be > 0'),
+        ({'activation': 'relu'}, 'activation: is "relu"; it should be .gelu., .quick_gelu'),
+        ({'depth': 0}, 'depth: is 0; it should be greater than'),
     ],
 )
 def test_impossible_sizes_are_refused(options, message):

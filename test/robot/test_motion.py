@@ -441,12 +441,14 @@ def test_continuous_joints_take_the_shorter_way_across_pi():
     """A goal of -3.1 from 3.1 went the long way round and stopped as not following 6.27 rad."""
     names = ('turn', 'lift')
     limits = {n: {'velocity': 1.0, 'acceleration': 4.0} for n in names}
+    arm = make_profile(profile.JOINT_TRAJECTORY)
     tree = dataclasses.replace(
-        make_profile(profile.JOINT_TRAJECTORY),
+        arm,
         joints=names,
         tool_link='',
+        observation=dataclasses.replace(arm.observation, speed_source='action'),
         limits=dataclasses.replace(
-            make_profile(profile.JOINT_TRAJECTORY).limits,
+            arm.limits,
             joints={n: JointLimit(**limits[n]) for n in names},
             workspace=None,
         ),

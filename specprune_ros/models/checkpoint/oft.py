@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from specprune_ros import validation
 from specprune_ros.models import conventions
 from specprune_ros.models.checkpoint import layout, lora, shards
 from specprune_ros.models.checkpoint.files import CheckpointError, TensorDict, load_pt, read_json
 from specprune_ros.models.checkpoint.report import Report, entry_bytes, human
 from specprune_ros.models.checkpoint.vision_sizes import Shapes, timm_sizes
-from specprune_ros.models.config import DecoderConfig, PolicyConfig, VisionConfig, checked
+from specprune_ros.models.config import ConfigError, DecoderConfig, PolicyConfig, VisionConfig
 from specprune_ros.models.presets import DINOV2_L, LLAMA2_7B, SIGLIP_SO400M
 
 TIMM = {
@@ -155,7 +156,8 @@ def _decoder(report: Report, config: Mapping[str, Any]) -> DecoderConfig:
         'rope_theta': text.get('rope_theta', known.rope_theta),
         'rms_norm_eps': eps,
     }
-    decoder = checked(DecoderConfig, values, f'{report.path / "config.json"}: text_config')
+    source = f'{report.path / "config.json"}: text_config'
+    decoder = validation.parse(DecoderConfig, values, ConfigError, source)
     source = 'config.json' if 'hidden_size' in text else 'Llama defaults (config.json is silent)'
     report.fact('decoder', f'{decoder.depth} x {decoder.width}', source)
     report.fact('rms_norm_eps', eps, source)
