@@ -471,7 +471,10 @@ def test_joint_limits_are_the_tighter_of_profile_and_description(bench):
 @pytest.mark.parametrize(
     ('changes', 'message'),
     [
-        ({'command__adapter': 'servo'}, "command.adapter: 'servo' is none of twist"),
+        (
+            {'command__adapter': 'servo'},
+            "command.adapter: is \"servo\"; it should be 'twist', 'pose'",
+        ),
         (
             {'command__adapter': 'cartesian_motion_force', 'stop_action': 'hold'},
             "needs flexiv_msgs/msg/CartesianMotionForce, but 'flexiv_msgs' is not installed",
