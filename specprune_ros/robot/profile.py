@@ -76,8 +76,9 @@ class ObservationTopics:
 
     ``cameras`` go by the policy's camera names. ``gripper_joints`` are those that proprioception
     ends with, of ``joint_states`` or, where the gripper has joint states of its own, of
-    ``gripper_states``. ``robot_description_file`` replaces the topic; ``robot_description_sha256``
-    names the only one taken from it; empty: the first one counts.
+    ``gripper_states``; each is multiplied by its number in ``gripper_scales``, where given.
+    ``robot_description_file`` replaces the topic; ``robot_description_sha256`` names the only one
+    taken from it; empty: the first one counts.
     """
 
     cameras: dict[str, Camera]
@@ -88,6 +89,7 @@ class ObservationTopics:
     joint_states: OptionalTopic = ''
     gripper_states: OptionalTopic = ''
     gripper_joints: tuple[str, ...] = ()
+    gripper_scales: tuple[Finite, ...] = ()
     ee_pose: OptionalTopic = ''
     ee_twist: OptionalTopic = ''
     ee_twist_type: Literal[TWIST_TYPES] = 'twist_stamped'
@@ -96,6 +98,11 @@ class ObservationTopics:
     def __post_init__(self) -> None:
         if not self.cameras:
             raise ValueError('cameras: names no camera; at least one is needed')
+        if len(self.gripper_scales) not in (0, len(self.gripper_joints)):
+            raise ValueError(
+                f'gripper_scales: has {len(self.gripper_scales)} numbers for the '
+                f'{len(self.gripper_joints)} of gripper_joints'
+            )
         if len({camera.type for camera in self.cameras.values()}) > 1:
             raise ValueError('cameras: mixes raw and compressed; all must be of one type')
         if self.speed_source == speed.TWIST and not self.ee_twist:
@@ -171,7 +178,10 @@ class Driver:
 
 @validated(ProfileError)
 class Profile:
-    """One arm, checked; every field is a key of the file."""
+    """One arm, checked; every field is a key of the file.
+
+    ``simulated``: no real arm moves, so that random weights may drive it.
+    """
 
     robot: str
     base_frame: str
@@ -190,6 +200,7 @@ class Profile:
     joining: Literal[timeline.JOINING_RULES] = timeline.LATEST
     ensemble: Annotated[int, Field(ge=1, le=timeline.ENSEMBLE_MAX)] = 7
     enabled_at_start: bool = True
+    simulated: bool = False
 
     def __post_init__(self) -> None:
         topics, adapter = self.observation, self.command.adapter

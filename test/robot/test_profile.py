@@ -1,4 +1,6 @@
 import copy
+import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -6,6 +8,7 @@ import yaml
 
 from specprune_ros.robot import profile
 from specprune_ros.robot.profile import ProfileError
+from specprune_ros.robot.safety import JointLimit
 
 ROBOTS = Path(__file__).parents[2] / 'config' / 'robots'
 SIM = ROBOTS / 'sim_arm.yaml'
@@ -42,6 +45,29 @@ def test_all_the_profiles_of_the_package_load():
         assert arm.enabled_at_start == (name == 'sim_arm')
         assert arm.limits.workspace is not None
         assert arm.limits.translation_speed <= (0.4 if name == 'sim_arm' else 0.25)
+        assert arm.simulated == (name == 'sim_arm')
+        # Of the eight numbers that OpenVLA-OFT's policies read, six are the pose.
+        assert len(arm.observation.gripper_joints) == 2
+
+
+def test_the_documents_list_every_key():
+    page = (ROBOTS.parents[1] / 'docs' / 'how-to' / 'robots.md').read_text()
+    table = page[page.index('| key | default | meaning |') :]
+    named = set(re.findall(r'`(?:[\w<>]+\.)*\.?(\w+)`', table))
+
+    def keys(kind):
+        for field in dataclasses.fields(kind):
+            yield field.name
+            inner = getattr(profile, str(field.type).split('.')[-1], None)
+            if dataclasses.is_dataclass(inner):
+                yield from keys(inner)
+
+    parts = (profile.Profile, profile.Camera, JointLimit)
+    known = {key for part in parts for key in keys(part)}
+    # Written with others of their kind, or as a pair of numbers.
+    aside = {'observation', 'command', 'gripper', 'limits', 'watchdog', 'driver', 'cameras'}
+    aside |= {'workspace', 'lead', 'state_speed', 'joints', 'min', 'max'}
+    assert len(known) > 60 and not known - named - aside, known - named - aside
 
 
 def test_sim_arm_is_wired_as_agreed():

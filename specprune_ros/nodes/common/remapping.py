@@ -12,7 +12,6 @@ from specprune_ros.robot.profile import Profile, ProfileError
 
 # The words of model.random_weights.
 REFUSED, ALLOWED = 'refused', 'allowed_and_its_actions_mean_nothing'
-SIMULATED = 'sim_arm'
 
 
 def profile_path(name: str) -> Path:
@@ -70,10 +69,13 @@ def policy_parameters(profile: Profile) -> dict[str, Any]:
         'speed.tip_frame': profile.tool_link,
         'speed.joint_prefix': profile.joint_prefix,
     }
-    if profile.name == SIMULATED:
+    if profile.simulated:
         parameters['model.random_weights'] = ALLOWED
-    if profile.observation.gripper_joints:
-        parameters['proprio.gripper_joints'] = list(profile.observation.gripper_joints)
+    observed = profile.observation
+    if observed.gripper_joints:
+        parameters['proprio.gripper_joints'] = list(observed.gripper_joints)
+    if observed.gripper_scales:
+        parameters['proprio.gripper_scales'] = list(observed.gripper_scales)
     return parameters
 
 
