@@ -49,7 +49,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 # Fixtures of test/nodes and test/launch with nodes that run in real time.
-REAL_TIME = frozenset({'arm', 'bench', 'domain', 'rig', 'rig_with', 'robot'})
+REAL_TIME = frozenset({'arm', 'bench', 'domain', 'rig', 'rig_with', 'robot', 'shared'})
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import sys
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 
@@ -77,6 +79,13 @@ def run(args: argparse.Namespace) -> int:
     from specprune_ros.serving.server import Address
     from specprune_ros.serving.server import run as run_server
 
+    def leave(number: int, frame: FrameType | None) -> None:
+        # Until it serves nothing is there to be undone, and whatever is just being imported may
+        # turn an exception into another one.
+        print('interrupted', file=sys.stderr, flush=True)
+        os._exit(128 + number)
+
+    before = {n: signal.signal(n, leave) for n in (signal.SIGINT, signal.SIGTERM)}
     logging.basicConfig(level=logging.INFO, format='%(asctime)s %(message)s', stream=sys.stderr)
     logging.getLogger('websockets').setLevel(logging.WARNING)
     address = Address(
@@ -104,6 +113,9 @@ def run(args: argparse.Namespace) -> int:
     except (CheckpointError, ParamError, ValueError, OSError) as error:
         print(f'specprune serve: {error}', file=sys.stderr)
         return 1
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _hub(args: argparse.Namespace) -> Any:

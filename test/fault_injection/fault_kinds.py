@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from faults import Suite
 
 LONGEST = 3.0  # s a fault is held while the arm does not stop
+SUPERVISED = 0.2  # s of silence after which the supervisor begins to stop the arm
 RESPAWN = 0.2  # s a supervisor takes to notice a death
 
 
@@ -47,7 +48,7 @@ class Kind:
     ``stops``: the stream of commands must end while the fault lasts. ``reasons``: what the
     executor must have said of the stop (one of them). ``resets``: the policy must report a new
     episode, and why. ``kills``: the process that dies on purpose. ``share``: of all injections.
-    ``pause``: s without commands that are no stop.
+    ``pause``: s without commands after one that is not of rest, that are no fault of the executor.
     """
 
     name: str
@@ -459,10 +460,10 @@ def executor_stalled(suite: Suite, rng: np.random.Generator) -> None:
     """SIGSTOP to the moving executor: its supervisor must stop the arm, and give it back."""
     suite.wait_for_motion()
     process = suite.system.processes[EXECUTOR].process
+    stalled = time.time_ns()
     process.send_signal(signal.SIGSTOP)
-    suite.pause(rng.uniform(0.5, 1.0))
-    if suite.rig.heard.commands and not suite.rig.heard.commands[-1].zero:
-        suite.breaks('a stalled executor left the arm moving')
+    suite.pause(rng.uniform(0.6, 1.1))
+    suite.supervisor_must_have_stopped(stalled)
     process.send_signal(signal.SIGCONT)
     suite.pause(0.3)
 
@@ -754,7 +755,12 @@ KINDS = (
         share=0.35,
     ),
     Kind(
-        'executor stalled', executor_stalled, 'supervisor stops, recovers', stops=True, share=0.35
+        'executor stalled',
+        executor_stalled,
+        'supervisor stops, recovers',
+        stops=True,
+        share=0.35,
+        pause=SUPERVISED + 0.15,
     ),
     Kind(
         'driver killed',

@@ -49,7 +49,7 @@ import numpy as np
 sys.path.append(str(Path(__file__).parents[2] / 'benchmarks'))
 
 from core_waits import STEAL, Waits
-from fault_kinds import KINDS, Kind, fill, limit_file_size
+from fault_kinds import KINDS, SUPERVISED, Kind, fill, limit_file_size
 from fault_rig import SECOND, Axis, Rig, Sent
 from record import write
 from system import ARM, EXECUTOR, NODES, POLICY, System
@@ -71,6 +71,7 @@ DRIVER_SLOW = 0.02  # m/s that counts as holding still
 PICTURE_RATE = 15.0  # Hz
 TMPFS = '16m'
 AGES = ('dry queue', 'tool pose')
+SUPERVISOR = 'supervisor'
 LANES = 'lanes'  # this suite's own thread between arm and policy
 
 
@@ -166,6 +167,8 @@ class Suite:
 
     def _threads(self) -> dict[str, tuple[int, int]]:
         pids = {name: p.process.pid for name, p in self.system.processes.items()}
+        if (supervisor := child_of(pids[EXECUTOR])) is not None:
+            pids[SUPERVISOR] = supervisor
         own = (os.getpid(), self.rig.lane_thread)
         return {**{name: (pid, pid) for name, pid in pids.items()}, LANES: own}
 
@@ -211,11 +214,40 @@ class Suite:
             sent.at for sent in after if not sent.braking and (not stops or sent.at < stops[0])
         ]
         last = max(driven, default=begin) if stops else begin + 99 * SECOND
+        if not stops and self._counted_a_stop():
+            self._result.stopped = True
+            return  # the next chunk took the motion up again before it had come to rest
         took = self._over(why, begin, last)
         self._result.stopped |= bool(stops)
         if took > IN_TIME:
             what = f'stopped after {took:.3f} s' if stops else 'no stop'
             self.breaks(f'{why}: {what}', late=bool(stops))
+
+    def _counted_a_stop(self) -> bool:
+        """Whether the executor has counted a stop since the injection before."""
+        counted, now = self.rig.heard.counted, time.time_ns()
+        wait_until(lambda: any(at > now for at, _ in counted), 3.0)
+        stops = [int(v) for key, v in counted[-1][1].items() if key.startswith(STOPS_FOR)]
+        return sum(stops) > self._stops.total()
+
+    def supervisor_must_have_stopped(self, stalled: int) -> None:
+        """The executor stood still from ``stalled`` (ns) on: braking began within 100 ms after the
+        supervisor's limit, and the arm is at rest.
+        """
+        commands = list(self.rig.heard.commands)
+        first = next((i for i, sent in enumerate(commands) if sent.at > stalled), len(commands))
+        # One command may have been under way.
+        own = [sent for sent in commands[: first + 1] if sent.at < stalled + 0.05 * SECOND]
+        after = commands[len(own) :]
+        if not own or own[-1].zero:
+            return  # it had just been stopped
+        if not after or not after[-1].zero:
+            self.breaks('a stalled executor left the arm moving')
+            return
+        limit = own[-1].at + round(SUPERVISED * SECOND)
+        took = self._over('supervisor', limit, after[0].at, SUPERVISOR)
+        if took > IN_TIME:
+            self.breaks(f'the supervisor began to stop {took:.3f} s after its limit', late=True)
 
     def executor_died(self) -> None:
         """The executor's account begins anew; the driver must hold still by itself."""
@@ -283,10 +315,8 @@ class Suite:
     def _judge_machine(self, begin: int) -> None:
         """Who waited for a core: in the whole injection, and where it was latest."""
         result, now = self._result, time.time_ns()
-        names = (EXECUTOR, ARM, LANES, STEAL)
+        names = (EXECUTOR, SUPERVISOR, ARM, LANES, STEAL)
         result.waited = {name: self._waits.between(name, begin, now) for name in names}
-        slow = [late for lane in self.rig.lanes for at, late in list(lane.late) if at > begin]
-        result.lanes_late = max(slow, default=0) / SECOND
         late = result.late
         if late:
             first, last = late.pop('begin_ns'), late.pop('end_ns')
@@ -397,7 +427,8 @@ class Suite:
         gap = None
         ends = [*(sent.at for sent in window[1:]), ended]
         for sent, after in zip(window, ends[: len(window)], strict=True):
-            if after - sent.at > kind.pause * SECOND and after > begin and sent.at < ended:
+            pause = (GAP if sent.zero else kind.pause) * SECOND
+            if after - sent.at > pause and after > begin and sent.at < ended:
                 held_up = self._waits.between(EXECUTOR, sent.at, after) * SECOND
                 if sent.zero or held_up < 0.5 * (after - sent.at):
                     gap = sent
@@ -422,8 +453,13 @@ class Suite:
             result.rest = max(took)
             if result.rest > self._longest_rest():
                 self.breaks(f'{result.rest:.3f} s from braking to rest', late=True)
+        slow = [late for lane in self.rig.lanes for at, late in list(lane.late) if at > begin]
+        result.lanes_late = max(slow, default=0) / SECOND
+        expected = set(kind.reasons)
+        if result.lanes_late > 0.5 * self.system.profile.watchdog.state_age:
+            expected.add('stale_state')  # poses come through this suite, which was held up
         known = gap is not None and gap.at > begin  # else it was told with the injection before
-        if known and kind.stops and kind.reasons and not set(kind.reasons) & set(result.reasons):
+        if known and kind.stops and kind.reasons and not expected & set(result.reasons):
             self.breaks(f'the executor gave as reasons {result.reasons}')
 
     def _longest_rest(self) -> float:
@@ -480,6 +516,15 @@ class Suite:
         heard.stats[:] = [pair for pair in heard.stats if pair[0] > horizon]
         heard.speeds[:] = [pair for pair in heard.speeds if pair[0] > horizon]
         heard.said[:] = [item for item in heard.said if item[0] > horizon]
+
+
+def child_of(pid: int) -> int | None:
+    """A child of a process, which the executor has one of."""
+    try:
+        children = Path(f'/proc/{pid}/task/{pid}/children').read_text().split()
+    except OSError:
+        return None
+    return int(children[0]) if children else None
 
 
 def plan(kinds: list[Kind], count: int, rng: np.random.Generator) -> list[Kind]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from pathlib import Path
@@ -93,6 +94,7 @@ class Bench:
         self.row = [0.01, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0]
         self.observed_ago = 0.03
         self._poses_at = self._chunks_at = 0.0
+        self._stalls = []  # (when, s) this process got no core, or did something else
         self.dut.autostart()
 
     def listen(self, kind, topic, into):
@@ -163,23 +165,31 @@ class Bench:
                 self._chunks_at = now
                 self.publish_chunk()
             self.executor.spin_once(timeout_sec=0.002)
+            if (took := time.monotonic() - now) > 0.02:
+                self._stalls.append((now, took))
             if until is not None and until():
                 return True
         return False
 
+    def held_up(self, since):
+        """Seconds that nothing in this process ran since a time: no fault of the executor."""
+        return sum(took for at, took in self._stalls if at + took > since)
+
+    def silent_for(self):
+        """Seconds since the last command."""
+        return time.monotonic() - self.commands[-1][0] if self.commands else math.inf
+
     def moving(self):
-        self.run(10.0, until=lambda: len(self.commands) > 20)
-        assert len(self.commands) > 20, self.health()
-        self.run(0.1)
+        assert self.run(20.0, until=lambda: len(self.commands) > 30), self.health()
 
     def speeds(self, since=0.0):
         return [m.twist.linear.x for t, m in self.commands if t >= since]
 
     def call(self, kind, name, **fields):
         client = self.node.create_client(kind, f'{self.name}/{name}')
-        assert client.wait_for_service(5.0)
+        assert client.wait_for_service(20.0)
         future = client.call_async(kind.Request(**fields))
-        self.run(5.0, until=future.done)
+        assert self.run(20.0, until=future.done), f'{name} did not answer'
         return future.result()
 
     def enable(self, value):

@@ -37,6 +37,13 @@ def new_domain() -> int:
     raise RuntimeError('every ROS domain from 1 to 101 is held by a test run on this machine')
 
 
+def catches(pid: int, number: int) -> bool:
+    """Whether a process has a handler of its own for a signal."""
+    status = Path(f'/proc/{pid}/status').read_text()
+    mask = next(line for line in status.splitlines() if line.startswith('SigCgt'))
+    return bool(int(mask.split()[1], 16) >> (number - 1) & 1)
+
+
 class Process:
     """A node's process with its output in a file."""
 
@@ -56,9 +63,7 @@ class Process:
 
     def catches(self, number: int) -> bool:
         """Whether the process has a handler of its own for a signal."""
-        status = Path(f'/proc/{self._popen.pid}/status').read_text()
-        mask = next(line for line in status.splitlines() if line.startswith('SigCgt'))
-        return bool(int(mask.split()[1], 16) >> (number - 1) & 1)
+        return catches(self._popen.pid, number)
 
     def text(self) -> str:
         return self.log.read_text(errors='replace')

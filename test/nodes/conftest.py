@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+
 import pytest
 from executor_bench import bench, ros  # noqa: F401  fixtures
 from ros_processes import Process, Rig, new_domain
@@ -9,10 +11,10 @@ from ros_processes import Process, Rig, new_domain
 from specprune_ros.nodes.common.remapping import ALLOWED
 
 
-@pytest.fixture
-def rig_with(tmp_path):
-    """Makes a rig and its policy node; parameters as keywords with ``__`` for dots. ``program``
-    is a Python script that runs the node, for one with faults.
+@contextmanager
+def rigs(folder):
+    """Gives a function that makes a rig and its policy node; parameters as keywords with ``__``
+    for dots. ``program`` is a Python script that runs the node, for one with faults.
     """
     made = []
 
@@ -33,7 +35,7 @@ def rig_with(tmp_path):
             'specprune_node',
             ros_arguments({}, {k.replace('__', '.'): v for k, v in values.items()}),
             domain,
-            tmp_path / f'node{len(made)}.log',
+            folder / f'node{len(made)}.log',
             program,
         )
         rig = Rig(domain, tuple(values.get('cameras', ('agent', 'wrist'))))
@@ -42,7 +44,7 @@ def rig_with(tmp_path):
 
         def run(module, arguments):
             """Another node beside it."""
-            log = tmp_path / f'{module}.log'
+            log = folder / f'{module}.log'
             rig.others.append(Process(module, arguments, domain, log))
             return rig.others[-1]
 
@@ -50,8 +52,24 @@ def rig_with(tmp_path):
         made.append(rig)
         return rig
 
-    yield make
-    for rig in made:
-        for process in (rig.process, *rig.others):
-            process.stop()
-        rig.close()
+    try:
+        yield make
+    finally:
+        for rig in made:
+            for process in (rig.process, *rig.others):
+                process.stop()
+            rig.close()
+
+
+@pytest.fixture
+def rig_with(tmp_path):
+    """Makes rigs for one test."""
+    with rigs(tmp_path) as make:
+        yield make
+
+
+@pytest.fixture(scope='module')
+def module_rig_with(tmp_path_factory):
+    """Makes rigs that the tests of a file share."""
+    with rigs(tmp_path_factory.mktemp('rigs')) as make:
+        yield make

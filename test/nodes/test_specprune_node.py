@@ -11,21 +11,55 @@ from specprune_ros.bench import calibration
 from specprune_ros.bench.calibration import Sweep
 from specprune_ros.policy.build import build_policy
 
-pytestmark = [pytest.mark.ros, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.ros, pytest.mark.timeout(240)]
 
 CONFIGURE, CLEANUP, ACTIVATE, DEACTIVATE = 1, 2, 3, 4
 
 
 def running(rig):
     """Feed the node until it has pruned once."""
-    assert rig.feed(60.0, until=lambda: len(rig.stats) >= 3), rig.process.text()
+    assert rig.feed(90.0, until=lambda: len(rig.stats) >= 3), rig.process.text()
     return rig
+
+
+@pytest.fixture(scope='module')
+def shared(module_rig_with, tmp_path_factory):
+    """One node for the tests that leave it as it was."""
+    # Known of this machine: whatever rows there are, they cost the same.
+    torch.set_num_threads(1)
+    flat = Sweep((100, 512), (193, 605), (5.0, 5.0), '2026-11-21')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('XDG_CACHE_HOME', str(tmp_path_factory.mktemp('cache')))
+        loaded = build_policy(preset='tiny', device='cpu', threads=1).loaded
+        calibration.keep(calibration.key(loaded), flat)
+        return running(
+            module_rig_with(
+                model__calibrate='always',
+                model__prepare_on_arrival='on',
+                pruning__free_tokens=False,
+            )
+        )
+
+
+@pytest.fixture
+def rig(shared):
+    """The shared node, with the parameters and the instruction it began with."""
+    from std_srvs.srv import SetBool
+
+    assert shared.call(SetBool, '/specprune_node/enable', SetBool.Request(data=True)).success
+    assert shared.set(pruning__preset='paper') == [(True, '')]
+    first = {'pruning__preset': 'default', 'pruning__pruner': 'specprune'}
+    first |= {'pruning__free_tokens': False, 'pruning__refresh_when': 'never'}
+    assert shared.set(together=True, query_when='rate', query_rate=0.0, **first) == (True, '')
+    shared.say('lift the red cube')
+    fresh(shared, 3)
+    return shared
 
 
 def fresh(rig, count=2):
     """Feed until ``count`` more accounts have come; returns the newest."""
     have = len(rig.stats)
-    assert rig.feed(20.0, until=lambda: len(rig.stats) >= have + count), rig.process.text()
+    assert rig.feed(60.0, until=lambda: len(rig.stats) >= have + count), rig.process.text()
     return rig.stats[-1]
 
 
@@ -35,41 +69,36 @@ def told(rig, key):
     return next((value.value for value in values if value.key.startswith(key)), '')
 
 
-def quiet(rig, feed, reason):
-    """With this input no chunk comes, and log and diagnostics say why."""
+def quiet(rig, feed, reason, logged=None):
+    """With this input no chunk comes, and diagnostics and the log, from ``logged`` characters on,
+    say why.
+    """
     from specprune_ros.nodes.common.time import stamp_ns
 
     rig.spin(0.5)  # what came before this input may still be used
     have, begin = len(rig.chunks), rig.now()
     said = len(rig.diagnoses)
-    for _ in range(120):
+    logged = len(rig.process.text()) if logged is None else logged
+    for _ in range(400):
         feed()
         rig.spin(0.05)
         # The log has room for one line of a source and second.
-        new = len(rig.diagnoses) > said + 1
-        if new and reason in rig.health() and reason in rig.process.text():
+        new = len(rig.diagnoses) > said
+        if new and reason in rig.health() and reason in rig.process.text()[logged:]:
             break
     assert reason in rig.health(), rig.health()
-    assert reason in rig.process.text()
+    assert reason in rig.process.text()[logged:]
     # Of a query that a busy machine drew out, the chunk comes late: it is of good input.
     stamps = [stamp_ns(chunk) for chunk in rig.chunks[have:]]
     assert all(begin - 20 * 10**9 < stamp < begin for stamp in stamps)
     assert rig.process.alive()
 
 
-def test_images_in_chunks_out_parameters_live(rig_with, tmp_path, monkeypatch):
-    # Known of this machine: whatever rows there are, they cost the same.
-    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
-    torch.set_num_threads(1)
-    flat = Sweep((100, 512), (193, 605), (5.0, 5.0), '2026-11-21')
-    calibration.keep(
-        calibration.key(build_policy(preset='tiny', device='cpu', threads=1).loaded), flat
-    )
-    rig = running(rig_with(model__calibrate='always', pruning__free_tokens=False))
+def test_images_in_chunks_out_parameters_live(rig):
     assert 'fewer tokens buy nothing' in rig.process.text()
-    rig.wait(lambda: len(rig.chunks) >= len(rig.stats), 2.0)
-    chunk, stats = rig.chunks[-1], rig.stats[-1]
-    first = rig.stats[0]
+    stats, first = rig.stats[-1], rig.stats[0]
+    assert rig.wait(lambda: rig.chunks[-1].sequence >= stats.sequence)
+    chunk = rig.chunks[-1]
 
     # The chunk says all that is needed to read it.
     assert chunk.horizon * len(chunk.dims) == len(chunk.data) == 56
@@ -84,8 +113,9 @@ def test_images_in_chunks_out_parameters_live(rig_with, tmp_path, monkeypatch):
     assert chunk.first_valid_step == min(8, math.floor((end - observed) / 0.05))
 
     # The account belongs to it.
+    assert rig.wait(lambda: rig.stats[-1].sequence >= chunk.sequence)
     matching = [s for s in rig.stats if s.sequence == chunk.sequence]
-    assert matching and matching[0].header == chunk.header
+    assert matching and matching[-1].header == chunk.header
     assert first.mode == first.MODE_DENSE and 'first query' in first.reason
     assert first.tokens_mean == first.tokens_in == 512
     assert stats.mode == stats.MODE_FINE and 'speed unknown' in stats.reason
@@ -109,7 +139,7 @@ def test_images_in_chunks_out_parameters_live(rig_with, tmp_path, monkeypatch):
     assert set(free.tokens_after) == {512} and len(free.tokens_after) == len(after.tokens_after)
     left = zip(after.prune_layers, after.tokens_after, strict=True)
     more = [f'{512 - tokens} after layer {layer}' for layer, tokens in left]
-    assert rig.feed(5.0, until=lambda: told(rig, 'kept more') == ', '.join(more))
+    assert rig.feed(20.0, until=lambda: told(rig, 'kept more') == ', '.join(more))
     assert rig.set(pruning__free_tokens=False) == [(True, '')]
     assert list(fresh(rig, 3).tokens_after) == list(after.tokens_after)
 
@@ -154,10 +184,11 @@ def test_what_is_chosen_explicitly_wins_over_the_preset(rig_with):
         assert rig.transition(number)
     assert rig.get('pruning.k_local') == 30
     assert rig.get('pruning.history_max') == 11
+    assert rig.process.stop(signal.SIGTERM, 30.0) == 0
+    assert 'Traceback' not in rig.process.text()
 
 
-def test_senseless_stamps_and_a_single_glitch_do_no_harm(rig_with):
-    rig = running(rig_with(model__prepare_on_arrival='on'))
+def test_senseless_stamps_and_a_single_glitch_do_no_harm(rig):
     stamp = rig.stamp()
     stamp.sec = -1
     rig.show(stamp=stamp)
@@ -166,10 +197,8 @@ def test_senseless_stamps_and_a_single_glitch_do_no_harm(rig_with):
     assert rig.process.alive()
     # One image from the future: what comes after it is compared with true images again.
     rig.show(stamp=rig.stamp(rig.now() + 60 * 10**9))
-    rig.feed(1.5)
-    stats = fresh(rig)
-    assert stats.history_age < 1.0
-    assert stats.episode >= episode
+    assert rig.feed(60.0, until=lambda: fresh(rig, 1).history_age < 1.0)
+    assert rig.stats[-1].episode >= episode
 
 
 def test_a_clock_that_goes_back_starts_a_new_episode(rig_with):
@@ -180,69 +209,61 @@ def test_a_clock_that_goes_back_starts_a_new_episode(rig_with):
     rig = rig_with(use_sim_time=True, model__prepare_on_arrival='on')
     clock = rig.node.create_publisher(Clock, '/clock', every())
     # Diagnostics come although no time passes yet.
-    assert rig.wait(lambda: rig.diagnoses, 40.0)
+    assert rig.wait(lambda: rig.diagnoses, 60.0)
 
-    def play(begin, seconds):
-        for tick in range(round(20 * seconds)):
+    def play(begin, until):
+        for tick in range(1200):
             stamp = rig.stamp(round((begin + tick / 20) * 1e9))
             clock.publish(Clock(clock=stamp))
             rig.spin(0.01)
             rig.move(stamp=stamp)
             rig.show(stamp=stamp)
             rig.spin(0.04)
+            if rig.stats and until(rig.stats[-1]):
+                return True
+        return False
 
-    assert rig.wait(lambda: 'active:' in rig.process.text(), 40.0)
-    play(1000.0, 3.0)
-    assert rig.stats and rig.stats[-1].mode != rig.stats[-1].MODE_DENSE
+    assert rig.wait(lambda: 'active:' in rig.process.text(), 60.0)
+    assert play(1000.0, lambda stats: stats.mode != stats.MODE_DENSE)
     episode = rig.stats[-1].episode
-    play(500.0, 3.0)
-    assert rig.stats[-1].episode > episode
-    assert rig.stats[-1].header.stamp.sec in range(500, 504)
+    assert play(500.0, lambda stats: stats.episode > episode)
+    assert rig.stats[-1].header.stamp.sec in range(500, 561)
     assert 'time went back' in rig.process.text() or 'start' in rig.process.text()
 
 
-def test_a_refused_activation_leaves_no_subscriptions(rig_with):
-    rig = rig_with(speed__source='joint_states', robot_description='<robot')
-    assert rig.wait(lambda: 'cannot activate' in rig.process.text(), 40.0)
-    assert 'robot_description does not parse' in rig.process.text()
-    assert rig.state() == 'inactive'
-    assert not rig.transition(ACTIVATE)
-    assert rig.wait(lambda: rig.images['agent'].get_subscription_count() == 0, 5.0)
-
-
-def test_services_and_instructions(rig_with):
+def test_services_and_instructions(rig):
     from std_srvs.srv import SetBool, Trigger
 
     from specprune_ros.nodes.common.time import stamp_ns
 
-    rig = running(rig_with(model__prepare_on_arrival='on'))
-    episode = rig.stats[-1].episode
+    episode = fresh(rig).episode
     answer = rig.call(Trigger, '/specprune_node/reset', Trigger.Request())
     assert answer.success
     assert fresh(rig, 2).episode == episode + 1
     rig.say('lift the blue cube')
-    assert rig.feed(5.0, until=lambda: rig.chunks[-1].instruction == 'lift the blue cube')
+    assert rig.feed(20.0, until=lambda: rig.chunks[-1].instruction == 'lift the blue cube')
     assert fresh(rig, 2).episode == episode + 2
 
     # Once per chunk of 0.4 s, less the time that a query takes.
     assert rig.set(query_when='chunk') == [(True, '')]
     fresh(rig, 1)
     have = len(rig.chunks)
-    rig.feed(2.0)
+    assert rig.feed(60.0, until=lambda: len(rig.chunks) >= have + 5)
     stamps = [stamp_ns(chunk) for chunk in rig.chunks[have:]]
-    assert len(stamps) >= 2 and np.mean(np.diff(stamps)) > 150_000_000
+    assert np.mean(np.diff(stamps)) > 150_000_000
     assert rig.set(query_when='rate') == [(True, '')]
 
+    logged = len(rig.process.text())
     assert rig.call(SetBool, '/specprune_node/enable', SetBool.Request(data=False)).success
-    quiet(rig, lambda: (rig.move(), rig.show()), 'disabled')
+    quiet(rig, lambda: (rig.move(), rig.show()), 'disabled', logged)
     assert rig.call(SetBool, '/specprune_node/enable', SetBool.Request(data=True)).success
     fresh(rig)
 
 
-def test_the_prior_is_made_anew_in_the_slack(rig_with):
-    rig = running(rig_with(pruning__refresh_when='slack', query_rate=1.0))
+def test_the_prior_is_made_anew_in_the_slack(rig):
+    assert all(ok for ok, _ in rig.set(pruning__refresh_when='slack', query_rate=1.0))
     have = len(rig.stats)
-    assert rig.feed(30.0, until=lambda: sum(s.refreshes for s in rig.stats[have:]) >= 2)
+    assert rig.feed(60.0, until=lambda: sum(s.refreshes for s in rig.stats[have:]) >= 2)
     made = next(s for s in rig.stats[have:] if s.refreshes)
     assert made.prior_valid and made.flops_ratio < 0.9
     # Dense, and accounted for apart from the query.
@@ -250,25 +271,23 @@ def test_the_prior_is_made_anew_in_the_slack(rig_with):
     assert made.refresh_time > 0
     # Once at most between two queries, which keep their period.
     assert max(s.refreshes for s in rig.stats) == 1
-    told = {pair.key: pair.value for pair in rig.diagnoses[-1].status[0].values}
-    assert told['refreshes in the slack'].endswith('given up 0')
-    rig.set(pruning__refresh_when='never')
+    assert rig.feed(20.0, until=lambda: 'given up' in told(rig, 'refreshes in the slack'))
+    assert all(ok for ok, _ in rig.set(pruning__refresh_when='never', query_rate=0.0))
     assert fresh(rig, 3).refreshes == 0
 
 
-def test_overlays_and_masks_of_kept_patches_come_when_asked_for(rig_with):
+def test_overlays_and_masks_of_kept_patches_come_when_asked_for(rig):
     from sensor_msgs.msg import Image
 
     from specprune_ros.nodes.common import patch_mask
     from specprune_ros.nodes.common.images import to_rgb
     from specprune_ros.nodes.common.qos import every
 
-    rig = running(rig_with())
     drawn, masks = [], []
     overlay = rig.node.create_subscription(
         Image, '/specprune_node/overlay/wrist', drawn.append, every()
     )
-    assert rig.feed(10.0, until=lambda: len(drawn) >= 2)
+    assert rig.feed(60.0, until=lambda: len(drawn) >= 2)
     image = to_rgb(drawn[-1])
     assert image.shape == (224, 224, 3)
     # Dropped patches are dark, so the image as a whole is.
@@ -276,7 +295,7 @@ def test_overlays_and_masks_of_kept_patches_come_when_asked_for(rig_with):
 
     rig.node.destroy_subscription(overlay)
     rig.node.create_subscription(Image, '/specprune_node/kept/wrist', masks.append, every())
-    assert rig.feed(10.0, until=lambda: len(masks) >= 3)
+    assert rig.feed(60.0, until=lambda: len(masks) >= 3)
     mask = patch_mask.from_message(masks[-1])
     assert mask.shape == (16, 16)
     assert 0 < (mask >= patch_mask.KEPT).sum() < mask.size
@@ -284,7 +303,7 @@ def test_overlays_and_masks_of_kept_patches_come_when_asked_for(rig_with):
     assert not (mask[mask < patch_mask.KEPT]).any()
 
 
-@pytest.mark.parametrize('times', [3, pytest.param(10, marks=pytest.mark.slow)])
+@pytest.mark.parametrize('times', [2, pytest.param(10, marks=pytest.mark.slow)])
 def test_lifecycle_many_times_and_clean_exits(rig_with, times):
     rig = rig_with(autostart=False, model__prepare_on_arrival='on')
     assert rig.state() == 'unconfigured'
@@ -292,7 +311,7 @@ def test_lifecycle_many_times_and_clean_exits(rig_with, times):
         assert rig.transition(CONFIGURE), rig.process.text()
         assert rig.transition(ACTIVATE)
         have = len(rig.chunks)
-        assert rig.feed(10.0, until=lambda n=have: len(rig.chunks) > n + 1), cycle
+        assert rig.feed(60.0, until=lambda n=have: len(rig.chunks) > n + 1), cycle
         assert rig.transition(DEACTIVATE)
         rig.spin(0.2)
         have = len(rig.chunks)
@@ -300,25 +319,30 @@ def test_lifecycle_many_times_and_clean_exits(rig_with, times):
         assert len(rig.chunks) == have, 'an inactive node made a chunk'
         assert rig.transition(CLEANUP)
     assert rig.set(model__preset='tiny') == [(True, '')]  # unconfigured: may change again
-    assert rig.process.stop() == 0
+    assert rig.process.stop(patience=30.0) == 0
     assert 'Traceback' not in rig.process.text()
 
 
-@pytest.mark.parametrize(
-    'number', [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
-)
-def test_signals_end_it_without_a_traceback(rig_with, number):
-    rig = running(rig_with())
-    assert rig.process.stop(number) == 0
-    assert 'Traceback' not in rig.process.text()
-
-
-def test_a_bad_configuration_is_refused_and_can_be_mended(rig_with):
+def test_bad_values_at_start_are_refused_and_can_be_mended(rig_with):
+    # Three at once: each takes seconds to start.
     rig = rig_with(cameras=['agent'])
-    assert rig.wait(lambda: 'cannot configure' in rig.process.text(), 30.0)
+    contradictory = rig_with(pruning__history_min=9, pruning__history_max=3)
+    wrong_type = rig_with(query_rate='fast')
+
+    assert wrong_type.wait(lambda: not wrong_type.process.alive(), 60.0)
+    assert 'query_rate' in wrong_type.process.text()
+    assert 'Traceback' not in wrong_type.process.text()
+    assert wrong_type.process.stop() == 2
+
+    assert contradictory.wait(lambda: 'cannot configure' in contradictory.process.text(), 60.0)
+    assert 'history_min' in contradictory.process.text()
+    assert 'Traceback' not in contradictory.process.text()
+    assert contradictory.process.alive()
+
+    assert rig.wait(lambda: 'cannot configure' in rig.process.text(), 60.0)
     assert 'cameras names 1 (agent), but the model reads 2' in rig.process.text()
     assert rig.state() == 'unconfigured'
-    assert rig.wait(lambda: 'the model reads 2' in rig.health(), 5.0)
+    assert rig.wait(lambda: 'the model reads 2' in rig.health())
     assert rig.set(cameras=['agent', 'wrist']) == [(True, '')]
     assert rig.transition(CONFIGURE), rig.process.text()
 
@@ -345,38 +369,35 @@ def test_start_up_values_are_checked_too(rig_with):
         assert rig.state() == 'unconfigured'
         rig.set(**{name: before})
     assert rig.transition(CONFIGURE), rig.process.text()
+    assert rig.transition(CLEANUP)
+    # A refused activation leaves no subscriptions.
+    assert all(ok for ok, _ in rig.set(speed__source='joint_states', robot_description='<robot'))
+    assert rig.transition(CONFIGURE), rig.process.text()
+    assert not rig.transition(ACTIVATE)
+    assert 'robot_description does not parse' in rig.process.text()
+    assert rig.state() == 'inactive'
+    assert rig.wait(lambda: rig.images['agent'].get_subscription_count() == 0)
     assert 'Traceback' not in rig.process.text()
 
 
-def test_contradictory_start_up_values_are_refused(rig_with):
-    rig = rig_with(pruning__history_min=9, pruning__history_max=3)
-    assert rig.wait(lambda: 'cannot configure' in rig.process.text(), 40.0)
-    assert 'history_min' in rig.process.text()
-    assert 'Traceback' not in rig.process.text()
-    assert rig.process.alive()
+def test_signals_while_it_starts_loads_or_warms_up_leave_no_traceback(rig_with):
+    """At once: each takes seconds to start. Large enough to be loading when the signal comes."""
+    rigs = [rig_with(model__preset='oft-medium') for _ in range(4)]
 
+    def end(rig, seconds):
+        rig.spin(seconds)
+        assert rig.process.stop(patience=30.0) == 0, rig.process.text()
+        assert 'Traceback' not in rig.process.text()
 
-@pytest.mark.parametrize('seconds', [0.0, 0.7, 1.6])
-def test_signals_while_starting_leave_no_traceback(rig_with, seconds):
-    rig = rig_with()
     # From its first lines on, which the caught SIGTERM shows; before them the process is Python's.
-    assert rig.wait(lambda: rig.process.catches(signal.SIGTERM), 20.0)
-    rig.spin(seconds)
-    assert rig.process.stop() == 0
-    assert 'Traceback' not in rig.process.text()
+    assert rigs[0].wait(lambda: rigs[0].process.catches(signal.SIGTERM), 60.0)
+    end(rigs[0], 0.0)
+    for rig, seconds in zip(rigs[1:], (0.0, 0.4, 1.5), strict=True):
+        assert rig.wait(lambda rig=rig: 'loading' in rig.process.text(), 90.0)
+        end(rig, seconds)
 
 
-def test_a_parameter_of_the_wrong_type_at_start_names_itself(rig_with):
-    rig = rig_with(query_rate='fast')
-    assert rig.wait(lambda: not rig.process.alive(), 30.0)
-    assert 'query_rate' in rig.process.text()
-    assert 'Traceback' not in rig.process.text()
-    assert rig.process.stop() == 2
-
-
-def test_bad_images_make_no_chunks_and_say_why(rig_with):
-    rig = running(rig_with(model__prepare_on_arrival='on'))
-
+def test_bad_images_make_no_chunks_and_say_why(rig):
     def spoiled(**fields):
         def change(message):
             for name, value in fields.items():
@@ -405,8 +426,7 @@ def test_bad_images_make_no_chunks_and_say_why(rig_with):
     fresh(rig)
 
 
-def test_bad_state_and_instructions_make_no_chunks_and_say_why(rig_with):
-    rig = running(rig_with())
+def test_bad_state_and_instructions_make_no_chunks_and_say_why(rig):
     names = ['joint1', 'finger_joint1', 'finger_joint2']
     quiet(rig, lambda: (rig.move(positions=[math.nan] * 9), rig.show()), 'proprioception')
     fresh(rig)
@@ -422,12 +442,12 @@ def test_bad_state_and_instructions_make_no_chunks_and_say_why(rig_with):
         rig.show()
 
     quiet(rig, turned, "ee_pose: is in frame 'world', but the profile's base_frame is 'base_link'")
-    assert rig.feed(10.0, until=lambda: 'no chunk' not in rig.health())
+    assert rig.feed(60.0, until=lambda: 'no chunk' not in rig.health())
     quiet(rig, lambda: rig.show(), 'proprioception')
-    assert rig.feed(10.0, until=lambda: 'no chunk' not in rig.health())
+    assert rig.feed(60.0, until=lambda: 'no chunk' not in rig.health())
     # The pose goes on, but nobody measures the fingers any more.
     quiet(rig, lambda: (rig.pose_alone(), rig.show()), 'proprioception')
-    assert rig.feed(10.0, until=lambda: 'no chunk' not in rig.health())
+    assert rig.feed(60.0, until=lambda: 'no chunk' not in rig.health())
     for text, reason in (('', 'the instruction is empty'), ('x' * 10_000, '10000 characters')):
         rig.say(text)
         quiet(rig, lambda: (rig.move(names=names), rig.show()), reason)
@@ -435,20 +455,21 @@ def test_bad_state_and_instructions_make_no_chunks_and_say_why(rig_with):
     fresh(rig)
 
 
-@pytest.mark.parametrize(('base', 'named'), [('fr3_link0', 'fr3_link0'), ('', 'world')])
-def test_a_pose_in_the_base_frame_or_in_any_where_none_is_set_makes_chunks(rig_with, base, named):
-    rig = rig_with(base_frame=base)
+def test_a_pose_in_the_base_frame_or_in_any_where_none_is_set_makes_chunks(rig_with):
+    pairs = (('fr3_link0', 'fr3_link0'), ('', 'world'))
+    rigs = [rig_with(base_frame=base) for base, _ in pairs]  # at once: each takes seconds to start
+    for rig, (base, named) in zip(rigs, pairs, strict=True):
 
-    def look():
-        rig.move(pose=False)
-        rig.pose_alone(frame=named)
-        rig.show()
-        rig.spin(0.05)
-        return len(rig.chunks) >= 2
+        def look(rig=rig, named=named):
+            rig.move(pose=False)
+            rig.pose_alone(frame=named)
+            rig.show()
+            rig.spin(0.05)
+            return len(rig.chunks) >= 2
 
-    assert rig.wait(look, 60.0), rig.health()
-    assert rig.chunks[-1].header.frame_id == base
-    assert 'ee_pose' not in rig.process.text()
+        assert rig.wait(look, 60.0), rig.health()
+        assert rig.chunks[-1].header.frame_id == base
+        assert 'ee_pose' not in rig.process.text()
 
 
 def test_speed_from_joint_states_steers_and_bad_joints_mean_care(rig_with):
@@ -460,17 +481,17 @@ def test_speed_from_joint_states_steers_and_bad_joints_mean_care(rig_with):
     rig.description.publish(String(data='<robot'))
     running(rig)
     # Another process reads it first.
-    assert rig.feed(20.0, until=lambda: 'robot_description does not parse' in rig.process.text())
+    assert rig.feed(60.0, until=lambda: 'robot_description does not parse' in rig.process.text())
     assert 'speed unknown' in rig.stats[-1].reason
     rig.description.publish(String(data=urdf()))
-    assert rig.feed(10.0, until=lambda: rig.stats[-1].speed_source == 'joint_states')
+    assert rig.feed(60.0, until=lambda: rig.stats[-1].speed_source == 'joint_states')
     stats = fresh(rig)
     assert stats.mode == stats.MODE_FINE
     assert stats.speed_translation == pytest.approx(0.0, abs=1e-9)
     assert 0.0 <= stats.speed_age < 0.5
     # Joints that do not match: the speed grows old, and chunks go on with care.
     names = ['a', 'b', 'finger_joint1', 'finger_joint2']
-    for _ in range(60):
+    for _ in range(600):
         rig.move(names=names)
         rig.show()
         rig.spin(0.05)

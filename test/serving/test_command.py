@@ -5,8 +5,10 @@ import re
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
+from ros_processes import catches
 from served import observation
 
 from specprune_ros.cli.main import main
@@ -48,6 +50,28 @@ def test_it_serves_until_it_is_told_to_stop():
         assert 'gone after 2 queries' in errors
     finally:
         process.kill()
+
+
+@pytest.mark.real_time
+def test_a_signal_while_it_loads_or_warms_up_ends_it_at_once():
+    command = [sys.executable, '-m', 'specprune_ros.cli.main', 'serve', '--port', '0']
+    # Large enough to be still busy when the signal comes.
+    process = subprocess.Popen(
+        [*command, '--device', 'cpu', '--threads', '1', '--preset', 'oft-medium'],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        end = time.monotonic() + 60
+        while not catches(process.pid, signal.SIGTERM) and time.monotonic() < end:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130 and 'interrupted' in errors
+    assert 'Traceback' not in errors and output == ''
 
 
 @pytest.mark.parametrize(

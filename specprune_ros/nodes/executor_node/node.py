@@ -396,6 +396,8 @@ class ChunkExecutor(AutoLifecycleNode):
         tick = self._motion.tick(now, real)
         if tick.verdict.stop_now:
             self._begin_stop(tick.verdict)
+        # A process that was halted since this period began must not send what it decided then.
+        taken |= self._taken_over((time.monotonic_ns() - real) * 1e-9)
         if taken:
             self._motion.let_go()
             tick = Tick(tick.verdict)
@@ -411,7 +413,7 @@ class ChunkExecutor(AutoLifecycleNode):
         self._verdict = tick.verdict
 
     def _taken_over(self, late: float) -> bool:
-        """Whether the supervisor has the arm, ``late`` s after the last period."""
+        """Whether the supervisor has the arm, after ``late`` s without a sign of life."""
         supervisor = self._supervisor
         if supervisor is None:
             return False

@@ -255,6 +255,8 @@ class Guard:
 
     def _take(self, message: bytes) -> None:
         if message == TAKE_OVER:
+            if self._state is None:
+                self._port.again()  # one command may have left after the stop
             self._stop('the executor was held up')
         elif message[:1] == b'{':
             self._port.tighten(json.loads(message))
@@ -300,6 +302,7 @@ class StopSender:
             self.joints = tuple(profile.joints)
         self._limits = dict(profile.limits.joints)
         self._port = make_port(node, profile, self._limits, setup.topic)
+        self._last: tuple[Command, int] | None = None  # the command of rest, its stamp in ns
 
     def matched(self) -> bool:
         """Whether somebody listens to the commands."""
@@ -317,7 +320,7 @@ class StopSender:
 
         from specprune_ros.nodes.common.time import time_message
 
-        period = state.period_s
+        period, self._last = state.period_s, None
         if state.place is not None and not np.isfinite(state.place).all():
             return 0
         late = silent > COASTING * period
@@ -335,12 +338,20 @@ class StopSender:
         count = 0
         for command in self._commands(StopMotion.of(state)):
             passed = silent + time.monotonic() - begin
-            self._port.send(command, time_message(stamp_ns + round(passed * 1e9)))
+            self._last = command, stamp_ns + round(passed * 1e9)
+            self._port.send(command, time_message(self._last[1]))
             count += 1
             due = max(due + period, time.monotonic())
             time.sleep(max(0.0, due - time.monotonic()))
         self._port.publisher.wait_for_all_acked(Duration(seconds=ACKNOWLEDGED))
         return count
+
+    def again(self) -> None:
+        """Send the command of rest of the last stop once more, if it ended with one."""
+        from specprune_ros.nodes.common.time import time_message
+
+        if self._last is not None:
+            self._port.send(self._last[0], time_message(self._last[1]))
 
     def _commands(self, motion: StopMotion) -> list[Command]:
         if self.joints:

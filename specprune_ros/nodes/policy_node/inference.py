@@ -121,12 +121,12 @@ class InferenceThread(threading.Thread):
         return self._publisher.behind
 
     def close(self, timeout: float = 5.0) -> None:
-        """End the thread and let go of the model."""
+        """End the thread and let go of the model; one that is still loading is not waited for."""
         self._ending.set()
         self._active.set()
         self._observation_buffer.close()
         self._publisher.close(timeout)
-        if self.is_alive():
+        if self.is_alive() and self._built.is_set():
             self.join(timeout)
         if not self.is_alive():
             self.policy = None

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -623,7 +624,14 @@ def main() -> int:
     """Entry point of ``ros2 run specprune_ros specprune_node``."""
     # What waits for a device or a socket comes back to a Python that another thread holds.
     sys.setswitchinterval(SWITCH_INTERVAL)
-    return run(SpecPruneNode)
+    status = run(SpecPruneNode)
+    if any(isinstance(thread, InferenceThread) for thread in threading.enumerate()):
+        # A model that is still loading cannot be interrupted, and Python's own end would take the
+        # interpreter from under it.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    return status
 
 
 if __name__ == '__main__':
