@@ -21,7 +21,7 @@ help: ## say what can be made
 setup: ## .venv, ROS 2, the built package; nothing where they are up to date
 	@$(READY) && echo "ready: . scripts/env.sh"
 
-demo: ## the simulated arm, the policy and the executor on real ROS 2, for about a minute
+demo: ## the simulated arm, the policy and the executor on real ROS 2, pruned against dense
 	@$(READY) && specprune demo $(ARGS)
 
 test: ## the tests, without the slow ones (ARGS="-m slow" runs those)

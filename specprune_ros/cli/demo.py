@@ -18,7 +18,12 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser = subparsers.add_parser(
         'demo', help='run the simulated arm, the policy and the executor over ROS 2'
     )
-    parser.add_argument('--seconds', type=float, default=75.0, help='how long (default 75)')
+    parser.add_argument(
+        '--seconds',
+        type=float,
+        default=75.0,
+        help='at most so long; it ends when the instructions are done (default 75)',
+    )
     parser.add_argument(
         '--stay', action='store_true', help='keep running until Ctrl-C, to be talked to'
     )

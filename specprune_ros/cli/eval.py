@@ -82,6 +82,11 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser.add_argument('--report-only', action='store_true', help='only what is there already')
     parser.add_argument('--json', type=Path, help='write the rows here')
     parser.add_argument('--plot', type=Path, help='image of success against FLOPs')
+    parser.add_argument(
+        '--page',
+        type=Path,
+        help='write the comparison as one HTML page: command, plot, tables with their intervals',
+    )
     return parser
 
 
@@ -103,6 +108,11 @@ def run(args: argparse.Namespace) -> int:
     except (MissingLibero, NoRenderer, ParamError, ValueError, OSError) as error:
         print(f'specprune eval: {error}', file=sys.stderr)
         return 1
+    if args.page:
+        from specprune_ros.sim.evaluation.page import write_page
+
+        write_page(args.page, report, _settings(args), curves=_is_curves(args))
+        print(f'written: {args.page}')
     if args.json:
         from specprune_ros.bench.host_info import as_json
 
@@ -124,7 +134,7 @@ def _simulated(args: argparse.Namespace) -> dict[str, Any]:
     if not args.checkpoint:
         check_shipped()
     families = _families(args.families)
-    settings = chosen(args.table, args.pruner, args.param)
+    settings = _settings(args)
     begin = (REPORT_SEED if args.seeds == 'report' else TUNING_SEED) + args.first
     seeds = range(begin, begin + args.episodes)
     weights = weights_hash(checkpoint)
@@ -156,8 +166,7 @@ def _simulated(args: argparse.Namespace) -> dict[str, Any]:
     if args.plot:
         from specprune_ros.sim.evaluation.plot import draw, draw_curves
 
-        curves = not args.pruner and args.table == 'curves'
-        (draw_curves if curves else draw)(rows, args.plot)
+        (draw_curves if _is_curves(args) else draw)(rows, args.plot)
         print(f'written: {args.plot}')
     return {
         'benchmark': 'fidelity',
@@ -168,7 +177,7 @@ def _simulated(args: argparse.Namespace) -> dict[str, Any]:
         'reused': wanted - missing,
         'played': played,
         'rows': rows,
-        **_circumstances(),
+        **_circumstances(args),
     }
 
 
@@ -178,20 +187,30 @@ def _on_libero(args: argparse.Namespace) -> dict[str, Any]:
     from specprune_ros.sim.evaluation.report import print_rows
     from specprune_ros.sim.evaluation.results import ALL
 
-    found = evaluate(args, chosen(args.table, args.pruner, args.param))
+    found = evaluate(args, _settings(args))
     if not found['rows']:
         raise ValueError(f'{args.work}: holds no episode of these rows; leave out --report-only')
     print_rows([row for row in found['rows'] if row['task'] == ALL])
     for note in found['libero']:
         print(note)
-    return {'benchmark': 'libero', 'executed': args.executed, **found, **_circumstances()}
+    table = args.pruner or f'{args.table}, LIBERO {args.suite}'
+    return {'benchmark': 'libero', 'table': table, 'executed': args.executed, **found,
+            **_circumstances(args)}  # fmt: skip
+
+
+def _settings(args: argparse.Namespace) -> list[Any]:
+    return chosen(args.table, args.pruner, args.param)
+
+
+def _is_curves(args: argparse.Namespace) -> bool:
+    return not args.pruner and args.table == 'curves'
 
 
 def chosen(name: str, pruners: str, params: list[str]) -> list[Any]:
     """The rows asked for. Raises ``ValueError`` or ``ParamError`` naming a wrong one."""
     from specprune_ros.cli.bench import parse_changes
     from specprune_ros.pruning.params import PruningParams
-    from specprune_ros.sim.evaluation.settings import DENSE, EvaluationSetting, random_like, table
+    from specprune_ros.sim.evaluation.settings import DENSE, EvaluationSetting, table, with_control
 
     if not pruners:
         if params:
@@ -205,11 +224,7 @@ def chosen(name: str, pruners: str, params: list[str]) -> list[Any]:
             continue
         base = PruningParams.preset_of(preset or 'default').replace(pruner=method, **changes)
         label = ' '.join([item, *params])
-        if method != 'specprune' or base.exact:
-            rows.append(EvaluationSetting(label, base))
-            continue
-        rows.append(EvaluationSetting(label, base, against=f'random like {label}'))
-        rows.append(random_like(rows[-1]))
+        rows += with_control(EvaluationSetting(label, base))
     return rows
 
 
@@ -238,17 +253,22 @@ def _bar(total: int) -> Any:
     return tqdm(total=total, desc='episodes', mininterval=1.0, file=sys.stderr)
 
 
-def _circumstances() -> dict[str, Any]:
+def _circumstances(args: argparse.Namespace) -> dict[str, Any]:
     """Where and how the numbers were made."""
     import torch
 
     from specprune_ros.bench.host_info import host_info
+    from specprune_ros.sim.evaluation.settings import method_hash, package_hash
     from specprune_ros.sim.training.export import revision
+
+    methods = sorted({setting.params.pruner for setting in _settings(args)})
+    code = ', '.join(f'{name} {method_hash(name)}' for name in methods)
 
     return {
         'machine': host_info(),
         'torch': torch.__version__,
         'revision': revision(),
+        'code': f'package {package_hash()}, {code}',
         'date': time.strftime('%Y-%m-%d'),
-        'command': 'specprune ' + shlex.join(sys.argv[1:]),
+        'command': shlex.join(['specprune', *getattr(args, 'words', sys.argv[1:])]),
     }

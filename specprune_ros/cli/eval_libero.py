@@ -58,7 +58,14 @@ def evaluate(args: argparse.Namespace, settings: Sequence[EvaluationSetting]) ->
     seconds = time.monotonic() - started
     print(f'reused {there - played}, played {played} episodes in {seconds:.0f} s')
     made = table_rows(rows, families, trials, done, weights, args.executed)
-    return {'weights': weights, 'suite': asked.name, 'libero': notes, 'rows': made}
+    return {
+        'weights': weights,
+        'suite': asked.name,
+        'libero': notes,
+        'reused': there - played,
+        'played': played,
+        'rows': made,
+    }
 
 
 def _play_task(

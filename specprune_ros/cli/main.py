@@ -53,6 +53,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Run one command. Returns its exit status."""
     chosen = parser().parse_args(arguments)
+    chosen.words = sys.argv[1:] if arguments is None else arguments
     plugins = getattr(chosen, 'plugin', [])
     if plugins:
         # By the environment, so that worker processes load them as well.

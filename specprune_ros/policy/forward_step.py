@@ -21,7 +21,7 @@ from specprune_ros.models.load import LoadedModel
 from specprune_ros.models.tokens import Prompt
 from specprune_ros.pruning.interface import Mode, PassOutcome, PrunePass, QueryContext, TokenLayout
 from specprune_ros.pruning.params import PruningParams, specs
-from specprune_ros.pruning.registry import pruner
+from specprune_ros.pruning.registry import pruner, uses_similarity
 from specprune_ros.pruning.similarity import patch_cosine
 
 _PLAIN = PruningParams()
@@ -117,7 +117,7 @@ def _of_the_pass(params: PruningParams) -> PruningParams:
 
 def compares(params: PruningParams) -> bool:
     """Whether a query with these parameters looks at a past image."""
-    return params.refresh_change < 1.0 or getattr(pruner(params.pruner), 'uses_similarity', False)
+    return params.refresh_change < 1.0 or uses_similarity(params)
 
 
 Decode = Callable[[Network, Embedded, PrunePass | None, KVCache | None], DecoderOutput]

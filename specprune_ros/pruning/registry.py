@@ -112,6 +112,14 @@ def _imported(module: ModuleType) -> list[ModuleType]:
     return [sys.modules[one] for one in wanted if one in sys.modules]
 
 
+def uses_similarity(params: PruningParams) -> bool:
+    """Whether passes with these parameters compare the images with earlier ones."""
+    name = params.pruner
+    if name == 'random' and params.random_like not in ('share', 'specprune'):
+        name = params.random_like  # runs along
+    return bool(getattr(pruner(name), 'uses_similarity', False))
+
+
 def is_capturable(name: str) -> bool:
     """Whether a CUDA graph can hold this method's passes: nothing is decided on the host."""
     return bool(getattr(pruner(name), 'pure', False))
@@ -187,4 +195,5 @@ __all__ = [
     'pruner',
     'register_pruner',
     'sources',
+    'uses_similarity',
 ]

@@ -67,13 +67,16 @@ def log(folder, node):
 @pytest.mark.slow
 @pytest.mark.real_time
 def test_each_instruction_is_done_pruned_and_dense_and_a_person_is_obeyed(tmp_path):
-    """With random weights: what is asked, judged and counted, not whether it succeeds."""
+    """With random weights: what is asked, judged and counted, not whether it succeeds.
+
+    Then it stays until it is interrupted.
+    """
     words, spoken = 'move above the red cube', 'lift the blue cube'
     domain = new_domain()
     env = {**os.environ, 'ROS_DOMAIN_ID': str(domain)}
     demo = subprocess.Popen(
         [
-            *(*COMMAND, 'demo', '--random', '--seconds', '40', '--out', str(tmp_path)),
+            *(*COMMAND, 'demo', '--random', '--stay', '--no-view', '--out', str(tmp_path)),
             *('--instruction', words),
         ],
         stdout=subprocess.PIPE,
@@ -86,7 +89,13 @@ def test_each_instruction_is_done_pruned_and_dense_and_a_person_is_obeyed(tmp_pa
             if 'now it is your turn' in line:
                 break
         assert subprocess.run([*COMMAND, 'say', spoken], env=env, timeout=60).returncode == 0
-        said = demo.communicate(timeout=100)[0]
+        said = ''
+        for line in demo.stdout:
+            said += line
+            if line.startswith(f'{spoken}, specprune: '):
+                break
+        demo.send_signal(signal.SIGINT)
+        said += demo.communicate(timeout=60)[0]
     finally:
         demo.kill()
     assert demo.returncode == 0, said

@@ -196,6 +196,31 @@ def test_vla_cache_stops_computing_still_patches_that_do_not_matter():
     assert running.outcome.kept[-1][1].tolist() == [1, 2]
 
 
+@pytest.mark.parametrize('name', ['vla_cache', 'sp_vla'])
+def test_random_drops_as_many_where_the_method_decides_by_the_data(name):
+    """The counts of both boundaries; only who stays is chance."""
+    carry = {'attention': torch.tensor([0.1, 0.9, 0.2, 0.3]), 'proportion': torch.full((32,), 0.5)}
+    carry['proportion'][6] = 1.0
+    cosine = torch.tensor([1.0, 1.0, 0.998, 0.999])
+    changes = {'vla_cache_layers': [2, 6], 'vla_cache_static': 192, 'vla_cache_relevant': 64}
+
+    def counts_and_kept(seed, method, **like):
+        running = begin(method, changes={**changes, **like}, carry=dict(carry), seed=seed,
+                        similarity=cosine)  # fmt: skip
+        rows, counts = torch.zeros(4, 3), []
+        for layer in (2, 6) if name == 'vla_cache' else (2,):
+            if name == 'sp_vla':
+                running.observe(2, RowGroup.TEXT, torch.tensor([[0.5, 0.02, 0.3, 0.4]]))
+            rows = rows[running.select(layer, rows).keep]
+            counts.append(len(rows))
+        return counts, tuple(running.outcome.kept[-1][1].tolist())
+
+    theirs = counts_and_kept(0, name)[0]
+    assert theirs == ([3, 2] if name == 'vla_cache' else [3])
+    made = [counts_and_kept(seed, 'random', random_like=name) for seed in range(12)]
+    assert all(counts == theirs for counts, _ in made) and len({kept for _, kept in made}) > 2
+
+
 def test_vla_cache_is_dense_without_a_past():
     running = begin('vla_cache', similarity=torch.ones(4))
     assert not running.schedule.prune and 'no previous query' in running.outcome.dense_because

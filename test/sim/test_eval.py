@@ -2,6 +2,7 @@
 
 import json
 import math
+import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +32,7 @@ from specprune_ros.sim.evaluation.settings import (
     random_like,
     specprune,
     table,
+    with_control,
 )
 from specprune_ros.sim.evaluation.trials import Player, Trial, TrialFile, jobs, weights_hash
 from specprune_ros.sim.training.recipe import Recipe, Stage, policy_config, tokenizer
@@ -88,6 +90,10 @@ def test_paired_comparison():
 def test_tables_hold_their_controls():
     config = policy_config(SMALL)
     layout = build(config, 0, torch.device('cpu')).layout(Prompt((1,) * 7, (1, 6)))
+    for row in table('pruners'):
+        own = [] if row.params.exact or row.params.pruner in ('dense', 'random') else [row.label]
+        assert [r.label for r in with_control(row)][:1] == [row.label]
+        assert row.against == ''.join(f'random like {label}' for label in own)
     labels = [row.label for row in table('main')]
     assert labels[:3] == ['dense', 'dense, wrong colour', 'dense, blind']
     for name in TABLES:
@@ -237,7 +243,8 @@ def test_the_command(checkpoint, tmp_path, capsys):
     command = ['eval', '--checkpoint', str(checkpoint), '--work', str(tmp_path / 'work')]
     command += ['--pruner', 'specprune', '--param', 'alpha=0.5', '--families', 'move']
     command += ['--episodes', '1', '--processes', '2', '--json', str(tmp_path / 'rows.json')]
-    assert main([*command, '--plot', str(tmp_path / 'plot.png')]) == 0
+    page = tmp_path / 'page.html'
+    assert main([*command, '--plot', str(tmp_path / 'plot.png'), '--page', str(page)]) == 0
     assert 'reused 0, played 3 episodes in' in capsys.readouterr().out
     report = json.loads((tmp_path / 'rows.json').read_text())
     labels = [row['pruner'] for row in report['rows']]
@@ -245,6 +252,11 @@ def test_the_command(checkpoint, tmp_path, capsys):
     assert report['rows'][1]['flops_ratio'] < 1 and report['rows'][1]['paired_loss_p'] == 1.0
     assert report['weights'] == weights_hash(checkpoint) and report['machine']['cpu']
     assert (tmp_path / 'plot.png').stat().st_size > 10_000
+    text = page.read_text()
+    for part in (shlex.join(['specprune', *command]), 'data:image/png;base64,', 'Wilson',
+                 'alpha=0.5, random_like=&quot;specprune&quot;', report['weights'],
+                 'played 3', '<td>specprune alpha=0.5</td><td>'):  # fmt: skip
+        assert part in text, part
     assert main(command) == 0
     assert 'reused 3, played 0 episodes in' in capsys.readouterr().out
 

@@ -213,9 +213,10 @@ def run_demo(options: DemoOptions) -> int:
             demo_sequence.run(
                 options.instructions,
                 math.inf if options.stay else options.seconds,
-                recorder.close if options.stay else lambda: None,
+                options.stay,
+                recorder.close,
             )
-        ok = monitor.tally.chunks >= options.seconds / LEAST
+        ok = monitor.tally.chunks >= demo_sequence.elapsed / LEAST
     except NodeDied as error:
         console.print(f'[red]{error}[/]', highlight=False)
     except KeyboardInterrupt:
@@ -251,7 +252,9 @@ def run_demo(options: DemoOptions) -> int:
     if not weights:
         console.print(demo_report.RANDOM_WEIGHTS)
     if not ok:
-        console.print(f'[red]only {monitor.tally.chunks} chunk(s) in {options.seconds:.0f} s[/]')
+        console.print(
+            f'[red]only {monitor.tally.chunks} chunk(s), fewer than one in {LEAST:g} s[/]'
+        )
     return 0 if ok and not bad else 1
 
 

@@ -107,7 +107,6 @@ class DemoSequence:
         self._clients: dict[str, Any] = {}
         self._begin, self._end, self._seconds = 0.0, math.inf, 0.0
         self._sampled = 0.0
-        self._end_real = math.inf
         self._pruner = ''
         self._going = True  # whether policy and executor are enabled
         self._number = 0  # of the last instruction that is done with
@@ -119,15 +118,17 @@ class DemoSequence:
         self,
         instructions: Sequence[str],
         seconds: float,
+        listens: bool = False,
         performed: Callable[[], None] = lambda: None,
     ) -> None:
-        """Wait for the first chunk, then perform for ``seconds``. Raises :class:`NodeDied`.
+        """Wait for the first chunk, then perform. Raises :class:`NodeDied`.
 
-        The seconds are simulated ones and count from the first instruction. ``performed`` is
-        called when the sequence is over and only people speak.
+        It ends when every instruction was followed, or after ``seconds``, simulated ones that
+        count from the first instruction. With ``listens`` it goes on for people until it is
+        interrupted; ``performed`` is called when only they speak.
         """
         self._wait_for_chunk()
-        self._begin, started = self._monitor.seconds, time.monotonic()
+        self._begin = self._monitor.seconds
         self._seconds = seconds
         plan = [(words, pruner) for words in instructions for pruner in (PRUNED, DENSE)]
         done = 0
@@ -135,16 +136,22 @@ class DemoSequence:
             for words, pruner in plan:
                 self._perform(words, pruner)
                 done += 1
-            performed()
-            # Nobody waits longer for words, however slowly simulated time passes.
-            self._end_real = started + seconds
-            self._listen()
+            self._obey_person()
+            if listens:
+                performed()
+                self._listen()
+            self._tell('the sequence is over; with --stay the demo goes on and listens to you')
         except TimeIsUp:
             pass
         finally:
             self._monitor.recording_gif = False
             begun = {(a.instruction, a.pruner) for a in self.attempts if a.said_by == DEMO}
             self.not_reached = [step for step in plan[done:] if step not in begun]
+
+    @property
+    def elapsed(self) -> float:
+        """Simulated seconds since the first instruction."""
+        return self._monitor.seconds - self._begin
 
     # The course.
 
@@ -291,7 +298,7 @@ class DemoSequence:
         end = None if seconds is None else time.monotonic() + seconds
         while not until():
             now = time.monotonic()
-            if self._monitor.seconds > self._end or now > self._end_real:
+            if self._monitor.seconds > self._end:
                 raise TimeIsUp
             if end is not None and now > end:
                 return
@@ -301,7 +308,7 @@ class DemoSequence:
                 for process in self._processes:
                     process.check()
                     self.memory[process.name].append(process.memory() or 0)
-            self._show(self._monitor.seconds - self._begin)
+            self._show(self.elapsed)
 
     def _call(self, kind: Any, service: str, request: Any) -> Any:
         if service not in self._clients:

@@ -41,23 +41,24 @@ class RandomParams:
 class Random:
     """Drop vision tokens at random, at a layer of its own or where another method would.
 
-    With ``random_like`` the other method's pass runs along (``RandomLikePass``), so that the two
-    prune the same queries.
+    With ``random_like`` the other method's pass runs along (:func:`like`), so that the two prune
+    the same queries.
     """
 
     name = 'random'
     parameters = RandomParams
 
     def plan(self, layout: TokenLayout, params: PruningParams, mode: Mode) -> PruneSchedule:
-        """One prune to a fixed share, or another method's prunes; ParamError where counts vary."""
+        """One prune to a fixed share, or another method's prunes.
+
+        Raises ``ParamError`` where SpecPrune's counts depend on the data (``exact``).
+        """
         if mode is Mode.DENSE:
             return PruneSchedule()
         if params.random_like != 'share':
             schedule = pruner(params.random_like).plan(layout, params, mode)
-            if not schedule.static:
-                raise ParamError(
-                    'random_like', f"{params.random_like}'s counts are only known without exact"
-                )
+            if params.random_like == 'specprune' and not schedule.static:
+                raise ParamError('random_like', "specprune's counts are only known without exact")
             return schedule
         boundary = at_boundary(params.random_layer, layout, 'random_layer')
         return PruneSchedule(
@@ -91,6 +92,7 @@ class RandomPass(BasePrunePass):
 
 def like(pass_: PrunePass, context: QueryContext) -> PrunePass:
     """Another method's pass with its choice replaced by chance: its gates, memory and counts stay.
+    A count that depends on the data is that of the choice it would have made.
 
     Raises :class:`ParamError` for a pass that is no :class:`BasePrunePass`.
     """
@@ -100,8 +102,14 @@ def like(pass_: PrunePass, context: QueryContext) -> PrunePass:
 
     def choose(self: BasePrunePass, boundary: int, rows: Tensor) -> Selection:
         count = self.schedule.prune[boundary]
-        assert count is not None
+        if count is None:
+            # Its own course tells how many: it goes on from what it would have kept.
+            mine, self.ids = self.ids, kept.get('ids')
+            keep = kind.choose(self, boundary, rows).keep
+            kept['ids'] = keep if self.ids is None else self.ids[keep]
+            self.ids, count = mine, keep.shape[0]
         return random_subset(context, boundary, rows, count)
 
+    kept: dict[str, Tensor] = {}
     pass_.__class__ = type(f'Random{kind.__name__}', (kind,), {'choose': choose})
     return pass_

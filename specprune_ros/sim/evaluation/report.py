@@ -7,6 +7,12 @@ from typing import Any
 
 HEAD = ('pruner', 'success', '95 %', 'below dense', 'above random', 'steps')
 HEAD += ('queries', 'tokens', 'FLOPs', 'slack', 'recall', 'off dense', 'ms')
+LEGEND = (
+    '95 %: Wilson. below dense, above random: percentage points on the same episodes, p by '
+    "McNemar's exact test. FLOPs: of the whole query, towers included; slack: between queries, on "
+    'top. recall: share of what the deep layers attend to that the previous query foretold. off '
+    'dense: largest difference of a translation row from dense at the same look.'
+)
 WIDTH = 190  # where the output is no terminal
 
 
@@ -26,14 +32,7 @@ def print_rows(rows: Sequence[dict[str, Any]]) -> None:
             if row['task'] == task:
                 table.add_row(*cells(row))
         console.print(table)
-    console.print(
-        '95 %: Wilson. below dense, above random: percentage points on the same episodes, p by '
-        "McNemar's exact test. FLOPs: of the whole query, towers included; slack: between "
-        'queries, on top. recall: share of what the deep layers attend to that the previous query '
-        'foretold. off dense: largest difference of a translation row from dense at the same '
-        'look.',
-        style='dim',
-    )
+    console.print(LEGEND, style='dim')
 
 
 def cells(row: dict[str, Any]) -> list[str]:

@@ -99,9 +99,20 @@ def specprune(label: str, **changes: object) -> EvaluationSetting:
 
 
 def random_like(setting: EvaluationSetting) -> EvaluationSetting:
-    """The control of a SpecPrune setting: as many tokens after the same layers, at random."""
-    params = setting.params.replace(pruner='random', random_like='specprune')
+    """The control of a setting: as many tokens after the same layers as its method, at random."""
+    params = setting.params.replace(pruner='random', random_like=setting.params.pruner)
     return EvaluationSetting(f'random like {setting.label}', params)
+
+
+def with_control(setting: EvaluationSetting) -> list[EvaluationSetting]:
+    """A setting against its own control; alone where there is none: dense, random itself, and
+    SpecPrune's exact mode, whose counts nobody knows without looking.
+    """
+    params = setting.params
+    if params.pruner in ('dense', 'random') or (params.pruner == 'specprune' and params.exact):
+        return [replace(setting, against='')]
+    control = random_like(setting)
+    return [replace(setting, against=control.label), control]
 
 
 def main_table() -> list[EvaluationSetting]:
@@ -117,18 +128,14 @@ def main_table() -> list[EvaluationSetting]:
 
 
 def pruner_table() -> list[EvaluationSetting]:
-    """Every pruner with its published settings, and SpecPrune's presets with their controls."""
+    """Every pruner as published and SpecPrune's presets, each against its own control."""
     rows = [DENSE]
     for preset in PRESETS:
         label = 'specprune' if preset == 'default' else f'specprune:{preset}'
-        row = specprune(label, preset=preset)
-        # Where the counts depend on the data, nobody can drop as many without looking.
-        rows += [replace(row, against='')] if row.params.exact else [row, random_like(row)]
-    rows += [
-        EvaluationSetting(name, PruningParams(pruner=name))
-        for name in names()
-        if name not in ('specprune', 'dense')
-    ]
+        rows += with_control(specprune(label, preset=preset))
+    for name in names():
+        if name not in ('specprune', 'dense'):
+            rows += with_control(EvaluationSetting(name, PruningParams(pruner=name)))
     return rows
 
 

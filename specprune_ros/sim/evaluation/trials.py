@@ -21,7 +21,7 @@ from specprune_ros.bounded_files import boundary, file_hash, parse_json, read_te
 from specprune_ros.policy.build import build_policy
 from specprune_ros.policy.policy import Policy
 from specprune_ros.policy.result import PolicyResult
-from specprune_ros.pruning.registry import pruner
+from specprune_ros.pruning.registry import uses_similarity
 from specprune_ros.sim.arm.render_backend import choose
 from specprune_ros.sim.arm.world import World
 from specprune_ros.sim.evaluation.episode import EXECUTED, EpisodeResult
@@ -132,7 +132,6 @@ class Player:
             self.policy.set_params(setting.params)
         self.policy.measure_deviation = deviation and setting.params.pruner != 'dense'
         self._results.clear()
-        compares = getattr(pruner(setting.params.pruner), 'uses_similarity', False)
         played = play_control(
             self._world,
             self._actor,
@@ -140,7 +139,7 @@ class Player:
             setting.control,
             self.executed,
             # Images between queries only matter to a pruner that looks back at them.
-            watches=compares or setting.params.refresh_change < 1.0,
+            watches=uses_similarity(setting.params) or setting.params.refresh_change < 1.0,
         )
         key = setting.key(self.weights, self.executed)
         return summed_up(key, family, seed, played, self._results)
