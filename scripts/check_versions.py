@@ -19,8 +19,8 @@ ROOT = Path(__file__).resolve().parents[1]
 VERSIONS = ('3.11', '3.12', '3.13', '3.14')
 # ROS has wheels for x86-64 only: elsewhere it comes from a ROS host.
 FILES = {
-    'x86_64-manylinux_2_36': ('build', 'ros', 'run', 'sim', 'view', 'test'),
-    'aarch64-manylinux_2_36': ('run', 'sim', 'view', 'test'),
+    'x86_64-manylinux_2_36': ('build', 'ros', 'run', 'sim', 'view', 'test', 'docs'),
+    'aarch64-manylinux_2_36': ('run', 'sim', 'view', 'test', 'docs'),
 }
 SOURCE_ONLY = 'empy'  # pure Python, no wheel on the index
 

@@ -68,6 +68,11 @@ case ${ROS_DISTRO:-} in # Fast DDS 2 reads one name; Fast DDS 3 reads the other 
   *) export FASTDDS_DEFAULT_PROFILES_FILE="${FASTDDS_DEFAULT_PROFILES_FILE:-$_specprune_value}" ;;
 esac
 
+# Completion of `specprune` by Tab, in a shell somebody types into.
+case $-${BASH_VERSION:+bash} in
+  *i*bash) eval "$(register-python-argcomplete specprune 2>/dev/null)" ;;
+esac
+
 [ -z "$_specprune_nounset" ] || set -u
 unset _specprune_value _specprune_nounset
 unset -f _specprune_prepend

@@ -166,7 +166,7 @@ pip_install() {
 install_wheels() {
   say "installing what constraints.txt pins (the first time takes minutes: PyTorch and ROS 2 are large)"
   install_torch constraints.txt
-  requirements_without_torch requirements/{build,ros,run,sim,view,test}.txt
+  requirements_without_torch requirements/{build,ros,run,sim,view,test,docs}.txt
   pip_install -c constraints.txt -r "$venv/requirements.txt"
   # The message wheels export the include folders of the machine that built them.
   local include
@@ -191,7 +191,7 @@ install_host() {
   if pytest=$("$python" -c "import pytest; print(pytest.__version__)" 2>/dev/null); then
     echo "pytest==$pytest" >>"$venv/constraints.txt"
   fi
-  local files=(requirements/{run,sim,view,test}.txt)
+  local files=(requirements/{run,sim,view,test,docs}.txt)
   have colcon || files+=(requirements/build.txt)
   requirements_without_torch "${files[@]}"
   sed -i '/^pin$/d' "$venv/requirements.txt"

@@ -85,7 +85,9 @@ def test_colcon_accepts_package_xml():
     assert [group.name for group in package.member_of_groups] == ['rosidl_interface_packages']
 
 
-@pytest.mark.parametrize('name', ['run', 'sim', 'view', 'test', 'build', 'ros', 'ray', 'vla_eval'])
+@pytest.mark.parametrize(
+    'name', ['run', 'sim', 'view', 'test', 'docs', 'build', 'ros', 'ray', 'vla_eval']
+)
 def test_every_requirement_is_pinned(name):
     missing = requirements(name) - constraints().keys()
     assert not missing, f'pin in constraints.txt: {sorted(missing)}'

@@ -8,6 +8,10 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
+import argcomplete
+
+from specprune_ros import __version__
+
 # Order of the help text. A command's file has add_parser(subparsers) and run(args) -> exit status.
 COMMANDS = (
     'demo',
@@ -34,6 +38,7 @@ def parser() -> argparse.ArgumentParser:
         prog='specprune',
         description='Vision-language-action policies with token pruning, on ROS 2.',
     )
+    top.add_argument('--version', action='version', version=f'specprune {__version__}')
     commands = top.add_subparsers(dest='command', required=True, metavar='COMMAND')
     for name in COMMANDS:
         module = import_module(f'specprune_ros.cli.{name}')
@@ -52,7 +57,9 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command. Returns its exit status."""
-    chosen = parser().parse_args(arguments)
+    understood = parser()
+    argcomplete.autocomplete(understood)  # ends here where a shell asks for completions
+    chosen = understood.parse_args(arguments)
     chosen.words = sys.argv[1:] if arguments is None else arguments
     plugins = getattr(chosen, 'plugin', [])
     if plugins:
