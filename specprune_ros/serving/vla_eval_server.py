@@ -8,7 +8,6 @@ GPU and run as batches.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -32,6 +31,7 @@ from vla_eval.specs import (
 from specprune_ros.policy.memory import SECOND_NS
 from specprune_ros.policy.observation import CameraImage, Observation
 from specprune_ros.pruning.controller import SpeedSample
+from specprune_ros.robot.geometry import from_rotation_vector, norm, rotation_between
 from specprune_ros.serving.client import RemotePolicy
 
 # What a benchmark's gripper is told, from this policy's 0 (closed) to 1 (open).
@@ -95,18 +95,9 @@ class _Robot:
             return SpeedSample(0.0, 0.0, 0.0, 'benchmark')
         rate = self.policy.config.control_hz
         moved = (state[:3] - before[:3]) * rate
-        turned = angle_between(before[3:6], state[3:6]) * rate
+        first, second = (from_rotation_vector(s[3:6].tolist()) for s in (before, state))
+        turned = norm(rotation_between(first, second)) * rate
         return SpeedSample(float(np.linalg.norm(moved)), turned, float(moved[2]), 'benchmark')
-
-
-def angle_between(first: np.ndarray, second: np.ndarray) -> float:
-    """Angle in radians, 0 to pi, between two orientations, each axis times angle ``[3]``."""
-    quaternions = []
-    for vector in (first, second):
-        half = float(np.linalg.norm(vector)) / 2.0
-        # sin(half) / (2 half) times the vector: half of numpy's sinc, whose argument is in pi.
-        quaternions.append(np.append(vector * np.sinc(half / np.pi) / 2.0, math.cos(half)))
-    return 2.0 * math.acos(min(1.0, abs(float(np.dot(*quaternions)))))
 
 
 def _state(seen: dict[str, Any], wanted: int) -> np.ndarray | None:

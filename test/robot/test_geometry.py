@@ -34,6 +34,17 @@ def test_rotation_vector_goes_the_shorter_way(v):
 
 
 @given(vector)
+def test_the_angle_between_two_orientations_is_scipys(v):
+    """A rotation vector is ambiguous: the other way round is the same orientation."""
+    angle = math.hypot(*v)
+    if angle > 1e-3:
+        other = quaternion(geometry.scale(v, 1.0 - math.tau / angle))
+        assert geometry.norm(geometry.rotation_between(quaternion(v), other)) < 1e-6
+        longer = geometry.rotation_vector(tuple(-c for c in quaternion(v)), shorter=False)
+        assert math.hypot(*longer) == pytest.approx(math.tau - angle)
+
+
+@given(vector)
 def test_euler_is_fixed_axis_roll_pitch_yaw(v):
     expected = Rotation.from_euler('xyz', v).as_matrix()  # lower case: fixed axes
     assert np.allclose(

@@ -19,7 +19,6 @@ from specprune_ros.policy.engine.eager import EagerEngine
 from specprune_ros.policy.policy import Policy
 
 pytest.importorskip('vla_eval', reason='no vla-eval: pip install -r requirements/vla_eval.txt')
-from specprune_ros.serving.vla_eval_server import angle_between
 
 pytestmark = pytest.mark.timeout(300)
 EPISODES = 4
@@ -89,15 +88,3 @@ def test_the_harness_s_own_runner_gets_our_success_rate(loaded, tmp_path):
         for seed in range(EPISODES)
     ]
     assert theirs == ours
-
-
-def test_the_angle_between_two_orientations():
-    rng = np.random.default_rng(0)
-    x = np.array([1.0, 0.0, 0.0])
-    assert angle_between(0.1 * x, 0.4 * x) == pytest.approx(0.3)
-    assert angle_between(0.0 * x, 0.0 * x) == pytest.approx(0.0, abs=1e-7)
-    # Axis times angle is ambiguous: the other way round is the same orientation.
-    for vector in rng.standard_normal((20, 3)):
-        angle = np.linalg.norm(vector)
-        other = vector / angle * (angle - 2 * np.pi)
-        assert angle_between(vector, other) == pytest.approx(0.0, abs=1e-6)

@@ -24,7 +24,8 @@ from specprune_ros.sim.arm.render_backend import NoRenderer
 from specprune_ros.sim.evaluation.policy_runner import PolicyRunner
 from specprune_ros.sim.libero import episodes as libero
 from specprune_ros.sim.libero import library as libero_library
-from specprune_ros.sim.libero.episodes import LiberoTask, axis_angle, command, episodes
+from specprune_ros.robot.geometry import rotation_vector
+from specprune_ros.sim.libero.episodes import LiberoTask, command, episodes
 from specprune_ros.sim.libero.library import MissingLibero, check_libero
 from specprune_ros.sim.libero.suites import SUITES, WrongPolicy, check_policy, suite
 
@@ -314,9 +315,9 @@ def test_episodes_in_order(package, capsys):
 
 def test_gripper_and_rotation():
     assert [command([0.0] * 6 + [g])[6] for g in (0.0, 0.2, 0.9, 1.0)] == [1.0, 1.0, -1.0, -1.0]
-    np.testing.assert_array_equal(axis_angle([0, 0, 0, 1.0000001]), np.zeros(3))
+    np.testing.assert_array_equal(rotation_vector([0, 0, 0, 1.0000001], shorter=False), np.zeros(3))
     half = 0.7
-    turned = axis_angle([math.sin(half), 0, 0, math.cos(half)])
+    turned = rotation_vector([math.sin(half), 0, 0, math.cos(half)], shorter=False)
     np.testing.assert_allclose(turned, [1.4, 0, 0])
 
 
@@ -329,7 +330,7 @@ def test_rotation_of_a_real_observation():
     angle = float(np.linalg.norm(vector))
     assert angle > math.pi
     quaternion = [*(vector / angle * math.sin(angle / 2)), math.cos(angle / 2)]
-    np.testing.assert_allclose(axis_angle(quaternion), vector, atol=1e-9)
+    np.testing.assert_allclose(rotation_vector(quaternion, shorter=False), vector, atol=1e-9)
 
 
 def test_what_is_missing_is_named(package, monkeypatch):

@@ -11,6 +11,9 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 from xml.sax.saxutils import quoteattr
 
+import numpy as np
+
+from specprune_ros.robot.geometry import from_euler_xyz
 from specprune_ros.sim.arm import rizon4
 from specprune_ros.sim.arm.layout import (
     CUBE_HALF,
@@ -42,17 +45,6 @@ def damping() -> tuple[int, ...]:
 
 def _text(values: Sequence[float]) -> str:
     return ' '.join(f'{value:.6g}' for value in values)
-
-
-def _quaternion(rpy: Sequence[float]) -> tuple[float, float, float, float]:
-    """Roll, pitch, yaw about fixed axes (the URDF's convention) as w x y z."""
-    (cr, sr), (cp, sp), (cy, sy) = ((math.cos(a / 2), math.sin(a / 2)) for a in rpy)
-    return (
-        cr * cp * cy + sr * sp * sy,
-        sr * cp * cy - cr * sp * sy,
-        cr * sp * cy + sr * cp * sy,
-        cr * cp * sy - sr * sp * cy,
-    )
 
 
 def look_at(eye: Sequence[float], target: Sequence[float]) -> tuple[float, ...]:
@@ -161,7 +153,7 @@ def _arm() -> str:
     for index, joint in enumerate(rizon4.JOINTS, start=1):
         parts.append(
             f'<body name="link{index}" pos="{_text(joint.offset)}" '
-            f'quat="{_text(_quaternion(joint.rpy))}" gravcomp="1">'
+            f'quat="{_text(np.roll(from_euler_xyz(*joint.rpy), 1))}" gravcomp="1">'
             f'<inertial pos="{_text(joint.centre)}" mass="{joint.mass}" '
             f'diaginertia="{_text(rizon4.link_inertia(joint.mass))}"/>'
             f'<joint name="{joint.name}" axis="{_text(joint.axis)}" '

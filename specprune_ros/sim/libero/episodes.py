@@ -6,7 +6,6 @@ What their script does to an image after turning it, the policy does (``models/p
 
 from __future__ import annotations
 
-import math
 import os
 import random
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +18,13 @@ import numpy as np
 from torch.serialization import safe_globals
 
 from specprune_ros.policy.policy import PolicyError
-from specprune_ros.robot.geometry import Pose, normalised, twist_between
+from specprune_ros.robot.geometry import (
+    Pose,
+    Quaternion,
+    normalised,
+    rotation_vector,
+    twist_between,
+)
 from specprune_ros.sim.evaluation.episode import EpisodeObservation, EpisodeResult
 from specprune_ros.sim.evaluation.policy_runner import PolicyRunner
 from specprune_ros.sim.libero.library import MissingLibero, library, quiet
@@ -193,19 +198,6 @@ def command(action: np.ndarray) -> list[float]:
     return row.tolist()
 
 
-def axis_angle(quaternion: Sequence[float]) -> np.ndarray:
-    """Axis times angle, float64 ``[3]``, of ``(x, y, z, w)``; the angle is 0 to 2 pi.
-
-    Not the shorter way round: the checkpoints' statistics reach beyond pi.
-    """
-    x, y, z, w = (float(value) for value in quaternion)
-    w = min(1.0, max(-1.0, w))
-    sine = math.sqrt(1.0 - w * w)
-    if sine == 0.0:
-        return np.zeros(3)
-    return np.array([x, y, z]) * (2.0 * math.acos(w) / sine)
-
-
 def _look(
     seen: Mapping[str, Any],
     before: Mapping[str, Any],
@@ -221,7 +213,8 @@ def _look(
     proprio = np.concatenate(
         [
             np.asarray(seen['robot0_eef_pos'], np.float64),
-            axis_angle(seen['robot0_eef_quat']),
+            # Not the shorter way round: the checkpoints' statistics reach beyond pi.
+            rotation_vector(_quaternion(seen), shorter=False),
             np.asarray(seen['robot0_gripper_qpos'], np.float64),
         ]
     )
@@ -236,7 +229,11 @@ def _image(seen: Mapping[str, Any], view: str) -> np.ndarray:
 
 def _pose(seen: Mapping[str, Any]) -> Pose:
     x, y, z = (float(value) for value in seen['robot0_eef_pos'])
-    return Pose((x, y, z), normalised([float(value) for value in seen['robot0_eef_quat']]))
+    return Pose((x, y, z), _quaternion(seen))
+
+
+def _quaternion(seen: Mapping[str, Any]) -> Quaternion:
+    return normalised([float(value) for value in seen['robot0_eef_quat']])
 
 
 def _benchmark(suite: Suite) -> Any:
