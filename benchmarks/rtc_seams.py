@@ -22,8 +22,9 @@ from record import write
 
 from specprune_ros.models.families.pi0 import integrate
 from specprune_ros.policy.real_time_chunking import ChunkFollower, ChunkingRules, guide
-from specprune_ros.robot import timeline
-from specprune_ros.robot.timeline import Chunk, ChunkRules, ChunkTimeline
+from specprune_ros.robot import chunk as chunks
+from specprune_ros.robot.chunk import Chunk, ChunkRules
+from specprune_ros.robot.timeline import ChunkTimeline
 
 PERIOD, STEP, CHUNK, STEPS = 0.01, 0.05, 20, 10  # s, s, rows, of the sampler
 SPAN = 0.02  # m, what a normalised action of 1 moves in a step
@@ -70,8 +71,8 @@ def message(rows: np.ndarray, stamp_ns: int, sequence: int) -> Chunk:
     data = np.concatenate([SPAN * rows, np.zeros((CHUNK, 3))], 1)
     return Chunk(
         stamp_ns=stamp_ns, frame='base', sequence=sequence, episode=1, step_dt=STEP,
-        horizon=CHUNK, dims=('x', 'y', 'z', 'rx', 'ry', 'rz'), kind=timeline.KIND_EE_DELTA,
-        rotation=timeline.ROTATION_VECTOR, reference=timeline.REFERENCE_PREVIOUS_STEP, data=data,
+        horizon=CHUNK, dims=('x', 'y', 'z', 'rx', 'ry', 'rz'), kind=chunks.KIND_EE_DELTA,
+        rotation=chunks.ROTATION_VECTOR, reference=chunks.REFERENCE_PREVIOUS_STEP, data=data,
     )  # fmt: skip
 
 

@@ -11,7 +11,12 @@ import functools
 import os
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
+
+# How long an example takes says nothing on a machine shared with others.
+hypothesis.settings.register_profile('shared machine', deadline=None)
+hypothesis.settings.load_profile('shared machine')
 
 
 @functools.cache

@@ -25,7 +25,7 @@ class BrightestParams:
     """Names begin with the method's; they become ROS parameters ``pruning.brightest_keep``."""
 
     brightest_keep: float = param(
-        0.5, 'float', 'Share of the vision tokens that stay.', 'an example', low=0.01, high=1.0
+        0.5, 'Share of the vision tokens that stay.', 'an example', low=0.01, high=1.0
     )
 
 

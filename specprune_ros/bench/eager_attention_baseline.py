@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from specprune_ros.models.decoder import Decoder, DecoderLayer, DecoderOutput, LayerRows
+from specprune_ros.models.decoder import Decoder, DecoderOutput, LayerRows
+from specprune_ros.models.decoder_layer import DecoderLayer
 from specprune_ros.pruning.interface import TokenLayout
 
 

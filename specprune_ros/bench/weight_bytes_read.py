@@ -13,7 +13,8 @@ from torch import nn
 
 from specprune_ros.models.accel.device_memory import weight_bytes
 from specprune_ros.models.build import Network
-from specprune_ros.models.decoder import AdaptiveNorm, LayerRows
+from specprune_ros.models.decoder import LayerRows
+from specprune_ros.models.decoder_layer import AdaptiveNorm
 from specprune_ros.models.families.pi0 import FlowPolicy
 
 

@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from specprune_ros.models.accel.device_memory import check_device_memory
 from specprune_ros.models.config import PolicyConfig
-from specprune_ros.models.decoder import AdaptiveNorm, Norm
+from specprune_ros.models.decoder_layer import AdaptiveNorm, Norm
 from specprune_ros.models.families.cogact import CogACT
 from specprune_ros.models.families.db_oft import DBOFT
 from specprune_ros.models.families.oft import OpenVLAOFT

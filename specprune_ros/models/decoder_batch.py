@@ -12,7 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from specprune_ros.models.decoder import Decoder, DecoderOutput, LayerRows, Mask, _Rows
+from specprune_ros.models.decoder import Decoder, DecoderOutput, LayerRows, _Rows
+from specprune_ros.models.decoder_layer import Mask
 from specprune_ros.pruning.interface import PrunePass, TokenLayout
 
 

@@ -17,7 +17,7 @@ from specprune_ros.bounded_files import reason
 from specprune_ros.models import conventions
 from specprune_ros.models.accel.device_memory import check_device_memory
 from specprune_ros.models.build import Network, build, cast, empty
-from specprune_ros.models.checkpoint import cogact, dexbotic, oft, own, pi0
+from specprune_ros.models.checkpoint import cogact, dexbotic, oft, own, pi0, pi0_statistics
 from specprune_ros.models.checkpoint.files import (
     CheckpointError,
     check_values,
@@ -175,7 +175,7 @@ def _family(folder: Path, config: Mapping[str, Any]) -> tuple[str, Any]:
 
 def _scales(report: Report, policy: PolicyConfig, key: str | None) -> Statistics:
     if report.scales:
-        return pi0.scales(report, policy, key)
+        return pi0_statistics.scales(report, policy, key)
     name = choose_key(report.statistics, key, f'{report.path}: statistics')
     # Dexbotic serves proprioception raw.
     raw = policy.family in conventions.DEXBOTIC

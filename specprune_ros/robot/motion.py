@@ -15,8 +15,10 @@ from enum import Enum
 
 import numpy as np
 
-from specprune_ros.robot import geometry, timeline
+from specprune_ros.robot import chunk as chunks
+from specprune_ros.robot import geometry
 from specprune_ros.robot import profile as profiles
+from specprune_ros.robot.chunk import Chunk, ChunkRules, LateChunkError
 from specprune_ros.robot.geometry import Pose, Twist, add, rotate, scale, twist_between
 from specprune_ros.robot.joint_states import JointStates
 from specprune_ros.robot.kinematics import joint_velocities
@@ -36,14 +38,7 @@ from specprune_ros.robot.safety import (
 )
 from specprune_ros.robot.speed import JointSpeed, JointStateError
 from specprune_ros.robot.stop_motion import MotionState
-from specprune_ros.robot.timeline import (
-    AddResult,
-    Chunk,
-    ChunkRules,
-    ChunkTimeline,
-    LateChunkError,
-    Setpoint,
-)
+from specprune_ros.robot.timeline import AddResult, ChunkTimeline, Setpoint
 from specprune_ros.robot.watchdog import State, Watchdog, WatchdogDecision
 
 POSE, JOINTS = 'tool pose', 'joint states'
@@ -135,8 +130,8 @@ class ArmMotion:
         else:
             self._tool = self._output = SafetyFilter(limits, period, tracked=tracked)
         self.watchdog = Watchdog(profile.watchdog, needed(profile), enabled=False)
-        ee = (timeline.KIND_EE_DELTA, timeline.KIND_EE_POSE)
-        joint = (timeline.KIND_JOINT_POSITION, timeline.KIND_JOINT_DELTA)
+        ee = (chunks.KIND_EE_DELTA, chunks.KIND_EE_POSE)
+        joint = (chunks.KIND_JOINT_POSITION, chunks.KIND_JOINT_DELTA)
         frames = tuple(f for f in (profile.base_frame, profile.tool_frame) if f)
         self.timeline = ChunkTimeline(
             ChunkRules(

@@ -23,198 +23,37 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from specprune_ros.robot import geometry
+from specprune_ros.robot.chunk import (
+    KIND_EE_DELTA,
+    KIND_EE_POSE,
+    KIND_JOINT_DELTA,
+    KIND_JOINT_POSITION,
+    KIND_NAMES,
+    REFERENCE_OBSERVATION,
+    Chunk,
+    ChunkError,
+    ChunkRules,
+    LateChunkError,
+    check,
+    delta_rates,
+    mix,
+    pose_of,
+    pose_rates,
+    quaternion_of,
+    row_of,
+)
 from specprune_ros.robot.geometry import Pose, Twist
-
-# Constants of ActionChunk.msg.
-KIND_EE_DELTA, KIND_EE_POSE, KIND_JOINT_POSITION, KIND_JOINT_DELTA = range(4)
-ROTATION_NONE, ROTATION_VECTOR, ROTATION_EULER_XYZ, ROTATION_QUATERNION = range(4)
-REFERENCE_NONE, REFERENCE_PREVIOUS_STEP, REFERENCE_OBSERVATION = range(3)
-GRIPPER_ONE_IS_OPEN, GRIPPER_ONE_IS_CLOSED = range(2)
-
-KIND_NAMES = ('ee_delta', 'ee_pose', 'joint_position', 'joint_delta')
 
 LATEST = 'latest'
 WEIGHTED_OVERLAP = 'weighted_overlap'
 ADAPTIVE_ENSEMBLE = 'adaptive_ensemble'
 JOINING_RULES = (LATEST, WEIGHTED_OVERLAP, ADAPTIVE_ENSEMBLE)
 
-MAX_HORIZON = 256
-MAX_STEP_DT = 10.0
-_ABSURD = 1e3  # metres or radians: no arm reaches there
 _FUTURE_S = 0.05  # s that a stamp may lie ahead, for clocks of two machines
 _LOG_S = 20.0  # s of the executed axis kept to look observation stamps up in
 _QUEUE = 8  # chunks alive at once
 ENSEMBLE_MAX = _QUEUE
 _ENSEMBLE_ALPHA = 0.1  # CogACT: sim_cogact/cogact_policy.py
-
-_ROTATION_NAMES = {
-    ROTATION_VECTOR: (('rx', 'ry', 'rz'),),
-    ROTATION_EULER_XYZ: (('roll', 'pitch', 'yaw'), ('rx', 'ry', 'rz')),
-    ROTATION_QUATERNION: (('qx', 'qy', 'qz', 'qw'),),
-}
-
-
-class ChunkError(ValueError):
-    """A chunk that is refused, and why."""
-
-
-class LateChunkError(ChunkError):
-    """A well-formed chunk that came too late, twice, out of order, or from another clock."""
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """The fields of ``ActionChunk.msg`` that motion depends on.
-
-    ``data`` is float64 ``[horizon, len(dims)]`` or the same numbers row-major in one row;
-    ``step_dt`` in seconds; ``stamp_ns`` is the observation time.
-    """
-
-    stamp_ns: int
-    frame: str
-    sequence: int
-    episode: int
-    step_dt: float
-    horizon: int
-    dims: tuple[str, ...]
-    kind: int
-    rotation: int
-    reference: int
-    data: np.ndarray
-    gripper_dim: int = -1
-    gripper_sense: int = GRIPPER_ONE_IS_OPEN
-    first_valid_step: int = 0
-    instruction: str = ''
-
-    @property
-    def rows(self) -> np.ndarray:
-        """The data as ``[horizon, len(dims)]``."""
-        return np.asarray(self.data, dtype=np.float64).reshape(self.horizon, len(self.dims))
-
-    @property
-    def motion(self) -> np.ndarray:
-        """The rows without the gripper column."""
-        rows = self.rows
-        return rows if self.gripper_dim < 0 else np.delete(rows, self.gripper_dim, axis=1)
-
-    @property
-    def opening(self) -> np.ndarray | None:
-        """Gripper opening per row, 0 closed to 1 open, ``[horizon]``, or ``None``."""
-        if self.gripper_dim < 0:
-            return None
-        value = np.clip(self.rows[:, self.gripper_dim], 0.0, 1.0)
-        return value if self.gripper_sense == GRIPPER_ONE_IS_OPEN else 1.0 - value
-
-
-@dataclass(frozen=True)
-class ChunkRules:
-    """What the arm at hand can interpret.
-
-    ``frames`` are the frames end-effector rows may be written in; ``joints`` the joint names a
-    joint chunk must have, in any order (empty: joint chunks are refused). Of those in
-    ``continuous`` whole turns make no difference.
-    """
-
-    frames: tuple[str, ...]
-    joints: tuple[str, ...] = ()
-    kinds: tuple[int, ...] = (KIND_EE_DELTA, KIND_EE_POSE, KIND_JOINT_POSITION, KIND_JOINT_DELTA)
-    continuous: frozenset[str] = frozenset()
-
-
-def check(chunk: Chunk, rules: ChunkRules) -> None:
-    """Raise ``ChunkError`` naming the field of a chunk that cannot be interpreted."""
-    if chunk.kind not in range(len(KIND_NAMES)):
-        raise ChunkError(f'kind is {chunk.kind}; known are 0 to {len(KIND_NAMES) - 1}')
-    if chunk.kind not in rules.kinds:
-        allowed = ', '.join(KIND_NAMES[k] for k in rules.kinds)
-        raise ChunkError(f'kind is {KIND_NAMES[chunk.kind]}; this robot takes {allowed}')
-    if not (math.isfinite(chunk.step_dt) and 0.0 < chunk.step_dt <= MAX_STEP_DT):
-        raise ChunkError(f'step_dt is {chunk.step_dt} s; above 0 and at most {MAX_STEP_DT} s')
-    if not 1 <= chunk.horizon <= MAX_HORIZON:
-        raise ChunkError(f'horizon is {chunk.horizon}; 1 to {MAX_HORIZON} rows')
-    if not 0 <= chunk.first_valid_step <= chunk.horizon:
-        raise ChunkError(f'first_valid_step is {chunk.first_valid_step} of {chunk.horizon} rows')
-    if len(set(chunk.dims)) != len(chunk.dims):
-        raise ChunkError(f'dims holds a name twice: {", ".join(chunk.dims)}')
-    expected = chunk.horizon * len(chunk.dims)
-    data = np.asarray(chunk.data, dtype=np.float64)
-    if not chunk.dims or data.size != expected:
-        raise ChunkError(
-            f'data has {data.size} values; horizon {chunk.horizon} x dims {len(chunk.dims)} '
-            f'is {expected}'
-        )
-    if not np.isfinite(data).all():
-        raise ChunkError('data is not finite')
-    if np.abs(data).max() > _ABSURD:
-        raise ChunkError(
-            f'data reaches {np.abs(data).max():.3g}; no arm moves {_ABSURD:g} m or rad'
-        )
-    _check_gripper(chunk)
-    if chunk.kind in (KIND_EE_DELTA, KIND_EE_POSE):
-        _check_end_effector(chunk, rules)
-    else:
-        _check_joints(chunk, rules)
-
-
-def _check_gripper(chunk: Chunk) -> None:
-    if not -1 <= chunk.gripper_dim < len(chunk.dims):
-        raise ChunkError(f'gripper_dim is {chunk.gripper_dim}; -1 to {len(chunk.dims) - 1}')
-    if chunk.gripper_sense not in (GRIPPER_ONE_IS_OPEN, GRIPPER_ONE_IS_CLOSED):
-        raise ChunkError(f'gripper_sense is {chunk.gripper_sense}; 0 (open) or 1 (closed)')
-    if chunk.gripper_dim >= 0:
-        column = chunk.rows[:, chunk.gripper_dim]
-        # An un-clipped regression head overshoots a little; a scale of -1..1 is another
-        # convention.
-        if column.min() < -0.25 or column.max() > 1.25:
-            raise ChunkError(
-                f'gripper column runs from {column.min():.3g} to {column.max():.3g}; '
-                '0.0 to 1.0 is needed'
-            )
-
-
-def _check_end_effector(chunk: Chunk, rules: ChunkRules) -> None:
-    if chunk.rotation not in _ROTATION_NAMES:
-        raise ChunkError(
-            f'rotation is {chunk.rotation}; an end-effector row needs 1 (rotation vector), '
-            '2 (Euler xyz) or 3 (quaternion)'
-        )
-    if chunk.frame not in rules.frames:
-        raise ChunkError(
-            f"frame_id is '{chunk.frame}'; this robot knows {', '.join(rules.frames)}"
-        )
-    _check_reference(chunk, chunk.kind == KIND_EE_DELTA)
-    names = tuple(d for i, d in enumerate(chunk.dims) if i != chunk.gripper_dim)
-    allowed = [('x', 'y', 'z', *rotation) for rotation in _ROTATION_NAMES[chunk.rotation]]
-    if names not in allowed:
-        raise ChunkError(
-            f'dims are {" ".join(names)}; with this rotation form '
-            f'{" or ".join(" ".join(a) for a in allowed)} and a gripper column are expected'
-        )
-    if chunk.rotation == ROTATION_QUATERNION:
-        lengths = np.linalg.norm(chunk.motion[:, 3:7], axis=1)
-        if np.abs(lengths - 1.0).max() > 1e-2:
-            raise ChunkError('a quaternion in data is not of unit length')
-
-
-def _check_joints(chunk: Chunk, rules: ChunkRules) -> None:
-    if chunk.rotation != ROTATION_NONE:
-        raise ChunkError(f'rotation is {chunk.rotation}; a joint chunk has 0 (none)')
-    _check_reference(chunk, chunk.kind == KIND_JOINT_DELTA)
-    names = {d for i, d in enumerate(chunk.dims) if i != chunk.gripper_dim}
-    if names != set(rules.joints):
-        raise ChunkError(
-            f'dims name the joints {", ".join(sorted(names))}; this robot has '
-            f'{", ".join(rules.joints) or "none to command"}'
-        )
-
-
-def _check_reference(chunk: Chunk, delta: bool) -> None:
-    allowed = (REFERENCE_PREVIOUS_STEP, REFERENCE_OBSERVATION) if delta else (REFERENCE_NONE,)
-    if chunk.reference not in allowed:
-        raise ChunkError(
-            f'reference is {chunk.reference}; {KIND_NAMES[chunk.kind]} needs '
-            f'{" or ".join(str(a) for a in allowed)}'
-        )
 
 
 @dataclass(frozen=True)
@@ -300,7 +139,7 @@ class ScheduledChunk:
         a, b, share = self.knots[low], self.knots[low + 1], u - low
         if self.chunk.kind == KIND_JOINT_POSITION:
             return (1.0 - share) * a + share * b
-        return _row(geometry.blend(_pose(a), _pose(b), share))
+        return row_of(geometry.blend(pose_of(a), pose_of(b), share))
 
     def grip(self, at: float) -> float | None:
         """Opening of the row at hand; the last one holds past the end."""
@@ -508,7 +347,7 @@ class ChunkTimeline:
             share = laid.share(at)
             rate = (1.0 - share) * rate + share * laid.rate(at)
             if place is not None:
-                place = _mix(newest.chunk.kind, place, laid.place(at), share)
+                place = mix(newest.chunk.kind, place, laid.place(at), share)
         grip = newest.grip(at)
         if self.rule == ADAPTIVE_ENSEMBLE:
             weights = self._ensemble_weights(at)
@@ -528,7 +367,7 @@ class ChunkTimeline:
             'observation_ns': chunk.stamp_ns,
         }
         if chunk.kind in (KIND_EE_DELTA, KIND_EE_POSE):
-            pose = _pose(place) if place is not None else None
+            pose = pose_of(place) if place is not None else None
             return Setpoint(frame=chunk.frame, twist=Twist.of(values), pose=pose, **common)
         positions = tuple(float(x) for x in place) if place is not None else None
         return Setpoint(joint_velocities=values, joint_positions=positions, **common)
@@ -549,10 +388,10 @@ class ChunkTimeline:
         self, chunk: Chunk, origin: float, pose: Pose | None, joints: Sequence[float] | None
     ) -> ScheduledChunk:
         if chunk.kind == KIND_EE_DELTA:
-            rates, knots = _delta_rates(chunk, chunk.frame == self._tool_frame), None
+            rates, knots = delta_rates(chunk, chunk.frame == self._tool_frame), None
         elif chunk.kind == KIND_EE_POSE:
             knots = self._pose_knots(chunk, pose)
-            rates = _pose_rates(knots, chunk.step_dt)
+            rates = pose_rates(knots, chunk.step_dt)
         else:
             rows = self._in_order(chunk)
             if chunk.kind == KIND_JOINT_DELTA:
@@ -577,81 +416,8 @@ class ChunkTimeline:
                 f"absolute poses in the tool's own frame '{chunk.frame}' mean nothing"
             )
         rows = [
-            _row(Pose(tuple(row[:3]), _quaternion(chunk.rotation, row[3:])))
+            row_of(Pose(tuple(row[:3]), quaternion_of(chunk.rotation, row[3:])))
             for row in chunk.motion
         ]
-        start = _row(pose) if pose is not None else rows[0]
+        start = row_of(pose) if pose is not None else rows[0]
         return np.vstack([start, *rows])
-
-
-def _quaternion(rotation: int, values: Sequence[float]) -> geometry.Quaternion:
-    if rotation == ROTATION_VECTOR:
-        return geometry.from_rotation_vector(values)
-    if rotation == ROTATION_EULER_XYZ:
-        return geometry.from_euler_xyz(*(float(v) for v in values))
-    return geometry.normalised(tuple(float(v) for v in values))
-
-
-def _delta_rates(chunk: Chunk, in_tool_frame: bool) -> np.ndarray:
-    """Velocities ``[horizon, 6]`` of a delta chunk, whichever way its deltas are referred."""
-    rates = np.zeros((chunk.horizon, 6))
-    before = Pose((0.0, 0.0, 0.0))
-    for i, row in enumerate(chunk.motion):
-        moved = tuple(float(v) for v in row[:3])
-        turned = _quaternion(chunk.rotation, row[3:])
-        if chunk.reference == REFERENCE_OBSERVATION:
-            after = Pose(moved, turned)
-            moved = geometry.subtract(after.position, before.position)
-            if in_tool_frame:
-                back = geometry.inverse(before.orientation)
-                moved = geometry.rotate(back, moved)
-                turned = geometry.multiply(back, after.orientation)
-            else:
-                turned = geometry.multiply(turned, geometry.inverse(before.orientation))
-            before = after
-        rates[i, :3] = moved
-        rates[i, 3:] = geometry.rotation_vector(turned)
-    return rates / chunk.step_dt
-
-
-def _pose_rates(knots: np.ndarray, step_dt: float) -> np.ndarray:
-    return np.array(
-        [
-            geometry.twist_between(_pose(a), _pose(b), step_dt).six
-            for a, b in zip(knots[:-1], knots[1:], strict=True)
-        ]
-    )
-
-
-def _row(pose: Pose) -> np.ndarray:
-    return np.array([*pose.position, *pose.orientation])
-
-
-def _pose(row: np.ndarray) -> Pose:
-    values = tuple(float(x) for x in row)
-    return Pose(values[0:3], geometry.normalised(values[3:7]))
-
-
-def _mix(kind: int, a: np.ndarray, b: np.ndarray, share: float) -> np.ndarray:
-    if kind == KIND_EE_POSE:
-        return _row(geometry.blend(_pose(a), _pose(b), share))
-    return (1.0 - share) * a + share * b
-
-
-def path_of(chunk: Chunk, start: Pose, tool_frame: str = '') -> list[Pose]:
-    """The poses a checked end-effector chunk leads through: ``start`` and one per row."""
-    if chunk.kind == KIND_EE_POSE:
-        return [start] + [
-            Pose(tuple(float(v) for v in row[:3]), _quaternion(chunk.rotation, row[3:]))
-            for row in chunk.motion
-        ]
-    poses = [start]
-    for rate in _delta_rates(chunk, chunk.frame == tool_frame):
-        twist, at = Twist.of(rate), poses[-1]
-        if chunk.frame == tool_frame:
-            twist = Twist(
-                geometry.rotate(at.orientation, twist.linear),
-                geometry.rotate(at.orientation, twist.angular),
-            )
-        poses.append(geometry.integrate(at, twist, chunk.step_dt))
-    return poses

@@ -22,9 +22,9 @@ def axis():
     from fault_rig import Axis
     from specprune_ros.msg import ActionChunk
 
-    from specprune_ros.robot import timeline
+    from specprune_ros.robot import chunk as chunks
 
-    made = Axis(timeline.ChunkRules(('base',), (), (timeline.KIND_EE_DELTA,)), sim_time=False)
+    made = Axis(chunks.ChunkRules(('base',), (), (chunks.KIND_EE_DELTA,)), sim_time=False)
     message = ActionChunk(
         sequence=1,
         step_dt=Duration(nanosec=50_000_000),

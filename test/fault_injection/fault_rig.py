@@ -27,8 +27,8 @@ from system import EXECUTOR, POLICY
 from specprune_ros.nodes.common.qos import every, latched, newest
 from specprune_ros.nodes.common.remapping import profile_path
 from specprune_ros.nodes.executor_node.node import chunk_of
+from specprune_ros.robot.chunk import Chunk, ChunkError, ChunkRules, check
 from specprune_ros.robot.profile import Profile, load
-from specprune_ros.robot.timeline import Chunk, ChunkError, ChunkRules, check
 
 SECOND = 1_000_000_000
 CHUNKS = '/faults/action_chunk'  # as the executor hears them

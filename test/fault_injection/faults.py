@@ -55,9 +55,9 @@ from record import write
 from system import ARM, EXECUTOR, NODES, POLICY, System
 
 from specprune_ros.apps.processes import wait_until
-from specprune_ros.robot import timeline
+from specprune_ros.robot import chunk as chunks
+from specprune_ros.robot.chunk import ChunkRules
 from specprune_ros.robot.safety import JERK_RATIO
-from specprune_ros.robot.timeline import ChunkRules
 
 RATE = 100.0  # Hz, of the executor's commands
 GAP = 0.15  # s without commands: another motion
@@ -144,7 +144,7 @@ class Suite:
         )
         profile = self.system.profile
         self.rig = Rig(profile, sim_time)
-        kinds = (timeline.KIND_EE_DELTA, timeline.KIND_EE_POSE)
+        kinds = (chunks.KIND_EE_DELTA, chunks.KIND_EE_POSE)
         self._axis = Axis(ChunkRules((profile.base_frame,), (), kinds), sim_time)
         self._waits = Waits(self._threads)
         self._commands = self._chunks = self._poses = 0

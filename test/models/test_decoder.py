@@ -334,7 +334,7 @@ def test_scattered_rows_and_large_maps(monkeypatch):
     where = layout()
     where = type(where)(**{**where.__dict__, 'text': where.text[::2]})
     hidden = torch.randn(1, where.length, 64)
-    monkeypatch.setattr('specprune_ros.models.decoder._MAP_ELEMENTS', 1)
+    monkeypatch.setattr('specprune_ros.models.decoder_layer._MAP_ELEMENTS', 1)
     prune = RecordingPass({1: [2, 7]}, observed_layers={2: (RowGroup.TEXT, RowGroup.ALL)})
     ours(hidden, where, prune=prune)
     reference = Reference(theirs, False)

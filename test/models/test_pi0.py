@@ -14,7 +14,7 @@ from golden import flow_packs
 
 from specprune_ros.models.accel import fused
 from specprune_ros.models.build import cast, empty
-from specprune_ros.models.decoder import AdaptiveNorm, Mask
+from specprune_ros.models.decoder_layer import AdaptiveNorm, Mask
 from specprune_ros.models.flops import count, dense_flops, scheduled_work
 from specprune_ros.models.presets import PI0_3B, PI05_3B
 from specprune_ros.models.rotary import RotaryTable

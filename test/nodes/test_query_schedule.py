@@ -19,7 +19,8 @@ class World:
 
     def __init__(self, latency):
         from specprune_ros.nodes.policy_node.query_schedule import QueryScheduler
-        from specprune_ros.robot.timeline import ChunkRules, ChunkTimeline
+        from specprune_ros.robot.chunk import ChunkRules
+        from specprune_ros.robot.timeline import ChunkTimeline
 
         self.pace, self.line = QueryScheduler(), ChunkTimeline(ChunkRules(frames=('base',)))
         self.latency, self.rng = latency, np.random.default_rng(0)
@@ -44,10 +45,10 @@ class World:
             self.busy_until = self.now + round(1000 * self.rng.uniform(*self.latency))
 
     def deliver(self):
-        from specprune_ros.robot import timeline
+        from specprune_ros.robot import chunk as chunks
 
         self.busy_until = None
-        chunk = timeline.Chunk(
+        chunk = chunks.Chunk(
             stamp_ns=self.asked_of * MS,
             frame='base',
             sequence=len(self.at) + 1,
@@ -55,9 +56,9 @@ class World:
             step_dt=STEP,
             horizon=8,
             dims=NAMES,
-            kind=timeline.KIND_EE_DELTA,
-            rotation=timeline.ROTATION_VECTOR,
-            reference=timeline.REFERENCE_PREVIOUS_STEP,
+            kind=chunks.KIND_EE_DELTA,
+            rotation=chunks.ROTATION_VECTOR,
+            reference=chunks.REFERENCE_PREVIOUS_STEP,
             data=np.full((8, 6), 0.001),
         )
         self.left.append(self.line.queued)

@@ -11,13 +11,14 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from specprune_ros.robot import geometry, profile, timeline
+from specprune_ros.robot import chunk as chunks
+from specprune_ros.robot import geometry, profile
+from specprune_ros.robot.chunk import Chunk, ChunkError
 from specprune_ros.robot.geometry import Pose
 from specprune_ros.robot.motion import ArmMotion
 from specprune_ros.robot.safety import JointLimit
 from specprune_ros.robot.speed import JointSpeed
 from specprune_ros.robot.stop_motion import StopMotion
-from specprune_ros.robot.timeline import Chunk, ChunkError
 from specprune_ros.robot.trajectory import points
 from specprune_ros.sim.arm import rizon4
 from specprune_ros.sim.arm.urdf import urdf
@@ -163,10 +164,10 @@ class World:
         joint = self.jointed and self.rng.random() < 0.5
         size = 7 if joint else 6
         rows = self.rng.normal(0.0, self.size, (8, size))
-        kind = timeline.KIND_JOINT_DELTA if joint else timeline.KIND_EE_DELTA
-        reference, rotation = timeline.REFERENCE_PREVIOUS_STEP, timeline.ROTATION_VECTOR
+        kind = chunks.KIND_JOINT_DELTA if joint else chunks.KIND_EE_DELTA
+        reference, rotation = chunks.REFERENCE_PREVIOUS_STEP, chunks.ROTATION_VECTOR
         if self.rng.random() < 0.2:
-            kind, reference = kind - 1 if joint else kind + 1, timeline.REFERENCE_NONE
+            kind, reference = kind - 1 if joint else kind + 1, chunks.REFERENCE_NONE
             rows = np.cumsum(rows, axis=0)
             if joint:
                 rows += self.q
@@ -175,7 +176,7 @@ class World:
         dims = NAMES if joint else ('x', 'y', 'z', 'rx', 'ry', 'rz')
         chunk = Chunk(
             self.now - 2 * TICK, 'base_link', self.sequence, 1, 0.05, 8, tuple(dims), kind,
-            timeline.ROTATION_NONE if joint else rotation, reference, rows,
+            chunks.ROTATION_NONE if joint else rotation, reference, rows,
         )  # fmt: skip
         try:
             self.motion.chunk(chunk, self.now)
@@ -398,7 +399,7 @@ def test_a_blocked_arm_is_let_off():
     for i in range(8):
         chunk = Chunk(
             world.now - TICK, 'base_link', 100 + i, 2, 0.05, 8, ('x', 'y', 'z', 'rx', 'ry', 'rz'),
-            timeline.KIND_EE_DELTA, timeline.ROTATION_VECTOR, timeline.REFERENCE_PREVIOUS_STEP,
+            chunks.KIND_EE_DELTA, chunks.ROTATION_VECTOR, chunks.REFERENCE_PREVIOUS_STEP,
             twist,
         )  # fmt: skip
         world.queries = False
@@ -465,7 +466,7 @@ def test_continuous_joints_take_the_shorter_way_across_pi():
         measured = [math.remainder(x, math.tau) for x in q]
         motion.measured_joints(names, measured, now, now)
         if tick == 2:
-            kind = timeline.KIND_JOINT_POSITION
+            kind = chunks.KIND_JOINT_POSITION
             chunk = Chunk(now - TICK, '', 1, 1, 0.05, 8, names, kind, 0, 0, rows)
             motion.chunk(chunk, now)
         out = motion.tick(now)
@@ -626,8 +627,8 @@ class Eastward(World):
         self.motion.chunk(
             Chunk(
                 self.now - 2 * TICK, 'base_link', self.sequence, 1, 0.05, 8,
-                ('x', 'y', 'z', 'rx', 'ry', 'rz'), timeline.KIND_EE_DELTA,
-                timeline.ROTATION_VECTOR, timeline.REFERENCE_PREVIOUS_STEP, rows,
+                ('x', 'y', 'z', 'rx', 'ry', 'rz'), chunks.KIND_EE_DELTA,
+                chunks.ROTATION_VECTOR, chunks.REFERENCE_PREVIOUS_STEP, rows,
             ),
             self.now,
         )  # fmt: skip

@@ -6,16 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
+from specprune_ros.robot import chunk as chunks
 from specprune_ros.robot import geometry, timeline
+from specprune_ros.robot.chunk import Chunk, ChunkError, ChunkRules, LateChunkError, check
 from specprune_ros.robot.geometry import Pose
-from specprune_ros.robot.timeline import (
-    Chunk,
-    ChunkError,
-    ChunkRules,
-    ChunkTimeline,
-    LateChunkError,
-    check,
-)
+from specprune_ros.robot.timeline import ChunkTimeline
 
 SECOND = 1_000_000_000
 TICK = 10_000_000
@@ -34,9 +29,9 @@ def chunk(rows=None, *, stamp=0, sequence=1, **fields):
         'step_dt': 0.1,
         'horizon': len(rows),
         'dims': XYZ_RV,
-        'kind': timeline.KIND_EE_DELTA,
-        'rotation': timeline.ROTATION_VECTOR,
-        'reference': timeline.REFERENCE_PREVIOUS_STEP,
+        'kind': chunks.KIND_EE_DELTA,
+        'rotation': chunks.ROTATION_VECTOR,
+        'reference': chunks.REFERENCE_PREVIOUS_STEP,
         'data': rows,
         'gripper_dim': 6,
     }
@@ -98,18 +93,18 @@ class Arm:
         ({'gripper_sense': 2}, 'gripper_sense is 2; 0 .open. or 1'),
         ({'rotation': 0}, 'rotation is 0; an end-effector row needs 1'),
         ({'rotation': 7}, 'rotation is 7'),
-        ({'rotation': timeline.ROTATION_QUATERNION}, 'dims are x y z rx ry rz; .*qx qy qz qw'),
+        ({'rotation': chunks.ROTATION_QUATERNION}, 'dims are x y z rx ry rz; .*qx qy qz qw'),
         ({'reference': 0}, 'reference is 0; ee_delta needs 1 or 2'),
-        ({'kind': timeline.KIND_EE_POSE}, 'reference is 1; ee_pose needs 0'),
+        ({'kind': chunks.KIND_EE_POSE}, 'reference is 1; ee_pose needs 0'),
         ({'frame': 'camera'}, "frame_id is 'camera'; this robot knows base, tool"),
         ({'frame': ''}, "frame_id is ''"),
         ({'dims': ('y', 'x', 'z', 'rx', 'ry', 'rz', 'gripper')}, 'dims are y x z'),
         ({'dims': ('x', 'x', 'z', 'rx', 'ry', 'rz', 'gripper')}, 'dims holds a name twice'),
         ({'dims': ()}, 'data has 56 values'),
         ({'first_valid_step': 9}, 'first_valid_step is 9 of 8 rows'),
-        ({'kind': timeline.KIND_JOINT_DELTA}, 'rotation is 1; a joint chunk has 0'),
+        ({'kind': chunks.KIND_JOINT_DELTA}, 'rotation is 1; a joint chunk has 0'),
         (
-            {'kind': timeline.KIND_JOINT_DELTA, 'rotation': 0},
+            {'kind': chunks.KIND_JOINT_DELTA, 'rotation': 0},
             'dims name the joints rx, ry, rz, x, y, z; this robot has a, b',
         ),
     ],
@@ -122,7 +117,7 @@ def test_a_chunk_that_cannot_be_read_is_refused_by_field(fields, message):
 
 def test_kinds_the_robot_does_not_take_are_refused():
     with pytest.raises(ChunkError, match='kind is ee_delta; this robot takes joint_position'):
-        check(chunk(), ChunkRules(('base',), (), (timeline.KIND_JOINT_POSITION,)))
+        check(chunk(), ChunkRules(('base',), (), (chunks.KIND_JOINT_POSITION,)))
 
 
 def test_quaternions_must_be_of_unit_length():
@@ -258,7 +253,7 @@ def test_gripper_opening_follows_rows_and_sense():
     arm.add(chunk(rows, stamp=arm.now))
     assert arm.run(0.3).gripper == 1.0
     assert arm.run(0.3).gripper == 0.0
-    closed = chunk(rows, gripper_sense=timeline.GRIPPER_ONE_IS_CLOSED)
+    closed = chunk(rows, gripper_sense=chunks.GRIPPER_ONE_IS_CLOSED)
     assert closed.opening.tolist() == [0] * 4 + [1] * 4
     assert chunk(rows[:, :6], dims=XYZ_RV[:6], gripper_dim=-1).opening is None
 
@@ -329,7 +324,7 @@ def test_the_adaptive_ensemble_runs_what_cogacts_runs(horizon):
 def test_the_adaptive_ensemble_joins_deltas_only():
     arm = Arm(timeline.ADAPTIVE_ENSEMBLE)
     rows = np.zeros((4, 7))
-    absolute = chunk(rows, kind=timeline.KIND_EE_POSE, reference=timeline.REFERENCE_NONE)
+    absolute = chunk(rows, kind=chunks.KIND_EE_POSE, reference=chunks.REFERENCE_NONE)
     with pytest.raises(ChunkError, match='adaptive_ensemble joins deltas only; kind is ee_pose'):
         arm.add(absolute)
     with pytest.raises(ValueError, match='ensemble is 9; 1 to 8 chunks'):
@@ -359,9 +354,9 @@ def test_the_queue_is_bounded():
 def test_euler_quaternion_and_vector_mean_the_same():
     turn = Rotation.from_euler('xyz', [0.02, -0.03, 0.05])
     forms = {
-        timeline.ROTATION_VECTOR: (turn.as_rotvec(), ('rx', 'ry', 'rz')),
-        timeline.ROTATION_EULER_XYZ: ([0.02, -0.03, 0.05], ('roll', 'pitch', 'yaw')),
-        timeline.ROTATION_QUATERNION: (turn.as_quat(), ('qx', 'qy', 'qz', 'qw')),
+        chunks.ROTATION_VECTOR: (turn.as_rotvec(), ('rx', 'ry', 'rz')),
+        chunks.ROTATION_EULER_XYZ: ([0.02, -0.03, 0.05], ('roll', 'pitch', 'yaw')),
+        chunks.ROTATION_QUATERNION: (turn.as_quat(), ('qx', 'qy', 'qz', 'qw')),
     }
     twists = []
     for form, (values, names) in forms.items():
@@ -395,8 +390,8 @@ def test_references_of_the_same_motion_agree(frame):
         poses.append([*pose.position, *geometry.rotation_vector(pose.orientation)])
     twists = []
     for rows, reference in (
-        (steps, timeline.REFERENCE_PREVIOUS_STEP),
-        (np.array(poses), timeline.REFERENCE_OBSERVATION),
+        (steps, chunks.REFERENCE_PREVIOUS_STEP),
+        (np.array(poses), chunks.REFERENCE_OBSERVATION),
     ):
         arm = Arm(tool_frame='tool')
         arm.add(
@@ -412,7 +407,7 @@ def test_absolute_poses_are_reached():
     arm = Arm()
     goals = [[0.1 + 0.02 * i, 0.2, 0.3, 0.0, 0.0, 0.1 * i, 1.0] for i in range(5)]
     arm.pose = Pose((0.1, 0.2, 0.3))
-    arm.add(chunk(goals, stamp=arm.now, kind=timeline.KIND_EE_POSE, reference=0), pose=arm.pose)
+    arm.add(chunk(goals, stamp=arm.now, kind=chunks.KIND_EE_POSE, reference=0), pose=arm.pose)
     last = arm.run(0.6)
     assert last.pose.position == pytest.approx(goals[-1][:3])
     assert geometry.rotation_vector(last.pose.orientation)[2] == pytest.approx(0.4)
@@ -422,7 +417,7 @@ def test_absolute_poses_are_reached():
 def test_absolute_poses_in_the_tool_frame_mean_nothing():
     arm = Arm(tool_frame='tool')
     with pytest.raises(ChunkError, match="tool's own frame 'tool' mean nothing"):
-        arm.add(chunk(stamp=arm.now, kind=timeline.KIND_EE_POSE, reference=0, frame='tool'))
+        arm.add(chunk(stamp=arm.now, kind=chunks.KIND_EE_POSE, reference=0, frame='tool'))
 
 
 @pytest.mark.parametrize('reference', [1, 2])
@@ -431,7 +426,7 @@ def test_joint_deltas_in_the_robots_order(reference):
     rows = steps if reference == 1 else np.cumsum(steps, axis=0)
     arm = Arm()
     arm.add(
-        chunk(rows, stamp=arm.now, kind=timeline.KIND_JOINT_DELTA, rotation=0,
+        chunk(rows, stamp=arm.now, kind=chunks.KIND_JOINT_DELTA, rotation=0,
               reference=reference, dims=('b', 'a'), gripper_dim=-1)
     )  # fmt: skip
     assert arm.run(0.2).joint_velocities == pytest.approx((0.1, 0.2))
@@ -440,7 +435,7 @@ def test_joint_deltas_in_the_robots_order(reference):
 def test_joint_positions_are_interpolated_from_where_the_arm_is():
     arm = Arm()
     arm.add(
-        chunk([[0.1, 0.2, 1], [0.2, 0.4, 1]], stamp=arm.now, kind=timeline.KIND_JOINT_POSITION,
+        chunk([[0.1, 0.2, 1], [0.2, 0.4, 1]], stamp=arm.now, kind=chunks.KIND_JOINT_POSITION,
               rotation=0, reference=0, dims=('a', 'b', 'gripper'), gripper_dim=2),
         joints=(0.0, 0.0),
     )  # fmt: skip

@@ -20,11 +20,11 @@ from specprune_ros.models.presets import default_tokenizer
 from specprune_ros.models.statistics import Statistics
 from specprune_ros.policy.build import build_policy
 from specprune_ros.policy.policy import Policy
+from specprune_ros.robot.geometry import rotation_vector
 from specprune_ros.sim.arm.render_backend import NoRenderer
 from specprune_ros.sim.evaluation.policy_runner import PolicyRunner
 from specprune_ros.sim.libero import episodes as libero
 from specprune_ros.sim.libero import library as libero_library
-from specprune_ros.robot.geometry import rotation_vector
 from specprune_ros.sim.libero.episodes import LiberoTask, command, episodes
 from specprune_ros.sim.libero.library import MissingLibero, check_libero
 from specprune_ros.sim.libero.suites import SUITES, WrongPolicy, check_policy, suite
@@ -315,7 +315,9 @@ def test_episodes_in_order(package, capsys):
 
 def test_gripper_and_rotation():
     assert [command([0.0] * 6 + [g])[6] for g in (0.0, 0.2, 0.9, 1.0)] == [1.0, 1.0, -1.0, -1.0]
-    np.testing.assert_array_equal(rotation_vector([0, 0, 0, 1.0000001], shorter=False), np.zeros(3))
+    np.testing.assert_array_equal(
+        rotation_vector([0, 0, 0, 1.0000001], shorter=False), np.zeros(3)
+    )
     half = 0.7
     turned = rotation_vector([math.sin(half), 0, 0, math.cos(half)], shorter=False)
     np.testing.assert_allclose(turned, [1.4, 0, 0])

@@ -40,13 +40,14 @@ from specprune_ros.nodes.executor_node.dry_run import DryRunView
 from specprune_ros.nodes.executor_node.gripper_ports import GripperPort, make_gripper
 from specprune_ros.nodes.executor_node.realtime import ask_for_priority, freeze_gc
 from specprune_ros.nodes.executor_node.supervisor import SUFFIX, Setup, Supervisor, enclave
+from specprune_ros.robot import chunk as chunks
 from specprune_ros.robot import profile as profiles
 from specprune_ros.robot import timeline
+from specprune_ros.robot.chunk import Chunk, ChunkError, LateChunkError
 from specprune_ros.robot.description import MAX_URDF
 from specprune_ros.robot.description_trial import try_out
 from specprune_ros.robot.gripper import GoalState, GripperGoal, GripperHysteresis
 from specprune_ros.robot.motion import ArmMotion, Tick, needed
-from specprune_ros.robot.timeline import Chunk, ChunkError, LateChunkError
 from specprune_ros.robot.watchdog import (
     DISABLED,
     DRIVER,
@@ -512,11 +513,11 @@ class ChunkExecutor(AutoLifecycleNode):
     def _publish_path(self, chunk: Chunk) -> None:
         """The tool's way through the chunk from where it is now, in the base frame."""
         pose = self._motion.pose
-        if pose is None or chunk.kind not in (timeline.KIND_EE_DELTA, timeline.KIND_EE_POSE):
+        if pose is None or chunk.kind not in (chunks.KIND_EE_DELTA, chunks.KIND_EE_POSE):
             return
         header = Header(stamp=self._stamp(chunk.stamp_ns), frame_id=self._profile.base_frame)
         path = PathMessage(header=header)
-        for at in timeline.path_of(chunk, pose, self._profile.tool_frame):
+        for at in chunks.path_of(chunk, pose, self._profile.tool_frame):
             path.poses.append(PoseStamped(header=header, pose=pose_message(at)))
         self._path.publish(path)
 

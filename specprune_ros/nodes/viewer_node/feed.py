@@ -29,9 +29,9 @@ from specprune_ros.nodes.viewer_node.page import BAD, GOOD, NEUTRAL, WARNING, La
 from specprune_ros.nodes.viewer_node.robot_model import RobotModel, RobotModelError
 from specprune_ros.nodes.viewer_node.timelines import Query
 from specprune_ros.policy.overlay import Overlay, draw
+from specprune_ros.robot.chunk import ChunkError, path_of
 from specprune_ros.robot.geometry import Pose, rotate
 from specprune_ros.robot.profile import Profile
-from specprune_ros.robot.timeline import ChunkError, path_of
 
 MODES = {
     PruneStats.MODE_DENSE: 'dense',

@@ -10,11 +10,12 @@ Sources: "P1" is arXiv 2509.05614 v1, "P2" its ICML 2026 version, "C2" the autho
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from numbers import Integral, Real
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args, get_type_hints
 
 REFERENCE_GRID = 256  # patches per camera the token budgets are written for
 REFERENCE_DEPTH = 32  # layers the layer numbers are written for
@@ -64,26 +65,21 @@ class ParamSpec:
 
 def param(
     default: Any,
-    kind: str,
     description: str,
     source: str,
     *,
     unit: str = '',
     low: float | None = None,
     high: float | None = None,
-    step: float = 0,
     choices: tuple[str, ...] = (),
     host_only: bool = False,
 ) -> Any:
-    """A dataclass field that carries what :class:`ParamSpec` holds."""
-    if kind in ('int', 'int[]') and low is not None:
-        step = 1
+    """A dataclass field that carries what :class:`ParamSpec` holds; the type is its annotation."""
     return field(
         default=default,
         metadata={
-            'type': kind,
             'unit': unit,
-            'range': None if low is None else (low, high, step),
+            'range': None if low is None else (low, high),
             'choices': choices,
             'description': description,
             'source': source,
@@ -94,9 +90,7 @@ def param(
 
 def layers(default: tuple[int, ...], description: str, source: str) -> Any:
     """A list of layers, written for 32."""
-    return param(
-        default, 'int[]', description, source, unit='layer of 32', low=1, high=REFERENCE_DEPTH
-    )
+    return param(default, description, source, unit='layer of 32', low=1, high=REFERENCE_DEPTH)
 
 
 def share(
@@ -105,7 +99,6 @@ def share(
     """A number from ``low`` to 1."""
     return param(
         default,
-        'float',
         description,
         source,
         unit='share',
@@ -118,16 +111,22 @@ def share(
 def speed(default: float, description: str, source: str, unit: str) -> Any:
     """A speed in SI units, or a negative share of the fastest motion; read on the host."""
     text = f'{description} Negative: that share of the fastest motion.'
-    return param(default, 'float', text, source, unit=unit, low=-1.0, high=100.0, host_only=True)
+    return param(default, text, source, unit=unit, low=-1.0, high=100.0, host_only=True)
 
 
+@functools.cache
 def specs_of(declared: type) -> tuple[ParamSpec, ...]:
     """What a dataclass of :func:`param` fields declares, in order."""
-    return tuple(
-        ParamSpec(name=f.name, default=f.default, **f.metadata)
-        for f in dataclasses.fields(declared)
-        if f.metadata
-    )
+    hints, found = get_type_hints(declared), []
+    for f in dataclasses.fields(declared):
+        if f.metadata:
+            items = get_args(hints[f.name])
+            kind = f'{items[0].__name__}[]' if items else hints[f.name].__name__
+            span = f.metadata['range']
+            step = 1 if kind in ('int', 'int[]') else 0
+            about = {**f.metadata, 'range': span and (*span, step)}
+            found.append(ParamSpec(name=f.name, type=kind, default=f.default, **about))
+    return tuple(found)
 
 
 class Checks(Protocol):

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from specprune_ros.pruning.params.consistency import check_together
+from specprune_ros.pruning.params.presets import PRESETS
 from specprune_ros.pruning.params.schema import (
     METHODS,
-    REFERENCE_DEPTH,
     REFERENCE_GRID,
     ROWS,
     ParamError,
@@ -29,7 +29,6 @@ from specprune_ros.pruning.params.schema import (
     speed,
 )
 
-PRESETS = ('default', 'paper', 'authors')
 REFRESHES = ('query', 'slack', 'never')
 # The first parameter of each group, in the order of the fields.
 GROUPS = {
@@ -56,18 +55,16 @@ class PruningParams:
     # What runs.
     preset: str = param(
         'default',
-        'str',
         'Starting point of all other parameters; setting it resets them.',
         'paper: ICML 2026 text; authors: their code C2; default: this package',
-        choices=PRESETS,
+        choices=tuple(PRESETS),
         host_only=True,
     )
     pruner: str = param(
-        'specprune', 'str', 'Pruning method.', 'docs/reference/pruners.md', choices=('specprune',)
+        'specprune', 'Pruning method.', 'docs/reference/pruners.md', choices=('specprune',)
     )
     mode: str = param(
         'auto',
-        'str',
         'auto follows the speed of the end effector; the others force one mode.',
         'P1 section 4.4; forcing is ours',
         choices=('auto', 'dense', 'coarse', 'fine'),
@@ -77,7 +74,6 @@ class PruningParams:
     # Budgets of the static union.
     alpha: float = param(
         0.8,
-        'float',
         'Retention scale: every budget is multiplied by it, so larger keeps more.',
         'P2: 0.8 everywhere',
         low=0.05,
@@ -85,7 +81,6 @@ class PruningParams:
     )
     k_global: int = param(
         30,
-        'int',
         "Tokens per camera and layer taken from the previous query's attention, before alpha.",
         'P2: K_G = 30',
         unit='tokens of 256',
@@ -94,7 +89,6 @@ class PruningParams:
     )
     k_local: int = param(
         24,
-        'int',
         "Tokens per camera and layer taken from this query's first layers, before alpha.",
         'P2: K_L = 24',
         unit='tokens of 256',
@@ -103,7 +97,6 @@ class PruningParams:
     )
     k_dynamic: int = param(
         20,
-        'int',
         'Tokens per camera taken where the image changed most, before alpha.',
         'P2: K_D = 20',
         unit='tokens of 256',
@@ -112,7 +105,6 @@ class PruningParams:
     )
     fine_factor: float = param(
         40 / 24,
-        'float',
         'Budgets in fine mode over budgets in coarse mode.',
         'P1: K = 24 coarse, 40 fine',
         low=0.1,
@@ -120,13 +112,11 @@ class PruningParams:
     )
     fine_may_shrink: bool = param(
         False,
-        'bool',
         'Allow a fine_factor below 1.',
         'C2 keeps fewer tokens in its precise mode; P1 and P2 keep more',
     )
     camera_factor: tuple[float, ...] = param(
         (1.0, 1.0),
-        'float[]',
         'Factor on k_global and k_local per camera; the last one repeats.',
         'C2: 24 third person, 19 wrist; ours spares the wrist, whose whole view moves',
         low=0.0,
@@ -134,7 +124,6 @@ class PruningParams:
     )
     camera_factor_dynamic: tuple[float, ...] = param(
         (1.0, 1.0),
-        'float[]',
         'Factor on k_dynamic per camera; the last one repeats.',
         'C2: 20 third person, 26 wrist',
         low=0.0,
@@ -142,7 +131,6 @@ class PruningParams:
     )
     cameras_kept: tuple[int, ...] = param(
         (),
-        'int[]',
         'Cameras, counted from 0, that are never pruned.',
         'an INT4 study that left the wrist camera whole: 93.3 % against 76.7 %',
         low=0,
@@ -150,7 +138,6 @@ class PruningParams:
     )
     tau: tuple[float, ...] = param(
         (0.986, 0.98),
-        'float[]',
         'A patch changed if its cosine with the reference image is below this; per camera.',
         'C2: 0.986 third person, 0.98 wrist',
         low=-1.0,
@@ -158,7 +145,6 @@ class PruningParams:
     )
     dynamic_rule: str = param(
         'least_similar',
-        'str',
         'least_similar: the k_dynamic least similar of the changed patches. '
         'complement: every changed patch, and at least k_dynamic (needs exact).',
         'P2; complement is C2',
@@ -166,7 +152,6 @@ class PruningParams:
     )
     bucket: int = param(
         32,
-        'int',
         'The union is filled up to a multiple of this many vision tokens of the whole query.',
         'static shapes; 32 or 64 suit GPU tiles',
         unit='tokens',
@@ -175,26 +160,22 @@ class PruningParams:
     )
     free_tokens: bool = param(
         True,
-        'bool',
         'Keep tokens that cost nothing on this device, where that was measured (model.calibrate). '
         'Not with exact.',
         'ours; docs/how-to/bench.md',
     )
     exact: bool = param(
         False,
-        'bool',
         'Keep the bare union, whatever its size: shapes depend on data, the host waits.',
         'P1, P2 and C2 do this',
     )
     prefilter: bool = param(
         False,
-        'bool',
         'Prune once more after the first local layer, to twice k_local and the other sets.',
         'C2',
     )
     keep_min: int = param(
         32,
-        'int',
         'Never fewer vision tokens than this per query of two cameras.',
         'C2: 60; paper: none',
         unit='tokens of 512',
@@ -212,18 +193,16 @@ class PruningParams:
         (15, 32), 'Layers whose attention becomes V_global of the next query.', 'P2; C2: 15 and 31'
     )
     rows_local: str = param(
-        'text', 'str', 'Rows whose attention scores V_local.', 'P2; C2 too', choices=ROWS
+        'text', 'Rows whose attention scores V_local.', 'P2; C2 too', choices=ROWS
     )
     rows_global: str = param(
         'auto',
-        'str',
         'Rows whose attention scores V_global; auto: text, or the action expert of a flow policy.',
         'P2; C2 too: text',
         choices=('auto', *ROWS),
     )
     rows_layer: str = param(
         'action',
-        'str',
         'Rows whose attention ranks tokens at the update layers (flow policies: text for action).',
         'C2; P2 words it image-to-text',
         choices=ROWS,
@@ -232,7 +211,6 @@ class PruningParams:
     # The previous query as a prior.
     prior_fill: str = param(
         'memory',
-        'str',
         'Score of a token that a pruned pass did not see: zero, or its older score, '
         'rescaled on the tokens both passes saw.',
         'ours: with zero a token once dropped cannot return to V_global; C2: zero',
@@ -243,14 +221,12 @@ class PruningParams:
     )
     first_dense: bool = param(
         True,
-        'bool',
         'Run the first query after a reset without pruning.',
         'ours; C2 prunes it',
         host_only=True,
     )
     refresh_when: str = param(
         'query',
-        'str',
         'Where the prior is made anew by a dense pass: in the query (refresh_period, '
         'refresh_change), in the slack while a chunk is executed, or nowhere.',
         'ours; a prior from a pruned pass only knows what was kept',
@@ -259,7 +235,6 @@ class PruningParams:
     )
     refresh_period: int = param(
         0,
-        'int',
         'Every n-th query is dense; 0 for never.',
         'ours: an unbiased prior now and then',
         unit='queries',
@@ -275,7 +250,6 @@ class PruningParams:
     )
     reset_gap: float = param(
         5.0,
-        'float',
         'A pause between queries longer than this clears the memory.',
         'ours',
         unit='s',
@@ -287,7 +261,6 @@ class PruningParams:
     # The reference image: T = floor(intercept + slope v) + offset.
     history_slope: float = param(
         -1.0,
-        'float',
         'k of T = floor(b + k v) + c.',
         'P2: -1; P1: -8/9',
         low=-100.0,
@@ -296,7 +269,6 @@ class PruningParams:
     )
     history_intercept: float = param(
         7.0,
-        'float',
         'b of T = floor(b + k v) + c.',
         'P2: 7; P1: 22/3',
         low=0.0,
@@ -305,7 +277,6 @@ class PruningParams:
     )
     history_offset: int = param(
         4,
-        'int',
         'c of T = floor(b + k v) + c.',
         'P1, P2: 4; C2: 3',
         unit='control steps',
@@ -315,7 +286,6 @@ class PruningParams:
     )
     history_unit: float = param(
         -1.0,
-        'float',
         'Displacement that counts as v = 1; negative: that share of the longest step.',
         'P1, P2: one unit of the command',
         unit='m',
@@ -325,7 +295,6 @@ class PruningParams:
     )
     history_min: int = param(
         1,
-        'int',
         'Smallest T.',
         'C2 clamps',
         unit='control steps',
@@ -335,7 +304,6 @@ class PruningParams:
     )
     history_max: int = param(
         6,
-        'int',
         'Largest T.',
         'C2: 6; P2 reaches 11',
         unit='control steps',
@@ -355,13 +323,11 @@ class PruningParams:
     )
     prune_unscored: bool = param(
         False,
-        'bool',
         'Allow a prune layer before the first update: all scores are zero there.',
         'C2 does',
     )
     drop_ratio: float = param(
         0.1,
-        'float',
         'Share dropped at each prune layer.',
         'P1, P2: 10 %',
         unit='share',
@@ -370,7 +336,6 @@ class PruningParams:
     )
     drop_of: str = param(
         'vision',
-        'str',
         'What drop_ratio is a share of: the vision tokens left, or all rows left.',
         'P1, P2: tokens kept; C2: all rows, so about 15 % of the vision tokens',
         choices=('vision', 'sequence'),
@@ -378,7 +343,6 @@ class PruningParams:
     beta: float = share(0.2, 'Weight of a new score in S = (1 - beta) S + beta s.', 'P1, P2: 0.2')
     slope: float = param(
         10.0,
-        'float',
         'k of the rank weight sigmoid(-k rank), over the number of tokens unless slope_per_rank.',
         'k is not printed; C2: 1 per rank',
         low=0.0,
@@ -386,40 +350,33 @@ class PruningParams:
     )
     slope_per_rank: bool = param(
         False,
-        'bool',
         'Take slope per rank, not over the number of tokens.',
         'C2; weights past rank 90 are then zero in float32 and tie',
     )
     tie_break: str = param(
         'attention',
-        'str',
         'Order of equal scores: the attention of the last update, or the position.',
         'ours; C2: position',
         choices=('attention', 'index'),
     )
     confidence: str = param(
         'entropy',
-        'str',
         'Weight of a layer: 1 / (entropy + epsilon), or mean / (deviation + epsilon).',
         'P2; P1',
         choices=('entropy', 'mean_std', 'none'),
     )
     confidence_normalised: bool = param(
         True,
-        'bool',
         'Divide the entropy by ln(tokens), so that layers with fewer tokens are not favoured.',
         'C2; P2 does not say',
     )
     confidence_when: str = param(
         'every',
-        'str',
         'Measure the weight at every query, or at the first of an episode and reuse it.',
         'P2: first; ours: every',
         choices=('every', 'first'),
     )
-    epsilon: float = param(
-        1e-8, 'float', 'epsilon of the layer weight.', 'C2: 1e-8', low=1e-12, high=1.0
-    )
+    epsilon: float = param(1e-8, 'epsilon of the layer weight.', 'C2: 1e-8', low=1e-12, high=1.0)
 
     # The action-aware controller.
     v_t_threshold: float = speed(
@@ -460,7 +417,6 @@ class PruningParams:
     )
     controller_rule: str = param(
         'all',
-        'str',
         'all: every speed below its threshold. authors: translation slow, '
         'or planar, vertical and rotation speed all slow.',
         'P1, P2; C2',
@@ -472,7 +428,6 @@ class PruningParams:
     )
     controller_warmup: int = param(
         0,
-        'int',
         'Queries after a reset that stay coarse whatever the speed.',
         'C2: 10 control steps, 2 queries of 8',
         unit='queries',
@@ -482,7 +437,6 @@ class PruningParams:
     )
     speed_max_age: float = param(
         0.5,
-        'float',
         'An older speed counts as unknown, which means fine mode.',
         'ours',
         unit='s',
@@ -494,7 +448,6 @@ class PruningParams:
     # Queries without the model.
     scheduler: str = param(
         'none',
-        'str',
         'ridge: in steady motion, extrapolate the last actions instead of running the model.',
         'SP-VLA, arXiv 2506.12723 section 3.2',
         choices=('none', 'ridge'),
@@ -502,7 +455,6 @@ class PruningParams:
     )
     scheduler_size: int = param(
         6,
-        'int',
         'Executed actions that are extrapolated.',
         'SP-VLA: 6',
         low=2,
@@ -511,7 +463,6 @@ class PruningParams:
     )
     scheduler_v_min: float = param(
         0.1,
-        'float',
         'Slowest translation that counts as gliding.',
         'ours',
         unit='m/s',
@@ -521,7 +472,6 @@ class PruningParams:
     )
     scheduler_v_max: float = param(
         1.0,
-        'float',
         'Fastest translation that counts as gliding.',
         'ours',
         unit='m/s',
@@ -537,7 +487,6 @@ class PruningParams:
     )
     scheduler_strength: float = param(
         1.0,
-        'float',
         'Ridge penalty on the slope.',
         'ours',
         low=0.0,
@@ -553,7 +502,7 @@ class PruningParams:
         """The parameters of a preset; raises :class:`ParamError` for an unknown name."""
         if name not in PRESETS:
             raise ParamError('preset', f'{name!r} is none of {", ".join(PRESETS)}')
-        return cls(preset=name, **_PRESET_CHANGES[name])
+        return cls(preset=name, **PRESETS[name])
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> PruningParams:
@@ -582,7 +531,7 @@ class PruningParams:
         own |= {name: value for name, value in values.items() if name not in _SHARED}
         own = {name: value for name, value in own.items() if value != known[name].default}
         new = dataclasses.replace(start, **shared, own=tuple(sorted(own.items())))
-        _check_together(new)
+        check_together(new, specs())
         return new
 
     def as_dict(self) -> dict[str, Any]:
@@ -618,147 +567,3 @@ def specs() -> tuple[ParamSpec, ...]:
 
 
 _SHARED = frozenset(spec.name for spec in specs_of(PruningParams))
-
-
-def _check_together(p: PruningParams) -> None:
-    """Raise :class:`ParamError` where parameters contradict each other on every model."""
-    _check_budgets(p)
-    _check_layers(p)
-    for method in METHODS.values():
-        for declared in method.checks:
-            declared.check_together(p)
-    if p.fine_factor < 1 and not p.fine_may_shrink:
-        raise ParamError(
-            'fine_factor',
-            f'{p.fine_factor:g} would keep fewer tokens in fine mode than in coarse mode; '
-            'take at least 1, or set fine_may_shrink',
-        )
-    if p.scheduler_v_min > p.scheduler_v_max:
-        raise ParamError(
-            'scheduler_v_min',
-            f'{p.scheduler_v_min:g} is above scheduler_v_max = {p.scheduler_v_max:g}',
-        )
-    if p.history_unit == 0:
-        raise ParamError('history_unit', 'must not be 0')
-    if p.history_min > p.history_max:
-        raise ParamError('history_min', f'{p.history_min} is above history_max = {p.history_max}')
-    for enter, leave in (
-        ('v_t_threshold', 'v_t_exit'),
-        ('v_r_threshold', 'v_r_exit'),
-        ('dz_threshold', 'dz_exit'),
-    ):
-        low, high = getattr(p, enter), getattr(p, leave)
-        # A share and an SI value are compared where the policy is known.
-        if low * high >= 0 and abs(high) < abs(low):
-            raise ParamError(
-                leave,
-                f'{high:g} is below {enter} = {low:g}: fine mode would end where it begins',
-            )
-    if p.dynamic_rule == 'complement' and not p.exact:
-        raise ParamError(
-            'dynamic_rule',
-            'complement has no bound on its size, so it needs exact = true',
-        )
-
-
-def _check_budgets(p: PruningParams) -> None:
-    for name in ('camera_factor', 'camera_factor_dynamic', 'tau'):
-        if not getattr(p, name):
-            raise ParamError(name, 'must name at least one camera')
-    for name, factors in (
-        ('k_global', p.camera_factor),
-        ('k_local', p.camera_factor),
-        ('k_dynamic', p.camera_factor_dynamic),
-    ):
-        budget = getattr(p, name) * p.alpha * max(1.0, p.fine_factor) * max(factors)
-        if math.ceil(budget - 1e-6) > REFERENCE_GRID:
-            raise ParamError(
-                name,
-                f'{getattr(p, name)} x alpha {p.alpha:g} x fine_factor {p.fine_factor:g} x camera '
-                f'factor {max(factors):g} = {budget:.0f} tokens, but a camera has '
-                f'{REFERENCE_GRID} (budgets are written for a 16 x 16 grid)',
-            )
-
-
-def _check_layers(p: PruningParams) -> None:
-    for spec in specs():
-        if spec.unit == 'layer of 32' and spec.type == 'int[]' or spec.name == 'cameras_kept':
-            values = getattr(p, spec.name)
-            if any(b <= a for a, b in zip(values, values[1:], strict=False)):
-                raise ParamError(spec.name, f'must ascend, got {list(values)}')
-    if not p.layers_local:
-        raise ParamError('layers_local', 'must name at least one layer: the static prune follows')
-    static = p.layers_local[-1]
-    if static >= REFERENCE_DEPTH:
-        raise ParamError('layers_local', 'nothing is left to save after the last layer')
-    if p.prune_layers and p.prune_layers[0] <= static:
-        raise ParamError(
-            'prune_layers',
-            f'{p.prune_layers[0]} is not after the static prune at layer {static} (layers_local)',
-        )
-    if p.prune_layers and not p.prune_unscored:
-        first = p.update_layers[0] if p.update_layers else None
-        if first is None or p.prune_layers[0] < first:
-            raise ParamError(
-                'prune_layers',
-                f'{p.prune_layers[0]} prunes before the first score (update_layers = '
-                f'{list(p.update_layers)}): all tokens would tie there; add an update at or '
-                'before it, or set prune_unscored',
-            )
-    if p.prefilter and len(p.layers_local) < 2:
-        raise ParamError('prefilter', 'needs two layers in layers_local')
-
-
-_PRESET_CHANGES: dict[str, dict[str, Any]] = {
-    'default': {},
-    'paper': {
-        'camera_factor': (1.0, 0.8),
-        'camera_factor_dynamic': (1.0, 0.8),
-        'bucket': 16,
-        'free_tokens': False,
-        'keep_min': 1,
-        'prior_fill': 'zero',
-        'history_max': 11,
-        'rows_layer': 'text',
-        'confidence_normalised': False,
-        'confidence_when': 'first',
-        'v_t_exit': -0.35,
-        'v_r_exit': -0.2,
-        'dz_exit': 100.0,
-    },
-    'authors': {
-        'alpha': 1.0,
-        'k_global': 12,
-        'k_local': 24,
-        'k_dynamic': 20,
-        'fine_factor': 15 / 24,
-        'fine_may_shrink': True,
-        'camera_factor': (1.0, 0.79),
-        'camera_factor_dynamic': (1.0, 1.3),
-        'dynamic_rule': 'complement',
-        'free_tokens': False,
-        'exact': True,
-        'prefilter': True,
-        'keep_min': 60,
-        'layers_global': (15, 31),
-        'prior_fill': 'zero',
-        'first_dense': False,
-        'history_slope': -8 / 9,
-        'history_intercept': 22 / 3,
-        'history_offset': 3,
-        # Theirs count from 0: 10, 15, 20, 25 and 14, 19, 24.
-        'prune_layers': (11, 16, 21, 26),
-        'update_layers': (15, 20, 25),
-        'prune_unscored': True,
-        'drop_of': 'sequence',
-        'slope': 1.0,
-        'slope_per_rank': True,
-        'tie_break': 'index',
-        'confidence_when': 'first',
-        'v_t_exit': 100.0,
-        'v_r_exit': -0.3,
-        'dz_threshold': -0.1,
-        'controller_rule': 'authors',
-        'controller_warmup': 2,
-    },
-}

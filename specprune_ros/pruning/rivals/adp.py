@@ -30,18 +30,16 @@ class ADPParams:
     )
     adp_split: tuple[float, ...] = param(
         (0.4, 0.6),
-        'float[]',
         'How the kept tokens are shared between the cameras.',
         'ADP code: 0.4 third person, 0.6 wrist',
         low=0.0,
         high=1.0,
     )
     adp_window: int = param(
-        3, 'int', 'Past moves the gate compares with.', 'ADP: 3', unit='queries', low=1, high=100
+        3, 'Past moves the gate compares with.', 'ADP: 3', unit='queries', low=1, high=100
     )
     adp_run: int = param(
         3,
-        'int',
         'Pruned queries in a row after which one is dense.',
         'ADP: 3',
         unit='queries',

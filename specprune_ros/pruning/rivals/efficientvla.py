@@ -64,7 +64,6 @@ class EfficientVLAParams:
 
     efficientvla_layer: int = param(
         2,
-        'int',
         'Layer whose attention chooses tokens.',
         'ours; the paper says one layer',
         unit='layer of 32',
@@ -78,7 +77,6 @@ class EfficientVLAParams:
     )
     efficientvla_keep: int = param(
         56,
-        'int',
         'Tokens kept per camera.',
         'EfficientVLA: 56',
         unit='tokens of 256',
@@ -87,7 +85,6 @@ class EfficientVLAParams:
     )
     efficientvla_key: int = param(
         6,
-        'int',
         'Key tokens per camera that come first.',
         'EfficientVLA: a few (4 to 8)',
         unit='tokens of 256',

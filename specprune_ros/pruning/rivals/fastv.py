@@ -26,7 +26,6 @@ class FastVParams:
 
     fastv_layer: int = param(
         2,
-        'int',
         'K: FastV drops after this layer.',
         'FastV: 2',
         unit='layer of 32',
@@ -36,7 +35,6 @@ class FastVParams:
     fastv_ratio: float = share(0.5, 'R: share of the vision tokens FastV drops.', 'FastV: 50 %')
     fastv_rows: str = param(
         'all',
-        'str',
         'Rows whose attention FastV averages.',
         'FastV paper: all; its code: last',
         choices=ROWS,

@@ -25,12 +25,11 @@ class RandomParams:
     """Parameters of Random."""
 
     random_layer: int = param(
-        2, 'int', 'Layer after which random tokens go.', 'ours', unit='layer of 32', low=0, high=31
+        2, 'Layer after which random tokens go.', 'ours', unit='layer of 32', low=0, high=31
     )
     random_keep: float = share(0.4, 'Share of the vision tokens that random keeps.', 'ours')
     random_like: str = param(
         'share',
-        'str',
         'Where random drops how many: its own layer and share, or the layers and counts of the '
         'method named here.',
         'ours; the control of docs/explanation/fidelity.md',

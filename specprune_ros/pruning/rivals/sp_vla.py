@@ -98,7 +98,6 @@ class SPVLAParams:
 
     sp_vla_layer: int = param(
         2,
-        'int',
         'Layer after which SP-VLA drops.',
         'ours; not printed',
         unit='layer of 32',
@@ -110,7 +109,6 @@ class SPVLAParams:
     )
     sp_vla_speed: float = param(
         0.35,
-        'float',
         'Speed from which the threshold holds in full; it relaxes to a quarter at rest.',
         'ours; the paper relaxes it at low speed',
         unit='m/s',
@@ -121,10 +119,10 @@ class SPVLAParams:
         0.1, 'Share of edge pixels that makes a patch spatial.', 'ours; not printed'
     )
     sp_vla_low: float = param(
-        100.0, 'float', 'Lower Canny threshold.', 'a usual choice', low=0.0, high=2000.0
+        100.0, 'Lower Canny threshold.', 'a usual choice', low=0.0, high=2000.0
     )
     sp_vla_high: float = param(
-        200.0, 'float', 'Upper Canny threshold.', 'a usual choice', low=0.0, high=2000.0
+        200.0, 'Upper Canny threshold.', 'a usual choice', low=0.0, high=2000.0
     )
 
     @staticmethod

@@ -72,7 +72,6 @@ class SparseVLMParams:
     )
     sparsevlm_keep: tuple[int, ...] = param(
         (300, 200, 110),
-        'int[]',
         'Tokens SparseVLM keeps after each of its layers, without the recycled ones.',
         'SparseVLM code, 192 tokens on average',
         unit='tokens of 576',

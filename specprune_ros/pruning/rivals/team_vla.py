@@ -64,7 +64,6 @@ class TeamVLAParams:
 
     team_vla_kernel: int = param(
         3,
-        'int',
         'Odd width of the window that finds dense marks.',
         'ours; not found',
         unit='patches',
@@ -76,7 +75,6 @@ class TeamVLAParams:
     )
     team_vla_sample: int = param(
         8,
-        'int',
         'Every n-th patch is kept as context.',
         'ours; not found',
         unit='patches',
@@ -85,7 +83,6 @@ class TeamVLAParams:
     )
     team_vla_layer: int = param(
         16,
-        'int',
         'Layer after which TEAM-VLA merges.',
         'ours; the paper: in the middle',
         unit='layer of 32',
@@ -94,7 +91,6 @@ class TeamVLAParams:
     )
     team_vla_anchors: int = param(
         80,
-        'int',
         'Tokens left after merging, both cameras.',
         'TEAM-VLA: about 80',
         unit='tokens of 512',

@@ -55,7 +55,6 @@ class VLACacheParams:
     )
     vla_cache_similarity: float = param(
         0.996,
-        'float',
         'Cosine from which a patch is static.',
         'VLA-Cache: 0.996',
         low=-1.0,
@@ -63,7 +62,6 @@ class VLACacheParams:
     )
     vla_cache_static: int = param(
         150,
-        'int',
         'Most static patches per camera.',
         'VLA-Cache: 150',
         unit='tokens of 256',
@@ -72,7 +70,6 @@ class VLACacheParams:
     )
     vla_cache_relevant: int = param(
         100,
-        'int',
         'Patches per camera that the text attended to and that are always computed.',
         'VLA-Cache: 100',
         unit='tokens of 256',
@@ -81,7 +78,6 @@ class VLACacheParams:
     )
     vla_cache_attention: int = param(
         16,
-        'int',
         'Layer whose attention says what is relevant.',
         'VLA-Cache: 15 counted from 0',
         unit='layer of 32',

@@ -40,7 +40,6 @@ class VLAPrunerParams:
 
     vla_pruner_layer: int = param(
         3,
-        'int',
         'Layer after which VLA-Pruner drops.',
         'VLA-Pruner: 3',
         unit='layer of 32',
@@ -52,7 +51,6 @@ class VLAPrunerParams:
     )
     vla_pruner_action_layer: int = param(
         16,
-        'int',
         'Layer whose action attention is remembered.',
         'VLA-Pruner code: 15 counted from 0',
         unit='layer of 32',
@@ -61,7 +59,6 @@ class VLAPrunerParams:
     )
     vla_pruner_window: int = param(
         3,
-        'int',
         'Queries of action attention remembered; dense until they are.',
         'VLA-Pruner: 3',
         unit='queries',
