@@ -424,7 +424,9 @@ def test_tool_motion_becomes_joint_motion_with_times_and_velocities(bench):
         b.publish_joints([*names, *crowd], [*home, *([0.0] * len(crowd))])
         b.run(0.02)
     assert b.stops() == 1
-    assert f'{MAX_JOINTS + 7} names; at most {MAX_JOINTS}' in b.dut._complaints['joint states'][0]
+    assert (
+        f'{MAX_JOINTS + 7} names; at most {MAX_JOINTS}' in b.dut._throttle._last['joint states'][0]
+    )
     hold = sent[-1][1].points
     # It holds where the motion has come to, which is within the limits of the command before.
     before = np.array(sent[-2][1].points[0].positions)

@@ -24,22 +24,24 @@ class Throttle:
 
     # A logger remembers the severity of a calling line: each has a line of its own.
 
-    def warning(self, source: str, reason: str) -> bool:
-        """Log a warning. Returns whether it was not left out."""
-        text = self._due(source, reason)
+    def warning(self, source: str, reason: str, other: float = OTHER) -> bool:
+        """Log a warning, another text of the same source after ``other`` seconds at the earliest.
+        Returns whether it was not left out.
+        """
+        text = self._due(source, reason, other)
         if text:
             self._logger.warning(text)
         return bool(text)
 
-    def info(self, source: str, text: str) -> None:
+    def info(self, source: str, text: str, other: float = OTHER) -> None:
         """Log what happened."""
-        if text := self._due(source, text):
+        if text := self._due(source, text, other):
             self._logger.info(text)
 
-    def _due(self, source: str, reason: str) -> str:
+    def _due(self, source: str, reason: str, other: float) -> str:
         last, at, more = self._last.get(source, ('', -math.inf, 0))
         now = time.monotonic()
-        if now - at < (SAME if reason == last else OTHER):
+        if now - at < (SAME if reason == last else other):
             self._last[source] = (last, at, more + 1)
             return ''
         if len(self._last) >= MOST_SOURCES:

@@ -25,7 +25,7 @@ from sensor_msgs.msg import TimeReference
 from std_msgs.msg import Header
 from std_srvs.srv import SetBool, Trigger
 
-from specprune_ros.bounded_files import one_line, read_text
+from specprune_ros.bounded_files import read_text
 from specprune_ros.msg import ActionChunk
 from specprune_ros.nodes.common.bounded_subscription import subscribe
 from specprune_ros.nodes.common.lifecycle import AutoLifecycleNode, run
@@ -33,6 +33,7 @@ from specprune_ros.nodes.common.parameters import NodeParameters, ParameterSpec
 from specprune_ros.nodes.common.qos import every, newest
 from specprune_ros.nodes.common.rates import Percentiles, RateMeter
 from specprune_ros.nodes.common.remapping import find_profile
+from specprune_ros.nodes.common.throttle import SAME, Throttle
 from specprune_ros.nodes.executor_node.arm_ports import SECOND_NS, ArmPort, make_port, pose_message
 from specprune_ros.nodes.executor_node.arm_state import ArmState
 from specprune_ros.nodes.executor_node.dry_run import TOPIC as DRY_RUN
@@ -60,7 +61,6 @@ from specprune_ros.robot.watchdog import (
 
 DIAGNOSTICS_PERIOD = 1.0  # s
 EXECUTED_EVERY = 0.02  # s of motion between two messages on ~/executed
-COMPLAIN_PERIOD = 5.0  # s
 GRIPPER_LOOK = 0.2  # s between looks whether the gripper's server is there
 SLOW = (3, 10.0)  # stops for a dry queue within s after which the policy is called too slow
 HELD_UP = 0.75  # of the supervisor's limit: after a period so long it has the arm
@@ -124,7 +124,7 @@ class ChunkExecutor(AutoLifecycleNode):
         self._timer: Any = None
         self._listening: list[Any] = []
         self._verdict = WatchdogDecision(State.WAITING)
-        self._complaints: dict[str, tuple[str, float, int]] = {}
+        self._throttle = Throttle(self.get_logger())
         self._lasts = 0.0
         self._counts: Counter[str] = Counter()
         self._periods = Percentiles(1000)
@@ -161,7 +161,9 @@ class ChunkExecutor(AutoLifecycleNode):
         profile = profiles.load(find_profile(values['profile']), arguments)
         self._profile = profile
         command = profile.command
-        self._motion = ArmMotion(profile, values['joining'], self._complain, virtual=self._dry)
+        self._motion = ArmMotion(
+            profile, values['joining'], self._throttle.warning, virtual=self._dry
+        )
         settings = profile.gripper
         self._hysteresis = GripperHysteresis(
             settings.close_below,
@@ -209,7 +211,7 @@ class ChunkExecutor(AutoLifecycleNode):
         self._state = ArmState(
             self,
             self._motion,
-            self._complain,
+            self._throttle.warning,
             self._on_description,
             urdf=self._urdf,
             sha256=self._description_sha256,
@@ -227,7 +229,7 @@ class ChunkExecutor(AutoLifecycleNode):
                     '/diagnostics',
                     self._on_diagnostics,
                     every(),
-                    partial(self._complain, 'diagnostics'),
+                    partial(self._throttle.warning, 'diagnostics'),
                     # A whole robot's come here; only those that name the policy are decoded.
                     mentions=self._policy.split('/')[-1],
                 )
@@ -301,7 +303,7 @@ class ChunkExecutor(AutoLifecycleNode):
             joined = self._motion.chunk(chunk, now)
         except LateChunkError as error:
             self._counts['late'] += 1
-            self._complain('chunk', str(error))
+            self._throttle.warning('chunk', str(error))
             return
         except ChunkError as error:
             self._refuse_chunk(str(error))
@@ -311,13 +313,13 @@ class ChunkExecutor(AutoLifecycleNode):
         self._tell_executed(self._moved_at or now, f'chunk {chunk.stamp_ns}')
         if joined.new_start:
             self._counts['new episodes'] += 1
-            self._note(f'episode {chunk.episode}: earlier motion dropped')
+            self._throttle.info('chunk', f'episode {chunk.episode}: earlier motion dropped')
         if self._path.get_subscription_count():
             self._publish_path(chunk)
 
     def _refuse_chunk(self, reason: str) -> None:
         self._counts['refused'] += 1
-        self._complain('chunk', f'refused: {reason}')
+        self._throttle.warning('chunk', f'refused: {reason}')
         self._motion.watchdog.policy_error(f'chunk refused: {reason}')
 
     def _on_description(self, sha256: str) -> None:
@@ -439,7 +441,7 @@ class ChunkExecutor(AutoLifecycleNode):
             took = (time.monotonic_ns() - self._stop_began) * 1e-9
             self._last_stop['last stop took (s)'] = f'{took:.3f}'
             if tick.command is None:
-                self._complain('stop', 'no place to hold is known, so nothing was sent')
+                self._throttle.warning('stop', 'no place to hold is known, so nothing was sent')
 
     def _note_sent(self) -> None:
         """How far the time between two commands of one motion is from the period."""
@@ -467,9 +469,11 @@ class ChunkExecutor(AutoLifecycleNode):
             self._gripper.send(opening, goal)
             self._counts['gripper commands'] += 1
         elif goal.state is GoalState.WAITING and not self._gripper_ready:
-            self._complain('gripper', f'{self._profile.gripper.name}: no action server yet')
+            self._throttle.warning(
+                'gripper', f'{self._profile.gripper.name}: no action server yet'
+            )
         if goal.trouble:
-            self._complain('gripper', goal.trouble)
+            self._throttle.warning('gripper', goal.trouble)
         if self._profile.gripper.on_failure == profiles.STOP:
             self._motion.watchdog.gripper(goal.trouble)
 
@@ -479,7 +483,7 @@ class ChunkExecutor(AutoLifecycleNode):
         self._counts[f'stops for {verdict.reason}'] += 1
         self._stop_began = time.monotonic_ns()
         self._last_stop = {'last stop': verdict.reason, 'last stop detail': verdict.detail}
-        self._complain(f'stop: {verdict.reason}', verdict.detail, urgent=False)
+        self._throttle.warning(f'stop: {verdict.reason}', verdict.detail, SAME)
         if verdict.reason == DRY_QUEUE:
             self._watch_pace(time.monotonic())
 
@@ -504,11 +508,11 @@ class ChunkExecutor(AutoLifecycleNode):
         if (verdict.state, verdict.reason) == (before.state, before.reason):
             return
         if verdict.may_move:
-            self._note('moving')
+            self._throttle.info('arm', 'moving', SAME)
         elif verdict.state is State.STOPPED and verdict.latched and not before.latched:
             self.get_logger().warning(f'stays stopped ({verdict.reason}) until ~/enable')
         elif verdict.state is State.WAITING and verdict.reason not in ('', DISABLED):
-            self._complain('waiting', verdict.detail)
+            self._throttle.warning('waiting', verdict.detail)
 
     def _publish_path(self, chunk: Chunk) -> None:
         """The tool's way through the chunk from where it is now, in the base frame."""
@@ -520,27 +524,6 @@ class ChunkExecutor(AutoLifecycleNode):
         for at in chunks.path_of(chunk, pose, self._profile.tool_frame):
             path.poses.append(PoseStamped(header=header, pose=pose_message(at)))
         self._path.publish(path)
-
-    def _note(self, text: str) -> None:
-        """Log what may happen many times a second, but not more often than every few seconds."""
-        if said := self._limited(text, ''):
-            self.get_logger().info(said)
-
-    def _complain(self, source: str, reason: str, urgent: bool = True) -> None:
-        """As :meth:`_note`, a warning; another reason from the same source is said sooner."""
-        if said := self._limited(source, reason, urgent):
-            self.get_logger().warning(said)
-
-    def _limited(self, source: str, reason: str, urgent: bool = False) -> str:
-        """The line to log; empty while it is too soon, which is counted."""
-        last, at, more = self._complaints.get(source, ('', -math.inf, 0))
-        now = time.monotonic()
-        if now - at > COMPLAIN_PERIOD or (urgent and reason != last and now - at > 1.0):
-            self._complaints[source] = (reason, now, 0)
-            text = one_line(f'{source}: {reason}' if reason else source)
-            return text + (f' ({more} more times before)' if more else '')
-        self._complaints[source] = (last, at, more + 1)
-        return ''
 
     def _report(self) -> None:
         verdict = self._verdict
@@ -557,7 +540,7 @@ class ChunkExecutor(AutoLifecycleNode):
         if crowd:
             status.level = max(status.level, DiagnosticStatus.WARN)
             status.message = f'{status.message}; {crowd}'
-            self._complain('publishers', crowd)
+            self._throttle.warning('publishers', crowd)
         values: dict[str, object] = {'state': verdict.state.value, 'reason': verdict.reason}
         if self._profile is not None:
             p50, p99, longest = self._periods.at(50, 99, 100)
