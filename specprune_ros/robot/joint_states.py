@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from specprune_ros.robot.plausible import PlausibleState, joint_distance, turn_distance
+from specprune_ros.robot.plausible import OLD, PlausibleState, joint_distance, turn_distance
 from specprune_ros.robot.safety import JointLimit
 from specprune_ros.robot.speed import JointStateError, check_joint_count
 
@@ -39,11 +39,15 @@ class JointStates:
         self.wanted = set(wanted)
         self._prefix, self._limit = prefix, limit
         self._joints: dict[str, _Joint] = {}
+        self._unconfirmed: dict[str, _Joint] = {}
         self.impossible = ''
+        self.forget()
 
-    def forget(self) -> None:
-        """Nothing is known of any joint."""
+    def forget(self, since_ns: int = 0, confirm_s: float = 0.0) -> None:
+        """Nothing is known of any joint; see :meth:`PlausibleState.forget`."""
         self._joints.clear()
+        self._unconfirmed.clear()
+        self._anew = since_ns, confirm_s
 
     def take(
         self,
@@ -71,21 +75,23 @@ class JointStates:
             reason = self._one(name, float(positions[i]), moving, stamp_ns)
             if not reason:
                 told.append(name)
-            elif reason != 'old':  # out of order: its age runs on
+            elif reason != OLD:  # out of order: its age runs on
                 wrong.append(f'{name} {reason}')
         return told, wrong
 
     def _one(self, name: str, position: float, velocity: float | None, stamp_ns: int) -> str:
         if not math.isfinite(position):
             self._joints.pop(name, None)
+            self._unconfirmed.pop(name, None)
             return 'is not finite'
-        joint = self._joints.get(name)
+        joint = self._joints.get(name) or self._unconfirmed.get(name)
         if joint is None:
-            joint = self._joints[name] = _Joint(self._track(name), stamp_ns)
+            joint = self._unconfirmed[name] = _Joint(self._track(name), stamp_ns)
         reason = joint.state.offer(position, stamp_ns)
         if not reason:
+            self._joints[name] = self._unconfirmed.pop(name, joint)
             joint.stamp_ns, joint.velocity = stamp_ns, velocity
-        elif reason != 'old':
+        elif reason != OLD:
             self.impossible = self.impossible or f'{name} {reason}'
         return reason
 
@@ -96,7 +102,9 @@ class JointStates:
         def distance(a: float, b: float) -> tuple[float]:
             return turn_distance(a, b) if self._limit(name).continuous else joint_distance(a, b)
 
-        return PlausibleState(distance, (speed,), (JOINT_SLACK,), ('rad',))
+        state = PlausibleState(distance, (speed,), (JOINT_SLACK,), ('rad',))
+        state.forget(*self._anew)
+        return state
 
     def _ours(self, name: str) -> str:
         """Our name of a joint that is written with or without the prefix; empty: not ours."""

@@ -22,10 +22,7 @@ from specprune_ros.robot.chunk import Chunk, ChunkRules, LateChunkError
 from specprune_ros.robot.geometry import Pose, Twist, add, rotate, scale, twist_between
 from specprune_ros.robot.joint_states import JointStates
 from specprune_ros.robot.kinematics import joint_velocities
-from specprune_ros.robot.plausible import (
-    PlausibleState,
-    pose_distance,
-)
+from specprune_ros.robot.plausible import CONFIRM_S, OLD, PlausibleState, pose_distance
 from specprune_ros.robot.profile import Profile
 from specprune_ros.robot.safety import (
     NO_POSE,
@@ -153,6 +150,7 @@ class ArmMotion:
         self._yield_left = 0
         self._last_ns: int | None = None
         self._fresh_ns = 0  # what was seen before is no reason to move
+        self._reset_ns: int | None = None  # when somebody said that the arm may be elsewhere
         self.moving = False  # whether a motion is under way, a stop's included
 
     # What is measured.
@@ -237,7 +235,7 @@ class ArmMotion:
         return True
 
     def _doubt(self, what: str, wrong: str, now_ns: int) -> None:
-        if wrong.endswith('old'):
+        if wrong == OLD:
             return  # out of order: its age runs on
         self._complain(what, f'cannot be true: {wrong}')
         self.watchdog.implausible(f'{what} {wrong}', now_ns)
@@ -263,7 +261,7 @@ class ArmMotion:
 
     def begin(self, now_ns: int = 0) -> None:
         """Become active: nothing is remembered of before, and enabled is what the profile says."""
-        self._fresh_ns = now_ns
+        self._fresh_ns, self._reset_ns = now_ns, None
         self.forget_states()
         self.timeline.reset()
         self.watchdog.reset()
@@ -293,17 +291,24 @@ class ArmMotion:
         self._fresh_ns = now_ns
         self.watchdog.hold(held)
 
-    def reset(self) -> None:
-        """Drop chunks and errors; what latched stays latched."""
+    def reset(self, now_ns: int = 0) -> None:
+        """Drop chunks and errors; what latched stays latched.
+
+        Whoever says so may have put the arm elsewhere, as a simulator does. Once it is at rest,
+        motion starts from where states of after ``now_ns`` agree that it is.
+        """
         self.timeline.reset()
         self.watchdog.reset()
+        self._fresh_ns = self._reset_ns = now_ns
 
-    def forget_states(self) -> None:
-        """Believe whatever is measured next: after a jump of the clock."""
+    def forget_states(self, since_ns: int = 0, confirm_s: float = 0.0) -> None:
+        """Believe whatever is measured next: after a jump of the clock. With ``confirm_s`` once
+        states of after ``since_ns`` have agreed for so long.
+        """
         self._virtual_pose, self._virtual_joints = None, {}
-        self._pose.forget()
+        self._pose.forget(since_ns, confirm_s)
         self._tool_pose = None
-        self._known.forget()
+        self._known.forget(since_ns, confirm_s)
 
     def chunk(self, chunk: Chunk, now_ns: int) -> AddResult:
         """Take a chunk in. Raises ``ChunkError``."""
@@ -339,7 +344,12 @@ class ArmMotion:
         """One control period; ``real_ns`` is a steady clock, to notice a stalled one."""
         if self._last_ns is not None and now_ns < self._last_ns:
             self.forget_states()
-            self._fresh_ns = 0
+            self._fresh_ns, self._reset_ns = 0, None
+        if self._reset_ns is not None and not self.moving:
+            self.forget_states(self._reset_ns, CONFIRM_S)
+            self.watchdog.forget_states()
+            self._reset_ns, self._forget_place = None, True
+            self._rest()
         self._last_ns = now_ns
         verdict = self.watchdog.check(now_ns, real_ns)
         blocked = False

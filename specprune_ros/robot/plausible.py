@@ -4,7 +4,8 @@ Drivers, second publishers and start-up code send zeros, other robots' joints an
 frames. None of them is a place an arm can have reached since the message before, so each is told
 by distance over time. What cannot be true is not used, and the arm does not move while it is being
 said (see ``Watchdog.implausible``). A place that is claimed alone and consistently for ``adopt_s``
-is believed in the end: arms are moved by hand, simulated ones are reset.
+is believed in the end: arms are moved by hand, simulated ones are reset. Where somebody says that
+the arm was put elsewhere, ``CONFIRM_S`` is enough.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from specprune_ros.robot.geometry import Pose
 
 Value = TypeVar('Value')
 ADOPT_S = 0.25
+CONFIRM_S = 0.05  # s for which states must agree after somebody said that the arm is elsewhere
+OLD = 'old'
 
 
 @dataclass
@@ -48,8 +51,11 @@ class PlausibleState(Generic[Value]):
         self._adopt_ns = round(adopt_s * 1e9)
         self.forget()
 
-    def forget(self) -> None:
-        """Begin anew: the next state is believed."""
+    def forget(self, since_ns: int = 0, confirm_s: float = 0.0) -> None:
+        """Begin anew: the next state is believed; with ``confirm_s``, once states that are stamped
+        from ``since_ns`` on have agreed for so long.
+        """
+        self._since_ns, self._confirm_ns = since_ns, round(confirm_s * 1e9)
         self._last: _Seen[Value] | None = None
         self._other: _Seen[Value] | None = None  # the newest of a run of states not believed
         self._other_since = 0
@@ -60,22 +66,24 @@ class PlausibleState(Generic[Value]):
         return None if self._last is None else self._last.value
 
     def offer(self, value: Value, stamp_ns: int) -> str:
-        """Take a state in; an empty text, or why it cannot be true. A state stamped before the
-        last one answers ``'old'``.
+        """Take a state in; an empty text, or why it cannot be true. ``'old'``: it does not count,
+        as it is stamped before the last one, or still to be confirmed after :meth:`forget`.
         """
-        last = self._last
+        last, patience_ns = self._last, self._adopt_ns
         if last is None:
-            self._accept(value, stamp_ns)
-            return ''
-        wrong = self._jump(last, value, stamp_ns)
-        if not wrong:
-            self._accept(value, stamp_ns)
-            return ''
+            if stamp_ns < self._since_ns:
+                return OLD
+            wrong, patience_ns = OLD, self._confirm_ns
+        else:
+            wrong = self._jump(last, value, stamp_ns)
+            if not wrong:
+                self._accept(value, stamp_ns)
+                return ''
         other = self._other
         if other is None or self._jump(other, value, stamp_ns):
             self._other_since = stamp_ns
         self._other = _Seen(value, stamp_ns)
-        if stamp_ns - self._other_since >= self._adopt_ns:
+        if stamp_ns - self._other_since >= patience_ns:
             self._accept(value, stamp_ns)
             return ''
         return wrong
@@ -86,7 +94,7 @@ class PlausibleState(Generic[Value]):
     def _jump(self, before: _Seen[Value], value: Value, stamp_ns: int) -> str:
         seconds = (stamp_ns - before.stamp_ns) * 1e-9
         if seconds < 0.0:
-            return 'old'
+            return OLD
         parts = zip(
             self._distance(before.value, value), self._speeds, self._slack, self._units,
             strict=True,

@@ -142,6 +142,11 @@ class Watchdog:
         """A measured state arrived."""
         self._stamps[name] = stamp_ns
 
+    def forget_states(self) -> None:
+        """Nothing is measured yet, and what cannot be true was of before."""
+        self._stamps = dict.fromkeys(self._stamps)
+        self._doubt = None
+
     def chunk(self, observation_ns: int, now_ns: int) -> None:
         """A chunk was taken in; it clears a reported policy error that has been judged."""
         self._observation_ns, self._chunk_ns, self._dry_ns = observation_ns, now_ns, None

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from record import write
 
 from specprune_ros.robot import chunk as chunks
 from specprune_ros.robot import geometry, profile
@@ -295,7 +298,7 @@ class World:
         elif event == 'hold':
             motion.hold(bool(self.rng.integers(2)))
         elif event == 'reset':
-            motion.reset()
+            motion.reset(self.now)
         elif event == 'driver':
             dog.driver(bool(self.rng.integers(2)), 'the driver says so')
         elif event == 'error':
@@ -330,6 +333,71 @@ class World:
         before = self.commands
         self.run(60)
         assert self.commands > before, self.said[-3:]
+
+
+# A simulated arm, or one that a person has moved, is elsewhere after a reset.
+
+
+def _until_moving(world: World, most: int = 200) -> int:
+    before = world.commands
+    for period in range(most):
+        world.run(1)
+        if world.commands > before:
+            return period
+    raise AssertionError(world.said[-3:])
+
+
+def _put_elsewhere(world: World) -> None:
+    world.motion.enable(False, world.now)
+    world.run(40)
+    world.q = world.q + 0.4
+    world.pose = Pose(geometry.add(world.pose.position, (0.05, 0.3, 0.1)), world.pose.orientation)
+    world.place = None
+    world.controller = Controller(world.q)
+
+
+@pytest.mark.parametrize('adapter', ADAPTERS)
+def test_an_arm_that_a_reset_put_elsewhere_goes_on_from_there_at_once(adapter):
+    world = World(adapter, 0)
+    world.run(60)
+    _put_elsewhere(world)
+    world.run(2)  # the service is called a little later
+    world.motion.reset(world.now)
+    world.motion.enable(True, world.now)
+    assert _until_moving(world) < 20  # the states agree for 50 ms, then the next chunk
+    # Without a word it takes until nobody can doubt it.
+    _put_elsewhere(world)
+    world.motion.enable(True, world.now)
+    assert _until_moving(world) > 50
+
+
+@pytest.mark.parametrize('wrong', ['zero', 'other', 'alternating'])
+@pytest.mark.parametrize('adapter', ADAPTERS)
+def test_a_single_state_after_a_reset_is_not_believed(adapter, wrong):
+    world = World(adapter, 0)
+    world.run(60)
+    world.motion.enable(False, world.now)
+    world.run(40)
+    world.motion.enable(True, world.now)
+    world.motion.reset(world.now)
+    world.measures, before = wrong, world.commands
+    # Two places in turn: none of them is believed, however long it goes on.
+    world.run(100 if wrong == 'alternating' else 3)
+    assert world.commands == before
+    world.measures = 'true'
+    # From where it is: World judges the place of the first command.
+    assert _until_moving(world) < 25
+
+
+@pytest.mark.parametrize('adapter', ADAPTERS)
+def test_a_reset_while_it_moves_brakes_from_where_it_is(adapter):
+    world = World(adapter, 0)
+    world.run(60)
+    assert world.motion.moving
+    world.motion.reset(world.now)
+    world.run(1)
+    assert world.stops == {'reset': 1}
+    assert _until_moving(world) < 60
 
 
 # The inputs of public bug reports.
@@ -601,7 +669,10 @@ def test_whatever_happens_every_command_keeps_the_limits(adapter, seed, script):
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize('adapter', ADAPTERS)
 def test_a_million_commands_keep_the_limits(adapter):
-    """A quarter of a million for each of the four adapters."""
+    """A quarter of a million for each of the four adapters.
+
+    ``SPECPRUNE_RECORD=FILE`` writes how many were judged, as benchmarks/results has it.
+    """
 
     @settings(max_examples=100, deadline=None, database=None)
     @given(seed=st.integers(0, 2**32 - 1), script=scripts)
@@ -610,7 +681,11 @@ def test_a_million_commands_keep_the_limits(adapter):
 
     while counted[adapter] < 250_000:
         some()
-    print(f'{adapter}: {counted[adapter]} commands')
+    if file := os.environ.get('SPECPRUNE_RECORD'):
+        write(
+            Path(file),
+            {'benchmark': 'property_commands', 'commands_within_limits': dict(counted)},
+        )
 
 
 class Eastward(World):

@@ -1,9 +1,12 @@
+import re
+from pathlib import Path
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from specprune_ros.robot import watchdog
-from specprune_ros.robot.watchdog import State, Watchdog, WatchdogLimits
+from specprune_ros.robot.watchdog import ENDED, REASONS, State, Watchdog, WatchdogLimits
 
 TICK = 10_000_000  # 100 Hz
 SECOND = 1_000_000_000
@@ -259,3 +262,9 @@ def test_whatever_happens_a_stop_comes_once_between_motions(sequence, latched):
             assert not (verdict.may_move and (not dog.enabled or verdict.reason))
             moving = verdict.may_move
             must_enable = must_enable or verdict.latched
+
+
+def test_every_reason_is_a_named_value_that_the_documents_explain():
+    page = (Path(__file__).parents[2] / 'docs/how-to/robots.md').read_text()
+    table = page.split('| reason | what happened |')[1].split('\n\n')[0]
+    assert sorted(re.findall(r'^\| `(\w+)` \|', table, re.M)) == sorted((*REASONS, ENDED))

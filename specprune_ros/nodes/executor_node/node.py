@@ -380,7 +380,7 @@ class ChunkExecutor(AutoLifecycleNode):
         if self._profile is None:
             response.success, response.message = False, 'not configured'
             return response
-        self._motion.reset()
+        self._motion.reset(self._now_ns())
         self._hysteresis.reset()
         response.success, response.message = True, 'chunks dropped; what latched stays stopped'
         return response

@@ -292,19 +292,29 @@ class ViewerNode(AutoLifecycleNode):
         self._instruction.publish(String(data=text))
         self._page.answer(f'said: {text}', True)
 
-    def _call(self, what: str, services: tuple[str, ...], request: Any) -> None:
-        """Call services at once, from whatever thread, and show what they answer."""
+    def _call(
+        self,
+        what: str,
+        services: tuple[str, ...],
+        request: Any,
+        then: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Call services at once, from whatever thread, and show what they answer; ``then`` after
+        each of them.
+        """
         for service in services:
             client = self._callers[service]
             if not client.service_is_ready():
                 self._page.answer(f'{what}: nobody offers {service}', False)
+                then()
                 continue
-            client.call_async(request).add_done_callback(partial(self._answered, what))
+            client.call_async(request).add_done_callback(partial(self._answered, what, then))
 
-    def _answered(self, what: str, future: Any) -> None:
+    def _answered(self, what: str, then: Callable[[], None], future: Any) -> None:
         answer = future.result()
         if answer is not None and self._page is not None:
             self._page.answer(f'{what}: {answer.message}', answer.success)
+            then()
 
     def _enable(self) -> None:
         """Enabled, and no longer on hold."""
@@ -314,9 +324,13 @@ class ViewerNode(AutoLifecycleNode):
     def _reset(self) -> None:
         """Everything anew, and the arm disabled: a scene that starts anew moves its arm."""
         self._call('reset', (f'{self._mover}/enable',), OFF)
-        nodes = (self._arm, self._mover, self._policy)
-        services = tuple(f'{node}/reset' for node in nodes if node)
-        self._call('reset', services, Trigger.Request())
+        services = (f'{self._mover}/reset', f'{self._policy}/reset')
+        others = partial(self._call, 'reset', services, Trigger.Request())
+        if self._arm:
+            # The executor is told when the arm has been put where its scene begins.
+            self._call('reset', (f'{self._arm}/reset',), Trigger.Request(), others)
+        else:
+            others()
 
     def _change(self, name: str, value: Any) -> None:
         self._wanted[name] = value
