@@ -3,6 +3,7 @@
 import ast
 import configparser
 import importlib.metadata
+import json
 import os
 import re
 import shutil
@@ -14,6 +15,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[1]
 NODES = ('chunk_executor', 'patch_cloud', 'sim_arm', 'specprune_node', 'viewer_node')
@@ -74,6 +76,34 @@ def test_one_version_everywhere():
     version = setup['metadata']['version']
     assert package_xml().findtext('version') == version
     assert re.search(rf'^{re.escape(version)} ', (ROOT / 'CHANGELOG.rst').read_text(), re.M)
+    citation = yaml.safe_load((ROOT / 'CITATION.cff').read_text())
+    assert citation['version'] == version and citation['cff-version'] == '1.2.0'
+    assert {'message', 'title', 'authors'} <= citation.keys()
+
+
+def test_the_image_is_built_as_a_ros_host_is_set_up():
+    """No Docker here: each instruction is one there is, and what it copies and runs exists."""
+    text = (ROOT / 'Dockerfile').read_text()
+    assert len(text.splitlines()) < 35
+    lines = re.sub(r'\\\n\s*', '', re.sub(r'^#.*\n', '', text, flags=re.M)).splitlines()
+    steps = [line.split(' ', 1) for line in lines if line.strip()]
+    known = {'ARG', 'FROM', 'SHELL', 'RUN', 'WORKDIR', 'COPY', 'ENTRYPOINT', 'CMD'}
+    assert {name for name, _ in steps} <= known and steps[1][1].startswith('ros:${ROS_DISTRO}-')
+    for name, rest in steps:
+        if name in ('SHELL', 'ENTRYPOINT', 'CMD'):
+            assert all(isinstance(word, str) for word in json.loads(rest))
+        if 'apt-get install' in rest:
+            assert '--no-install-recommends' in rest and 'rm -rf /var/lib/apt/lists' in rest
+    assert 'make setup' in text and (ROOT / 'scripts/env.sh').exists()
+    left = {line.strip('*/') for line in (ROOT / '.dockerignore').read_text().split()}
+    assert {'.venv', 'build', 'install'} <= left
+
+
+def test_placeholders_are_of_one_kind():
+    words = re.compile(r'<this repository>|example\.(org|com)|REPOSITORY_URL')
+    files = [ROOT / name for name in ('README.md', 'package.xml', 'setup.cfg', 'CITATION.cff')]
+    for path in (*files, *(ROOT / 'docs').rglob('*.md')):
+        assert not words.search(path.read_text()), path
 
 
 def test_colcon_accepts_package_xml():
