@@ -20,11 +20,23 @@ from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 from sensor_msgs.msg import CompressedImage, Image
 
+from specprune_ros.bounded_files import read_yaml
 from specprune_ros.nodes.common.images import to_rgb
 from specprune_ros.nodes.common.remapping import share
 
 MOST_MESSAGE = 72 << 20  # bytes of a recorded message: a raw image of 4096 pixels a side
 JPEG_QUALITY = 85
+
+
+# In a recording's metadata: the checkpoint's folder that was running, empty for random weights.
+WEIGHTS = 'specprune_weights'
+SHIPPED = 'shipped'
+
+
+def bundled_weights() -> str:
+    """Folder of the policy trained for the simulated arm; empty where none was shipped."""
+    folder = Path(__file__).parents[1] / 'sim' / 'weights'
+    return str(folder) if folder.is_dir() and any(folder.iterdir()) else ''
 
 
 class BagError(ValueError):
@@ -58,6 +70,10 @@ class BagWriter:
         self._writer.open()
         return self
 
+    def note(self, name: str, value: str) -> None:
+        """Keep a text in the recording's metadata (``custom_data``)."""
+        self._writer.set_custom_data(name, value)
+
     def __exit__(
         self,
         kind: type[BaseException] | None,
@@ -73,6 +89,28 @@ class BagWriter:
                 topic, type_name(type(message)), typestore=self._store
             )
         self._writer.write(self._connections[topic], stamp_ns, serialize_message(message))
+
+
+def own_weights(bag: BagReader, simulated: bool) -> tuple[str, str]:
+    """The checkpoint that a recording belongs to (empty: random weights), and why that one.
+
+    What ran when the demo recorded it; for another recording of the simulated arm the policy that
+    comes with the package. Raises :class:`BagError` where what ran is not here.
+    """
+    noted = bag.notes().get(WEIGHTS)
+    if noted == SHIPPED or (noted is None and simulated):
+        if bundled_weights():
+            return bundled_weights(), 'the policy that comes with the package'
+        noted = None
+    if noted:
+        if not Path(noted).is_dir():
+            raise BagError(
+                f'{bag.path}: recorded with the checkpoint {noted}, which is not here; give '
+                '--checkpoint'
+            )
+        return noted, 'the checkpoint that was running when it was recorded'
+    why = 'as when it was recorded' if noted == '' else 'the recording names no checkpoint'
+    return '', why
 
 
 @dataclass(frozen=True)
@@ -119,6 +157,16 @@ class BagReader:
     def duration(self) -> float:
         """Seconds from the first to the last message."""
         return self._reader.duration / 1e9
+
+    def notes(self) -> dict[str, str]:
+        """Texts in the metadata (``custom_data``); none where one data file is read by itself."""
+        file = self.path / 'metadata.yaml'
+        if not file.is_file():
+            return {}
+        tree = read_yaml(file)
+        held = tree.get('rosbag2_bagfile_information') if isinstance(tree, dict) else None
+        found = held.get('custom_data') if isinstance(held, dict) else None
+        return {str(k): str(v) for k, v in found.items()} if isinstance(found, dict) else {}
 
     def topics(self) -> dict[str, str]:
         """Type name by topic."""

@@ -21,7 +21,7 @@ from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import String
 
-from specprune_ros.apps.bag import BagError, BagReader, Recorded
+from specprune_ros.apps.bag import BagError, BagReader, Recorded, own_weights
 from specprune_ros.apps.monitor import Monitor
 from specprune_ros.apps.processes import NodeDied, NodeProcess, end_on_signals, stop_all
 from specprune_ros.bench.host_info import as_json, host_info
@@ -145,6 +145,7 @@ def run_replay(options: ReplayOptions) -> int:
     with bag:
         try:
             topics, parameters = choose_topics(bag, options.profile)
+            options = with_policy(options, bag, console)
             first, messages = _first(bag, topics)
             if options.header_clock:
                 ahead = header_offset(bag, topics)
@@ -154,6 +155,22 @@ def run_replay(options: ReplayOptions) -> int:
             console.print(f'[red]{error}[/]')
             return 2
         return _play(options, bag, topics, parameters, first, messages, console)
+
+
+def with_policy(options: ReplayOptions, bag: BagReader, console: Console) -> ReplayOptions:
+    """The options with the recording's own policy where none was named; says which one runs."""
+    given = dict(options.parameters)
+    if not given.get('model.path') and not given.get('model.server'):
+        given['model.path'], why = own_weights(bag, options.profile.simulated)
+        console.print(
+            f'policy: {given["model.path"]} ({why})'
+            if given['model.path']
+            else f'[yellow]weights are random ({why}): rates and times are real, the actions mean '
+            'nothing; give --checkpoint FOLDER[/]',
+            highlight=False,
+            soft_wrap=True,
+        )
+    return replace(options, parameters=given)
 
 
 def shifted(messages: Iterator[Recorded], by_ns: int) -> Iterator[Recorded]:
@@ -296,13 +313,15 @@ def _report(options: ReplayOptions, bag: BagReader, player: Player, console: Con
     numbers['bag'] = str(options.bag)
     numbers['bag_seconds'] = bag.duration
     numbers['rate'] = options.rate
-    numbers['weights'] = options.parameters.get('model.path') or 'random'
+    weights = options.parameters.get('model.path') or options.parameters.get('model.server')
+    numbers['weights'] = weights or 'random'
     numbers['machine'] = host_info()
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(as_json(numbers))
     table = Table(title=f'Replay of {options.bag}', show_header=False, title_justify='left')
     table.add_row('recorded', f'{bag.duration:.1f} s')
+    table.add_row('weights', numbers['weights'])
     table.add_row('chunks', str(numbers['chunks']))
     for name, label in (('latency_ms', 'image sent to chunk received'), ('query_ms', 'policy')):
         times = numbers[name]

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from rich.console import Console
 from sensor_msgs.msg import CompressedImage
 
 from specprune_ros.apps.bag import BagError, BagReader
+from specprune_ros.bench.host_info import as_json
 from specprune_ros.nodes.common.lifecycle import run
 from specprune_ros.nodes.common.remapping import profile_path, ros_arguments
 from specprune_ros.nodes.common.time import SECOND_NS
@@ -40,6 +42,13 @@ class ViewOptions:
     executor: str
     arm: str
     bag: Path | None
+    json: Path | None = None
+
+    def opened(self, address: str) -> None:
+        """Write where the page is."""
+        if self.json is not None:
+            self.json.parent.mkdir(parents=True, exist_ok=True)
+            self.json.write_text(as_json({'url': address, 'bag': self.bag and str(self.bag)}))
 
 
 def run_view(options: ViewOptions) -> int:
@@ -55,7 +64,7 @@ def run_view(options: ViewOptions) -> int:
         'executor': options.executor,
         'arm': options.arm,
     }
-    return run(ViewerNode, ros_arguments({}, parameters))
+    return run(partial(ViewerNode, options.opened), ros_arguments({}, parameters))
 
 
 def _view_bag(options: ViewOptions, path: Path) -> int:
@@ -70,8 +79,10 @@ def _view_bag(options: ViewOptions, path: Path) -> int:
             recording = Recording(bag, profile, options.policy, options.arm)
             page = Page(server, f'{profile.robot}: {path.name}')
             cursor = Cursor(server, page, recording, profile, options)
+            address = access.address(options.host, server.get_port())
+            options.opened(address)
             console.print(
-                f'{path}, {bag.duration:.1f} s: {access.address(options.host, server.get_port())}',
+                f'{path}, {bag.duration:.1f} s: {address}',
                 highlight=False,
                 soft_wrap=True,
             )

@@ -59,6 +59,12 @@ def read_record(path: Path) -> Record:
         return Record(images, text, None if state is None else np.asarray(state, np.float64))
 
 
+def shipped_records() -> tuple[Record, Record]:
+    """Two observations of the simulated arm one chunk apart, that come with the package."""
+    folder = Path(__file__).parents[1] / 'sim' / 'recording'
+    return read_record(folder / 'before.npz'), read_record(folder / 'now.npz')
+
+
 @dataclass
 class Explanation:
     """What one query did. ``[V]`` arrays run camera by camera, row-major.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from textwrap import fill, shorten
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,6 +32,7 @@ TITLES = {
     'attention': 'attention score',
     'action': 'action attention',
 }
+LETTERS = 7.0  # of the instruction on an inch
 HEATS = ('local', 'attention', 'action', 'global', 'layer')
 
 
@@ -73,17 +75,11 @@ def draw(explanation: Explanation, path: Path) -> None:
         split = places - 2
         _tokens(figure.add_subplot(grid[cameras, :split]), explanation)
         _legend(figure.add_subplot(grid[cameras, split:]), explanation)
-        top = 1 - 0.36 / (2.62 * cameras + 4.0)
+        left, height = 0.75 / width, 2.62 * cameras + 4.0
+        said = shorten(f'“{explanation.instruction}”', round(LETTERS * width), placeholder=' …”')
+        figure.text(left, 1 - 0.3 / height, said, fontsize=14, weight='bold', va='center')
         figure.text(
-            0.75 / width,
-            top,
-            f'“{explanation.instruction}”',
-            fontsize=14,
-            weight='bold',
-            va='center',
-        )
-        figure.text(
-            0.985, top, explanation.title, fontsize=10, color=PALE, ha='right', va='center'
+            left, 1 - 0.58 / height, explanation.title, fontsize=10, color=PALE, va='center'
         )
         figure.savefig(path, dpi=110, facecolor=GROUND)
         plt.close(figure)
@@ -97,8 +93,13 @@ def _columns(explanation: Explanation) -> list[tuple[str, np.ndarray]]:
         columns.append((_caption(first, explanation.tokens), _kept(explanation, first)))
     if last is not None and last is not first:
         columns.append((_caption(last, explanation.tokens), _kept(explanation, last)))
-    shown = [name for name in HEATS if name in explanation.scores][:3]
-    columns += [(TITLES[name], _heat(explanation, explanation.scores[name])) for name in shown]
+    known = [name for name in HEATS if name in explanation.scores]
+    own = [name for name in explanation.scores if name not in TITLES]
+    columns += [
+        (TITLES.get(name, fill(name.replace('_', ' '), 28)), _heat(explanation, score))
+        for name in [*own, *known][:3]
+        if (score := explanation.scores[name]).shape == (explanation.tokens,)
+    ]
     if explanation.similarity is not None:
         columns.append(
             ('change since the reference', _heat(explanation, 1 - explanation.similarity, 0.03))

@@ -68,6 +68,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the command."""
     from specprune_ros.bench.measure import bench
     from specprune_ros.bench.report import print_tables
+    from specprune_ros.cli.output import write_json
 
     try:
         result = bench(
@@ -87,9 +88,7 @@ def run(args: argparse.Namespace) -> int:
             progress=True,
         )
         print_tables(result)
-        if args.json:
-            args.json.parent.mkdir(parents=True, exist_ok=True)
-            args.json.write_text(json.dumps(result.rows + result.sweep_rows, indent=2) + '\n')
+        write_json(args.json, result.rows + result.sweep_rows)
         if args.plot:
             from specprune_ros.bench.roofline import draw
 

@@ -92,6 +92,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     """Exit status 0, 1 where something is missing or wrong, 130 when interrupted."""
+    from specprune_ros.cli.output import write_json
     from specprune_ros.pruning.params import ParamError
     from specprune_ros.sim.arm.render_backend import NoRenderer
     from specprune_ros.sim.libero.library import MissingLibero
@@ -113,11 +114,7 @@ def run(args: argparse.Namespace) -> int:
 
         write_page(args.page, report, _settings(args), curves=_is_curves(args))
         print(f'written: {args.page}')
-    if args.json:
-        from specprune_ros.bench.host_info import as_json
-
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(as_json(report), encoding='utf-8')
+    write_json(args.json, report)
     return 0
 
 

@@ -28,6 +28,24 @@ COMMANDS = (
     'serve',
 )
 
+EXIT_STATUS = """\
+exit status: 0 done; 1 it could not be done, or what was checked is not right (the reason is
+printed); 2 the command line, or a file that it names, is wrong; 130 interrupted by Ctrl-C."""
+
+WITHOUT_ROS = (
+    'from a checkout: `make setup`, then `. scripts/env.sh` (no ROS needed), or on a ROS host '
+    '`colcon build` and `source install/setup.bash` (docs/how-to/install.md)'
+)
+# What a module belongs to that pip alone may not have brought, and how to get it.
+MISSING = {
+    'specprune_ros.msg': f'the messages of this package, which colcon builds; {WITHOUT_ROS}',
+    'mujoco': 'pip install specprune_ros[sim]',
+    'viser': 'pip install specprune_ros[view]',
+    'trimesh': 'pip install specprune_ros[view]',
+    'torch': 'pip install torch',
+}
+OF_ROS = ('rclpy', 'rcl_', 'rosidl_', 'rosgraph_', 'ament_', 'builtin_')
+
 # Commands that run a pruning method, which may come from a file of the user's.
 TAKE_PLUGINS = ('bench', 'eval', 'explain', 'params', 'verify')
 
@@ -37,6 +55,8 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog='specprune',
         description='Vision-language-action policies with token pruning, on ROS 2.',
+        epilog=EXIT_STATUS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     top.add_argument('--version', action='version', version=f'specprune {__version__}')
     commands = top.add_subparsers(dest='command', required=True, metavar='COMMAND')
@@ -77,6 +97,20 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print('interrupted', file=sys.stderr)
         return 130
+    except ImportError as error:
+        cure = _cure(error.name or '')
+        if not cure:
+            raise
+        print(f'specprune {chosen.command}: needs {error.name}: {cure}', file=sys.stderr)
+        return 1
+
+
+def _cure(module: str) -> str:
+    """How to get a module that is not here; empty for one that should be."""
+    top = module.partition('.')[0]
+    if top.startswith(OF_ROS) or top.endswith(('_msgs', '_srvs')):
+        return f'ROS 2; {WITHOUT_ROS}'
+    return MISSING.get(module, MISSING.get(top, ''))
 
 
 if __name__ == '__main__':

@@ -18,7 +18,10 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser.add_argument('--robot', default='sim_arm', help='robot profile: a name or a YAML file')
     parser.add_argument('--robot-sn', default='', help='serial number for profiles that need one')
     parser.add_argument(
-        '--checkpoint', default='', help='checkpoint folder; default random weights'
+        '--checkpoint',
+        default='',
+        help="checkpoint folder (default: the recording's own, which the demo notes; for other "
+        "recordings of the simulated arm the package's policy; else random weights)",
     )
     parser.add_argument('--instruction', default='', help='instruction, where the bag holds none')
     parser.add_argument('--rate', type=float, default=1.0, help='speed of time (default 1)')

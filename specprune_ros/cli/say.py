@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from pathlib import Path
 from typing import Any
 
 
@@ -13,17 +14,25 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser.add_argument('text', help='what the robot should do')
     parser.add_argument('--topic', default='/specprune_node/instruction')
     parser.add_argument('--domain', type=int, help='ROS domain (default: ROS_DOMAIN_ID)')
+    parser.add_argument('--json', type=Path, help='write what was said, and whether it was heard')
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
     from specprune_ros.apps.say import say
+    from specprune_ros.cli.output import working, write_json
 
     if args.domain is not None:
         os.environ['ROS_DOMAIN_ID'] = str(args.domain)
-    if say(args.text, args.topic):
-        return 0
+    with working(f'looking for a policy on {args.topic}'):
+        heard = say(args.text, args.topic)
     domain = os.environ.get('ROS_DOMAIN_ID', '0')
+    write_json(
+        args.json,
+        {'text': args.text, 'topic': args.topic, 'domain': int(domain), 'heard': heard},
+    )
+    if heard:
+        return 0
     print(f'nobody listens on {args.topic} in ROS domain {domain}')
     return 1

@@ -65,6 +65,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         '--grace', type=float, default=10.0, metavar='S', help='for replies under way at the end'
     )
+    parser.add_argument('--json', type=Path, help='write the address here once it answers')
     parser.epilog = 'SPECPRUNE_API_KEY: a key that clients must send (Authorization: Api-Key KEY).'
     return parser
 
@@ -73,6 +74,7 @@ def run(args: argparse.Namespace) -> int:
     """Exit status 0 after SIGINT or SIGTERM, 1 where it cannot begin or lost its device."""
     import asyncio
 
+    from specprune_ros.cli.output import working, write_json
     from specprune_ros.models.checkpoint.files import CheckpointError
     from specprune_ros.pruning.params import ParamError
     from specprune_ros.serving.protocol import KEY_VARIABLE
@@ -99,7 +101,8 @@ def run(args: argparse.Namespace) -> int:
     try:
         address.tls()  # before a model is loaded
         hub = _hub(args)
-        seconds = hub.warm_up()
+        with working('warming up'):
+            seconds = hub.warm_up()
         scheme = 'wss' if address.certificate else 'ws'
 
         def ready(server: Any) -> None:
@@ -107,6 +110,14 @@ def run(args: argparse.Namespace) -> int:
                 f'{scheme}://{args.host}:{server.port}: a query takes {1e3 * seconds:.0f} ms, '
                 f'{hub.engine.status}',
                 flush=True,
+            )
+            write_json(
+                args.json,
+                {
+                    'url': f'{scheme}://{args.host}:{server.port}',
+                    'query_ms': 1e3 * seconds,
+                    'engine': hub.engine.status,
+                },
             )
 
         return asyncio.run(run_server(hub, address, ready))

@@ -51,6 +51,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the command."""
     import torch
 
+    from specprune_ros.cli.output import write_json
     from specprune_ros.sim.arm.render_backend import NoRenderer, choose
     from specprune_ros.sim.training.train import TrainError
 
@@ -82,9 +83,7 @@ def run(args: argparse.Namespace) -> int:
         print(f'specprune train: {error}', file=sys.stderr)
         return 1
     print(f'weights: {args.out}')
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(results, indent=1) + '\n', encoding='utf-8')
+    write_json(args.json, results)
     return 0
 
 

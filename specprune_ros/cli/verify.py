@@ -5,7 +5,6 @@ observation, dense, keeping everything, and pruned.
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
@@ -50,6 +49,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     """Exit status 0 when all is finite and keep-all equals dense, 1 when not, 2 on bad input."""
+    from specprune_ros.cli.output import working, write_json
     from specprune_ros.policy.build import build_policy
 
     try:
@@ -62,16 +62,15 @@ def run(args: argparse.Namespace) -> int:
         )
         observation = read_observation(policy.config, args.observation, args.instruction)
         packs = run_packs(policy.config.family, args.packs)
-        numbers = verify(policy, observation)
+        with working('three queries: dense, keeping all, pruned'):
+            numbers = verify(policy, observation)
     except (ValueError, RuntimeError) as error:
         print(f'specprune verify: {error}')
         return 2
     numbers['packs'] = [asdict(pack) | {'passed': pack.passed} for pack in packs]
     numbers['ok'] &= all(pack.passed for pack in packs)
     show(policy, numbers)
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(numbers, indent=1), encoding='utf-8')
+    write_json(args.json, numbers)
     return 0 if numbers['ok'] else 1
 
 

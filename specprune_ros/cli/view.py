@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         default='auto',
         help='name of the simulated arm, empty for none; auto: /sim_arm with its profile',
     )
+    parser.add_argument('--json', type=Path, help="write the page's address here")
     return parser
 
 
@@ -36,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     from specprune_ros.apps.view import ViewOptions, run_view
     from specprune_ros.robot.profile import ProfileError
 
-    options = {name: value for name, value in vars(args).items() if name not in ('command', 'run')}
+    options = {field.name: getattr(args, field.name) for field in fields(ViewOptions)}
     try:
         return run_view(ViewOptions(**options))
     except (ProfileError, OSError) as error:

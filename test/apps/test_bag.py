@@ -105,14 +105,79 @@ def test_a_recording_runs_through_a_live_node(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     numbers = json.loads((tmp_path / 'r.json').read_text())
     assert numbers['chunks'] >= 10
-    assert numbers['tokens_in'] == 512
-    assert numbers['tokens_mean'] < 512
+    # The arm's own policy: it has 8 x 8 patches of two cameras.
+    assert numbers['weights'] == str(RECORDING.parent / 'weights') and 'policy: ' in done.stdout
+    assert numbers['tokens_in'] == 128
+    assert numbers['tokens_mean'] < 128
     assert numbers['query_ms']['p50'] > 0
     assert numbers['latency_ms']['p50'] > numbers['query_ms']['p50']
     # The expert moves: the controller sees it in the recorded joint states.
     assert numbers['modes'].get('coarse', 0) > 0
     assert list(numbers['instructions']) == ['lift the red cube']
     assert 'Traceback' not in (tmp_path / 'specprune_node.log').read_text()
+
+
+def test_a_recording_knows_its_policy(tmp_path):
+    """What the demo noted; else that of the simulated arm; else none."""
+    from std_msgs.msg import String
+
+    from specprune_ros.apps.bag import (
+        SHIPPED,
+        WEIGHTS,
+        BagError,
+        BagReader,
+        BagWriter,
+        bundled_weights,
+        own_weights,
+    )
+
+    folder = tmp_path / 'checkpoint'
+    folder.mkdir()
+    for number, (noted, simulated, wanted) in enumerate(
+        (
+            (SHIPPED, False, bundled_weights()),
+            (str(folder), True, str(folder)),
+            ('', True, ''),
+            (None, True, bundled_weights()),
+            (None, False, ''),
+            (str(tmp_path / 'gone'), True, None),
+        )
+    ):
+        path = tmp_path / f'bag{number}'
+        with BagWriter(path) as bag:
+            if noted is not None:
+                bag.note(WEIGHTS, noted)
+            bag.write('/say', String(data='hello'), 10)
+        with BagReader(path) as bag:
+            if wanted is not None:
+                assert own_weights(bag, simulated)[0] == wanted
+                continue
+            with pytest.raises(BagError, match='which is not here; give --checkpoint'):
+                own_weights(bag, simulated)
+
+
+def test_an_observation_is_made_from_a_recording(tmp_path):
+    """What the node would have seen: the shipped observation is this one."""
+    from specprune_ros.apps.bag import BagError
+    from specprune_ros.apps.observe import from_bag
+    from specprune_ros.bench.explain import shipped_records
+    from specprune_ros.models.config import PolicyConfig
+    from specprune_ros.nodes.common.remapping import find_profile
+    from specprune_ros.robot.profile import load
+
+    shipped = json.loads((RECORDING.parent / 'weights' / 'config.json').read_text())
+    config = PolicyConfig.from_dict(shipped['policy'])
+    profile = load(find_profile('sim_arm'))
+    found = from_bag(RECORDING, profile, 3.0, config)
+    for mine, theirs in zip(found, shipped_records(), strict=True):
+        assert mine.instruction == theirs.instruction == 'lift the red cube'
+        assert np.allclose(mine.proprio, theirs.proprio) and mine.proprio.shape == (8,)
+        for camera in ('agent', 'wrist'):
+            # JPEG decoders differ by a step.
+            assert np.abs(mine.images[camera].astype(int) - theirs.images[camera]).max() <= 3
+    assert not np.allclose(found[0].images['wrist'], found[1].images['wrist'])
+    with pytest.raises(BagError, match='outside 0 to'):
+        from_bag(RECORDING, profile, 99.0, config)
 
 
 @pytest.mark.parametrize('kind', ['missing', 'empty', 'truncated', 'other topics'])

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
+from specprune_ros.bench.explain import explain as run_explain
 from specprune_ros.bench.explain import read_record
+from specprune_ros.bench.explain_figure import draw
 from specprune_ros.cli import explain
+from specprune_ros.policy.build import build_policy
+from specprune_ros.pruning.params import PruningParams
 
 LIBERO = Path(__file__).resolve().parents[3] / 'shared/data/libero_spatial_observation.npz'
 
@@ -86,6 +91,54 @@ def test_rivals_can_be_drawn(records, tmp_path, name):
     out = tmp_path / 'p.png'
     assert call(records / 'now.npz', '--pruner', name, '--out', out) == 0
     assert out.stat().st_size > 20_000
+
+
+def test_without_arguments_the_shipped_policy_sees_the_shipped_observation(tmp_path, capsys):
+    numbers = tmp_path / 'numbers.json'
+    assert call('--out', tmp_path / 'p.png', '--json', numbers) == 0
+    told, said = json.loads(numbers.read_text()), capsys.readouterr()
+    assert (told['tokens_in'], told['instruction']) == (128, 'lift the red cube')
+    assert told['sets']['dynamic'] > 0 and 'random' not in said.err
+    assert call('--bag', tmp_path, '--live', '--out', tmp_path / 'p.png') == 1
+    assert 'take one of' in capsys.readouterr().err
+
+
+@pytest.mark.ros
+def test_a_moment_of_a_recording_is_explained(tmp_path, capsys):
+    recording = Path(explain.__file__).parents[1] / 'sim' / 'recording'
+    numbers = tmp_path / 'numbers.json'
+    words = ('--bag', recording, '--at', 4, '--out', tmp_path / 'p.png', '--json', numbers)
+    assert call(*words) == 0
+    assert json.loads(numbers.read_text())['tokens_in'] == 128
+    assert 'random' not in capsys.readouterr().err
+
+
+def test_texts_do_not_overprint_and_a_new_methods_scores_have_their_name(records):
+    """Every pair of texts on the figure lies apart, with the longest instruction and names."""
+    import matplotlib.pyplot as plt
+
+    shown, keep = [], plt.close
+    loaded = build_policy('', 'tiny', device='cpu').loaded
+    now = replace(read_record(records / 'now.npz'), instruction='put the red block ' * 12)
+    made = run_explain(loaded, now, now, PruningParams(pruner='fastv'))
+    name = 'brightness_of_the_patch_over_its_neighbours'
+    made.scores = {**made.scores, name: np.linspace(0, 1, made.tokens)}
+    made.title = 'brightest, default preset, ' + 'coarse ' * 8
+    try:
+        plt.close = shown.append
+        draw(made, records / 'p.png')
+    finally:
+        plt.close = keep
+    (figure,) = shown
+    renderer = figure.canvas.get_renderer()
+    texts = [*figure.texts, *(axes.title for axes in figure.axes)]
+    boxes = [(t.get_text(), t.get_window_extent(renderer)) for t in texts if t.get_text().strip()]
+    assert any(text.replace('\n', ' ').startswith('brightness of the') for text, _ in boxes)
+    for number, (text, box) in enumerate(boxes):
+        assert box.x1 <= figure.bbox.x1, text
+        for other, its in boxes[:number]:
+            assert not box.overlaps(its), (text, other)
+    keep(figure)
 
 
 @pytest.mark.skipif(not LIBERO.exists(), reason=f'no {LIBERO.name} beside the checkout')

@@ -24,7 +24,7 @@ from sensor_msgs.msg import Image, JointState
 from std_msgs.msg import String
 from visualization_msgs.msg import MarkerArray
 
-from specprune_ros.apps.bag import BagWriter, jpeg
+from specprune_ros.apps.bag import SHIPPED, WEIGHTS, BagWriter, bundled_weights, jpeg
 from specprune_ros.apps.demo import report as demo_report
 from specprune_ros.apps.demo.demo_sequence import DemoSequence
 from specprune_ros.apps.monitor import Monitor
@@ -78,12 +78,6 @@ def bundled_recording() -> Path:
     return Path(__file__).parents[2] / 'sim' / 'recording'
 
 
-def bundled_weights() -> str:
-    """Folder of the policy trained for the simulated arm; empty where none was shipped."""
-    folder = Path(__file__).parents[2] / 'sim' / 'weights'
-    return str(folder) if folder.is_dir() and any(folder.iterdir()) else ''
-
-
 def weights_folder(options: DemoOptions) -> str:
     """Folder of the checkpoint to run, empty for random weights.
 
@@ -101,9 +95,14 @@ def weights_folder(options: DemoOptions) -> str:
 class DemoRecorder:
     """Subscribes to what a replay needs and writes a bag, images as JPEG at a lower rate."""
 
-    def __init__(self, node: Monitor, profile: Profile, path: Path) -> None:
+    def __init__(self, node: Monitor, profile: Profile, path: Path, weights: str) -> None:
+        """``weights``: the folder that the policy was loaded from, empty for random ones."""
         self._bag = BagWriter(path)
         self._bag.__enter__()
+        shipped = weights == bundled_weights()
+        self._bag.note(
+            WEIGHTS, SHIPPED if shipped else str(Path(weights).resolve()) if weights else ''
+        )
         self._node = node
         self._due: dict[str, int] = {}
         self._closed = False
@@ -189,7 +188,7 @@ def run_demo(options: DemoOptions) -> int:
     ok = False
     statuses: dict[str, int] = {}
     try:
-        recorder = DemoRecorder(monitor, profile, _fresh_folder(options.out / 'bag'))
+        recorder = DemoRecorder(monitor, profile, _fresh_folder(options.out / 'bag'), weights)
         recorder.say(options.instructions[0])
         for process in _processes(options, weights, profile, renders=not missing):
             processes.append(process)

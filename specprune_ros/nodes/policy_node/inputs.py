@@ -94,6 +94,7 @@ class Inputs:
         self._same: dict[str, tuple[np.ndarray, float]] = {}
         self._twist_speed = TwistSpeed()
         self._subscriptions: list[Any] = []
+        self.handlers: dict[str, Callable[[Any], None]] = {}  # by topic, for recordings
         self._description: DescriptionReader | None = None
         self._decoder: ImageDecoder | None = None
         try:
@@ -165,6 +166,7 @@ class Inputs:
         quality: Any,
         refused: Callable[[str], None],
     ) -> None:
+        self.handlers[topic] = callback
         self._subscriptions.append(subscribe(self._node, kind, topic, callback, quality, refused))
 
     def _on_image(self, camera: str, message: Image | CompressedImage) -> None:

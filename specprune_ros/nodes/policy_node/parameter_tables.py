@@ -53,6 +53,12 @@ def as_markdown() -> str:
     return '\n'.join(rows) + '\n'
 
 
+def as_data() -> list[dict[str, Any]]:
+    """Every parameter as plain values, for JSON."""
+    names = ('name', 'default', 'description', 'unit', 'low', 'high', 'choices', 'live', 'group')
+    return [{name: getattr(setting, name) for name in names} for setting in all_settings()]
+
+
 def _limits(setting: ParameterSpec) -> str:
     unit = f' {setting.unit}' if setting.unit else ''
     if setting.choices:

@@ -108,8 +108,10 @@ class Polled(CallbackGroup):
 class ViewerNode(AutoLifecycleNode):
     """See the module's text, and docs/how-to/view.md."""
 
-    def __init__(self) -> None:
+    def __init__(self, opened: Callable[[str], None] = lambda address: None) -> None:
+        """``opened`` is told the page's address."""
         super().__init__('viewer_node')
+        self._opened = opened
         self._settings = NodeParameters(self, PARAMETERS)
         self._server: Any = None
         self._page: Page | None = None
@@ -170,9 +172,9 @@ class ViewerNode(AutoLifecycleNode):
         self._server.on_client_disconnect(lambda client: follow())
         self._settings.frozen = True
         where = 'this machine only' if is_loopback(values['host']) else 'the network, with a token'
-        self.get_logger().info(
-            f'page for {where}: {access.address(values["host"], self._server.get_port())}'
-        )
+        address = access.address(values['host'], self._server.get_port())
+        self.get_logger().info(f'page for {where}: {address}')
+        self._opened(address)
 
     def start(self) -> None:
         """Follow the pages that are open."""
