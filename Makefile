@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench lint format clean distclean
+.PHONY: help setup demo test bench docs lint format clean distclean
 
 # Options for the command behind a target: make demo ARGS="--seconds 20"
 ARGS ?=
@@ -29,6 +29,9 @@ test: ## the tests, without the slow ones (ARGS="-m slow" runs those)
 
 bench: ## how much pruning saves on this machine
 	@$(READY) && specprune bench $(ARGS)
+
+docs: ## the documents with the Python reference as a site, in out/site
+	@$(READY) && NO_MKDOCS_2_WARNING=1 mkdocs build $(ARGS)
 
 lint: ## formatting, style and the direction of imports
 	@$(READY) && ruff format --check . && ruff check . && lint-imports

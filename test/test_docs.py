@@ -1,11 +1,14 @@
 """The documents: links lead somewhere, and the Python they show runs."""
 
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+import specprune_ros
 
 ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *sorted((ROOT / 'docs').rglob('*.md')))
@@ -27,6 +30,25 @@ def test_links_lead_somewhere(page):
         assert file.exists(), target
         if anchor and file.suffix == '.md':
             assert anchor in anchors(file), target
+
+
+def test_the_site_is_built_without_warnings_and_holds_every_public_name(tmp_path):
+    pytest.importorskip('mkdocs', reason='requirements/docs.txt')
+    done = subprocess.run(
+        [sys.executable, '-m', 'mkdocs', 'build', '--strict', '-d', str(tmp_path / 'site')],
+        capture_output=True,
+        text=True,
+        timeout=115,
+        cwd=ROOT,
+        env={**os.environ, 'NO_MKDOCS_2_WARNING': '1'},
+    )
+    assert done.returncode == 0 and 'WARNING' not in done.stderr, done.stderr
+    text = (tmp_path / 'site' / 'reference' / 'api' / 'index.html').read_text()
+    absent = [
+        name for name in specprune_ros.__all__ if not re.search(rf'id="[\w.]+\.{name}"', text)
+    ]
+    assert not absent, f'not in docs/reference/api.md: {absent}'
+    assert ':class:`' not in text
 
 
 def test_the_python_example_runs_and_prints_a_pruned_query():

@@ -199,7 +199,7 @@ def _legend(axes: Any, explanation: Explanation) -> None:
     axes.set_ylim(0, 1)
     y = 0.97
     if explanation.sets:
-        axes.text(0.06, y, 'asked for by', fontsize=9, weight='bold', va='top')
+        axes.text(0.06, y, 'chosen by', fontsize=9, weight='bold', va='top')
     union = np.zeros(explanation.tokens, bool)
     for members in explanation.sets.values():
         union |= members
