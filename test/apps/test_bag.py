@@ -100,6 +100,8 @@ def replay(*arguments, domain):
 def test_a_recording_runs_through_a_live_node(tmp_path):
     done = replay(
         RECORDING, '--json', tmp_path / 'r.json', '--log', tmp_path, '--param', 'model.threads=1',
+        # Whatever moves is fast, and coarse therefore; an unknown speed would be fine.
+        '--param', 'pruning.v_t_threshold=0.005', '--param', 'pruning.v_t_exit=0.005',
         domain=new_domain(),
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
