@@ -10,6 +10,8 @@ import math
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+ANSWER_S = 2.0  # s within which an action server accepts or refuses a goal
+
 
 @dataclass
 class GripperHysteresis:
@@ -92,7 +94,8 @@ class GripperGoal:
     """Sees one opening at a time through: sent again where it was refused, aborted or lost.
 
     ``retries`` times, ``retry_s`` seconds apart; then it has failed until another opening is asked
-    for or :meth:`again` is called. A server that went away and came back is sent the goal anew.
+    for or :meth:`again` is called. A goal that nobody accepts or refuses within ``ANSWER_S``
+    counts as lost. A server that went away and came back is sent the goal anew.
     With ``stall_is_success`` a closing goal (below ``closing``) that aborts counts as done: the
     driver means that an object stopped the fingers.
 
@@ -110,6 +113,7 @@ class GripperGoal:
     number: int = field(default=0, init=False)
     _tried: int = field(default=0, init=False)
     _after_ns: int = field(default=0, init=False)
+    _unanswered_ns: int | None = field(default=None, init=False)  # since when
 
     def want(self, opening: float) -> None:
         """Another opening, 0 closed to 1 open."""
@@ -136,12 +140,20 @@ class GripperGoal:
             if self.state in (GoalState.MOVING, GoalState.DONE, GoalState.RETRYING):
                 self.again()  # its server is gone, and with it what it was told
             return None
+        since_ns = self._unanswered_ns if self.state is GoalState.MOVING else None
+        if since_ns is not None and now_ns - since_ns > ANSWER_S * 1e9:
+            self.failed(self.number, 'goal not answered', now_ns)
         if self.state not in (GoalState.WAITING, GoalState.RETRYING) or now_ns < self._after_ns:
             return None
-        self.state = GoalState.MOVING
+        self.state, self._unanswered_ns = GoalState.MOVING, now_ns
         self._tried += 1
         self.number += 1
         return self.opening
+
+    def accepted(self, number: int) -> None:
+        """The server has taken the goal on; how long it takes is its own affair."""
+        if number == self.number:
+            self._unanswered_ns = None
 
     def succeeded(self, number: int) -> None:
         """The server says it is done."""

@@ -94,6 +94,7 @@ class Bench:
         self.row = [0.01, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0]
         self.observed_ago = 0.03
         self._poses_at = self._chunks_at = 0.0
+        self.closing = []  # what else is to be undone
         self._stalls = []  # (when, s) this process got no core, or did something else
         self.dut.autostart()
 
@@ -179,6 +180,12 @@ class Bench:
         """Seconds since the last command."""
         return time.monotonic() - self.commands[-1][0] if self.commands else math.inf
 
+    def rested(self, stops=0, silent=0.1):
+        """Wait for another stop than the first ``stops``, its end, and silence after it."""
+        ended = self.run(20.0, until=lambda: self.stops() > stops and not self.dut._motion.moving)
+        self.run(0.05)  # what was sent arrives
+        return ended and self.run(20.0, until=lambda: self.silent_for() > silent)
+
     def moving(self):
         assert self.run(20.0, until=lambda: len(self.commands) > 30), self.health()
 
@@ -204,6 +211,8 @@ class Bench:
         return self.dut._counts['stops']
 
     def close(self):
+        for undo in self.closing:
+            undo()
         self.dut.stop()
         self.dut.teardown()
         self.executor.shutdown()

@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.ros, pytest.mark.timeout(120)]
 
 def assert_one_stop(bench, begin, limit, zero=True):
     """Braking begins within 100 ms of the limit, ends with a zero twist, and nothing follows."""
-    bench.run(limit + 10.0, until=lambda: bench.stops() and bench.silent_for() > 0.3)
+    bench.rested(silent=0.3)
     after = [(t, m.twist.linear.x) for t, m in bench.commands if t > begin]
     assert bench.stops() == 1, bench.health()
     last_at, last = after[-1]
@@ -150,7 +150,7 @@ def test_a_latched_stop_waits_for_a_person(bench):
     b = bench(watchdog__latched=['stale_state'])
     b.moving()
     b.alive.discard('pose')
-    assert b.run(20.0, until=lambda: b.stops() and b.silent_for() > 0.1)
+    assert b.rested()
     b.alive.add('pose')
     count, chunks = len(b.commands), b.dut._counts['ignored while stopped']
     assert b.run(20.0, until=lambda: b.dut._counts['ignored while stopped'] > chunks + 1)
@@ -216,11 +216,11 @@ def test_stops_that_come_again_and_again_are_counted_not_logged(bench, capfd):
     b = bench(watchdog__dry_queue=0.05)
     b.moving()
     b.alive.discard('chunks')
-    assert b.run(20.0, until=lambda: b.stops() and b.silent_for() > 0.05)
+    assert b.rested()
     for _ in range(5):
         stops = b.stops()
         b.publish_chunk(rows=[b.row])  # 0.1 s of motion
-        assert b.run(20.0, until=lambda n=stops: b.stops() > n and b.silent_for() > 0.05)
+        assert b.rested(stops, silent=0.05)
     log = capfd.readouterr().err
     assert log.count('stop: dry_queue') <= 2 and log.count('moving') <= 2
     assert log.count('the policy is too slow for its chunks: each holds 0.10 s of motion') == 1
@@ -369,7 +369,7 @@ def test_poses_follow_the_twist_and_come_to_rest_on_a_stop(bench):
     assert np.all(np.diff(xs) >= -1e-12) and np.diff(xs).max() <= 0.4 * 0.01
     begin = time.monotonic()
     b.alive.discard('pose')
-    b.run(20.0, until=lambda: b.stops() and time.monotonic() - poses[-1][0] > 0.2)
+    b.rested()
     assert b.stops() == 1
     at = np.array([t for t, _ in poses])
     xs = np.array([m.pose.position.x for _, m in poses])
@@ -420,7 +420,7 @@ def test_tool_motion_becomes_joint_motion_with_times_and_velocities(bench):
     # More joints than are read count as silence: it comes to rest.
     end = time.monotonic() + 20.0
     crowd = [f'lamp{i}' for i in range(MAX_JOINTS)]
-    while time.monotonic() < end and not (b.stops() and time.monotonic() - sent[-1][0] > 0.2):
+    while time.monotonic() < end and not (b.stops() and not b.dut._motion.moving):
         b.publish_joints([*names, *crowd], [*home, *([0.0] * len(crowd))])
         b.run(0.02)
     assert b.stops() == 1

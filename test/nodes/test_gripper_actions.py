@@ -1,13 +1,51 @@
-"""Grippers behind actions, with action servers over real DDS."""
+"""Grippers behind actions, with action servers over real DDS.
+
+``control_msgs`` is on every ROS host and nowhere else: where it is missing, its actions are built
+from their definitions, which takes a while.
+"""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 from executor_bench import START
 
 pytestmark = [pytest.mark.ros, pytest.mark.timeout(300)]
+
+PACKAGE = {
+    'package.xml': """<package format="3">
+  <name>control_msgs</name><version>5.0.0</version><description>two actions</description>
+  <maintainer email="nobody@example.com">nobody</maintainer><license>BSD-3-Clause</license>
+  <buildtool_depend>ament_cmake</buildtool_depend>
+  <buildtool_depend>rosidl_default_generators</buildtool_depend>
+  <depend>action_msgs</depend><depend>sensor_msgs</depend>
+  <member_of_group>rosidl_interface_packages</member_of_group>
+  <export><build_type>ament_cmake</build_type></export>
+</package>
+""",
+    'CMakeLists.txt': """cmake_minimum_required(VERSION 3.16)
+project(control_msgs)
+find_package(ament_cmake REQUIRED)
+find_package(rosidl_default_generators REQUIRED)
+find_package(sensor_msgs REQUIRED)
+find_package(action_msgs REQUIRED)
+rosidl_generate_interfaces(${PROJECT_NAME}
+  msg/GripperCommand.msg action/GripperCommand.action action/ParallelGripperCommand.action
+  DEPENDENCIES action_msgs sensor_msgs)
+ament_package()
+""",
+    'msg/GripperCommand.msg': 'float64 position\nfloat64 max_effort\n',
+    'action/GripperCommand.action': 'GripperCommand command\n'
+    + 2 * '---\nfloat64 position\nfloat64 effort\nbool stalled\nbool reached_goal\n',
+    'action/ParallelGripperCommand.action': 'sensor_msgs/JointState command\n---\n'
+    'sensor_msgs/JointState state\nbool stalled\nbool reached_goal\n---\n'
+    'sensor_msgs/JointState state\n',
+}
 
 
 class Gripper:
@@ -23,6 +61,7 @@ class Gripper:
         self.server = ActionServer(
             bench.node, kind, name, self._execute, goal_callback=self._asked
         )
+        bench.closing.append(self.server.destroy)
 
     def _asked(self, goal):
         self.goals.append(goal)
@@ -107,3 +146,66 @@ def test_standard_gripper_actions(bench, adapter):
     else:
         assert list(command.name) == ['knuckle']
         assert list(command.position) == [0.8] and list(command.effort) == [20.0]
+
+
+@pytest.mark.parametrize('adapter', KINDS)
+def test_a_goal_that_is_refused_or_aborted_is_sent_again(bench, adapter):
+    """The arm lifted with an open gripper. Runs where control_msgs is installed."""
+    actions = pytest.importorskip('control_msgs.action', reason='control_msgs is not installed')
+    b = bench(
+        gripper__adapter=adapter, gripper__name='/hand', gripper__retries=3, gripper__retry_s=0.1,
+        gripper__on_failure='stop',
+    )  # fmt: skip
+    hand = Gripper(b, getattr(actions, KINDS[adapter]), '/hand', refuses=1, aborts=1)
+    b.moving()
+    assert b.run(30.0, until=lambda: len(hand.goals) == 3), b.health()
+    assert b.run(30.0, until=lambda: b.dut._goal.state.value == 'done'), b.dut._goal.trouble
+    # More failures than it is tried: the profile says that the arm must not go on blindly.
+    hand.refuses = 99
+    b.row[6] = 0.0
+    assert b.run(30.0, until=lambda: b.dut._goal.state.value == 'failed'), b.health()
+    assert b.run(30.0, until=lambda: 'gripper: goal refused, sent 4 of 4' in b.health())
+    assert b.dut._last_stop['last stop'] == 'gripper'
+    b.run(0.5, until=lambda: len(hand.goals) > 7)
+    assert len(hand.goals) == 3 + 4
+
+
+@pytest.mark.slow
+def test_the_actions_of_control_msgs_where_it_is_not_installed(tmp_path):
+    """Its actions are built from their definitions, and the tests above run with them."""
+    try:
+        import control_msgs  # noqa: F401
+
+        pytest.skip('control_msgs is installed: the tests above ran')
+    except ImportError:
+        pass
+    for name, text in PACKAGE.items():
+        file = tmp_path / 'control_msgs' / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    built = subprocess.run(
+        ['colcon', '--log-base', 'log', 'build', '--base-paths', 'control_msgs', '--cmake-args']
+        + ['-DBUILD_TESTING=OFF', f'-DPython3_EXECUTABLE={sys.executable}'],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert built.returncode == 0, built.stdout + built.stderr
+    prefix = tmp_path / 'install' / 'control_msgs'
+    (modules,) = prefix.glob('**/python3*/*-packages')
+    environment = dict(os.environ)
+    for name, folder in (
+        ('AMENT_PREFIX_PATH', prefix),
+        ('PYTHONPATH', modules),
+        ('LD_LIBRARY_PATH', prefix / 'lib'),
+    ):
+        environment[name] = os.pathsep.join(filter(None, [str(folder), os.environ.get(name)]))
+    done = subprocess.run(
+        [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', __file__]
+        + ['-k', 'standard_gripper or sent_again'],
+        cwd=Path(__file__).parents[2],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0 and '4 passed' in done.stdout, done.stdout + done.stderr

@@ -80,6 +80,17 @@ def test_a_refused_goal_is_sent_again_and_then_given_up():
     assert goal.due(4 * SECOND, ready=True) == 1.0 and not goal.trouble
 
 
+def test_a_goal_that_nobody_answers_is_sent_again_and_one_that_is_accepted_may_take_its_time():
+    goal = _goal()
+    sent = [now for now in range(0, 10 * SECOND, SECOND // 10) if goal.due(now, True) is not None]
+    assert len(sent) == 3 and 2 * SECOND < sent[1] - sent[0] < 3 * SECOND
+    assert goal.trouble == 'goal not answered, sent 3 of 3 times'
+    goal.want(1.0)
+    assert goal.due(0, ready=True) == 1.0
+    goal.accepted(goal.number)
+    assert goal.due(60 * SECOND, ready=True) is None and goal.state is GoalState.MOVING
+
+
 def test_an_aborted_grasp_is_success_where_the_driver_means_a_stall_by_it():
     for stall_is_success, state in ((True, GoalState.DONE), (False, GoalState.RETRYING)):
         goal = _goal(stall_is_success=stall_is_success)

@@ -79,6 +79,7 @@ class ActionPort:
             if handle is None or not handle.accepted:
                 self._tell(goal, number, 'refused')
                 return
+            goal.accepted(number)
             handle.get_result_async().add_done_callback(ended)
 
         def ended(future: Any) -> None:
