@@ -310,8 +310,10 @@ def moved_after(rig: Rig, begin: int, watched: float) -> float:
     return max((math.dist(_place(before[-1]), _place(m)) for m in after), default=0.0)
 
 
-def end_executor(adapter: str, how: str, folder: Path, domain: int) -> dict[str, Any]:
-    """Move, end or halt the executor, and watch what the arm is sent for three seconds."""
+def end_executor(
+    adapter: str, how: str, folder: Path, domain: int, watch_s: float = 3.0
+) -> dict[str, Any]:
+    """Move, end or halt the executor, and watch what the arm is sent for ``watch_s`` seconds."""
     rig = Rig(adapter, folder, domain)
     try:
         if not rig.moving():
@@ -327,7 +329,7 @@ def end_executor(adapter: str, how: str, folder: Path, domain: int) -> dict[str,
             time.sleep(0.01)
         begin = time.time_ns()
         os.kill(rig.process.pid, number)
-        watched = min(3.0, BLOCKED - 0.3)
+        watched = min(watch_s, BLOCKED - 0.3)
         time.sleep(watched)
         count = len(rig.commands)
         rest = None

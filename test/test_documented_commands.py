@@ -42,6 +42,12 @@ RUN = {
     'specprune eval': '--episodes 1 --families move --pruner specprune --processes 1 --work work '
     '--deviation-episodes 0',
 }  # fmt: skip
+# These take long; test/bench, test/models and test/sim run the same commands by default.
+ELSEWHERE = {
+    'specprune bench --pruner all --param alpha=0.6',
+    'specprune inspect FOLDER',
+    'specprune eval',
+}
 PLACES = {'FOLDER': str(WEIGHTS), 'oft-spatial': str(WEIGHTS), 'my_recording': str(RECORDING)}
 
 
@@ -74,7 +80,10 @@ def test_the_documents_are_read():
     assert {'README.md', 'CONTRIBUTING.md'} <= pages and len(LINES) > 40
 
 
-@pytest.mark.parametrize('line', sorted(RUN))
+@pytest.mark.parametrize(
+    'line',
+    [pytest.param(x, marks=pytest.mark.slow if x in ELSEWHERE else ()) for x in sorted(RUN)],
+)
 def test_a_documented_command_runs(line, tmp_path):
     assert line in LINES, 'no document shows it any more: take it out of RUN'
     words = [PLACES.get(word, word) for word in shlex.split(f'{line} {RUN[line]}')]

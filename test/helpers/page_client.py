@@ -19,6 +19,7 @@ class PageClient:
             subprotocols=[f'viser-v{viser.__version__}'],
             max_size=None,
             compression=None,
+            close_timeout=1.0,  # a server that is busy with a flood answers late
             **options,
         )
         self.parts, self.seen = {}, []

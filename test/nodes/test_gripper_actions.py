@@ -171,6 +171,7 @@ def test_a_goal_that_is_refused_or_aborted_is_sent_again(bench, adapter):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_the_actions_of_control_msgs_where_it_is_not_installed(tmp_path):
     """Its actions are built from their definitions, and the tests above run with them."""
     try:

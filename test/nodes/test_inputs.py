@@ -256,7 +256,7 @@ def test_a_camera_that_repeats_an_image_with_new_stamps_is_said(inputs):
         b._stamp(message)
         b.inputs._on_image('agent', message)
         time.sleep(0.1)
-    assert "camera 'agent': the same image for 0 s" in b.inputs.frozen()
+    assert "camera 'agent': the same image for " in b.inputs.frozen()
     message = to_message(255 - pixels)
     b._stamp(message)
     b.inputs._on_image('agent', message)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from executor_bench import ROOT, Bench, write_profile
 
-pytestmark = [pytest.mark.ros, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.ros, pytest.mark.timeout(240)]
 
 NODE = [sys.executable, '-m', 'specprune_ros.nodes.start', 'chunk_executor']
 # What `ros2 launch`, a shell script or a supervisor is: a process that starts another and waits.
@@ -84,13 +84,12 @@ def test_the_arm_comes_to_rest_however_its_executor_ends(ros, tmp_path, end):
             terminal.close()
         else:
             os.kill(top, ENDS[end])
-        b.run(10.0, until=lambda: not alive(node))
+        b.run(60.0, until=lambda: not alive(node))
         assert not alive(node), 'an orphan drives the arm on'
-        b.run(0.3)
+        assert b.run(20.0, until=lambda: b.speeds()[-1] == 0.0 and b.silent_for() > 0.3)
         speeds = np.array(b.speeds(begin - 0.2))
-        assert speeds[-1] == 0.0
         assert np.abs(np.diff(speeds)).max() <= 4.0 * 0.01 * (1 + 1e-6)  # and not in one jump
-        assert b.commands[-1][0] - begin < 1.0
+        assert b.commands[-1][0] - begin < 1.0 + b.held_up(begin)
     finally:
         for process in (node, launched.pid if launched else None):
             if process is not None and alive(process):

@@ -69,7 +69,7 @@ def test_chunks_come_from_a_server_and_stop_with_it(rig_with, server, monkeypatc
 
     # Live parameters are the server's to check, and this session's alone.
     assert rig.set(pruning__alpha=0.4) == [(True, '')]
-    assert rig.feed(10.0, until=lambda: abs(rig.stats[-1].alpha - 0.4) < 1e-6)
+    assert rig.feed(60.0, until=lambda: abs(rig.stats[-1].alpha - 0.4) < 1e-6)
     assert rig.stats[-1].params_version == stats.params_version + 1
     ((ok, reason),) = rig.set(pruning__pruner='best')
     assert not ok and "'best' is none of specprune" in reason
@@ -77,8 +77,8 @@ def test_chunks_come_from_a_server_and_stop_with_it(rig_with, server, monkeypatc
     # Its death is an error at once, not at the next report, and there are no chunks.
     died = time.monotonic()
     server.kill()
-    assert rig.feed(10.0, until=lambda: 'no chunk: ws://' in rig.health()), rig.process.text()
-    assert time.monotonic() - died < 2.0
+    assert rig.feed(60.0, until=lambda: 'no chunk: ws://' in rig.health()), rig.process.text()
+    assert time.monotonic() - died < 5.0
     assert rig.diagnoses[-1].status[0].level == ERROR
     have = len(rig.chunks)
     rig.feed(1.0)
@@ -91,24 +91,24 @@ def test_chunks_come_from_a_server_and_stop_with_it(rig_with, server, monkeypatc
     before = len(rig.stats)
     episode = rig.stats[-1].episode
     server.start()
-    assert rig.feed(30.0, until=lambda: len(rig.stats) > before + 1), rig.process.text()
+    assert rig.feed(60.0, until=lambda: len(rig.stats) > before + 1), rig.process.text()
     again = rig.stats[before]
     assert again.mode == again.MODE_DENSE and 'connected again' in again.reason
     assert again.episode == episode + 1 and not again.prior_valid
     assert abs(rig.stats[-1].alpha - 0.4) < 1e-6  # the new session was told
-    assert rig.feed(5.0, until=lambda: rig.diagnoses[-1].status[0].level != ERROR)
+    assert rig.feed(60.0, until=lambda: rig.diagnoses[-1].status[0].level != ERROR)
 
     # A server that hangs is lost when the time is over.
     server.process.send_signal(signal.SIGSTOP)
     try:
-        assert rig.feed(30.0, until=lambda: 'did not answer in 4 s' in rig.health())
+        assert rig.feed(60.0, until=lambda: 'did not answer in 4 s' in rig.health())
     finally:
         server.process.send_signal(signal.SIGCONT)
     have = len(rig.chunks)
-    assert rig.feed(30.0, until=lambda: len(rig.chunks) > have)
+    assert rig.feed(60.0, until=lambda: len(rig.chunks) > have)
 
 
 def test_a_server_that_is_not_there_is_said_when_configuring(rig_with):
     rig = rig_with(program=(TORCHLESS,), model__server='ws://127.0.0.1:9')
-    assert rig.feed(20.0, until=lambda: 'cannot be reached' in rig.process.text())
+    assert rig.feed(60.0, until=lambda: 'cannot be reached' in rig.process.text())
     assert rig.state() == 'unconfigured'

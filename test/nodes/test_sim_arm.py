@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from ros_processes import Process, new_domain
 
-pytestmark = [pytest.mark.ros, pytest.mark.timeout(90)]
+pytestmark = [pytest.mark.ros, pytest.mark.timeout(240)]
 
 
 class Ear:
@@ -118,7 +118,7 @@ def arm(tmp_path):
         ear.process = process
         ear.time = clock
         made.append(ear)
-        assert ear.spin(30.0, until=lambda: ear.heard['tcp_pose']), process.text()
+        assert ear.spin(90.0, until=lambda: ear.heard['tcp_pose']), process.text()
         return ear
 
     yield make
@@ -131,7 +131,7 @@ def test_it_publishes_what_a_robot_with_cameras_does_and_obeys(arm):
     import pinocchio
 
     ear = arm()
-    assert ear.spin(10.0, until=lambda: all(ear.heard[n] for n in ear.heard if n != 'clock'))
+    assert ear.spin(60.0, until=lambda: all(ear.heard[n] for n in ear.heard if n != 'clock'))
     assert not ear.heard['clock']
     for camera in ('agent', 'wrist'):
         image = ear.heard[f'{camera}/image_raw'][-1]
@@ -174,7 +174,7 @@ def test_it_publishes_what_a_robot_with_cameras_does_and_obeys(arm):
         ear.spin(0.02)
     assert ear.position()[2] == pytest.approx(z, abs=0.01)
     ear.drive(0.1, x=math.nan)
-    assert ear.spin(2.0, until=lambda: 'not finite' in ear.process.text())
+    assert ear.spin(60.0, until=lambda: 'not finite' in ear.process.text())
     assert ear.process.stop() == 0
     assert 'Traceback' not in ear.process.text()
 
@@ -187,17 +187,17 @@ def test_it_judges_what_is_said_and_starts_the_scene_anew(arm):
 
     said = ['move above the purple cube', 'put the red cube on the orange plate']
     ear = arm(scene_for=said, seed=3, render=False)
-    assert ear.spin(10.0, until=lambda: ear.heard['verdict'])
+    assert ear.spin(60.0, until=lambda: ear.heard['verdict'])
     assert ear.verdict().outcome == 'waiting'
     start = ear.position()
     for words in said:  # there to be judged
         ear.say(words)
-        assert ear.spin(5.0, until=lambda words=words: ear.verdict().instruction == words)
+        assert ear.spin(60.0, until=lambda words=words: ear.verdict().instruction == words)
         assert ear.verdict().outcome == 'running'
     ear.say('juggle the red cube')
-    assert ear.spin(5.0, until=lambda: ear.verdict().outcome == 'unknown')
+    assert ear.spin(60.0, until=lambda: ear.verdict().outcome == 'unknown')
     assert 'orange plate' in ear.verdict().detail
-    assert ear.spin(5.0, until=lambda: 'not judged' in ear.process.text())
+    assert ear.spin(60.0, until=lambda: 'not judged' in ear.process.text())
 
     layout = layout_for(said, 3)
     (cube,) = [thing for thing in layout.cubes if thing.colour == 'purple']
@@ -213,14 +213,14 @@ def test_it_judges_what_is_said_and_starts_the_scene_anew(arm):
 
     assert ear.reset.wait_for_service(timeout_sec=10.0)
     done = ear.reset.call_async(Trigger.Request())
-    assert ear.spin(10.0, until=done.done) and done.result().success
-    assert ear.spin(5.0, until=lambda: ear.verdict().outcome == 'waiting')
-    assert ear.spin(5.0, until=lambda: np.allclose(ear.position(), start, atol=5e-3))
+    assert ear.spin(60.0, until=done.done) and done.result().success
+    assert ear.spin(60.0, until=lambda: ear.verdict().outcome == 'waiting')
+    assert ear.spin(60.0, until=lambda: np.allclose(ear.position(), start, atol=5e-3))
 
 
 def test_it_publishes_simulated_time_on_request(arm):
     ear = arm(publish_clock=True, render=False)
-    assert ear.spin(10.0, until=lambda: len(ear.heard['clock']) > 50)
+    assert ear.spin(60.0, until=lambda: len(ear.heard['clock']) > 50)
     times = [m.clock.sec + 1e-9 * m.clock.nanosec for m in ear.heard['clock']]
     assert times == sorted(times)
     assert times[0] < 30.0  # simulated, not the time of day
@@ -245,21 +245,21 @@ def test_simulated_time_slows_down_for_a_slow_policy_and_recovers(arm):
 
     ear = arm(publish_clock=True, render=False, latency_limit=0.1)
     stats = ear.node.create_publisher(PruneStats, '/sim_arm/prune_stats', every())
-    assert ear.spin(10.0, until=lambda: len(ear.heard['clock']) > 20)
-    assert ear.spin(10.0, until=lambda: stats.get_subscription_count())
-    free = simulated_in(ear, 1.0)
+    assert ear.spin(60.0, until=lambda: len(ear.heard['clock']) > 20)
+    assert ear.spin(60.0, until=lambda: stats.get_subscription_count())
+    free = simulated_in(ear, 0.5)
     stats.publish(PruneStats(time_total=0.5))
     ear.spin(0.2)
-    slowed = simulated_in(ear, 2.0)
-    assert slowed < 0.5  # 0.4 of 2 s: a query of 0.5 s takes 0.1 s in simulated time
+    slowed = simulated_in(ear, 1.0)
+    assert slowed < 0.27  # 0.2 of 1 s: a query of 0.5 s takes 0.1 s in simulated time
     for _ in range(30):
         stats.publish(PruneStats(time_total=0.05))
     ear.spin(0.2)
-    assert simulated_in(ear, 1.0) > 0.6 * free
+    assert simulated_in(ear, 0.5) > 0.6 * free
     # A new scene does not take time back.
     assert ear.reset.wait_for_service(timeout_sec=10.0)
     done = ear.reset.call_async(Trigger.Request())
-    assert ear.spin(10.0, until=done.done) and done.result().success
+    assert ear.spin(60.0, until=done.done) and done.result().success
     ear.spin(0.3)
     times = [m.clock.sec + 1e-9 * m.clock.nanosec for m in ear.heard['clock']]
     assert times == sorted(times)
@@ -267,10 +267,10 @@ def test_simulated_time_slows_down_for_a_slow_policy_and_recovers(arm):
 
 def test_a_clock_that_goes_back_holds_the_arm_and_does_not_end_it(arm):
     ear = arm(use_sim_time=True, render=False, clock=100.0)
-    assert ear.spin(5.0, until=lambda: len(ear.heard['tcp_pose']) > 5)
+    assert ear.spin(60.0, until=lambda: len(ear.heard['tcp_pose']) > 5)
     ear.time = 40.0
     ear.heard['tcp_pose'].clear()
-    assert ear.spin(5.0, until=lambda: len(ear.heard['tcp_pose']) > 5)
+    assert ear.spin(60.0, until=lambda: len(ear.heard['tcp_pose']) > 5)
     assert ear.process.alive() and 'the clock went back: holding' in ear.process.text()
     assert all(m.header.stamp.sec < 60 for m in ear.heard['tcp_pose'][1:])
 

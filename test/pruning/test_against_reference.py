@@ -87,7 +87,10 @@ def run_case(preset, change, cameras, grid, causal, seed):
     return compared, False
 
 
-@pytest.mark.parametrize('part', range(PARTS))
+@pytest.mark.parametrize(
+    'part',
+    [pytest.param(part, marks=pytest.mark.slow if part > 1 else ()) for part in range(PARTS)],
+)
 def test_the_fast_path_keeps_what_the_reference_keeps(part):
     mine = CASES[part::PARTS]
     compared = split = 0
