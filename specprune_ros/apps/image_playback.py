@@ -20,7 +20,9 @@ SUFFIX = '/compressed'
 
 
 class Play(AutoLifecycleNode):
-    """Publishes each recorded ``<topic>/compressed`` as raw images on ``<topic>``, in a loop."""
+    """Publishes each recorded ``<topic>/compressed`` as raw images on ``<topic>``, in a loop, in
+    the node's own namespace.
+    """
 
     def __init__(self) -> None:
         super().__init__('play')
@@ -47,7 +49,9 @@ class Play(AutoLifecycleNode):
         self._period = (whole[-1] - whole[0]) / (len(whole) - 1) / 1e9
         for topic in topics:
             name = topic.removesuffix(SUFFIX)
-            self._outputs[name] = self.create_publisher(Image, name, newest(reliable=True))
+            self._outputs[name] = self.create_publisher(
+                Image, name.lstrip('/'), newest(reliable=True)
+            )
 
     def start(self) -> None:
         """Play at the recording's own rate."""

@@ -17,13 +17,13 @@ from sensor_msgs.msg import CompressedImage
 from specprune_ros.apps.bag import BagError, BagReader
 from specprune_ros.bench.host_info import as_json
 from specprune_ros.nodes.common.lifecycle import run
-from specprune_ros.nodes.common.remapping import profile_path, ros_arguments
+from specprune_ros.nodes.common.remapping import load_profile, profile_path, ros_arguments
 from specprune_ros.nodes.common.time import SECOND_NS
 from specprune_ros.nodes.viewer_node.access import Access, serve
-from specprune_ros.nodes.viewer_node.feed import Feed, Source, sources
+from specprune_ros.nodes.viewer_node.feed import Feed, Source, arm_node, sources
 from specprune_ros.nodes.viewer_node.node import ViewerNode, package_folders
 from specprune_ros.nodes.viewer_node.page import Page
-from specprune_ros.robot.profile import Profile, load
+from specprune_ros.robot.profile import Profile
 
 PACKED = '/compressed'
 LOOK_BACK = 2 * SECOND_NS  # ns before the cursor in which images are looked for
@@ -69,9 +69,7 @@ def run_view(options: ViewOptions) -> int:
 
 def _view_bag(options: ViewOptions, path: Path) -> int:
     console = Console()
-    profile = load(
-        profile_path(options.robot), {'robot_sn': options.robot_sn} if options.robot_sn else {}
-    )
+    profile = load_profile(options.robot, options.robot_sn, options.policy.rpartition('/')[0])
     try:
         with BagReader(path) as bag:
             access = Access(options.host)
@@ -101,7 +99,7 @@ class Recording:
     """
 
     def __init__(self, bag: BagReader, profile: Profile, policy: str, arm: str) -> None:
-        arm = ('/sim_arm' if profile.robot == 'sim_arm' else '') if arm == 'auto' else arm
+        arm = arm_node(arm, profile, policy.rpartition('/')[0])
         there = bag.topics()
         self._bag = bag
         self._images: dict[str, tuple[str, type]] = {}

@@ -45,8 +45,8 @@ def run(args: argparse.Namespace) -> int:
     import yaml
 
     from specprune_ros.apps.replay import ReplayOptions, run_replay
-    from specprune_ros.nodes.common.remapping import profile_path
-    from specprune_ros.robot.profile import ProfileError, load
+    from specprune_ros.nodes.common.remapping import load_profile
+    from specprune_ros.robot.profile import ProfileError
 
     if not args.rate > 0:
         print(f'--rate is {args.rate}; a number above 0 is needed')
@@ -59,8 +59,7 @@ def run(args: argparse.Namespace) -> int:
             return 2
         parameters[name] = yaml.safe_load(value)
     try:
-        arguments = {'robot_sn': args.robot_sn} if args.robot_sn else {}
-        profile = load(profile_path(args.robot), arguments)
+        profile = load_profile(args.robot, args.robot_sn)
     except ProfileError as error:
         print(error)
         return 2

@@ -27,7 +27,8 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         '--arm',
         default='auto',
-        help='name of the simulated arm, empty for none; auto: /sim_arm with its profile',
+        help='name of the simulated arm, empty for none; auto: sim_arm beside the policy, with '
+        'its profile',
     )
     parser.add_argument('--json', type=Path, help="write the page's address here")
     return parser

@@ -2,7 +2,8 @@
 
 One file describes one arm for both nodes. Every key is checked; an error names the file, the key
 and what it may hold. ``{robot_sn}`` and ``{robot_prefix}`` in a text are replaced by the launch
-argument and by the same with ``-`` turned into ``_`` (ROS names cannot hold a dash).
+argument and by the same with ``-`` turned into ``_`` (ROS names cannot hold a dash);
+``{namespace}`` by the nodes' namespace, such as ``/left``, and by nothing at the root.
 """
 
 from __future__ import annotations
@@ -234,13 +235,17 @@ def load(path: str | Path, arguments: Mapping[str, str] | None = None) -> Profil
 
 def parse(tree: object, source: str, arguments: Mapping[str, str] | None = None) -> Profile:
     """Check a profile that was read already; ``source`` is what errors call it."""
-    values = dict(arguments or {})
+    values = {'namespace': '', **(arguments or {})}
     if 'robot_sn' in values:
         values.setdefault('robot_prefix', re.sub('[^A-Za-z0-9_]', '_', values['robot_sn']))
     try:
         tree = _filled(tree, '', values)
     except ValueError as error:
         raise ProfileError(f'{source}: {error}') from None
+    if isinstance(tree, dict) and isinstance(tree.get('observation'), dict):
+        tree['observation'].setdefault(
+            'robot_description', f'{values["namespace"]}/robot_description'
+        )
     return validation.parse(Profile, tree, ProfileError, source)
 
 
@@ -259,7 +264,7 @@ def _filled(tree: Any, path: str, arguments: Mapping[str, str]) -> Any:
 
     def argument(match: re.Match[str]) -> str:
         name = match.group(1)
-        if not arguments.get(name):
+        if not arguments.get(name) and name != 'namespace':
             known = 'robot_sn' if name == 'robot_prefix' else name
             raise ValueError(f"{path.lstrip('.')}: holds {{{name}}}: give the argument '{known}'")
         return arguments[name]

@@ -90,6 +90,31 @@ def test_serial_number_becomes_names_and_topics():
     assert 'driver_not_ready' in arm.watchdog.latched
 
 
+def names_of(arm):
+    """Every topic and action that the nodes share with the arm."""
+    seen = arm.observation
+    cameras = [
+        name
+        for camera in seen.cameras.values()
+        for name in (camera.topic, camera.depth, camera.camera_info, camera.pose)
+    ]
+    states = (seen.robot_description, seen.joint_states, seen.gripper_states, seen.ee_pose)
+    outputs = (arm.command.topic, arm.gripper.name, arm.driver.ready_topic)
+    return {name for name in (*cameras, *states, seen.ee_twist, *outputs) if name}
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_arms_in_two_namespaces_share_no_topic(name):
+    root, left, right = (
+        names_of(
+            profile.load(ROBOTS / f'{name}.yaml', {'robot_sn': 'X-1', 'namespace': namespace})
+        )
+        for namespace in ('', '/cell/left', '/cell/right')
+    )
+    assert left == {f'/cell/left{topic}' for topic in root}
+    assert right == {f'/cell/right{topic}' for topic in root}
+
+
 def test_a_missing_argument_is_asked_for():
     with pytest.raises(ProfileError, match=r"flexiv_rizon4.yaml: .*give the argument 'robot_sn'"):
         profile.load(ROBOTS / 'flexiv_rizon4.yaml')

@@ -32,13 +32,14 @@ from specprune_ros.apps.processes import NodeDied, NodeProcess, end_on_signals, 
 from specprune_ros.msg import ActionChunk, PruneStats
 from specprune_ros.nodes.common.qos import every, latched, newest
 from specprune_ros.nodes.common.remapping import (
+    load_profile,
     policy_parameters,
     policy_remappings,
     profile_path,
     ros_arguments,
 )
 from specprune_ros.nodes.common.time import stamp_ns
-from specprune_ros.robot.profile import Profile, load
+from specprune_ros.robot.profile import Profile
 from specprune_ros.sim.arm.render_backend import prepare
 
 POLICY, ARM, EXECUTOR = 'specprune_node', 'sim_arm', 'chunk_executor'
@@ -170,7 +171,7 @@ def run_demo(options: DemoOptions) -> int:
         console.print(f'[red]The weights cannot be used: {error}[/]', highlight=False)
         return 1
     options.out.mkdir(parents=True, exist_ok=True)
-    profile = load(profile_path('sim_arm'))
+    profile = load_profile('sim_arm')
     missing = prepare()
     if missing:
         console.print(

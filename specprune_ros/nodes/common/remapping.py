@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from specprune_ros.robot.profile import Profile, ProfileError
+from specprune_ros.robot.profile import Profile, ProfileError, load
 
 # The words of model.random_weights.
 REFUSED, ALLOWED = 'refused', 'allowed_and_its_actions_mean_nothing'
@@ -31,6 +31,17 @@ def find_profile(name: str) -> Path:
             f'{", ".join(known)}'
         )
     return path
+
+
+def load_profile(name: str, robot_sn: str = '', namespace: str = '') -> Profile:
+    """The checked profile ``name`` for nodes in ``namespace``. Raises ``ProfileError``."""
+    return load(find_profile(name), profile_arguments(robot_sn, namespace))
+
+
+def profile_arguments(robot_sn: str, namespace: str) -> dict[str, str]:
+    """What fills ``{...}`` in a profile."""
+    filled = {'namespace': namespace.rstrip('/')}
+    return {**filled, 'robot_sn': robot_sn} if robot_sn else filled
 
 
 def share() -> Path:

@@ -32,7 +32,7 @@ from specprune_ros.nodes.common.lifecycle import AutoLifecycleNode, run
 from specprune_ros.nodes.common.parameters import NodeParameters, ParameterSpec
 from specprune_ros.nodes.common.qos import every, newest
 from specprune_ros.nodes.common.rates import Percentiles, RateMeter
-from specprune_ros.nodes.common.remapping import find_profile
+from specprune_ros.nodes.common.remapping import find_profile, profile_arguments
 from specprune_ros.nodes.common.throttle import SAME, Throttle
 from specprune_ros.nodes.executor_node.arm_ports import SECOND_NS, ArmPort, make_port, pose_message
 from specprune_ros.nodes.executor_node.arm_state import ArmState
@@ -157,7 +157,7 @@ class ChunkExecutor(AutoLifecycleNode):
         values = self._settings.values()
         self._dry = values['dry_run']
         self._policy = values['policy']
-        arguments = {'robot_sn': values['robot_sn']} if values['robot_sn'] else {}
+        arguments = profile_arguments(values['robot_sn'], self.get_namespace())
         profile = profiles.load(find_profile(values['profile']), arguments)
         self._profile = profile
         command = profile.command

@@ -69,6 +69,13 @@ class Source:
     latched: bool = False
 
 
+def arm_node(name: str, profile: Profile, namespace: str) -> str:
+    """The simulated arm of that name, for ``auto`` the one of the profile; empty for none."""
+    if name != 'auto':
+        return name
+    return f'{namespace}/sim_arm' if profile.robot == 'sim_arm' else ''
+
+
 def sources(profile: Profile, policy: str, arm: str) -> list[Source]:
     """What there is to listen to. ``policy`` and ``arm`` are node names such as
     ``/specprune_node``; ``arm`` is empty where no simulated arm is there.

@@ -33,12 +33,11 @@ from specprune_ros.nodes.common.bounded_subscription import subscribe
 from specprune_ros.nodes.common.lifecycle import AutoLifecycleNode, run
 from specprune_ros.nodes.common.parameters import NodeParameters, ParameterSpec
 from specprune_ros.nodes.common.qos import every, latched, newest
-from specprune_ros.nodes.common.remapping import profile_path
+from specprune_ros.nodes.common.remapping import load_profile
 from specprune_ros.nodes.viewer_node.access import Access, is_loopback, serve
 from specprune_ros.nodes.viewer_node.controls import Parameter
-from specprune_ros.nodes.viewer_node.feed import Feed, Source, sources
+from specprune_ros.nodes.viewer_node.feed import Feed, Source, arm_node, sources
 from specprune_ros.nodes.viewer_node.page import Actions, Page
-from specprune_ros.robot import profile as profiles
 
 ON, OFF = SetBool.Request(data=True), SetBool.Request(data=False)
 PREFIX = 'pruning.'
@@ -81,7 +80,7 @@ PARAMETERS = (
         'arm',
         'auto',
         'The simulated arm, for its objects, its judgement and its reset; empty where there is '
-        'none; auto is /sim_arm with the profile of that name.',
+        'none; auto is sim_arm beside the policy, with the profile of that name.',
     ),
 )
 
@@ -137,11 +136,10 @@ class ViewerNode(AutoLifecycleNode):
         """Read the profile and open the page."""
         self._settings.check_now()
         values = self._settings.values()
-        arguments = {'robot_sn': values['robot_sn']} if values['robot_sn'] else {}
-        profile = profiles.load(profile_path(values['profile']), arguments)
         self._policy, self._mover = values['policy'], values['executor']
-        arm = values['arm']
-        self._arm = ('/sim_arm' if profile.robot == 'sim_arm' else '') if arm == 'auto' else arm
+        space = self._policy.rpartition('/')[0]
+        profile = load_profile(values['profile'], values['robot_sn'], space)
+        self._arm = arm_node(values['arm'], profile, space)
         self._instruction = self.create_publisher(String, f'{self._policy}/instruction', latched())
         self._make_clients()
         access = Access(values['host'])
