@@ -15,111 +15,88 @@ import yaml
 from ament_index_python.packages import PackageNotFoundError, get_package_prefix
 from launch import LaunchContext, LaunchDescription
 from launch.actions import (
-    DeclareLaunchArgument,
     ExecuteProcess,
-    IncludeLaunchDescription,
     OpaqueFunction,
     RegisterEventHandler,
     Shutdown,
     TimerAction,
 )
 from launch.events.process import ProcessExited
-from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch.logging import launch_config
-from launch.substitutions import ThisLaunchFileDir
 from launch_ros.event_handlers import OnStateTransition
 from launch_ros.events.lifecycle import StateTransition
 from std_msgs.msg import String
 
 from specprune_ros.apps.bag import BagReader
-from specprune_ros.apps.replay import POLICY, choose_topics
-from specprune_ros.nodes.common.remapping import ALLOWED, profile_path
-from specprune_ros.robot.profile import load
+from specprune_ros.apps.bringup import arm_nodes, declare, environment
+from specprune_ros.apps.launch_arguments import (
+    ARGUMENTS,
+    POLICY,
+    SHUTDOWN,
+    Argument,
+    ArgumentError,
+    check,
+    rate,
+    read_profile,
+)
+from specprune_ros.apps.replay import choose_topics
+from specprune_ros.nodes.common.remapping import ALLOWED
 
 CLOCK_RATE = 100.0  # Hz
 DISCOVERY = 2.0  # s from ros2 bag's publishers to its first message, which is often a latched one
 DRAIN = 1.0  # s for the last chunk
-ARGUMENTS = (
-    DeclareLaunchArgument('bag', description='Folder of the recording (MCAP or sqlite3).'),
-    DeclareLaunchArgument(
-        'robot',
-        default_value='sim_arm',
-        description='The arm it was recorded on: a profile of the package or a YAML file.',
+# What a recording decides is no argument here; its topics are played where they were recorded.
+FIXED = {
+    'use_sim_time': 'true',
+    'dry_run': 'true',
+    'namespace': '/',
+    'autostart': 'true',
+    'on_failure': SHUTDOWN,
+    'random_weights': ALLOWED,
+}
+OWN = {
+    'bag': Argument('Folder of the recording (MCAP or sqlite3).', None),
+    'rate': Argument('Speed of time, above 0.', '1.0'),
+    'instruction': Argument(
+        'Instruction, where the recording holds none on /specprune_node/instruction.'
     ),
-    DeclareLaunchArgument(
-        'robot_sn',
-        default_value='',
-        description="The robot's serial number, for profiles with {robot_sn}.",
-    ),
-    DeclareLaunchArgument(
-        'checkpoint',
-        default_value='',
-        description='Folder of the model. Empty: a tiny model with random weights.',
-    ),
-    DeclareLaunchArgument(
-        'instruction',
-        default_value='',
-        description='Instruction, where the recording holds none on /specprune_node/instruction.',
-    ),
-    DeclareLaunchArgument('rate', default_value='1.0', description='Speed of time, above 0.'),
-    DeclareLaunchArgument(
-        'executor',
-        default_value='true',
-        choices=('true', 'false'),
-        description='true: also the executor, which shows on ~/dry_run/... what it would send.',
-    ),
-    DeclareLaunchArgument(
-        'params_file', default_value='', description='Parameters of the policy and the executor.'
-    ),
-    DeclareLaunchArgument(
-        'log_level',
-        default_value='info',
-        choices=('debug', 'info', 'warn', 'error', 'fatal'),
-        description='Least severe message of the nodes that is shown.',
-    ),
-)
+}
 
 
 def generate_launch_description() -> LaunchDescription:
     """What ``ros2 launch`` reads."""
-    return LaunchDescription([*ARGUMENTS, OpaqueFunction(function=replay)])
+    names = [name for name in ARGUMENTS if name not in (*FIXED, 'image_transport')]
+    return LaunchDescription(
+        [*declare(*names, **OWN), *environment(), OpaqueFunction(function=replay)]
+    )
 
 
 def replay(context: LaunchContext) -> list[Any]:
     """The nodes on recorded time; once the policy is active the player; at its end the end."""
-    given = context.launch_configurations
-    need_rosbag2()
-    rate = float(given['rate'])
-    if not rate > 0:
-        raise ValueError(f"rate:='{given['rate']}': a number above 0 is needed")
+    given = {**context.launch_configurations, **FIXED}
+    check(given)
+    speed = rate(given['rate'])
     folder = Path(given['bag']).expanduser().absolute()
-    arguments = {'robot_sn': given['robot_sn']} if given['robot_sn'] else {}
-    profile = load(profile_path(given['robot']), arguments)
+    if not folder.is_dir():
+        raise ArgumentError(f"bag:='{given['bag']}': no folder {folder}")
+    profile, _ = read_profile(given['robot'], given['robot_sn'])
     with BagReader(folder) as bag:
         topics, parameters = choose_topics(bag, profile)
+    arm = check({**given, 'image_transport': parameters['image_transport']})
+    need_rosbag2()
     overrides = Path(launch_config.log_dir) / f'replay_qos_{os.getpid()}.yaml'
     overrides.write_text(yaml.safe_dump(latched_topics(topics)))
     player = ExecuteProcess(
-        cmd=play_command(folder, topics, rate, overrides),
+        cmd=play_command(folder, topics, speed, overrides),
         output='screen',
         on_exit=played,
     )
-    passed = ('robot', 'robot_sn', 'checkpoint', 'instruction', 'executor', 'params_file')
     return [
         # Until the policy listens there is nothing to play to.
         RegisterEventHandler(
             OnStateTransition(matcher=policy_is_active, handle_once=True, entities=[player])
         ),
-        IncludeLaunchDescription(
-            PythonLaunchDescriptionSource([ThisLaunchFileDir(), '/specprune.launch.py']),
-            launch_arguments=[
-                *((name, given[name]) for name in (*passed, 'log_level')),
-                ('image_transport', parameters['image_transport']),
-                ('use_sim_time', 'true'),
-                ('dry_run', 'true'),
-                ('random_weights', ALLOWED),
-            ],
-        ),
+        *arm_nodes(arm),
     ]
 
 

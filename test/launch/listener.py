@@ -9,6 +9,18 @@ import pytest
 ROOT = Path(__file__).parents[2]
 LAUNCH = ROOT / 'launch'
 RECORDING = ROOT / 'specprune_ros' / 'sim' / 'recording'
+# What `ros2 launch FILE NAME:=VALUE...` does, as a program.
+RUN = """
+import sys
+from launch import LaunchDescription, LaunchService
+from launch.actions import IncludeLaunchDescription
+from launch.launch_description_sources import PythonLaunchDescriptionSource
+arguments = [text.split(':=', 1) for text in sys.argv[2:]]
+service = LaunchService(argv=sys.argv[2:])
+service.include_launch_description(LaunchDescription([IncludeLaunchDescription(
+    PythonLaunchDescriptionSource(sys.argv[1]), launch_arguments=arguments)]))
+sys.exit(service.run())
+"""
 
 
 def need_launch_pytest():
@@ -44,7 +56,7 @@ def include(name, **arguments):
     )
 
 
-def cameras_and_arm():
+def cameras_and_arm(namespace=''):
     """The arm without images, and its cameras from the recording: runs without OpenGL."""
     import sys
 
@@ -55,12 +67,14 @@ def cameras_and_arm():
             package='specprune_ros',
             executable='sim_arm',
             name='sim_arm',
+            namespace=namespace,
             parameters=[{'render': False}],
         ),
         Node(
             executable=sys.executable,
             arguments=['-m', 'specprune_ros.apps.image_playback'],
             name='play',
+            namespace=namespace,
             exec_name='play',
             parameters=[{'recording': str(RECORDING)}],
         ),
@@ -68,12 +82,12 @@ def cameras_and_arm():
 
 
 def record_exits(into):
-    """An action that writes each process's exit status into a dictionary."""
+    """An action that writes each process's exit status into a dictionary, by name and number."""
     from launch.actions import RegisterEventHandler
     from launch.event_handlers import OnProcessExit
 
     def note(event, context):
-        into[event.process_name.rsplit('-', 1)[0]] = event.returncode
+        into[event.process_name] = event.returncode
 
     return RegisterEventHandler(OnProcessExit(on_exit=note))
 

@@ -8,23 +8,12 @@ import subprocess
 import sys
 
 import pytest
-from listener import LAUNCH, RECORDING, ROOT
+from listener import LAUNCH, RECORDING, ROOT, RUN
 
 pytest.importorskip('launch_ros', reason='launch_ros is not installed: it comes with a ROS host')
 
 pytestmark = [pytest.mark.ros, pytest.mark.timeout(120)]
-FILES = ('specprune', 'demo', 'replay')
-RUN = """
-import sys
-from launch import LaunchDescription, LaunchService
-from launch.actions import IncludeLaunchDescription
-from launch.launch_description_sources import PythonLaunchDescriptionSource
-arguments = [text.split(':=', 1) for text in sys.argv[2:]]
-service = LaunchService(argv=sys.argv[2:])
-service.include_launch_description(LaunchDescription([IncludeLaunchDescription(
-    PythonLaunchDescriptionSource(sys.argv[1]), launch_arguments=arguments)]))
-sys.exit(service.run())
-"""
+FILES = ('specprune', 'demo', 'replay', 'arms')
 
 
 def load_file(name):
@@ -57,6 +46,7 @@ def test_the_arguments_that_are_promised():
     arguments = load_file('specprune').generate_launch_description().get_launch_arguments()
     promised = {'robot', 'checkpoint', 'instruction', 'robot_sn', 'dry_run', 'params_file'}
     promised |= {'namespace', 'use_sim_time', 'log_level', 'view', 'view_host', 'view_port'}
+    promised |= {'enclave', 'on_failure'}
     assert promised <= {argument.name for argument in arguments}
     robot = next(argument for argument in arguments if argument.name == 'robot')
     for profile in (ROOT / 'config' / 'robots').glob('*.yaml'):
@@ -64,17 +54,30 @@ def test_the_arguments_that_are_promised():
 
 
 @pytest.mark.parametrize(
-    'arguments, says',
+    'name, arguments, says',
     [
-        (['robot:=nobody'], ['nobody', 'flexiv_rizon4', 'sim_arm']),
-        (['robot:=flexiv_rizon4'], ['robot_sn']),
-        (['robot:=franka'], ['random weights are refused', 'checkpoint:=FOLDER']),
-        (['dry_run:=maybe'], ['dry_run', 'maybe', 'true']),
-        (['params_file:=/no/such.yaml'], ['params_file', '/no/such.yaml']),
+        (
+            'specprune',
+            ['robot:=nobody', 'view_port:=0', 'namespace:=1a', 'checkpoint:=/no/such'],
+            ['nobody', 'flexiv_rizon4', 'view_port', 'namespace', 'checkpoint', '/no/such'],
+        ),
+        ('specprune', ['robot:=flexiv_rizon4'], ['robot_sn']),
+        ('specprune', ['robot:=franka'], ['random weights are refused', 'checkpoint:=FOLDER']),
+        ('specprune', ['dry_run:=maybe'], ['dry_run', 'maybe', 'true']),
+        ('specprune', ['params_file:=/no/such.yaml'], ['params_file', '/no/such.yaml']),
+        ('demo', ['seed:=x'], ['seed', 'whole number']),
+        ('replay', ['bag:=/no/such'], ['bag', '/no/such']),
+        ('replay', [f'bag:={RECORDING}', 'rate:=0'], ['rate', 'above 0']),
+        ('arms', ['arms:=ARMS'], ['right', 'robot_sn']),
     ],
 )
-def test_a_wrong_argument_ends_the_launch_with_an_error(arguments, says, domain, tmp_path):
-    done = launch('specprune', *arguments, domain=domain, log=tmp_path)
+def test_wrong_arguments_end_the_launch_before_a_node_starts(
+    name, arguments, says, domain, tmp_path
+):
+    arms = tmp_path / 'arms.yaml'  # the first is right
+    arms.write_text('left: {robot: sim_arm}\nright: {robot: flexiv_rizon4}\n')
+    arguments = [text.replace('ARMS', str(arms)) for text in arguments]
+    done = launch(name, *arguments, domain=domain, log=tmp_path)
     assert done.returncode == 1
     said = done.stdout + done.stderr
     assert all(word in said for word in says), said
@@ -90,64 +93,33 @@ def test_a_node_that_cannot_start_ends_the_launch_with_an_error(domain, tmp_path
     assert 'process has finished cleanly' in said
 
 
-def test_images_come_in_the_form_asked_for():
-    module = load_file('specprune')
-    profile, _ = module.read_profile('sim_arm', '')
-    raw, parameters = module.wire(profile, 'profile')
-    assert raw['~/image/agent'] == '/sim_arm/agent/image_raw'
-    assert parameters['image_transport'] == 'raw'
-    compressed, parameters = module.wire(profile, 'compressed')
-    assert compressed['~/image/agent'] == '/sim_arm/agent/image_raw/compressed'
-    assert compressed['~/joint_states'] == raw['~/joint_states']
-    assert parameters['image_transport'] == 'compressed'
-
-
-def test_a_parameter_file_that_surprises_is_spoken_of(tmp_path):
-    module = load_file('specprune')
-    _, parameters = module.wire(module.read_profile('sim_arm', '')[0], 'profile')
-    whole = ROOT / 'config' / 'specprune.yaml'  # for a node of any name
-    for space in ('', '/arm1'):
-        assert module.remarks(str(whole), space, parameters) == []
-
-    file = tmp_path / 'params.yaml'
-    file.write_text('specprune_node:\n  ros__parameters:\n    query_rate: 5.0\n')
-    assert module.remarks(str(file), '', parameters) == []
-    (line,) = module.remarks(str(file), '/arm1', parameters)
-    assert 'no section for /arm1/specprune_node' in line
-    assert 'it has /specprune_node' in line
-
-    file.write_text('arm1:\n  "*":\n    ros__parameters:\n      speed: {source: action}\n')
-    (line,) = module.remarks(str(file), '/arm1', parameters)
-    assert "speed.source is 'joint_states', not 'action'" in line
-
-
 def test_the_dds_profile_is_set_where_the_user_has_none(monkeypatch):
     from launch import LaunchContext
 
-    module = load_file('specprune')
+    from specprune_ros.apps.bringup import dds_profile
+
     old, new = 'FASTRTPS_DEFAULT_PROFILES_FILE', 'FASTDDS_DEFAULT_PROFILES_FILE'
     for distro, name in (('jazzy', old), ('kilted', new)):
         monkeypatch.setenv('ROS_DISTRO', distro)
         for either in (old, new):
             monkeypatch.setenv(either, '')  # so that whatever is set below is undone
         context = LaunchContext()
-        (action,) = module.dds_profile(context)
+        (action,) = dds_profile(context)
         action.execute(context)
         assert os.environ[name].startswith(str(ROOT / 'config' / 'fastdds'))
         assert os.path.isfile(os.environ[name])
         monkeypatch.setenv(name, '/my/own.xml')
-        assert module.dds_profile(context) == []
+        assert dds_profile(context) == []
 
 
 def test_a_recording_is_played_without_its_own_outputs(tmp_path):
     from specprune_ros.apps.bag import BagReader
     from specprune_ros.apps.replay import choose_topics
-    from specprune_ros.nodes.common.remapping import profile_path
-    from specprune_ros.robot.profile import load
+    from specprune_ros.nodes.common.remapping import load_profile
 
     module = load_file('replay')
     with BagReader(RECORDING) as bag:
-        topics, _ = choose_topics(bag, load(profile_path('sim_arm')))
+        topics, _ = choose_topics(bag, load_profile('sim_arm'))
     command = module.play_command(RECORDING, topics, 2.0, tmp_path / 'qos.yaml')
     assert command[:4] == ['ros2', 'bag', 'play', str(RECORDING)]
     assert command[command.index('--rate') + 1] == '2.0'

@@ -1,5 +1,5 @@
-"""specprune.launch.py inside a user's launch file: nodes come up by events, obey their
-parameters, and end with status 0.
+"""arms.launch.py inside a user's launch file: two arms from one file, whose nodes come up by
+events, obey their own parameters, meet on no topic, and end with status 0.
 
 Alone: python -m pytest test/launch/test_bring_up.py
 """
@@ -14,44 +14,62 @@ from launch import LaunchDescription  # noqa: E402
 from launch.actions import GroupAction  # noqa: E402
 from launch_ros.actions import PushRosNamespace  # noqa: E402
 
-pytestmark = [pytest.mark.ros, pytest.mark.timeout(180)]
-POLICY, EXECUTOR = '/cell/arm1/specprune_node', '/cell/arm1/chunk_executor'
+pytestmark = [pytest.mark.ros, pytest.mark.timeout(300)]
+LEFT, RIGHT = '/cell/left', '/cell/right'
+POLICY, EXECUTOR = f'{LEFT}/specprune_node', f'{LEFT}/chunk_executor'
 exits = {}
 
 
 @launch_pytest.fixture(scope='module')
-def cell(domain, small):
-    """Two namespaces deep, in dry run, beside an arm that starts by itself."""
-    ours = include(
-        'specprune.launch.py',
-        robot='sim_arm',
-        instruction='pick: 1e3',  # YAML, if it were read as YAML
-        namespace='arm1',
-        params_file=small,
-        dry_run='true',
-    )
+def cell(domain, small, tmp_path_factory):
+    """Two namespaces deep, the left arm in dry run, each beside an arm that starts by itself."""
+    file = tmp_path_factory.mktemp('arms') / 'cell.yaml'
+    # An instruction that were YAML, if it were read as YAML.
+    file.write_text("left: {instruction: 'pick: 1e3', dry_run: true}\nright: {robot: sim_arm}\n")
     return LaunchDescription(
         [
             record_exits(exits),
-            *cameras_and_arm(),
-            GroupAction([PushRosNamespace('cell'), ours]),
+            GroupAction(
+                [
+                    PushRosNamespace('cell'),
+                    *cameras_and_arm('left'),
+                    *cameras_and_arm('right'),
+                    include('arms.launch.py', arms=file, params_file=small, instruction='lift'),
+                ]
+            ),
         ]
     )
 
 
 @pytest.mark.launch(fixture=cell)
-def test_both_nodes_are_brought_up_and_chunks_become_dry_commands(domain):
+def test_both_arms_are_brought_up_and_meet_on_no_topic(domain):
     from geometry_msgs.msg import TwistStamped
     from specprune_ros.msg import ActionChunk
 
     with listening(domain) as listener:
-        chunks = listener.hear(ActionChunk, f'{POLICY}/action_chunk')
-        commands = listener.hear(TwistStamped, f'{EXECUTOR}/dry_run/command')
-        assert listener.wait(lambda: len(chunks) > 2 and commands, exits)
-        assert listener.state(POLICY) == 'active'
-        assert listener.state(EXECUTOR) == 'active'
-        assert chunks[-1][1].instruction == 'pick: 1e3'
-        assert listener.node.count_publishers('/sim_arm/cmd_twist') == 0
+        chunks, commands = {}, {}
+        for space, topic in (
+            (LEFT, 'chunk_executor/dry_run/command'),
+            (RIGHT, 'sim_arm/cmd_twist'),
+        ):
+            chunks[space] = listener.hear(ActionChunk, f'{space}/specprune_node/action_chunk')
+            commands[space] = listener.hear(TwistStamped, f'{space}/{topic}')
+        heard = (*chunks.values(), *commands.values())
+        assert listener.wait(lambda: all(len(messages) > 2 for messages in heard), exits, 200.0)
+        assert {chunk.instruction for _, chunk in chunks[LEFT]} == {'pick: 1e3'}
+        assert {chunk.instruction for _, chunk in chunks[RIGHT]} == {'lift'}
+        for space in (LEFT, RIGHT):
+            for node in ('specprune_node', 'chunk_executor'):
+                assert listener.state(f'{space}/{node}') == 'active'
+        assert listener.node.count_publishers(f'{LEFT}/sim_arm/cmd_twist') == 0  # a dry run
+        spaces = {
+            info.node_namespace
+            for info in listener.node.get_publishers_info_by_topic(f'{RIGHT}/sim_arm/cmd_twist')
+        }
+        assert spaces == {RIGHT}
+        of_all = {'/diagnostics', '/parameter_events', '/rosout', '/clock'}
+        topics = {name for name, _ in listener.node.get_topic_names_and_types()} - of_all
+        assert not [t for t in topics if not t.startswith((f'{LEFT}/', f'{RIGHT}/'))]
 
 
 @pytest.mark.launch(fixture=cell)
@@ -98,5 +116,7 @@ def test_transitions_after_the_first_are_the_users_own(domain):
 
 @pytest.mark.launch(fixture=cell, shutdown=True)
 def test_every_process_ends_with_status_0():
-    names = ('specprune_node', 'chunk_executor', 'sim_arm', 'play')
-    assert exits == dict.fromkeys(names, 0)
+    names = {'specprune_node', 'chunk_executor', 'sim_arm', 'play'}
+    assert len(exits) == 2 * len(names)
+    assert {name.rsplit('-', 1)[0] for name in exits} == names
+    assert set(exits.values()) == {0}, exits

@@ -1,4 +1,8 @@
-"""What rclpy has no public way to tell. Nothing else in the package uses its private names."""
+"""Where ROS 2 distributions differ, and what rclpy has no public way to tell.
+
+Nothing else in the package asks for the distribution in Python or uses rclpy's private names;
+docs/reference/distributions.md has the table.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ from typing import Any
 
 from rclpy.parameter import Parameter
 
-KNOWN = ('9.1',)  # versions of rclpy that this was tested with
+KNOWN = ('7.1', '9.1')  # versions of rclpy that this was tested with
 
 
 def start_overrides(node: Any) -> dict[str, Parameter]:
@@ -19,3 +23,14 @@ def start_overrides(node: Any) -> dict[str, Parameter]:
 def lifecycle_state(node: Any) -> str:
     """The label of a lifecycle node's own state, such as ``active``."""
     return node._state_machine.current_state[1]
+
+
+def dds_profile_variable(distro: str) -> str:
+    """The environment variable that names the XML profile: Fast DDS 2, of Jazzy and before, reads
+    one, Fast DDS 3 the other and warns about the first.
+    """
+    return (
+        'FASTRTPS_DEFAULT_PROFILES_FILE'
+        if distro in ('humble', 'jazzy')
+        else 'FASTDDS_DEFAULT_PROFILES_FILE'
+    )

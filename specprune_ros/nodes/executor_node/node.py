@@ -576,7 +576,8 @@ class ChunkExecutor(AutoLifecycleNode):
         self._diagnostics.publish(message)
 
     def _competing_publishers(self) -> str:
-        """Who else sends commands to the arm or chunks to this node, in words; empty is good.
+        """Who else sends commands to the arm or chunks to this node, or that nobody sends chunks,
+        in words; empty is good.
 
         It is said and not acted on: a node that was killed stays listed for some seconds, and
         stopping would not keep somebody else from commanding the arm.
@@ -593,6 +594,8 @@ class ChunkExecutor(AutoLifecycleNode):
             own = self.get_fully_qualified_name() + SUFFIX
             if self._supervisor is not None and own in names:
                 names.remove(own)
+            if not names and topic != self._port.publisher.topic_name:
+                found.append(f'nobody publishes {topic}')
             if len(names) > 1:
                 found.append(f'{len(names)} publishers on {topic}: {", ".join(names)}')
         return '; '.join(found)
