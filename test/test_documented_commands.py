@@ -8,7 +8,6 @@ commands of other projects are listed by name.
 
 from __future__ import annotations
 
-import ast
 import re
 import shlex
 import subprocess
@@ -130,20 +129,13 @@ def test_a_documented_target_exists(line):
 
 
 def launch_arguments(name):
-    """Names declared in a launch file and those it includes, read from its syntax tree."""
+    """Names a launch file declares: those of the package, less what it fixes, and its own."""
+    from specprune_ros.apps.launch_arguments import ARGUMENTS
+
     text = (ROOT / 'launch' / name).read_text()
-    names = {
-        node.args[0].value
-        for node in ast.walk(ast.parse(text))
-        if isinstance(node, ast.Call)
-        and getattr(node.func, 'id', '') == 'DeclareLaunchArgument'
-        and node.args
-        and isinstance(node.args[0], ast.Constant)
-    }
-    for other in re.findall(r"'(\w+\.launch\.py)'", text):
-        if other != name:
-            names |= launch_arguments(other)
-    return names
+    fixed = re.search(r'^FIXED = \{(.*?)\}', text, re.S | re.M)
+    own = set(re.findall(r"'(\w+)': Argument\(", text)) | set(re.findall(r'(\w+)=\1\)', text))
+    return ARGUMENTS.keys() - set(re.findall(r"'(\w+)':", fixed[1] if fixed else '')) | own
 
 
 ROS2 = [line for line in LINES if line.startswith('ros2')]

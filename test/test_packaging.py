@@ -20,6 +20,7 @@ import yaml
 ROOT = Path(__file__).parents[1]
 NODES = ('chunk_executor', 'patch_cloud', 'sim_arm', 'specprune_node', 'viewer_node')
 # Import name to distribution, where they differ.
+IMPORT_OF_KEY = {'python3-pil': 'PIL', 'python3-opencv': 'cv2'}
 DISTRIBUTION = {'PIL': 'pillow', 'yaml': 'pyyaml', 'pinocchio': 'pin', 'OpenGL': 'pyopengl'}
 
 
@@ -51,9 +52,9 @@ def declared(tree):
     }
 
 
-def imported(folder):
+def imported(folder, base=ROOT / 'specprune_ros'):
     """Top-level names that the modules below ``folder`` import, by module path."""
-    for path in sorted((ROOT / 'specprune_ros' / folder).rglob('*.py')):
+    for path in sorted((base / folder).rglob('*.py')):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import):
                 names = [alias.name for alias in node.names]
@@ -136,6 +137,52 @@ def test_installed_is_what_constraints_pin():
         if pins.get(name) != version:
             wrong[name] = f'{version} here, {pins.get(name)} in constraints.txt'
     assert not wrong
+
+
+def test_every_key_of_package_xml_is_in_the_rosdep_index():
+    """As scripts/check_rosdep.py recorded it: a package of every supported distribution, or of the
+    system.
+    """
+    record = json.loads((ROOT / 'test/data/rosdep_keys.json').read_text())
+    keys = {element.text for element in package_xml() if element.tag.endswith('depend')}
+    assert keys == record.keys(), 'run scripts/check_rosdep.py'
+    for key, places in record.items():
+        assert 'rosdep' in places or places == ['jazzy', 'kilted', 'lyrical'], key
+
+
+def test_package_xml_depends_on_nothing_unused():
+    """Every key is imported, or is a program or plugin named here."""
+    named = {
+        'rmw_fastrtps_cpp',  # scripts/env.sh
+        'rosidl_default_runtime',  # the messages
+        'ros2launch',  # ros2 launch
+        'ros2bag',  # replay.launch.py
+        'rosbag2_storage_mcap',
+    }
+    names = {top for folder in ('specprune_ros', 'launch') for _, top in imported(folder, ROOT)}
+    unused = {
+        key
+        for key in declared(package_xml()) - named
+        if IMPORT_OF_KEY.get(key, key.removeprefix('python3-').removesuffix('-pip')).replace(
+            '-', '_'
+        )
+        not in names
+    }
+    assert not unused
+
+
+def test_ci_runs_every_supported_python_and_distribution():
+    workflow = yaml.safe_load((ROOT / '.github/workflows/ci.yml').read_text())
+    wheels, ros = (workflow['jobs'][name]['strategy']['matrix'] for name in ('wheels', 'ros'))
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / 'setup.cfg')
+    supported = re.findall(r'Python :: (3\.\d+)', setup['metadata']['classifiers'])
+    assert wheels['python'] == supported
+    record = json.loads((ROOT / 'test/data/rosdep_keys.json').read_text())
+    assert ros['distro'] == record['rclpy']
+    targets = re.findall(r'^([a-z]+):', (ROOT / 'Makefile').read_text(), re.M)
+    text = (ROOT / '.github/workflows/ci.yml').read_text()
+    assert set(re.findall(r'make (\w+)', text)) <= set(targets)
 
 
 def test_what_is_imported_is_required():
@@ -251,17 +298,43 @@ def test_imports_from_the_linked_install(tmp_path):
     assert all(path.is_relative_to(ROOT / 'install') for path in found)
 
 
-def colcon_build(where, *options):
+def colcon_build(where, *options, testing='OFF'):
     done = subprocess.run(
         ['colcon', '--log-base', where / 'log', 'build', '--base-paths', ROOT, *options]
         + ['--build-base', where / 'build', '--install-base', where / 'install', '--cmake-args']
-        + ['-DBUILD_TESTING=OFF', f'-DPython3_EXECUTABLE={sys.executable}'],
+        + [f'-DBUILD_TESTING={testing}', f'-DPython3_EXECUTABLE={sys.executable}'],
         cwd=where,
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return where / 'install'
+
+
+@pytest.mark.slow
+@pytest.mark.ros
+@pytest.mark.timeout(600)
+def test_colcon_test_runs_pytest_on_the_sources(tmp_path):
+    """Of the whole suite one file, whose result `colcon test-result` finds."""
+    colcon_build(tmp_path, testing='ON')
+    where = ['--build-base', tmp_path / 'build']
+    done = subprocess.run(
+        ['colcon', '--log-base', tmp_path / 'log', 'test', '--base-paths', ROOT, *where]
+        + ['--install-base', tmp_path / 'install', '--return-code-on-test-failure'],
+        cwd=tmp_path,
+        env={**os.environ, 'PYTEST_ADDOPTS': 'test/test_public_api.py'},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    done = subprocess.run(
+        ['colcon', 'test-result', '--test-result-base', tmp_path / 'build', '--verbose'],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout
+    summary = re.search(r'Summary: (\d+) tests, 0 errors, 0 failures', done.stdout)
+    assert summary and int(summary[1]) > 3, done.stdout
 
 
 @pytest.mark.slow
