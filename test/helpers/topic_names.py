@@ -18,11 +18,13 @@ def names_of(node):
             'executor_node/node',
             'executor_node/arm_state',
             'executor_node/arm_ports',
+            'executor_node/dry_run',
         ),
         'sim_arm': ('sim_arm_node',),
         'patch_cloud': ('patch_cloud_node',),
     }[node]
     text = ''.join((NODES / f'{file}.py').read_text() for file in files)
+    text = re.sub(r'\{(DRY_RUN|TOPIC)\}', '~/dry_run', text)
     return {f'/{node}/{name}' for name in re.findall(r"'~/([a-z_/{}]+)'", text)}
 
 

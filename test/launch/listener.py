@@ -132,7 +132,7 @@ class Listener:
             self.executor.spin_once(timeout_sec=0.05)
         return bool(condition())
 
-    def call(self, kind, service, request, seconds=30.0):
+    def call(self, kind, service, request, seconds=90.0):
         client = self.node.create_client(kind, service)
         assert client.wait_for_service(timeout_sec=seconds), f'no service {service}'
         future = client.call_async(request)
