@@ -37,3 +37,22 @@ def test_a_node_tells_its_state_and_what_it_was_started_with():
     finally:
         node.destroy_node()
         context.try_shutdown()
+
+
+def test_the_dds_profile_variable_is_that_of_the_distribution():
+    from specprune_ros.nodes.common.compat import dds_profile_variable
+
+    assert dds_profile_variable('jazzy') == 'FASTRTPS_DEFAULT_PROFILES_FILE'
+    for distro in ('kilted', 'lyrical', 'rolling', ''):
+        assert dds_profile_variable(distro) == 'FASTDDS_DEFAULT_PROFILES_FILE'
+
+
+def test_a_node_of_an_rclpy_that_is_not_known_is_refused_with_the_versions_that_are():
+    from specprune_ros.nodes.common.compat import KNOWN, lifecycle_state, start_overrides
+
+    class Other:
+        """A node without the private names."""
+
+    with pytest.raises(RuntimeError, match=KNOWN[-1]):
+        lifecycle_state(Other())
+    assert start_overrides(Other()) == {}

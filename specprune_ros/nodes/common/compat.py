@@ -22,7 +22,12 @@ def start_overrides(node: Any) -> dict[str, Parameter]:
 
 def lifecycle_state(node: Any) -> str:
     """The label of a lifecycle node's own state, such as ``active``."""
-    return node._state_machine.current_state[1]
+    try:
+        return node._state_machine.current_state[1]
+    except AttributeError:
+        raise RuntimeError(
+            f'this rclpy keeps its lifecycle elsewhere; known are versions {", ".join(KNOWN)}'
+        ) from None
 
 
 def dds_profile_variable(distro: str) -> str:
