@@ -10,7 +10,7 @@ from typing import Any
 
 from rclpy.parameter import Parameter
 
-KNOWN = ('7.1', '9.1')  # versions of rclpy that this was tested with
+KNOWN = ('7.1', '9.1')  # rclpy of Jazzy, whose source was read, and of Kilted, which is tested
 
 
 def start_overrides(node: Any) -> dict[str, Parameter]:
