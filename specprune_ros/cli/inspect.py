@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from specprune_ros.models.checkpoint.report import Report
 
-CHILD_MEMORY = 8 << 30  # bytes; weights are mapped, not read
-CHILD_SECONDS = 300.0
 SHOWN = 12  # lines of a long list of tensors
 
 
@@ -30,6 +28,8 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> int:
     """Exit status 0 where ``model.path`` would work, 1 where it would not."""
     overrides = {'platform': args.platform} if args.platform else None
+    from specprune_ros.models.checkpoint.limited import inspect_limited
+
     data = inspect_limited(args.path, args.unnorm_key, overrides)
     from specprune_ros.models.checkpoint.report import Report
 
@@ -39,36 +39,6 @@ def run(args: argparse.Namespace) -> int:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(data, indent=1), encoding='utf-8')
     return 0 if report.ok else 1
-
-
-def inspect_limited(
-    path: Path, unnorm_key: str | None, overrides: dict[str, Any] | None
-) -> dict[str, Any]:
-    """A report as plain data, made in a child process: a folder nobody has vouched for may crash a
-    library, fill memory or never end.
-    """
-    from specprune_ros.limited_process import LimitedProcessError, call
-
-    try:
-        return call(
-            f'{__name__}:_inspect',
-            [str(path), unnorm_key, overrides],
-            memory=CHILD_MEMORY,
-            seconds=CHILD_SECONDS,
-        )
-    except LimitedProcessError as error:
-        from specprune_ros.models.checkpoint.report import Report
-
-        report = Report(path)
-        report.problem(f'{path}: cannot be inspected: {error}')
-        return report.to_dict()
-
-
-def _inspect(asked: list[Any]) -> dict[str, Any]:
-    """In the child."""
-    from specprune_ros.models.load import inspect_checkpoint
-
-    return inspect_checkpoint(*asked).to_dict()
 
 
 def show(report: Report) -> None:
@@ -87,6 +57,11 @@ def show(report: Report) -> None:
         facts.add_row(fact.name, escape(str(fact.value)), escape(fact.source))
     if report.facts:
         out.print(facts)
+    if report.meaning:
+        table = Table('an action', 'value', 'who says so', title='What an action means')
+        for fact in report.meaning:
+            table.add_row(fact.name, escape(str(fact.value)), escape(fact.source))
+        out.print(table)
     if report.parameters:
         sizes = ', '.join(f'{human(size)} in {name}' for name, size in report.memory().items())
         out.print(f'{report.parameters:,} parameters: {sizes}')

@@ -271,6 +271,13 @@ def from_dimensions(
     return fits[0] if len(fits) == 1 else None
 
 
+def named(platform: str, key: str | None, keys: list[str]) -> bool:
+    """Whether the statistics in use (``key``, or any of ``keys`` where none is chosen) are by
+    their name those of ``platform``.
+    """
+    return any(platform in name.lower() for name in ([key] if key else keys))
+
+
 def plain_action(dims: tuple[str, ...]) -> ActionConfig:
     """Numbers nothing is known of: published as they are; no end-effector executor takes them."""
     return ActionConfig(

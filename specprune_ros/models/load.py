@@ -23,6 +23,8 @@ from specprune_ros.models.checkpoint.files import (
     check_values,
     read_json,
 )
+from specprune_ros.models.checkpoint.meaning import FILE as OVERRIDES
+from specprune_ros.models.checkpoint.meaning import meaning, paths, require_stated, without_nulls
 from specprune_ros.models.checkpoint.own import save_policy_model
 from specprune_ros.models.checkpoint.report import Report, human
 from specprune_ros.models.checkpoint.tokenizer_file import check_tokenizer
@@ -42,7 +44,6 @@ __all__ = [
     'save_policy_model',
 ]
 
-OVERRIDES = 'specprune.json'
 FAMILY_RULES: dict[str, dict[str, Any]] = {
     'openvla-oft': {},
     'db-oft': {'epsilon': 0.0, 'clip_actions': True},
@@ -100,8 +101,12 @@ def inspect_checkpoint(
 def _inspect(report: Report, key: str | None, overrides: dict[str, Any]) -> None:
     folder = report.path
     config = _config(folder)
-    if (folder / OVERRIDES).exists():
-        overrides = {**read_json(folder / OVERRIDES), **overrides}
+    report.stated = dict.fromkeys(paths(overrides), 'given')
+    # An empty one is what the shell makes of `specprune describe . > specprune.json`.
+    if (folder / OVERRIDES).exists() and (folder / OVERRIDES).stat().st_size:
+        file = without_nulls(read_json(folder / OVERRIDES))
+        report.stated = {**dict.fromkeys(paths(file), OVERRIDES), **report.stated}
+        overrides = {**file, **overrides}
     if not isinstance(overrides.get('platform') or '', str):
         raise CheckpointError(f'{folder / OVERRIDES}: platform must be a name')
     family, part = _family(folder, config)
@@ -125,6 +130,8 @@ def _inspect(report: Report, key: str | None, overrides: dict[str, Any]) -> None
     policy = report.config
     if policy is None:
         return
+    require_stated(report)
+    scales = None
     report.family = policy.family
     if part is pi0:
         pi0.tokenizer(report, policy)
@@ -135,6 +142,7 @@ def _inspect(report: Report, key: str | None, overrides: dict[str, Any]) -> None
         report.unnorm_key = scales.key
     elif policy.norm != 'identity':
         report.problem(f'{statistics} is absent: norm is {policy.norm}')
+    report.meaning = meaning(report, scales)
     model = empty(policy)
     report.close(sum(parameter.numel() for parameter in model.parameters()))
 

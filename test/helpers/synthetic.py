@@ -176,6 +176,7 @@ def write_oft(
     shards=3,
     llm=None,
     vocab=64,
+    key=None,
 ):
     """An OpenVLA-OFT folder; with ``film``, a backbone file with unmerged LoRA as OFT+ has it."""
     folder.mkdir(exist_ok=True)
@@ -224,7 +225,7 @@ def write_oft(
         'norm_stats': {'bridge_orig': {}},
         'auto_map': {'AutoConfig': 'evil.Config'},
     }
-    key = {14: 'aloha_fold', 7: 'libero_spatial_no_noops'}[dim]
+    key = key or {14: 'aloha_fold', 7: 'libero_spatial_no_noops'}[dim]
     write_json(folder, 'config.json', config)
     write_json(folder, 'dataset_statistics.json', statistics(dim, proprio, key))
     write_json(folder, 'preprocessor_config.json', {**MEANS, 'tvf_normalize_params': TVF})

@@ -1,6 +1,7 @@
 """``specprune inspect`` and ``specprune verify`` as a person runs them."""
 
 import argparse
+import dataclasses
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 import synthetic
 import torch
 
-from specprune_ros.cli import inspect, verify
+from specprune_ros.cli import describe, inspect, verify
 from specprune_ros.models.build import build
 from specprune_ros.models.load import save_policy_model
 from specprune_ros.models.presets import TINY
@@ -25,7 +26,7 @@ real = pytest.mark.skipif(not OFT.is_dir(), reason='the OFT small files are not 
 def specprune(*words):
     parser = argparse.ArgumentParser()
     commands = parser.add_subparsers(required=True)
-    for module in (inspect, verify):
+    for module in (inspect, describe, verify):
         module.add_parser(commands).set_defaults(run=module.run)
     args = parser.parse_args(list(map(str, words)))
     return args.run(args)
@@ -58,6 +59,69 @@ def test_inspect_of_a_whole_folder_succeeds(capsys, tmp_path):
     assert specprune('inspect', folder, '--unnorm-key', 'mars') == 1
     assert "no key 'mars'" in capsys.readouterr().out
     assert specprune('inspect', tmp_path / 'nowhere') == 1
+
+
+def test_what_an_action_means_is_said_and_never_guessed_in_silence(capsys, tmp_path):
+    """A fine-tune of a lab's own arm has LIBERO's dimensions, and was taken for LIBERO."""
+    folder = synthetic.write_oft(tmp_path / 'x', key='libero_spatial_no_noops').folder
+    assert specprune('inspect', folder) == 0
+    said = ' '.join(capsys.readouterr().out.split())
+    for words in (
+        'metres per unit │ 0.05', 'radians per unit │ 0.5', 'rotation │ vector',
+        'above 0.5 is open', '20 Hz, ', 'axes of the robot', 'run_libero_eval.py',
+    ):  # fmt: skip
+        assert words in said, words
+    mine = synthetic.write_oft(tmp_path / 'mine', key='franka_pick').folder
+    assert specprune('inspect', mine) == 1
+    said = capsys.readouterr().out
+    assert "statistics of 'franka_pick' are of no robot that is known" in said
+    assert 'model.platform:=libero' in said and 'action.scale' in said
+    # One way: the lab says that its data are like LIBERO's.
+    assert specprune('inspect', mine, '--platform', 'libero') == 0
+    capsys.readouterr()
+    # The other: it fills in what the generator leaves open.
+    assert specprune('describe', mine) == 1
+    written = json.loads(capsys.readouterr().out)
+    action = written['action']
+    assert written['control_hz'] is None and 'platform' not in written
+    assert [k for k, v in action.items() if v is None] == [
+        'rotation', 'reference', 'gripper_sense', 'gripper_range', 'scale',
+    ]  # fmt: skip
+    file = mine / 'specprune.json'
+    file.write_text(json.dumps(written))
+    assert specprune('inspect', mine) == 1  # null is not a statement
+    capsys.readouterr()
+    written['control_hz'] = 15.0
+    action |= {
+        'rotation': 'euler_xyz', 'reference': 'previous_step', 'gripper_sense': 'one_is_closed',
+        'gripper_range': [0.0, 1.0], 'scale': [1.0] * 7,
+    }  # fmt: skip
+    file.write_text(json.dumps(written))
+    assert specprune('inspect', mine, '--json', tmp_path / 'report.json') == 0
+    capsys.readouterr()
+    report = json.loads((tmp_path / 'report.json').read_text())
+    assert report['config']['action'] == action and report['config']['control_hz'] == 15.0
+    sources = {row['name']: row['source'] for row in report['meaning']}
+    assert sources['metres per unit'] == sources['gripper'] == 'specprune.json'
+    assert specprune('describe', mine) == 0
+    assert json.loads(capsys.readouterr().out) == written
+    # As the shell leaves it: empty before the command runs.
+    file.write_text('')
+    assert specprune('describe', mine, '--platform', 'libero') == 0
+    again = json.loads(capsys.readouterr().out)
+    assert again['platform'] == 'libero' and again['action']['scale'][:4] == [0.05] * 3 + [0.5]
+
+
+def test_the_documents_list_every_field_of_specprune_json():
+    from specprune_ros.models.checkpoint.pi0 import HEADS, OPTIONS
+    from specprune_ros.models.config import ActionConfig, PolicyConfig
+
+    page = (Path(__file__).parents[2] / 'docs' / 'reference' / 'specprune_json.md').read_text()
+    fields = {f'action.{field.name}' for field in dataclasses.fields(ActionConfig)}
+    fields |= {field.name for field in dataclasses.fields(PolicyConfig)} | {'platform'}
+    fields.remove('action')  # by its own fields
+    missing = {name for name in fields | {*OPTIONS, *HEADS} if f'`{name}`' not in page}
+    assert not missing
 
 
 @pytest.fixture

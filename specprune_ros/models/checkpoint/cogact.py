@@ -120,6 +120,8 @@ def _config(
             f'platform {given!r} has no row for cogact; there are '
             f'{", ".join(conventions.platforms("cogact"))}'
         )
+    if row is None and action_dim == len(COGACT_7B.action.dims):
+        report.guess = 'unknown'
     if action_dim != len(COGACT_7B.action.dims):
         dims = tuple(f'action_{i + 1}' for i in range(action_dim))
         fields['action'] = conventions.plain_action(dims)

@@ -95,6 +95,8 @@ def _config(
             f'{", ".join(conventions.platforms("openvla-oft"))}'
         )
         return None
+    if not given and not conventions.named(platform, report.asked_key, keys):
+        report.guess = platform
     report.follow(row, 'given' if given else 'dimensions and statistics')
     constants = dict(row.fields)
     for name, value, source in (

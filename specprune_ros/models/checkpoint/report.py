@@ -40,6 +40,11 @@ class Report:
     reason. ``parameters`` are those our network holds. ``scales``: per robot, the bounds of state
     and action, where no ``statistics`` hold them. ``asked_key`` is the robot of the statistics
     that was asked for, or the only one; ``unnorm_key`` the one found.
+
+    ``stated`` says of dotted fields of ``PolicyConfig`` who gave them; ``row`` is the row of the
+    table of conventions in force, ``told`` what else says what actions mean. ``guess`` names the
+    platform where that was told by dimensions alone (or ``unknown``), and ``unstated`` the fields
+    that must be stated before the checkpoint loads. ``meaning``: see :mod:`.meaning`.
     """
 
     path: Path
@@ -60,6 +65,12 @@ class Report:
     unnorm_key: str | None = None
     asked_key: str | None = None
     tokenizer: Path | None = None
+    stated: dict[str, str] = field(default_factory=dict)
+    row: Convention | None = None
+    told: str = ''
+    guess: str = ''
+    unstated: list[str] = field(default_factory=list)
+    meaning: list[Fact] = field(default_factory=list)
     work: list[tuple[Source, list[tuple[str, Entry]]]] = field(default_factory=list)
 
     @property
@@ -89,7 +100,7 @@ class Report:
 
     def follow(self, row: Convention, source: str) -> None:
         """Note the row of the table of conventions the checkpoint follows."""
-        action = row.fields['action']
+        action, self.row = row.fields['action'], row
         self.fact('platform', row.platform, source)
         self.fact('actions', f'{action.kind} {action.rotation}, {row.name}', row.source)
         if action.gripper_dim >= 0:
@@ -115,10 +126,10 @@ class Report:
             'path': str(self.path),
             'ok': self.ok,
             'family': self.family,
-            'facts': [
-                {'name': fact.name, 'value': _plain(fact.value), 'source': fact.source}
-                for fact in self.facts
-            ],
+            'facts': _facts(self.facts),
+            'meaning': _facts(self.meaning),
+            'platform': self.row.platform if self.row and not self.guess else None,
+            'unstated': self.unstated,
             'problems': self.problems,
             'notes': self.notes,
             'absent': [file._asdict() for file in self.absent],
@@ -138,6 +149,7 @@ class Report:
         """Inverse of :meth:`to_dict`, as far as people are shown it."""
         report = cls(Path(data['path']), data['family'])
         report.facts = [Fact(**fact) for fact in data['facts']]
+        report.meaning = [Fact(**fact) for fact in data['meaning']]
         for name in ('problems', 'notes', 'missing', 'unexpected', 'tensors', 'parameters'):
             setattr(report, name, data[name])
         report.absent = [AbsentFile(**file) for file in data['absent']]
@@ -212,6 +224,10 @@ def human(size: int) -> str:
 def _some(names: list[str]) -> str:
     shown = ', '.join(names[:5])
     return shown if len(names) <= 5 else f'{shown}, and {len(names) - 5} more'
+
+
+def _facts(facts: list[Fact]) -> list[dict[str, Any]]:
+    return [{**fact._asdict(), 'value': _plain(fact.value)} for fact in facts]
 
 
 def _plain(value: Any) -> Any:

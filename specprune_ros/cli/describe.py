@@ -1,0 +1,39 @@
+"""``specprune describe``: what a checkpoint's actions mean, as the file that states it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def add_parser(subparsers: Any) -> argparse.ArgumentParser:
+    """Declare the command."""
+    parser = subparsers.add_parser(
+        'describe',
+        help='write the specprune.json of a checkpoint: what its actions mean, and what to state',
+    )
+    parser.add_argument('path', type=Path, help='local folder of a downloaded checkpoint')
+    parser.add_argument('--unnorm-key', default=None, help='which robot of the statistics')
+    parser.add_argument('--platform', help='robot or benchmark the checkpoint was trained for')
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Exit status 0 where everything is known, 1 where something must be stated or is wrong."""
+    from specprune_ros.models.checkpoint.limited import inspect_limited
+    from specprune_ros.models.checkpoint.meaning import describe
+
+    overrides = {'platform': args.platform} if args.platform else None
+    data = inspect_limited(args.path, args.unnorm_key, overrides)
+    if data['config'] is None:
+        print('\n'.join(data['problems']), file=sys.stderr)
+        return 1
+    print(json.dumps(describe(data), indent=1))
+    for fact in data['meaning']:
+        print(f'{fact["name"]}: {fact["value"]} [{fact["source"]}]', file=sys.stderr)
+    for name in data['unstated']:
+        print(f'state {name}: it is null in the file', file=sys.stderr)
+    return 1 if data['unstated'] else 0
