@@ -15,6 +15,8 @@ from specprune_ros import __version__
 # Order of the help text. A command's file has add_parser(subparsers) and run(args) -> exit status.
 COMMANDS = (
     'demo',
+    'doctor',
+    'jog',
     'say',
     'view',
     'replay',
@@ -22,6 +24,7 @@ COMMANDS = (
     'bench',
     'explain',
     'inspect',
+    'describe',
     'verify',
     'train',
     'eval',

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from arm_profiles import ARM, HOME, NAMES, make_profile
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from record import write
@@ -20,49 +21,14 @@ from specprune_ros.robot.chunk import Chunk, ChunkError
 from specprune_ros.robot.geometry import Pose
 from specprune_ros.robot.motion import ArmMotion
 from specprune_ros.robot.safety import JointLimit
-from specprune_ros.robot.speed import JointSpeed
 from specprune_ros.robot.stop_motion import StopMotion
 from specprune_ros.robot.trajectory import points
-from specprune_ros.sim.arm import rizon4
-from specprune_ros.sim.arm.urdf import urdf
 
 TICK = 10_000_000
 DT = 0.01
 SECOND = 1_000_000_000
 TIGHT = 1.0 + 1e-6
-NAMES = tuple(joint.name for joint in rizon4.JOINTS)
-HOME = np.array(rizon4.HOME)
 ADAPTERS = profile.ADAPTERS
-ARM = JointSpeed(urdf(), 'tcp', base_frame='base_link')
-
-
-def make_profile(adapter: str, **changes: object) -> profile.Profile:
-    """A profile of the simulated arm behind another controller."""
-    tree = {
-        'robot': 'arm',
-        'base_frame': 'base_link',
-        'tool_link': 'tcp',
-        'joints': list(NAMES),
-        'observation': {
-            'cameras': {'agent': {'topic': '/image'}},
-            'joint_states': '/joint_states',
-            'ee_pose': '' if adapter == profile.JOINT_TRAJECTORY else '/pose',
-        },
-        'command': {'adapter': adapter, 'topic': '/command', 'frame': 'base_link', 'rate': 100.0},
-        'limits': {
-            'translation_speed': 0.2,
-            'rotation_speed': 0.8,
-            'translation_acceleration': 1.5,
-            'rotation_acceleration': 5.0,
-            'lead_translation': 0.05,
-            'lead_rotation': 0.3,
-            'workspace': {'min': [0.28, -0.45, 0.02], 'max': [0.75, 0.45, 0.7]},
-            'joints': {n: {'velocity': 1.0, 'acceleration': 4.0} for n in NAMES},
-        },
-        'stop_action': 'zero' if adapter == profile.TWIST else 'hold',
-        **changes,
-    }
-    return profile.parse(tree, 'test')
 
 
 class Controller:

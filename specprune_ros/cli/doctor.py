@@ -1,0 +1,33 @@
+"""``specprune doctor``: whether an arm is ready, and what to do where it is not."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+
+def add_parser(subparsers: Any) -> argparse.ArgumentParser:
+    """Declare the command."""
+    parser = subparsers.add_parser(
+        'doctor',
+        help='say what an arm lacks before it may move: topics, clocks, frames, joints, limits',
+    )
+    parser.add_argument('--robot', required=True, help='robot profile: a name or a YAML file')
+    parser.add_argument('--robot-sn', default='', help='serial number for profiles that need one')
+    parser.add_argument('--checkpoint', type=Path, help='whether this one fits the arm, too')
+    parser.add_argument('--unnorm-key', default=None, help='which robot of its statistics')
+    parser.add_argument('--platform', help='robot or benchmark it was trained for')
+    parser.add_argument(
+        '--seconds', type=float, default=5.0, help='how long to listen (default 5)'
+    )
+    parser.add_argument('--json', type=Path, help='write the rows to this file')
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Exit status 0 where nothing is red, 1 where something is."""
+    from specprune_ros.apps.doctor import DoctorOptions, run_doctor
+
+    options = {name: value for name, value in vars(args).items() if name not in ('command', 'run')}
+    return run_doctor(DoctorOptions(**options))
