@@ -32,6 +32,7 @@ def make_profile(adapter: str, **changes: object) -> profile.Profile:
             'rotation_speed': 0.8,
             'translation_acceleration': 1.5,
             'rotation_acceleration': 5.0,
+            'reaction_s': 0.1 if adapter == profile.JOINT_TRAJECTORY else 0.0,
             'lead_translation': 0.05,
             'lead_rotation': 0.3,
             'workspace': {'min': [0.28, -0.45, 0.02], 'max': [0.75, 0.45, 0.7]},

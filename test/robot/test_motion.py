@@ -685,9 +685,7 @@ def test_a_dry_run_goes_on_beside_an_arm_that_stands_still(adapter):
     assert not dry.stops and dry.commands >= 300
     motion, wall = dry.motion, dry.limits.workspace[1][0]
     start, at = motion.measured.position, motion.virtual_pose.position
-    # Joints brake at half of their acceleration, later than the tool's limits reckon with.
-    late = 0.012 if dry.jointed else 0.0
-    assert min(start[0] + 0.27, wall - 0.02) <= at[0] <= wall + late
+    assert min(start[0] + 0.27, wall - 0.02) <= at[0] <= wall
     assert at[1:] == pytest.approx(start[1:], abs=0.01)
     # A person starts it anew from the arm.
     motion.enable(False)
