@@ -13,7 +13,8 @@ import torch
 
 from specprune_ros.cli import describe, inspect, verify
 from specprune_ros.models.build import build
-from specprune_ros.models.load import save_policy_model
+from specprune_ros.models.checkpoint import limited
+from specprune_ros.models.load import inspect_checkpoint, save_policy_model
 from specprune_ros.models.presets import TINY
 from specprune_ros.models.statistics import Statistics
 from specprune_ros.models.tokens import word_tokenizer
@@ -61,8 +62,12 @@ def test_inspect_of_a_whole_folder_succeeds(capsys, tmp_path):
     assert specprune('inspect', tmp_path / 'nowhere') == 1
 
 
-def test_what_an_action_means_is_said_and_never_guessed_in_silence(capsys, tmp_path):
+def test_what_an_action_means_is_said_and_never_guessed_in_silence(capsys, tmp_path, monkeypatch):
     """A fine-tune of a lab's own arm has LIBERO's dimensions, and was taken for LIBERO."""
+    # Ten times a child process that imports PyTorch is a minute; one test above has it.
+    monkeypatch.setattr(
+        limited, 'inspect_limited', lambda *what: inspect_checkpoint(*what).to_dict()
+    )
     folder = synthetic.write_oft(tmp_path / 'x', key='libero_spatial_no_noops').folder
     assert specprune('inspect', folder) == 0
     said = ' '.join(capsys.readouterr().out.split())
