@@ -33,11 +33,11 @@ from specprune_ros.msg import ActionChunk
 from specprune_ros.nodes.common.qos import every, newest
 from specprune_ros.nodes.common.remapping import find_profile, ros_arguments
 from specprune_ros.nodes.executor_node.arm_state import ArmState
+from specprune_ros.robot.chunk import Chunk
 from specprune_ros.robot.geometry import Pose, norm, subtract
 from specprune_ros.robot.jog import EVERY, Jog, Preview, preview
 from specprune_ros.robot.motion import ArmMotion
 from specprune_ros.robot.profile import NO_GRIPPER, Profile, load
-from specprune_ros.robot.timeline import Chunk
 
 EXECUTOR = 'jog_executor'
 FIND = 15.0  # s to find the arm

@@ -11,12 +11,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from specprune_ros.robot import timeline
+from specprune_ros.robot import chunk, timeline
 from specprune_ros.robot.geometry import Pose, norm
 from specprune_ros.robot.motion import ArmMotion
 from specprune_ros.robot.profile import Profile
 from specprune_ros.robot.speed import JointSpeed
-from specprune_ros.robot.timeline import Chunk
 
 FURTHEST = 0.05  # m: this is a first motion
 STEP, ROWS = 0.05, 12  # s, rows of a chunk
@@ -79,7 +78,7 @@ class Jog:
 
     def chunk(
         self, at: float, stamp_ns: int, sequence: int, opening: float | None = None
-    ) -> Chunk:
+    ) -> chunk.Chunk:
         """The rows that follow ``at``; ``opening`` (0 closed to 1 open) also moves the gripper."""
         poses = [self.pose(at + STEP * (i + 1)) for i in range(ROWS)]
         rows = np.array([[*pose.position, *pose.orientation] for pose in poses])
@@ -87,7 +86,7 @@ class Jog:
         if opening is not None:
             rows = np.hstack([rows, np.full((ROWS, 1), opening)])
             dims = (*dims, 'gripper')
-        return Chunk(
+        return chunk.Chunk(
             stamp_ns=stamp_ns,
             frame=self.profile.base_frame,
             sequence=sequence,
@@ -95,9 +94,9 @@ class Jog:
             step_dt=STEP,
             horizon=ROWS,
             dims=dims,
-            kind=timeline.KIND_EE_POSE,
-            rotation=timeline.ROTATION_QUATERNION,
-            reference=timeline.REFERENCE_NONE,
+            kind=chunk.KIND_EE_POSE,
+            rotation=chunk.ROTATION_QUATERNION,
+            reference=chunk.REFERENCE_NONE,
             data=rows.ravel(),
             gripper_dim=-1 if opening is None else len(_POSE),
             instruction='jog',
