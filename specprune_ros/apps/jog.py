@@ -42,10 +42,10 @@ from specprune_ros.robot.profile import NO_GRIPPER, Profile, load
 EXECUTOR = 'jog_executor'
 FIND = 15.0  # s to find the arm
 START = 60.0  # s the executor may take to come up
-BEGIN = 10.0  # s from enabling to the first motion
-STALL = 1.0  # s without motion after which it has ended
+BEGIN = 60.0  # s from enabling to the first motion: its supervisor starts as well
+STALL = 2.0  # s without motion after which it has ended
 SAY = 2.5  # s in which the executor says why
-GRIP = 10.0  # s a gripper may take
+GRIP = 20.0  # s a gripper may take
 OFF = 0.03  # m between where the tool is and should be
 BACK = 0.005  # m from the start that count as back
 MOVED = 0.005  # m since the preview after which it does not hold

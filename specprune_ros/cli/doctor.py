@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -29,5 +30,5 @@ def run(args: argparse.Namespace) -> int:
     """Exit status 0 where nothing is red, 1 where something is."""
     from specprune_ros.apps.doctor import DoctorOptions, run_doctor
 
-    options = {name: value for name, value in vars(args).items() if name not in ('command', 'run')}
-    return run_doctor(DoctorOptions(**options))
+    names = [field.name for field in dataclasses.fields(DoctorOptions)]
+    return run_doctor(DoctorOptions(**{name: getattr(args, name) for name in names}))
