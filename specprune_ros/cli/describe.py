@@ -18,6 +18,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser.add_argument('path', type=Path, help='local folder of a downloaded checkpoint')
     parser.add_argument('--unnorm-key', default=None, help='which robot of the statistics')
     parser.add_argument('--platform', help='robot or benchmark the checkpoint was trained for')
+    parser.add_argument('--json', type=Path, help='write it to this file as well')
     return parser
 
 
@@ -31,7 +32,11 @@ def run(args: argparse.Namespace) -> int:
     if data['config'] is None:
         print('\n'.join(data['problems']), file=sys.stderr)
         return 1
-    print(json.dumps(describe(data), indent=1))
+    text = json.dumps(describe(data), indent=1)
+    print(text)
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(f'{text}\n', encoding='utf-8')
     for fact in data['meaning']:
         print(f'{fact["name"]}: {fact["value"]} [{fact["source"]}]', file=sys.stderr)
     for name in data['unstated']:
