@@ -42,6 +42,7 @@ from specprune_ros.robot.profile import Profile, ProfileError
 from specprune_ros.robot.speed import JointSpeed, JointStateError
 
 DISCOVERY = 2.0  # s
+LATCHED = ('observation.robot_description', 'driver.ready_topic')
 ROOM = 32 << 20  # bytes of shared memory that large images want (config/fastdds.xml)
 DDS_VARIABLES = ('FASTDDS_DEFAULT_PROFILES_FILE', 'FASTRTPS_DEFAULT_PROFILES_FILE')
 COMMANDS = {
@@ -120,7 +121,8 @@ class Listener:
         for length in (DISCOVERY, seconds):
             begin = time.monotonic()
             for heard in self.heard.values():
-                heard.count, heard.ages, heard.stamps = 0, [], []
+                if heard.key not in LATCHED:  # those speak once
+                    heard.count, heard.ages, heard.stamps = 0, [], []
             while (passed := time.monotonic() - begin) < length:
                 self._executor.spin_once(timeout_sec=0.05)
                 shown(passed)
@@ -263,9 +265,8 @@ def _topics(listener: Listener) -> list[Row]:
     image = {'slowest': checkup.IMAGE_RATE, 'oldest': checkup.IMAGE_AGE}
     rows = []
     for key, topic in heard.items():
-        once = key in ('observation.robot_description', 'driver.ready_topic')
         limits = image if key.startswith('observation.cameras') else state
-        rows.append(checkup.judge(topic, **limits, known=known, latched=once))
+        rows.append(checkup.judge(topic, **limits, known=known, latched=key in LATCHED))
     cameras = {
         key.rpartition('.')[2]: topic
         for key, topic in heard.items()
