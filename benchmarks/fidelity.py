@@ -56,10 +56,12 @@ def markdown(name: str) -> str:
 
 def executed() -> str:
     """Dense success on tuning seeds by the rows of a chunk that are played, a row per number."""
-    lines = ['| rows played | move | lift | put | queries |', '|---|---|---|---|---|']
-    for count in EXECUTED:
-        dense = {row['task']: row for row in read(f'executed_{count}')['rows']}
-        cells = [success(dense[task]) for task in ('move', 'lift', 'put')]
+    tables = {count: read(f'executed_{count}')['rows'] for count in EXECUTED}
+    tasks = list(dict.fromkeys(row['task'] for row in tables[EXECUTED[0]]))[:-1]
+    lines = [f'| rows played | {" | ".join(tasks)} | queries |', '|---' * (len(tasks) + 2) + '|']
+    for count, rows in tables.items():
+        dense = {row['task']: row for row in rows}
+        cells = [success(dense[task]) for task in tasks]
         lines.append(f'| {count} | {" | ".join(cells)} | {dense["all"]["queries"]:.1f} |')
     return '\n'.join(lines)
 

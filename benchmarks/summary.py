@@ -109,19 +109,20 @@ def engine() -> list[str]:
 def closed_loop() -> list[str]:
     """Success of the shipped policy, and what pruning costs of it."""
     result = read('fidelity_main')
+    tasks = [t for t in dict.fromkeys(row['task'] for row in result['rows']) if t != 'all']
     lines = [
         '**Success.** The shipped policy in closed loop in the simulated arm, the same held-out '
         f'episodes for every row ({where(result)}, `{result["command"]}`), the difference '
         'with its 95 % interval. '
         'docs/explanation/fidelity.md has every method, and what speaks against this one.',
         '',
-        '| pruner | move | lift | put | below dense, all | FLOPs |',
-        '|---|---|---|---|---|---|',
+        f'| pruner | {" | ".join(tasks)} | below dense, all | FLOPs |',
+        '|---' * (len(tasks) + 3) + '|',
     ]
     by = {(row['pruner'], row['task']): row for row in result['rows']}
     for label in dict.fromkeys(row['pruner'] for row in result['rows']):
         cells = []
-        for task in ('move', 'lift', 'put'):
+        for task in tasks:
             row = by[label, task]
             cells.append(f'{row["successes"]} of {row["episodes"]}')
         whole, loss = by[label, 'all'], ''

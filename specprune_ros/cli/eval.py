@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-FAMILIES = ('move', 'lift', 'put')
+FAMILIES = ('move', 'lift', 'put', 'two_step')
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
@@ -58,7 +58,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         '--executed', type=int, default=8, help='rows of a chunk played before the next query'
     )
-    parser.add_argument('--families', default=','.join(FAMILIES), help='move, lift, put')
+    parser.add_argument('--families', default=','.join(FAMILIES), help='default: all four')
     parser.add_argument(
         '--deviation-episodes',
         type=int,

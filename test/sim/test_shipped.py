@@ -42,7 +42,8 @@ def test_weights_match_their_recipe(runner):
 # With the five below 20 episodes; docs/explanation/fidelity.md has hundreds per row, with
 # intervals.
 @pytest.mark.parametrize(
-    ('family', 'episodes', 'least'), [('move', 5, 5), ('lift', 5, 4), ('put', 5, 4)]
+    ('family', 'episodes', 'least'),
+    [('move', 5, 5), ('lift', 4, 3), ('put', 4, 3), ('two_step', 2, 1)],
 )
 def test_it_does_what_it_is_asked(world, runner, family, episodes, least):
     row = run_row(world, runner, family, 'asked', range(REPORT_SEED, REPORT_SEED + episodes))

@@ -24,9 +24,7 @@ from vla_eval.specs import (
 from specprune_ros.sim.arm.render_backend import choose
 from specprune_ros.sim.arm.world import World
 from specprune_ros.sim.evaluation.episode import EpisodeObservation, apply, look
-from specprune_ros.sim.tasks.tasks import Judge, make_episode
-
-FAMILIES = ('move', 'lift', 'put')
+from specprune_ros.sim.tasks.tasks import FAMILIES, Judge, make_episode
 
 
 class SimArmBenchmark(StepBenchmark):

@@ -83,7 +83,7 @@ STAGES = (
     # Four times as many patches.
     Stage('fine', 'slow', patch=8, steps=250, batch=16, learning_rate=4e-4, warm_up=20),
     # Twice the layers.
-    Stage('deep', 'slow', patch=8, depth=16, steps=100, batch=16, learning_rate=3e-4, warm_up=20),
+    Stage('deep', 'slow', patch=8, depth=16, steps=200, batch=16, learning_rate=3e-4, warm_up=20),
 )  # fmt: skip
 
 
