@@ -84,9 +84,9 @@ STAGES = (
     Stage('fine', 'slow', patch=8, steps=250, batch=16, learning_rate=4e-4, warm_up=20),
     # Twice the layers.
     Stage('deep', 'slow', patch=8, depth=16, steps=200, batch=16, learning_rate=3e-4, warm_up=20),
-    # Four times as many episodes.
+    # Twice as many episodes.
     Stage(
-        'long', 'slow', shards=16, patch=8, depth=16, steps=500, batch=16, learning_rate=4e-4,
+        'long', 'slow', shards=8, patch=8, depth=16, steps=350, batch=16, learning_rate=4e-4,
         warm_up=20,
     ),
 )  # fmt: skip
