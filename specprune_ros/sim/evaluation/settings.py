@@ -116,14 +116,18 @@ def with_control(setting: EvaluationSetting) -> list[EvaluationSetting]:
 
 
 def main_table() -> list[EvaluationSetting]:
-    """Dense with its controls, SpecPrune, and random at SpecPrune's layers and counts."""
+    """Dense with its controls; SpecPrune and random at its layers and counts; SpecPrune with fewer
+    tokens and its prior made anew in the slack.
+    """
     default = specprune('specprune')
+    fewer = specprune('specprune, slack', alpha=0.25, refresh_when='slack')
     return [
         DENSE,
         EvaluationSetting('dense, wrong colour', DENSE.params, 'wrong colour'),
         EvaluationSetting('dense, blind', DENSE.params, 'blind'),
         default,
         random_like(default),
+        replace(fewer, against=''),
     ]
 
 
