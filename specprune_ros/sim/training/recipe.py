@@ -89,6 +89,11 @@ STAGES = (
         'long', 'slow', shards=8, patch=8, depth=16, steps=350, batch=16, learning_rate=4e-4,
         warm_up=20,
     ),
+    # The towers once more on where the named things are, then everything.
+    Stage(
+        'more', 'slow', shards=8, patch=8, depth=16, ground_steps=150, steps=240, batch=16,
+        learning_rate=4e-4, warm_up=20,
+    ),
 )  # fmt: skip
 
 
