@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture(scope='module')
 def runner():
     return PolicyRunner(
-        build_policy(str(SHIPPED), device='cpu', threads=1, params=PruningParams(pruner='dense'))
+        build_policy(str(SHIPPED), device='cpu', threads=2, params=PruningParams(pruner='dense'))
     )
 
 
@@ -42,9 +42,9 @@ def test_weights_match_their_recipe(runner):
 # With the five below 20 episodes; docs/explanation/fidelity.md has hundreds per row, with
 # intervals.
 @pytest.mark.parametrize(
-    ('family', 'episodes', 'least'),
-    [('move', 5, 5), ('lift', 4, 3), ('put', 4, 3), ('two_step', 2, 1)],
+    ('family', 'episodes', 'least'), [('move', 6, 6), ('lift', 5, 4), ('put', 4, 2)]
 )
+@pytest.mark.timeout(300)
 def test_it_does_what_it_is_asked(world, runner, family, episodes, least):
     row = run_row(world, runner, family, 'asked', range(REPORT_SEED, REPORT_SEED + episodes))
     assert row.successes >= least, row
