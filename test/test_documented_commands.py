@@ -34,6 +34,7 @@ OTHERS = (
 # be understood by the command's own parser.
 RUN = {
     'specprune bench': '--model tiny --repeats 1 --no-stock --device cpu',
+    'specprune bench --model shipped': '--repeats 1 --no-stock --device cpu',
     'specprune bench --pruner all --param alpha=0.6': '--model tiny --repeats 1 --no-stock '
     '--device cpu',
     'specprune inspect FOLDER': '',

@@ -25,7 +25,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         '--model',
         default='oft-medium',
-        help='a preset with random weights, such as tiny, oft-medium, pi0-medium, openvla-oft-7b '
+        help='shipped, or a preset with random weights, such as tiny, oft-medium, pi0-medium, openvla-oft-7b '
         'or pi05-3b (docs/how-to/bench.md)',
     )
     parser.add_argument('--checkpoint', default='', help='checkpoint folder instead of --model')
@@ -68,9 +68,16 @@ def run(args: argparse.Namespace) -> int:
     """Run the command."""
     from specprune_ros.bench.measure import bench
     from specprune_ros.bench.report import print_tables
+<<<<<<< HEAD
     from specprune_ros.cli.output import write_json
+=======
+    from specprune_ros.sim.training.export import SHIPPED, check_shipped
+>>>>>>> 8cdce6e (Bench the shipped policy by name)
 
     try:
+        if args.model == 'shipped' and not args.checkpoint:
+            check_shipped()
+            args.checkpoint = str(SHIPPED)
         result = bench(
             pruners=args.pruner,
             model=args.model,
@@ -93,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
             from specprune_ros.bench.roofline import draw
 
             draw(result.rows, args.plot)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RuntimeError) as error:
         print(f'specprune bench: {error}', file=sys.stderr)
         return 1
     return 0
