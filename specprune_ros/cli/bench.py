@@ -68,11 +68,8 @@ def run(args: argparse.Namespace) -> int:
     """Run the command."""
     from specprune_ros.bench.measure import bench
     from specprune_ros.bench.report import print_tables
-<<<<<<< HEAD
     from specprune_ros.cli.output import write_json
-=======
     from specprune_ros.sim.training.export import SHIPPED, check_shipped
->>>>>>> 8cdce6e (Bench the shipped policy by name)
 
     try:
         if args.model == 'shipped' and not args.checkpoint:
