@@ -2,6 +2,9 @@
 
 import argparse
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from ros_processes import new_domain
 
 from specprune_ros.bench.explain import explain as run_explain
 from specprune_ros.bench.explain import read_record
@@ -178,3 +182,36 @@ def test_a_missing_file_and_a_bad_parameter_are_named(records, tmp_path, capsys)
     assert 'none.npz' in capsys.readouterr().err
     assert call(records / 'now.npz', '--param', 'alpha=9') == 1
     assert 'alpha: 9 is outside' in capsys.readouterr().err
+
+
+@pytest.mark.ros
+def test_without_live_topics_it_says_what_is_missing(monkeypatch, capsys, tmp_path):
+    observe = pytest.importorskip('specprune_ros.apps.observe', reason='needs ROS 2')
+    monkeypatch.setattr(observe.from_topics, '__defaults__', ('', 0.2))
+    monkeypatch.setenv('ROS_DOMAIN_ID', str(new_domain()))
+    assert call('--live', '--instruction', 'lift the red cube', '--out', tmp_path / 'p.png') == 1
+    assert "no observation of sim_arm in 0.2 s: camera 'agent': no image yet" in (
+        capsys.readouterr().err
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.ros
+@pytest.mark.real_time
+def test_live_topics_are_explained(tmp_path):
+    env = {**os.environ, 'ROS_DOMAIN_ID': str(new_domain())}
+    arm = subprocess.Popen(
+        [sys.executable, '-m', 'specprune_ros.nodes.start', 'sim_arm', '--ros-args'], env=env
+    )
+    numbers = tmp_path / 'numbers.json'
+    words = ['--live', '--instruction', 'lift the red cube', '--json', str(numbers)]
+    try:
+        done = subprocess.run(
+            [sys.executable, '-m', 'specprune_ros.cli.main', 'explain', *words],
+            cwd=tmp_path, env=env, capture_output=True, text=True, timeout=110,
+        )  # fmt: skip
+    finally:
+        arm.terminate()
+        arm.wait(30)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(numbers.read_text())['tokens_in'] == 128
