@@ -269,7 +269,7 @@ class Rig:
         return far / max((t1 - t0) / SECOND, 1e-3)
 
     def at_rest(self, index: int) -> bool:
-        """Whether command ``index`` asks for no motion any more."""
+        """Whether command ``index`` requests no motion any more."""
         message = self.commands[index][1]
         if self.adapter == 'twist':
             v, w = message.twist.linear, message.twist.angular
@@ -450,7 +450,7 @@ def flood_executor(name: str, adapter: str, folder: Path, domain: int, seconds: 
 
 
 def main() -> int:
-    """Run what was asked for and write it down."""
+    """Run what was requested and write it down."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--json', type=Path)
     parser.add_argument('--part', choices=('ends', 'floods', 'all'), default='all')

@@ -67,7 +67,7 @@ class Waits:
 
 
 def run_delay(pid: int, tid: int) -> int | None:
-    """Nanoseconds a thread has been ready to run without a core; ``None`` where not told."""
+    """Nanoseconds a thread has been ready to run without a core; ``None`` where unknown."""
     try:
         return int(Path(f'/proc/{pid}/task/{tid}/schedstat').read_text().split()[1])
     except (OSError, IndexError, ValueError):

@@ -175,11 +175,11 @@ def main() -> int:
     parser.add_argument('--repeats', type=int, default=9)
     parser.add_argument('--json', type=Path)
     args = parser.parse_args()
-    asked = args.options.split(',')
-    if unknown := sorted(set(asked) - set(OPTIONS)):
+    requested = args.options.split(',')
+    if unknown := sorted(set(requested) - set(OPTIONS)):
         parser.error(f'--options {unknown}: there are {", ".join(OPTIONS)}')
     torch.set_num_threads(args.threads)
-    rows = race(args.model, asked, args.repeats)
+    rows = race(args.model, requested, args.repeats)
     for item in rows:
         print(
             f'{item["option"]:16s}{item["pruner"]:10s}{item["ms_p50"]:9.1f} ms  '

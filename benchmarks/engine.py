@@ -135,8 +135,8 @@ def main() -> int:
         more=their_loop,
     )
     print_tables(result)
-    told = result.sweep.summary() if result.sweep else ''
-    rows = {'rows': result.rows, 'sweep': result.sweep_rows, 'sweep_says': told}
+    reported = result.sweep.summary() if result.sweep else ''
+    rows = {'rows': result.rows, 'sweep': result.sweep_rows, 'sweep_says': reported}
     write(args.json, {'benchmark': 'engine', **rows, 'peak_device_mib': result.peak_mib})
     if args.plot:
         from specprune_ros.bench.roofline import draw

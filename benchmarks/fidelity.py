@@ -84,11 +84,11 @@ def floor() -> float:
     config = policy_config(Recipe.from_dict(check_shipped()['recipe']))
     model = build(config, 0, torch.device('cpu'))
     layout = model.layout(PromptTokenizer(tokenizer(), config.template).encode(LONGEST))
-    asked = layout.action[1] - layout.action[0]
+    requested = layout.action[1] - layout.action[0]
     work = []
     for layer in range(1, layout.depth + 1):
         rows = layout.length - (0 if layer <= 2 else layout.vision_tokens)
-        work.append(LayerRows(rows, asked if layer == layout.depth else rows, rows))
+        work.append(LayerRows(rows, requested if layer == layout.depth else rows, rows))
     return count(config, work).macs / dense_flops(config, layout).macs
 
 

@@ -62,8 +62,8 @@ def columns(args: argparse.Namespace, model: str) -> dict[str, Any]:
     print_tables(result)
     if args.plots:
         draw(result.rows, args.plots / f'roofline_{model}.png')
-    told = result.sweep.summary() if result.sweep else ''
-    return {'rows': result.rows, 'sweep': result.sweep_rows, 'sweep_says': told}
+    reported = result.sweep.summary() if result.sweep else ''
+    return {'rows': result.rows, 'sweep': result.sweep_rows, 'sweep_says': reported}
 
 
 def node_memory(args: argparse.Namespace, model: str) -> dict[str, Any] | None:
@@ -121,9 +121,9 @@ def profile(args: argparse.Namespace, model: str) -> list[dict[str, Any]]:
         scene = observations(policy, BENCH_INSTRUCTION, 0)
         for _ in range(5):
             result = policy.act(next(scene))
-        asked = [next(scene) for _ in range(PROFILED)]
+        requested = [next(scene) for _ in range(PROFILED)]
         with record(activities=[ProfilerActivity.CUDA]) as profiler:
-            for observation in asked:
+            for observation in requested:
                 result = policy.act(observation)
         kernels = [e for e in profiler.events() if e.device_type == torch.autograd.DeviceType.CUDA]
         found.append(

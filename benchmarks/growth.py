@@ -47,7 +47,7 @@ def look(queries: int) -> dict[str, float]:
 
 
 def run(policy: Policy, scene: Iterator[Observation], warm: int, queries: int) -> list[dict]:
-    """``queries`` queries, looked at before the first, after ``warm`` and ten times from there."""
+    """``queries`` queries, measured before the first, after ``warm`` and ten times from there."""
     looks = [look(0)]
     every = max(1, (queries - warm) // 10)
     for number in range(1, queries + 1):

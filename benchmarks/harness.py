@@ -51,7 +51,7 @@ def percentiles(values: list[float]) -> dict[str, float]:
 
 
 class Run:
-    """One policy node in its own process, heard from here. Use as a context manager."""
+    """One policy node in its own process, subscribed to from here. Use as a context manager."""
 
     def __init__(self, parameters: dict) -> None:
         self._parameters = {

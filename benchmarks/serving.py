@@ -150,9 +150,9 @@ class Arm:
             images, 'lift the red cube', self.state, SpeedSample(0.5, 0.0, 0.0),
             self.state[:3] + [0.002 * step, 0.0, 0.0],
         )  # fmt: skip
-        asked = time.monotonic()
+        requested = time.monotonic()
         result = self.policy.act(seen)
-        self.took.append(time.monotonic() - asked)
+        self.took.append(time.monotonic() - requested)
         self.resets += result.reset is not None
         self.step += 1
 
@@ -212,11 +212,11 @@ def batch(sizes=(2, 4, 8), repeats: int = 15) -> dict:
 
     torch.set_num_threads(1)
     loaded = build_policy(str(SHIPPED), device='cpu', threads=1).loaded
-    asked = []
+    requested = []
 
     class Watched(EagerEngine):
         def run(self, key, inputs, cancelled=None):
-            asked.append((key, inputs))
+            requested.append((key, inputs))
             return super().run(key, inputs, cancelled)
 
     engine = Watched(loaded)
@@ -225,7 +225,7 @@ def batch(sizes=(2, 4, 8), repeats: int = 15) -> dict:
         arm.begin(Policy(loaded, engine=engine), number)
         arm.ask()
         arm.ask()  # pruned, with a prior
-    pruned = [one for one in asked if one[0].mode.value == 'coarse']
+    pruned = [one for one in requested if one[0].mode.value == 'coarse']
     key, rows = pruned[0][0], []
     with torch.inference_mode():
         for size in sizes:

@@ -41,7 +41,7 @@ class Listener(TopicListener):
     def __init__(self) -> None:
         super().__init__('soak')
         self.latency: list[tuple[float, float]] = []
-        self.heard: list[float] = []
+        self.received: list[float] = []
         self.count = 0
         self.periods: list[float] = []
         self.subscribe(ActionChunk, f'/{POLICY}/action_chunk', self._on_chunk)
@@ -52,9 +52,9 @@ class Listener(TopicListener):
         now = self.node.get_clock().now().nanoseconds / 1e9
         stamp = message.header.stamp.sec + 1e-9 * message.header.stamp.nanosec
         self.count += 1
-        if len(self.heard) < PLACES:
+        if len(self.received) < PLACES:
             self.latency.append((time.monotonic(), now - stamp))
-            self.heard.append(time.monotonic())
+            self.received.append(time.monotonic())
 
     def _on_report(self, message: DiagnosticArray) -> None:
         for status in message.status:
@@ -145,8 +145,8 @@ def soak(minutes: float, rate: float, period: float) -> dict:
         finally:
             listener.close()
     latency = [value for at, value in listener.latency if at >= counted_from]
-    heard = [at for at in listener.heard if at >= counted_from]
-    gaps = [float(g) for g in np.diff(heard)]
+    received = [at for at in listener.received if at >= counted_from]
+    gaps = [float(g) for g in np.diff(received)]
     wrong = [died] if died else judge(samples, latency, gaps)
     wrong += [f'{name} ended with status {s}' for name, s in statuses.items() if s]
     tenths = np.array_split(np.array(latency), 10) if len(latency) >= 20 else []
@@ -156,7 +156,9 @@ def soak(minutes: float, rate: float, period: float) -> dict:
         'warm_up_s': warm,
         'query_rate': rate,
         'chunks': len(latency),
-        'chunk_rate': len(latency) / max(heard[-1] - heard[0], 1e-9) if len(heard) > 1 else 0.0,
+        'chunk_rate': len(latency) / max(received[-1] - received[0], 1e-9)
+        if len(received) > 1
+        else 0.0,
         'latency_ms': {k: 1e3 * v for k, v in percentiles(latency).items()},
         'latency_median_by_tenth_ms': [1e3 * float(np.median(part)) for part in tenths],
         'chunk_gap_ms': {k: 1e3 * v for k, v in percentiles(gaps).items()},

@@ -1,4 +1,4 @@
-"""Topics heard in this process, in a context and thread of their own."""
+"""Topics received in this process, in a context and thread of their own."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ def nodes(context: LaunchContext) -> list[Any]:
                 {
                     'seed': seed,
                     'render': not missing,
-                    # What is asked for is there, and judged.
+                    # What is instructed is there, and judged.
                     'scene_for': [arm.given['instruction']],
                     'instruction': arm.given['instruction'],
                     'publish_clock': arm.on('use_sim_time'),

@@ -1,7 +1,7 @@
 """Reading files that nobody has vouched for: one boundary for every kind.
 
 Whatever is wrong with a file (no regular file, too large, nested a thousand deep, numbers of six
-thousand digits, a library's own exception) becomes one sentence that names it, in the error type
+thousand digits, a library's own exception) becomes one line that names it, in the error type
 of its reader.
 """
 
@@ -61,7 +61,7 @@ def reason(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def boundary(where: object, kind: type[ValueError] = FileError, cure: str = '') -> Iterator[None]:
-    """Turns any exception within into ``kind``, one sentence that begins with ``where``.
+    """Turns any exception within into ``kind``, one line that begins with ``where``.
 
     ``kind`` itself passes. ``cure`` says what to do about a file that is broken.
     """
@@ -112,7 +112,7 @@ def read_bytes(path: Path, most: int) -> bytes:
     """The content of a regular file of at most ``most`` bytes. Raises ``FileError``."""
     check_regular(path, most)
     with boundary(path):
-        # What was looked at may be another file by now: neither waits nor reads on without end.
+        # What was checked may be another file by now: neither waits nor reads on without end.
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         with open(handle, 'rb') as file:
             return file.read(most)

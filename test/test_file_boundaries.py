@@ -1,4 +1,4 @@
-"""One boundary for every kind of file: whatever is in it, one sentence that names it comes."""
+"""One boundary for every kind of file: whatever is in it, one line that names it comes."""
 
 from __future__ import annotations
 

@@ -260,6 +260,6 @@ def helper(given: Mapping[str, str], name: str, namespace: str, **options: Any) 
 
 
 def died(event: ProcessExited, context: LaunchContext) -> None:
-    """A node ended although nobody asked for it: end the launch with an error."""
+    """A node ended although nobody requested it: end the launch with an error."""
     if not context.is_shutdown:
         raise RuntimeError(f'{event.process_name} ended with status {event.returncode}')

@@ -34,7 +34,7 @@ from specprune_ros.nodes.executor_node.arm_ports import MissingMessages
 from specprune_ros.nodes.executor_node.arm_ports import load as message_class
 from specprune_ros.robot import checkup
 from specprune_ros.robot import profile as profiles
-from specprune_ros.robot.checkup import FAIL, OK, SKIP, WARN, Heard, Row
+from specprune_ros.robot.checkup import FAIL, OK, SKIP, WARN, Received, Row
 from specprune_ros.robot.description import UrdfError
 from specprune_ros.robot.description_trial import try_out
 from specprune_ros.robot.geometry import Pose
@@ -63,7 +63,7 @@ ADVISE = 'source the workspace of the driver that has it'
 
 @dataclass(frozen=True)
 class DoctorOptions:
-    """What ``specprune doctor`` was asked for; see its help."""
+    """What ``specprune doctor`` was requested; see its help."""
 
     robot: str
     robot_sn: str
@@ -82,7 +82,7 @@ class Listener:
         self.node = rclpy.create_node('doctor')
         self._executor = SingleThreadedExecutor()
         self._executor.add_node(self.node)
-        self.heard: dict[str, Heard] = {}
+        self.received: dict[str, Received] = {}
         self.quality: dict[str, QoSProfile] = {}
         self.description, self.ready = '', ''
         self.pose: Pose | None = None
@@ -120,15 +120,15 @@ class Listener:
         """Find publishers, then listen."""
         for length in (DISCOVERY, seconds):
             begin = time.monotonic()
-            for heard in self.heard.values():
-                if heard.key not in LATCHED:  # those speak once
-                    heard.count, heard.ages, heard.stamps = 0, [], []
+            for received in self.received.values():
+                if received.key not in LATCHED:  # those speak once
+                    received.count, received.ages, received.stamps = 0, [], []
             while (passed := time.monotonic() - begin) < length:
                 self._executor.spin_once(timeout_sec=0.05)
                 shown(passed)
-        for heard in self.heard.values():
-            heard.seconds = seconds
-            self._look_up(heard)
+        for received in self.received.values():
+            received.seconds = seconds
+            self._look_up(received)
 
     def _class(self, package: str, kind: str, name: str) -> type | None:
         try:
@@ -143,39 +143,41 @@ class Listener:
         if not topic:
             return
         package = kind.__module__.split('.')[0]
-        heard = Heard(key, topic, f'{package}/msg/{kind.__name__}')
-        self.heard[key], self.quality[key] = heard, quality or newest()
-        callback = partial(self._on_message, heard)
-        refused = partial(setattr, heard, 'note')
+        received = Received(key, topic, f'{package}/msg/{kind.__name__}')
+        self.received[key], self.quality[key] = received, quality or newest()
+        callback = partial(self._on_message, received)
+        refused = partial(setattr, received, 'note')
         subscribe(self.node, kind, topic, callback, self.quality[key], refused, most)
 
-    def _look_up(self, heard: Heard) -> None:
-        for info in self.node.get_publishers_info_by_topic(heard.topic):
-            heard.publishers.append(f'{info.node_namespace}/{info.node_name}'.replace('//', '/'))
-            heard.kinds.append(info.topic_type)
-            fits, reason = qos_check_compatible(info.qos_profile, self.quality[heard.key])
+    def _look_up(self, received: Received) -> None:
+        for info in self.node.get_publishers_info_by_topic(received.topic):
+            received.publishers.append(
+                f'{info.node_namespace}/{info.node_name}'.replace('//', '/')
+            )
+            received.kinds.append(info.topic_type)
+            fits, reason = qos_check_compatible(info.qos_profile, self.quality[received.key])
             if fits == QoSCompatibility.ERROR:
-                heard.mismatch = reason.strip().rstrip(';')
+                received.mismatch = reason.strip().rstrip(';')
 
-    def _on_message(self, heard: Heard, message: Any) -> None:
-        heard.count += 1
+    def _on_message(self, received: Received, message: Any) -> None:
+        received.count += 1
         if hasattr(message, 'header'):
             stamp = stamp_ns(message)
-            heard.stamps.append(stamp)
+            received.stamps.append(stamp)
             now = self.node.get_clock().now().nanoseconds
-            heard.ages.append((now - stamp) / SECOND_NS)
-            heard.frame = message.header.frame_id
+            received.ages.append((now - stamp) / SECOND_NS)
+            received.frame = message.header.frame_id
         if isinstance(message, JointState):
-            heard.names |= set(message.name)
+            received.names |= set(message.name)
             self.positions |= dict(zip(message.name, message.position, strict=False))
         elif isinstance(message, PoseStamped):
             at, turn = message.pose.position, message.pose.orientation
             self.pose = Pose((at.x, at.y, at.z), (turn.x, turn.y, turn.z, turn.w))
         elif isinstance(message, Image):
-            heard.note = f'{message.width} x {message.height} {message.encoding}'
+            received.note = f'{message.width} x {message.height} {message.encoding}'
         elif isinstance(message, String):
             self.description = message.data
-        elif heard.key == 'driver.ready_topic':
+        elif received.key == 'driver.ready_topic':
             self.ready = _readiness(message)
 
 
@@ -258,22 +260,22 @@ def examine(options: DoctorOptions, console: Console) -> list[Row]:
 
 
 def _topics(listener: Listener) -> list[Row]:
-    profile, heard = listener.profile, listener.heard
+    profile, received = listener.profile, listener.received
     known = [name for name, _ in listener.node.get_topic_names_and_types()]
     known = [name for name in known if listener.node.count_publishers(name)]
     state = {'slowest': 1.0 / profile.watchdog.state_age, 'oldest': profile.watchdog.state_age}
     image = {'slowest': checkup.IMAGE_RATE, 'oldest': checkup.IMAGE_AGE}
     rows = []
-    for key, topic in heard.items():
+    for key, topic in received.items():
         limits = image if key.startswith('observation.cameras') else state
         rows.append(checkup.judge(topic, **limits, known=known, latched=key in LATCHED))
     cameras = {
         key.rpartition('.')[2]: topic
-        for key, topic in heard.items()
+        for key, topic in received.items()
         if key.startswith('observation.cameras')
     }
-    states = [heard[k] for k in ('observation.joint_states', 'observation.gripper_states')
-              if k in heard]  # fmt: skip
+    states = [received[k] for k in ('observation.joint_states', 'observation.gripper_states')
+              if k in received]  # fmt: skip
     arm, prefix = states[:1], profile.joint_prefix
     extra = [
         checkup.skew(cameras),
@@ -284,9 +286,9 @@ def _topics(listener: Listener) -> list[Row]:
         if states
         else None,
     ]
-    if 'observation.ee_pose' in heard:
-        extra.append(checkup.frame(heard['observation.ee_pose'], profile.base_frame))
-    if 'driver.ready_topic' in heard and heard['driver.ready_topic'].count:
+    if 'observation.ee_pose' in received:
+        extra.append(checkup.frame(received['observation.ee_pose'], profile.base_frame))
+    if 'driver.ready_topic' in received and received['driver.ready_topic'].count:
         ready = listener.ready
         cure = 'clear the fault, then deactivate and activate the controller' if ready else ''
         extra.append(Row('driver', FAIL if ready else OK, ready or 'ready', cure))

@@ -58,7 +58,7 @@ class JogError(RuntimeError):
 
 @dataclass(frozen=True)
 class JogOptions:
-    """What ``specprune jog`` was asked for; see its help."""
+    """What ``specprune jog`` was requested; see its help."""
 
     robot: str
     robot_sn: str
@@ -254,7 +254,7 @@ def _jog(
     if not jogger.spin(FIND, jogger.known):
         said = '; '.join(f'{source}: {text}' for source, text in jogger.complaints.items())
         raise JogError(
-            f'the arm is not heard ({said or "no message"}): `specprune doctor --robot '
+            f'the arm is not received ({said or "no message"}): `specprune doctor --robot '
             f'{options.robot}` says what is missing'
         )
     jogger.spin(LISTEN)

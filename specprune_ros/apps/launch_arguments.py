@@ -236,7 +236,7 @@ def read_profile(robot: str, serial: str, namespace: str = '') -> tuple[Profile,
 
 
 def wire(profile: Profile, transport: str) -> tuple[dict[str, str], dict[str, Any]]:
-    """The policy's remappings and parameters on this arm, images in the form asked for."""
+    """The policy's remappings and parameters on this arm, images in the form requested."""
     remappings, parameters = policy_remappings(profile), policy_parameters(profile)
     if transport not in ('profile', parameters['image_transport']):
         parameters['image_transport'] = transport

@@ -42,7 +42,7 @@ def seconds(stamp: Any) -> float:
 
 @dataclass
 class QueryStats:
-    """What was heard so far. Times in seconds; one entry per chunk.
+    """What was received so far. Times in seconds; one entry per chunk.
 
     ``overhead`` is the latency less the policy's own time: what DDS, callbacks, threads and
     waiting add.
@@ -63,7 +63,7 @@ class QueryStats:
     _received: dict[int, float] = field(default_factory=dict)
 
     def add_chunk(self, chunk: ActionChunk, now: float) -> None:
-        """Count a chunk heard at time ``now`` of the node clock, in seconds."""
+        """Count a chunk received at time ``now`` of the node clock, in seconds."""
         latency = now - seconds(chunk.header.stamp)
         self.latency.append(latency)
         self._received[chunk.sequence] = latency
@@ -105,7 +105,7 @@ class QueryStats:
         }
 
     def numbers(self) -> dict[str, Any]:
-        """The summary as plain numbers; ``None`` where nothing was heard."""
+        """The summary as plain numbers; ``None`` where nothing was received."""
         last = self.last
         return {
             'chunks': self.chunks,
@@ -201,7 +201,7 @@ class Monitor(Node):
         self.verdict = from_message(message)
 
     def _on_chunk(self, message: ActionChunk) -> None:
-        # Heard in this process: what a robot's executor would see, transport included.
+        # Received in this process: what a robot's executor would see, transport included.
         self.tally.add_chunk(message, self.seconds)
         self.chunk_rate.tick(time.monotonic())
 

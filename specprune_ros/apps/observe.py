@@ -30,7 +30,7 @@ from specprune_ros.nodes.policy_node.parameters import NODE_PARAMETERS
 from specprune_ros.robot.description_trial import try_out
 from specprune_ros.robot.profile import Profile
 
-LOOK_BACK = 2.0  # s of a recording before the moment that is looked at
+LOOK_BACK = 2.0  # s of a recording before the moment that is inspected
 PATIENCE = 10.0  # s until live topics make an observation
 
 

@@ -45,7 +45,7 @@ DRAIN = 1.0  # s to wait for the last chunk
 
 @dataclass(frozen=True)
 class ReplayOptions:
-    """What ``specprune replay`` was asked for; see its help."""
+    """Options of ``specprune replay``; see its help."""
 
     bag: Path
     profile: Profile

@@ -22,10 +22,10 @@ def say(text: str, topic: str) -> bool:
         end = time.monotonic() + PATIENCE
         while not publisher.get_subscription_count() and time.monotonic() < end:
             time.sleep(0.05)
-        heard = publisher.get_subscription_count() > 0
+        subscribed = publisher.get_subscription_count() > 0
         publisher.publish(String(data=text))
         time.sleep(DELIVERY)
         node.destroy_node()
-        return heard
+        return subscribed
     finally:
         rclpy.try_shutdown()

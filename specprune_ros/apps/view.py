@@ -26,13 +26,13 @@ from specprune_ros.nodes.viewer_node.page import Page
 from specprune_ros.robot.profile import Profile
 
 PACKED = '/compressed'
-LOOK_BACK = 2 * SECOND_NS  # ns before the cursor in which images are looked for
+LOOK_BACK = 2 * SECOND_NS  # ns before the cursor in which images are searched for
 FRAME = 0.1  # s between two frames while playing
 
 
 @dataclass(frozen=True)
 class ViewOptions:
-    """What ``specprune view`` was asked for; see its help."""
+    """Options of ``specprune view``; see its help."""
 
     robot: str
     robot_sn: str
@@ -92,7 +92,7 @@ def _view_bag(options: ViewOptions, path: Path) -> int:
 
 
 class Recording:
-    """A recording, ready to be looked at from any moment.
+    """A recording, ready to be viewed from any moment.
 
     Everything but the images is read at once; images are read where they are needed. Raises
     :class:`BagError` where the recording has nothing to show.
@@ -134,7 +134,7 @@ class Recording:
         return stamps[0] if stamps else self.start_ns
 
     def until(self, moment_ns: int, since_ns: int | None = None) -> Iterable[tuple[str, Any]]:
-        """Roles and messages that make the picture at a moment, oldest first for each role.
+        """Roles and messages that make the image at a moment, oldest first for each role.
 
         Of statistics and diagnostics all, of everything else the newest; with ``since_ns`` only
         what came after that.
@@ -143,7 +143,7 @@ class Recording:
             end = bisect.bisect_right(stamps, moment_ns)
             begin = 0 if since_ns is None else bisect.bisect_right(stamps, since_ns)
             if end == 0 and since_ns is None and role in self._latched:
-                end = 1  # said before the recording began, and heard a little later
+                end = 1  # said before the recording began, and received a little later
             if role not in ('stats', 'diagnostics'):
                 begin = max(begin, end - 1)
             for message in self._messages[role][begin:end]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 INK, PALE, GROUND = '#1f2933', '#7b8794', '#ffffff'
 SAVED, SPENT = '#d9e2ec', '#2f6f9f'
 NAMES = {
-    'global': 'global: the previous query looked here',
+    'global': 'global: the previous query attended here',
     'dynamic': 'dynamic: the image changed here',
     'local': 'local: the first layers look here',
     'fill': 'filled up to the bucket',
@@ -222,7 +222,7 @@ def _legend(axes: Any, explanation: Explanation) -> None:
         f'{explanation.decoder_ratio:.0%} in the language model alone',
     ]
     if explanation.recall is not None:
-        lines.append(f'the prior named {explanation.recall:.0%} of what this query looked at')
+        lines.append(f'the prior named {explanation.recall:.0%} of what this query attended to')
     lines += [_short(note) for note in explanation.notes[:3]]
     for number, line in enumerate(lines):
         axes.text(

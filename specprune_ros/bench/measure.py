@@ -101,7 +101,7 @@ def bench(
 
 
 def _sweep(loaded: LoadedModel, name: str, counts: Sequence[int], progress: bool) -> Sweep:
-    """Measure and remember; a cache that cannot be written is only told of."""
+    """Measure and remember; a cache that cannot be written is only reported."""
     rounds = _progress(range(SWEEP_ROUNDS), 'sweep', progress)
     found = calibration.sweep(loaded, counts, rounds)
     try:

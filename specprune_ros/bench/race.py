@@ -70,9 +70,9 @@ def contestants(
     """Dense first, then what ``pruners`` names; the same as graphs, where there is a ``capturer``
     and the method can be captured; stock last. Raises ``ParamError``.
     """
-    asked = chosen(pruners, changes)
-    made = [Contestant(label, Policy(loaded, params)) for label, params in asked]
-    for label, params in asked:
+    requested = chosen(pruners, changes)
+    made = [Contestant(label, Policy(loaded, params)) for label, params in requested]
+    for label, params in requested:
         if capturer is not None and getattr(pruner(params.pruner), 'pure', False):
             captured = Policy(loaded, params, engine=CudaGraphEngine(loaded, capturer))
             made.append(Contestant(label, captured, 'graph'))
@@ -87,10 +87,10 @@ def contestants(
 
 def chosen(pruners: str, changes: Mapping[str, Any]) -> list[tuple[str, PruningParams]]:
     """Labels and parameters from names separated by commas; dense always comes first."""
-    asked = [part.strip() for part in pruners.split(',') if part.strip()]
-    if 'all' in asked:
-        asked = [*names(), 'specprune:paper', 'specprune:authors']
-    labels = ['dense', *(label for label in dict.fromkeys(asked) if label != 'dense')]
+    requested = [part.strip() for part in pruners.split(',') if part.strip()]
+    if 'all' in requested:
+        requested = [*names(), 'specprune:paper', 'specprune:authors']
+    labels = ['dense', *(label for label in dict.fromkeys(requested) if label != 'dense')]
     result = []
     for label in labels:
         name, _, start = label.partition(':')

@@ -26,7 +26,7 @@ def table(entered: list[Contestant], model: str, ceilings: Ceilings) -> list[dic
     """One row per contestant, in their order; the first is what speed-ups are against.
 
     ``speedup`` is the median over rounds of dense time over this one's in the same round, with its
-    quartiles: a graph's against the dense graph, everybody else's against dense as it is asked.
+    quartiles: a graph's against the dense graph, everybody else's against dense as it is queried.
     ``speedup_stock``: the same against the stock loop, where that ran. ``flops_ratio``
     counts the whole query; ``flops_ratio_decoder`` the language model alone, as the papers do, and
     ``flops_ratio_7b`` the same at OpenVLA-OFT's size (where the model has its depth). ``floor_ms``
@@ -79,11 +79,11 @@ def _work(c: Contestant, ceilings: Ceilings, total_ms: float) -> dict[str, Any]:
     layout = policy.layout(BENCH_INSTRUCTION)
     full = preset('openvla-oft-7b')
     comparable = layout.depth == full.decoder.depth and not layout.causal
-    asked = [result for result in c.results if result.mode is not Mode.SKIPPED]
-    idle = len(c.results) - len(asked)  # queries answered without the model (SP-VLA)
+    queried = [result for result in c.results if result.mode is not Mode.SKIPPED]
+    idle = len(c.results) - len(queried)  # queries answered without the model (SP-VLA)
     ratios, ratios_7b = [0.0] * idle, [0.0] * idle
     flops, bytes_ = [], []
-    for result in asked:
+    for result in queried:
         after = dict(zip(result.tokens.layers, result.tokens.after, strict=True))
         spent, work = account(c, config, layout, after)
         ratios.append(decoder_ratio(spent, config, layout))
@@ -93,11 +93,11 @@ def _work(c: Contestant, ceilings: Ceilings, total_ms: float) -> dict[str, Any]:
         flops.append([2 * m for m in macs])
         read = weight_traffic(policy.loaded.model, work)
         bytes_.append([getattr(read, stage) for stage in STAGES])
-    if not asked:
+    if not queried:
         return {}
     per_stage = list(zip(np.mean(flops, 0), np.mean(bytes_, 0), strict=True))
     stages = {
-        stage: 1000 * float(np.median([getattr(result.times, stage) for result in asked]))
+        stage: 1000 * float(np.median([getattr(result.times, stage) for result in queried]))
         for stage in ('preprocess', *STAGES)
     }
     decoder_flops, decoder_bytes = per_stage[1]

@@ -25,8 +25,8 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         '--model',
         default='oft-medium',
-        help='shipped, or a preset with random weights, such as tiny, oft-medium, pi0-medium, openvla-oft-7b '
-        'or pi05-3b (docs/how-to/bench.md)',
+        help='shipped, or a preset with random weights, such as tiny, oft-medium, pi0-medium, '
+        'openvla-oft-7b or pi05-3b (docs/how-to/bench.md)',
     )
     parser.add_argument('--checkpoint', default='', help='checkpoint folder instead of --model')
     parser.add_argument('--device', default='auto', help='cpu, cuda, cuda:N or auto')

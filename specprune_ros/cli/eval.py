@@ -208,7 +208,7 @@ def _is_curves(args: argparse.Namespace) -> bool:
 
 
 def chosen(name: str, pruners: str, params: list[str]) -> list[Any]:
-    """The rows asked for. Raises ``ValueError`` or ``ParamError`` naming a wrong one."""
+    """The rows requested. Raises ``ValueError`` or ``ParamError`` naming a wrong one."""
     from specprune_ros.cli.bench import parse_changes
     from specprune_ros.pruning.params import PruningParams
     from specprune_ros.sim.evaluation.settings import DENSE, EvaluationSetting, table, with_control

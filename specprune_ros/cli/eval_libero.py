@@ -29,19 +29,19 @@ def evaluate(args: argparse.Namespace, settings: Sequence[EvaluationSetting]) ->
     from specprune_ros.sim.libero.library import check_libero
     from specprune_ros.sim.libero.suites import check_policy, suite
 
-    asked = suite(args.suite)
-    if not 1 <= args.episodes <= asked.trials:
+    chosen = suite(args.suite)
+    if not 1 <= args.episodes <= chosen.trials:
         raise ValueError(
-            f'--episodes {args.episodes}: {asked.name} has 1 to {asked.trials} a task'
+            f'--episodes {args.episodes}: {chosen.name} has 1 to {chosen.trials} a task'
         )
     notes = check_libero()
     if args.checkpoint is None:
-        raise ValueError(f'--checkpoint: want the folder of a checkpoint trained on {asked.name}')
+        raise ValueError(f'--checkpoint: want the folder of a checkpoint trained on {chosen.name}')
     policy = build_policy(
-        str(args.checkpoint), device=args.device, unnorm_key=asked.name, progress=True
+        str(args.checkpoint), device=args.device, unnorm_key=chosen.name, progress=True
     )
     policy.wants_overlay = False
-    check_policy(policy, asked, args.executed)
+    check_policy(policy, chosen, args.executed)
     # There are no colours to confuse in LIBERO's instructions.
     rows = [setting for setting in settings if setting.control != 'wrong colour']
     for setting in rows:
@@ -49,9 +49,9 @@ def evaluate(args: argparse.Namespace, settings: Sequence[EvaluationSetting]) ->
     weights, done = weights_hash(args.checkpoint), TrialFile(args.work / 'trials.jsonl')
     played, started = 0, time.monotonic()
     if not args.report_only:
-        for task in range(asked.tasks):
-            played += _play_task(args, asked, task, policy, rows, weights, done)
-    families = [f'{asked.name}/{task}' for task in range(asked.tasks)]
+        for task in range(chosen.tasks):
+            played += _play_task(args, chosen, task, policy, rows, weights, done)
+    families = [f'{chosen.name}/{task}' for task in range(chosen.tasks)]
     trials = range(args.episodes)
     keys = {setting.key(weights, args.executed) for setting in rows}
     there = sum(len(done.of(key, family, trials)) for key in keys for family in families)
@@ -60,7 +60,7 @@ def evaluate(args: argparse.Namespace, settings: Sequence[EvaluationSetting]) ->
     made = table_rows(rows, families, trials, done, weights, args.executed)
     return {
         'weights': weights,
-        'suite': asked.name,
+        'suite': chosen.name,
         'libero': notes,
         'reused': there - played,
         'played': played,
@@ -70,7 +70,7 @@ def evaluate(args: argparse.Namespace, settings: Sequence[EvaluationSetting]) ->
 
 def _play_task(
     args: argparse.Namespace,
-    asked: Suite,
+    chosen: Suite,
     task: int,
     policy: Policy,
     settings: Sequence[EvaluationSetting],
@@ -85,7 +85,7 @@ def _play_task(
     from specprune_ros.sim.evaluation.trials import summed_up
     from specprune_ros.sim.libero.episodes import LiberoTask
 
-    family = f'{asked.name}/{task}'
+    family = f'{chosen.name}/{task}'
     keys = {setting.label: setting.key(weights, args.executed) for setting in settings}
     todo = [
         (setting, trial)
@@ -97,7 +97,7 @@ def _play_task(
         return 0
     results: list[PolicyResult] = []
     runner = PolicyRunner(policy, results.append)
-    with LiberoTask(asked, task) as bed:
+    with LiberoTask(chosen, task) as bed:
         for setting, trial in tqdm(todo, desc=bed.instruction, file=sys.stderr):
             if policy.params != setting.params:
                 policy.set_params(setting.params)

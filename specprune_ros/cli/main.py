@@ -81,7 +81,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Run one command. Returns its exit status."""
     understood = parser()
-    argcomplete.autocomplete(understood)  # ends here where a shell asks for completions
+    argcomplete.autocomplete(understood)  # ends here where a shell requests completions
     chosen = understood.parse_args(arguments)
     chosen.words = sys.argv[1:] if arguments is None else arguments
     plugins = getattr(chosen, 'plugin', [])

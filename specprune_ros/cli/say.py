@@ -14,7 +14,9 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser.add_argument('text', help='what the robot should do')
     parser.add_argument('--topic', default='/specprune_node/instruction')
     parser.add_argument('--domain', type=int, help='ROS domain (default: ROS_DOMAIN_ID)')
-    parser.add_argument('--json', type=Path, help='write what was said, and whether it was heard')
+    parser.add_argument(
+        '--json', type=Path, help='write what was said, and whether it was received'
+    )
     return parser
 
 
@@ -26,13 +28,13 @@ def run(args: argparse.Namespace) -> int:
     if args.domain is not None:
         os.environ['ROS_DOMAIN_ID'] = str(args.domain)
     with working(f'looking for a policy on {args.topic}'):
-        heard = say(args.text, args.topic)
+        received = say(args.text, args.topic)
     domain = os.environ.get('ROS_DOMAIN_ID', '0')
     write_json(
         args.json,
-        {'text': args.text, 'topic': args.topic, 'domain': int(domain), 'heard': heard},
+        {'text': args.text, 'topic': args.topic, 'domain': int(domain), 'received': received},
     )
-    if heard:
+    if received:
         return 0
     print(f'nobody listens on {args.topic} in ROS domain {domain}')
     return 1

@@ -61,7 +61,7 @@ def build(
 
     Weights have the size that keeps activations near one: N(0, 1 / inputs) for matrices, shrunk on
     residual branches by the square root of their number; norms one, biases zero. Parameters do not
-    ask for gradients (call ``requires_grad_()`` to train). Raises ``DeviceMemoryError``, which
+    request gradients (call ``requires_grad_()`` to train). Raises ``DeviceMemoryError``, which
     says ``name``, where they do not fit on the device.
     """
     model = cast(empty(config), dtype)

@@ -281,7 +281,7 @@ class PolicyConfig:
     ``cameras`` names the images in the order the model takes them. ``control_hz`` is the number
     of action rows played per second. ``proprio_dim`` 0 means no proprioception token.
     ``convention`` names the row of ``conventions.CONVENTIONS`` the checkpoint follows, if any.
-    ``execute`` is how many rows of a chunk its authors run before they ask again; 0: all.
+    ``execute`` is how many rows of a chunk its authors run before the next query; 0: all.
     ``projector`` is the hidden widths between the towers' channels and the decoder, by default
     the family's. ``resize`` is how an image gets to the towers' size, ``pre_resize`` a square that
     it is stretched to before that (0: none), with ``pre_filter``; ``center_crop``, ``jpeg`` and
@@ -435,7 +435,7 @@ class PolicyConfig:
 
     @property
     def rows_run(self) -> int:
-        """Rows of a chunk that are run before the policy is asked again."""
+        """Rows of a chunk that are run before the next query."""
         return min(self.execute or self.chunk, self.chunk)
 
     @property

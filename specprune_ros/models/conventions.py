@@ -113,7 +113,7 @@ CONVENTIONS: tuple[Convention, ...] = (
             'action': _EULER,
         },
         'CogACT: sim_cogact/cogact_policy.py, widowx_bridge',
-        'asked at every step, joined by adaptive_ensemble over 7 chunks',
+        'queried at every step, joined by adaptive_ensemble over 7 chunks',
     ),
     Convention(
         'fractal',
@@ -124,7 +124,7 @@ CONVENTIONS: tuple[Convention, ...] = (
             'action': _EULER,
         },
         'CogACT: sim_cogact/cogact_policy.py, google_robot',
-        'asked at every step, joined by adaptive_ensemble over 2 chunks; the simulator takes a '
+        'queried at every step, joined by adaptive_ensemble over 2 chunks; the simulator takes a '
         'change of the gripper above 0.5 as a relative command and holds it for 10 steps',
     ),
     Convention(
@@ -292,7 +292,7 @@ def plain_action(dims: tuple[str, ...]) -> ActionConfig:
 
 def for_robot(config: PolicyConfig, actions: NDArray[np.float64]) -> NDArray[np.float64]:
     """Rows of a chunk as a robot takes them: SI units, gripper 0 to 1 (``action.gripper_sense``
-    says of what), and only those that the authors run before they ask again.
+    says of what), and only those that the authors run before the next query.
 
     ``actions`` ``[K, D]`` as :meth:`Policy.act` gives them, in the statistics' own units.
     """

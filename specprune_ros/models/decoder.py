@@ -31,7 +31,7 @@ from specprune_ros.pruning.interface import PrunePass, PruneSchedule, RowGroup, 
 
 
 class Cancelled(Exception):
-    """A pass was given up between two layers, as its caller asked."""
+    """A pass was given up between two layers, as its caller requested."""
 
 
 class LayerRows(NamedTuple):
@@ -56,8 +56,8 @@ Context = tuple[LayerKV | None, ...]  # of every layer; None for one that was sk
 
 class Extended(NamedTuple):
     """Rows run after a context: their states ``hidden`` ``[B, m, W]`` after the final norm, the
-    ``context`` with them at its end, and ``observed``, per layer asked for the head-mean attention
-    float32 ``[m, v]`` over the columns asked for.
+    ``context`` with them at its end, and ``observed``, per requested layer the head-mean attention
+    float32 ``[m, v]`` over the columns requested.
     """
 
     hidden: Tensor
@@ -123,7 +123,7 @@ class DecoderOutput:
     for merged tokens. ``layer_tokens``: vision tokens present in each layer, 0 for a skipped one.
     ``layer_rows``: rows whose output each layer computed. ``work``: the same in full, for
     counting operations. ``observed``: side products taken. ``read``: the range of original
-    positions asked for, if any. ``context``: keys and values of all layers, where ``read`` is
+    positions requested, if any. ``context``: keys and values of all layers, where ``read`` is
     empty.
     """
 
@@ -228,7 +228,7 @@ class Decoder(nn.Module):
         and those of all layers are the ``context`` for :meth:`extend`.
 
         Raises ``ValueError`` where schedule, layout and shapes do not agree, and
-        :class:`Cancelled` once ``cancelled``, asked before every layer, is true. There is no host
+        :class:`Cancelled` once ``cancelled``, checked before every layer, holds. There is no host
         synchronisation in a pass whose schedule is static.
         """
         schedule = PruneSchedule() if prune is None else prune.schedule
@@ -252,8 +252,8 @@ class Decoder(nn.Module):
                     rows.context.append(None)
             else:
                 groups = schedule.observed_layers.get(number, ())
-                asked = read if number == last else None
-                self._layer(rows, number, after[number], groups, prune, cache, asked)
+                selected = read if number == last else None
+                self._layer(rows, number, after[number], groups, prune, cache, selected)
             if number in schedule.prune:
                 if number >= last and read is not None:
                     raise ValueError(
@@ -456,15 +456,15 @@ class Decoder(nn.Module):
         queries: Tensor | None,
         keys: Tensor,
     ) -> None:
-        """Side product of one layer: asked rows x vision columns, averaged over heads."""
+        """Side product of one layer: requested rows x vision columns, averaged over heads."""
         pick = row_index(rows.layout, group, rows.dropped, x.device)
         if queries is None:
-            asked = self.layers[number - 1].attn.project_queries(
+            selected = self.layers[number - 1].attn.project_queries(
                 take(x, pick, 1), take(rows.cos, pick, 0), take(rows.sin, pick, 0)
             )
         else:
-            asked = take(queries, pick, 2)
-        attention = self._attention_rows(asked, keys, rows, pick)
+            selected = take(queries, pick, 2)
+        attention = self._attention_rows(selected, keys, rows, pick)
         rows.observed.append(ObservedAttention(number, attention.shape[0], keys.shape[2]))
         prune.observe(number, group, attention)
 

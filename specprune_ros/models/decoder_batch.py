@@ -151,10 +151,10 @@ class _Batch:
         n = self.length
         for index, (query, prune) in enumerate(zip(self.queries, self.passes, strict=True)):
             mine = slice(index * n, (index + 1) * n)
-            asked = None if queries is None else queries[:, :, mine]
+            selected = None if queries is None else queries[:, :, mine]
             for group in groups:
                 self.decoder._listen(
-                    query, number, group, prune, x[:, mine], asked, keys[:, :, mine]
+                    query, number, group, prune, x[:, mine], selected, keys[:, :, mine]
                 )
 
     def _select(self, boundary: int) -> None:

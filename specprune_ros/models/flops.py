@@ -42,10 +42,10 @@ def query_flops(config: PolicyConfig, output: DecoderOutput, cameras: int | None
 
 
 def dense_flops(config: PolicyConfig, layout: TokenLayout, read: bool = True) -> Flops:
-    """Operations of the same query without pruning; ``read`` as the decoder was asked."""
+    """Operations of the same query without pruning; ``read`` as passed to the decoder."""
     rows = layout.length
-    asked = layout.action[1] - layout.action[0] if read else rows
-    work = [LayerRows(rows, rows, rows)] * (layout.depth - 1) + [LayerRows(rows, asked, rows)]
+    read_rows = layout.action[1] - layout.action[0] if read else rows
+    work = [LayerRows(rows, rows, rows)] * (layout.depth - 1) + [LayerRows(rows, read_rows, rows)]
     return count(config, work, cameras=layout.cameras)
 
 
@@ -60,8 +60,8 @@ def scheduled_work(
     for layer in range(1, layout.depth + 1):
         rows = 0 if layer in schedule.skip else others + current
         keys = layout.length if schedule.reuse and rows else rows
-        asked = layout.action[1] - layout.action[0] if layer == layout.depth else rows
-        work.append(LayerRows(rows, min(rows, asked), keys))
+        read_rows = layout.action[1] - layout.action[0] if layer == layout.depth else rows
+        work.append(LayerRows(rows, min(rows, read_rows), keys))
         current = after.get(layer, current)
     observed = [
         ObservedAttention(layer, rows, work[layer - 1].keys)

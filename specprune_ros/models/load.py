@@ -117,7 +117,7 @@ def _inspect(report: Report, key: str | None, overrides: dict[str, Any]) -> None
         if statistics.exists():
             report.statistics = read_json(statistics)
             report.statistics_keys = keys = tuple(report.statistics)
-            report.asked_key = key or (keys[0] if len(keys) == 1 else None)
+            report.requested_key = key or (keys[0] if len(keys) == 1 else None)
         elif family != own.FORMAT:
             report.problem(
                 f'{statistics} is absent: actions cannot be scaled without it (the sets in '
@@ -231,10 +231,10 @@ def _prompts(path: Path, policy: PolicyConfig) -> PromptTokenizer | FlowPrompts:
 def flow_prompts(tokenizer: Tokenizer, policy: PolicyConfig) -> FlowPrompts:
     """The prompts of a pi0 or pi0.5 policy."""
     flow = policy.flow
-    told = policy.proprio_dim if flow.state == 'prompt' else 0
+    state_dim = policy.proprio_dim if flow.state == 'prompt' else 0
     padded = flow.width if flow.state_padded else 0
     return FlowPrompts(
-        tokenizer, policy.template, policy.max_prompt, policy.decoder.vocab, told, padded
+        tokenizer, policy.template, policy.max_prompt, policy.decoder.vocab, state_dim, padded
     )
 
 

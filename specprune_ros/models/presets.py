@@ -170,7 +170,7 @@ PI05_3B = replace(
     max_prompt=200,
 )
 
-# The same picture grid and row layout as OFT, small enough for two CPU cores.
+# The same image grid and row layout as OFT, small enough for two CPU cores.
 TINY = PolicyConfig(
     family='openvla-oft',
     towers=(

@@ -1,7 +1,7 @@
 """``patch_cloud``: what the policy kept of one camera's image, as a coloured point cloud.
 
 Needs a depth image registered to the policy's camera, its CameraInfo, and the patch masks that
-``specprune_node`` publishes. Points of dropped patches are left out, or grey if asked for.
+``specprune_node`` publishes. Points of dropped patches are left out, or grey if requested.
 """
 
 from __future__ import annotations

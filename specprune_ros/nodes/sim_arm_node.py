@@ -77,7 +77,7 @@ SETTINGS = (
     ParameterSpec(
         'latency_limit',
         0.0,
-        'Published time slows down until the queries told on ~/prune_stats take no longer than '
+        'Published time slows down until the queries of ~/prune_stats take no longer than '
         'this in it; 0: however long they take.',
         unit='s',
         low=0.0,
@@ -198,7 +198,7 @@ class SimArm(AutoLifecycleNode):
         self._settings.frozen = False
 
     def _start_scene(self) -> None:
-        """The scene the parameters ask for. Raises ``ValueError`` where it cannot hold all that
+        """The scene the parameters request. Raises ``ValueError`` where it cannot hold all that
         the instructions name.
         """
         values = self._settings.values()

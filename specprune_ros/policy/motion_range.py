@@ -13,7 +13,7 @@ def motion_range(loaded: LoadedModel) -> MotionRange:
 
     From the larger of ``|q01|`` and ``|q99|`` (or of the extremes) of the translation and the
     rotation columns, times their SI scale and the control rate. LIBERO's full command where that
-    cannot be told: without statistics, or where actions are no steps.
+    is not known: without statistics, or where actions are no steps.
     """
     action, statistics = loaded.config.action, loaded.statistics
     unknown = MotionRange()

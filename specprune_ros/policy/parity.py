@@ -131,20 +131,20 @@ def observation(data: dict[str, np.ndarray], key: str) -> Observation:
 
 @torch.inference_mode()
 def _case(policy: Policy, data: dict[str, np.ndarray], key: str) -> Parity:
-    loaded, asked = policy.loaded, observation(data, key)
+    loaded, given = policy.loaded, observation(data, key)
     noise = data.get(f'{key}.noise')
     policy.reset('next case')
-    actions = policy.act(asked, noise=noise).actions
+    actions = policy.act(given, noise=noise).actions
 
-    prompt = loaded.tokenizer.encode(asked.instruction)
-    seen = loaded.preprocessor([image.pixels for image in asked.images.values()])
+    prompt = loaded.tokenizer.encode(given.instruction)
+    seen = loaded.preprocessor([image.pixels for image in given.images.values()])
     off, size, worst = 0, 0, 0
     if f'{key}.seen' in data:
         difference = np.abs(seen.images.numpy().astype(int) - data[f'{key}.seen'])
         off, size, worst = int((difference > 0).sum()), difference.size, int(difference.max())
     proprio = None
-    if asked.proprio is not None:
-        scaled = loaded.statistics.normalise_proprio(asked.proprio)
+    if given.proprio is not None:
+        scaled = loaded.statistics.normalise_proprio(given.proprio)
         proprio = torch.from_numpy(np.asarray(scaled, np.float32))
     embedded = loaded.model.embed(seen.tensor, prompt, proprio)
     output = plain_decode(loaded.model, embedded, None, None)

@@ -54,9 +54,9 @@ class FlowParity:
         self.differences[name] = max(worst, self.differences.get(name, 0.0))
 
     def __str__(self) -> str:
-        told = ', '.join(f'{name} {value:.1e}' for name, value in self.differences.items())
+        listed = ', '.join(f'{name} {value:.1e}' for name, value in self.differences.items())
         verdict = 'passed' if self.passed else 'FAILED'
-        return f'{self.pack} ({self.family}, {self.cases} cases): {told}: {verdict}'
+        return f'{self.pack} ({self.family}, {self.cases} cases): {listed}: {verdict}'
 
 
 def load(pack: Path, **options: object) -> Policy:
@@ -104,11 +104,11 @@ def observation(data: Mapping[str, np.ndarray], key: str) -> Observation:
 @torch.inference_mode()
 def _case(policy: Policy, data: Mapping[str, np.ndarray], key: str, result: FlowParity) -> None:
     loaded, config, model = policy.loaded, policy.config, policy.loaded.model
-    asked, noise = observation(data, key), data[f'{key}.noise']
+    case, noise = observation(data, key), data[f'{key}.noise']
     policy.reset('next case')
-    result.note('actions', policy.act(asked, noise=noise).actions, data[f'{key}.actions'])
+    result.note('actions', policy.act(case, noise=noise).actions, data[f'{key}.actions'])
 
-    given = {config.camera(name): image for name, image in asked.images.items()}
+    given = {config.camera(name): image for name, image in case.images.items()}
     seen = [
         loaded.preprocessor.image(given[camera].pixels, camera)
         for camera in config.cameras
@@ -117,9 +117,9 @@ def _case(policy: Policy, data: Mapping[str, np.ndarray], key: str, result: Flow
     pixels = loaded.preprocessor.normalise(torch.stack(seen))
     if f'{key}.pixels' in data:
         result.note('pixels', pixels, data[f'{key}.pixels'])
-    state = loaded.statistics.normalise_proprio(asked.proprio)
+    state = loaded.statistics.normalise_proprio(case.proprio)
     result.note('state', state, data[f'{key}.state_normalised'])
-    prompt = loaded.tokenizer.encode(asked.instruction, np.asarray(state, np.float32))
+    prompt = loaded.tokenizer.encode(case.instruction, np.asarray(state, np.float32))
     ids = data[f'{key}.token_ids'][data[f'{key}.token_mask']]
     result.ids = result.ids and np.array_equal(prompt.ids, ids)
     embedded = model.embed(pixels, prompt)

@@ -499,11 +499,11 @@ class Policy:
         if memory.queries == 0 and params.first_dense:
             query.reason = f'first query after a reset: {query.reset}'
             return Mode.DENSE
-        asks = params.refresh_when == 'query'
-        if asks and params.refresh_period and memory.since_dense + 1 >= params.refresh_period:
+        in_query = params.refresh_when == 'query'
+        if in_query and params.refresh_period and memory.since_dense + 1 >= params.refresh_period:
             query.reason = f'every {params.refresh_period} queries'
             return Mode.DENSE
-        if asks and params.refresh_change < 1.0 and reference is not None:
+        if in_query and params.refresh_change < 1.0 and reference is not None:
             similarity = patch_cosine(seen, reference, self.config.grid)
             tau = torch.tensor(params.tau, device=similarity.device)
             cameras = torch.arange(len(self.config.cameras), device=similarity.device)

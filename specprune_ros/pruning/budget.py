@@ -44,7 +44,7 @@ def scale_layers(layers: Sequence[int], depth: int, after: int = 0) -> tuple[int
 
 @dataclass(frozen=True)
 class Budgets:
-    """Tokens per camera that each set may ask for, and the size of the filled union."""
+    """Tokens per camera that each set may request, and the size of the filled union."""
 
     local: tuple[int, ...]
     dynamic: tuple[int, ...]
@@ -57,7 +57,7 @@ def budgets(layout: TokenLayout, params: PruningParams, mode: Mode) -> Budgets:
     """K_eff = ceil(alpha K mode camera grid/256) per camera, and the bucket of the union.
 
     The size of V_global u V_dynamic u V_local depends on the data, but never exceeds the sum of
-    what its members may ask for. That sum, rounded up to ``params.bucket``, is known before the
+    what its members may request. That sum, rounded up to ``params.bucket``, is known before the
     pass: the union is filled up to it, so no shape waits for the data and no token of the union is
     lost. P2 scales all budgets by alpha; P1's 24 coarse, 40 fine give the mode factor.
     """
@@ -71,7 +71,7 @@ def budgets(layout: TokenLayout, params: PruningParams, mode: Mode) -> Budgets:
         counts = tuple(ceil_count(k * scale * factor) for factor in factors)
         if max(counts) > layout.patches:
             raise ParamError(
-                name, f'asks for {max(counts)} tokens, but a camera has {layout.patches}'
+                name, f'requests {max(counts)} tokens, but a camera has {layout.patches}'
             )
         return counts
 
@@ -80,14 +80,14 @@ def budgets(layout: TokenLayout, params: PruningParams, mode: Mode) -> Budgets:
     previous = count(params.k_global, wide, 'k_global')
     worst = 0
     for camera in range(layout.cameras):
-        asked = (
+        requested = (
             len(params.layers_local) * local[camera]
             + len(params.layers_global) * previous[camera]
             + dynamic[camera]
         )
         if camera in params.cameras_kept:
-            asked = layout.patches
-        worst += min(asked, layout.patches)
+            requested = layout.patches
+        worst += min(requested, layout.patches)
     worst = max(worst, least(layout, params))
     filled = min(-(-worst // params.bucket) * params.bucket, layout.vision_tokens)
     return Budgets(local, dynamic, previous, worst, filled)

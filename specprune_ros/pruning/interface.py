@@ -1,4 +1,4 @@
-"""What a pruner is told, what it answers, and when: the contract between models and pruners.
+"""What a pruner receives, what it answers, and when: the contract between models and pruners.
 
 A query runs the decoder once. Before the pass a pruner announces a :class:`PruneSchedule` (where
 it observes, where it prunes, how many tokens stay); during the pass it is handed small attention
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class RowGroup(StrEnum):
-    """Query rows whose attention over the vision columns a pruner can ask for."""
+    """Query rows whose attention over the vision columns a pruner can request."""
 
     TEXT = 'text'  # the words of the instruction, without the prompt template
     PROMPT = 'prompt'  # every text row after the images
@@ -167,7 +167,7 @@ class PassOutcome:
     """What a finished pass reports.
 
     ``carry`` goes into the next query's context. ``sets`` names, per set, the patches (bool
-    ``[V]``) that the set asked for. ``kept`` lists ``(boundary, patch ids left after it)``; merged
+    ``[V]``) that the set requested. ``kept`` lists ``(boundary, patch ids left after it)``; merged
     tokens have id -1. ``scores`` holds float32 ``[V]`` scores worth showing. ``notes`` are
     messages for the user, such as a fall-back that was taken. ``dense_because`` says why the pass
     ran dense although it was to prune (empty: it ran as planned). ``attended`` computes (bool

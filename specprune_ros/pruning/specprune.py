@@ -1,7 +1,7 @@
 """SpecPrune-VLA (arXiv 2509.05614): the union of three sets, then a few more layer by layer.
 
 Static prune after the last local layer: V_retain = V_global u V_dynamic u V_local. V_global is
-what the text of the previous query looked at in a middle and the last layer; V_dynamic is where
+what the text of the previous query attended to in a middle and the last layer; V_dynamic is where
 the image changed; V_local is what the text looks at in the first layers of this query. After
 that a running score, updated from rank and confidence at a few layers, drops the lowest tokens at
 others.
@@ -86,7 +86,7 @@ class Plan:
 
 
 def rows_or_action(layout: TokenLayout, name: str, notes: list[str]) -> RowGroup:
-    """The asked row group, or the action rows where it is empty (an empty instruction).
+    """The requested row group, or the action rows where it is empty (an empty instruction).
 
     The action rows of an expert come too late to score tokens of the same query: there the text
     stands in.
@@ -180,8 +180,8 @@ def free_tokens(layout: TokenLayout, params: PruningParams, mode: Mode) -> dict[
     follows = params.pruner == 'specprune' or (
         params.pruner == 'random' and params.random_like == 'specprune'
     )
-    asked = params.free_tokens and not params.exact and mode in (Mode.COARSE, Mode.FINE)
-    if layout.latency_curve is None or not (follows and asked):
+    requested = params.free_tokens and not params.exact and mode in (Mode.COARSE, Mode.FINE)
+    if layout.latency_curve is None or not (follows and requested):
         return None
     plan = make_plan(layout, params, mode)
     return {layer: plan.counts[layer] - count for layer, count in plan.planned.items()}
@@ -196,7 +196,7 @@ def _schedule(observe: dict[int, list[RowGroup]], prune: dict[int, int | None]) 
 
 def _prefilter_count(layout: TokenLayout, params: PruningParams, allowed: Budgets) -> int:
     """Bound of the first of two prunes: 2 K_L of the first layer, and the other two sets."""
-    asked = sum(
+    requested = sum(
         layout.patches
         if camera in params.cameras_kept
         else min(
@@ -208,8 +208,8 @@ def _prefilter_count(layout: TokenLayout, params: PruningParams, allowed: Budget
         for camera in range(layout.cameras)
     )
     # The second prune can only keep what the first one did: leave it room for its own bucket.
-    asked = max(asked, allowed.filled)
-    return min(-(-asked // params.bucket) * params.bucket, layout.vision_tokens)
+    requested = max(requested, allowed.filled)
+    return min(-(-requested // params.bucket) * params.bucket, layout.vision_tokens)
 
 
 class SpecPrune:
@@ -246,7 +246,7 @@ class SpecPrunePass:
         self.outcome = PassOutcome(notes=list(self.plan.notes))
         self.ids: Tensor | None = None  # patch ids of the current rows; None while all are there
         self.local: dict[int, Tensor] = {}
-        self.heard: dict[int, tuple[Tensor, Tensor | None]] = {}  # score and ids, per layer
+        self.observed: dict[int, tuple[Tensor, Tensor | None]] = {}  # score and ids, per layer
         self.confidence: dict[int, Tensor] = {}
         self.running: Tensor | None = None  # S, one per current row
         self.attention: Tensor | None = None  # raw score of the last update, for ties
@@ -276,8 +276,8 @@ class SpecPrunePass:
         if layer in plan.local and group is plan.rows_local and self.mode is not Mode.DENSE:
             self.local[layer] = self._spread(score)
         if layer in plan.globals and group is plan.rows_global:
-            # An expert is heard when the pass is over, about the tokens of each layer.
-            self.heard[layer] = (score, ids_in(layer, self.outcome))
+            # An expert is observed when the pass is over, about the tokens of each layer.
+            self.observed[layer] = (score, ids_in(layer, self.outcome))
         if layer in plan.updates and group is plan.rows_layer:
             weight = self._confidence(layer, attention)
             if self.mode is not Mode.DENSE:
@@ -304,16 +304,16 @@ class SpecPrunePass:
 
     def finish(self) -> PassOutcome:
         """Close the pass: the prior and the layer weights for the next query, sets and scores."""
-        if self.heard:
+        if self.observed:
             prior = self._remember()
             self.outcome.carry['prior'] = prior
             self.outcome.scores['global'] = prior.mean(0)
             if self.plan.budgets is not None:
                 # Not a method of this pass: a cycle would keep the query's tensors until Python's
                 # collector comes by, long after the next queries have worked around them.
-                heard = [self._spread(*self.heard[layer]) for layer in self.plan.globals]
+                observed = [self._spread(*self.observed[layer]) for layer in self.plan.globals]
                 allowed = self.plan.budgets.globals
-                self.outcome.attended = partial(_attended, heard, self.layout, allowed)
+                self.outcome.attended = partial(_attended, observed, self.layout, allowed)
         if self.known_confidence is not None:
             self.outcome.carry['confidence'] = self.known_confidence
         elif self.params.confidence_when == 'first' and self.confidence:
@@ -343,15 +343,17 @@ class SpecPrunePass:
         layout, params, allowed = self.layout, self.params, self.plan.budgets
         assert allowed is not None
         cameras, patches = layout.cameras, layout.patches
-        heard = [self.local[layer] for layer in self.plan.local if layer in self.local]
-        sources = torch.stack(heard)
-        asked = [tuple(2 * k for k in allowed.local) if first else allowed.local] * len(heard)
+        observed = [self.local[layer] for layer in self.plan.local if layer in self.local]
+        sources = torch.stack(observed)
+        requested = [tuple(2 * k for k in allowed.local) if first else allowed.local] * len(
+            observed
+        )
         if self.prior is not None:
             sources = torch.cat([sources, self.prior])
-            asked += [allowed.globals] * len(self.plan.globals)
+            requested += [allowed.globals] * len(self.plan.globals)
         elif params.k_global and not first:
             self.outcome.notes.append('no previous attention: V_global is empty')
-        limits = [(0.0,) * cameras] * len(asked)
+        limits = [(0.0,) * cameras] * len(requested)
         similarity = self.context.similarity if params.k_dynamic else None
         moved = similarity is not None and params.dynamic_rule == 'least_similar'
         tau = per_camera(params.tau, cameras)
@@ -359,17 +361,17 @@ class SpecPrunePass:
         if moved:
             # The k least similar of those below tau are the k highest of - cosine above - tau.
             joined = torch.cat([sources, -similarity[None]])
-            asked.append(allowed.dynamic)
+            requested.append(allowed.dynamic)
             limits.append(tuple(-t for t in tau))
         views = joined.view(-1, cameras, patches)
-        best = sets.top_k(views, constant(tuple(asked), torch.int64, device))
+        best = sets.top_k(views, constant(tuple(requested), torch.int64, device))
         # A token that no pass has scored is in no set, however few others there are.
         best &= views > constant(tuple(limits), torch.float32, device).unsqueeze(-1)
         best = best.view(-1, layout.vision_tokens)
         union = best.any(0)
-        self.outcome.sets['local'] = best[: len(heard)].any(0)
+        self.outcome.sets['local'] = best[: len(observed)].any(0)
         if self.prior is not None:
-            self.outcome.sets['global'] = best[len(heard) : len(sources)].any(0)
+            self.outcome.sets['global'] = best[len(observed) : len(sources)].any(0)
         if moved:
             self.outcome.sets['dynamic'] = best[-1]
         elif similarity is not None:
@@ -385,7 +387,7 @@ class SpecPrunePass:
         if params.cameras_kept:
             union = union | self._whole_cameras(device)
         fused = sets.shares(sources).sum(0)
-        self.outcome.scores['local'] = sources[: len(heard)].mean(0)
+        self.outcome.scores['local'] = sources[: len(observed)].mean(0)
         self.outcome.scores['fused'] = fused
         return union, fused
 
@@ -471,7 +473,7 @@ class SpecPrunePass:
         keep_old = self.params.prior_fill == 'memory' and self.prior is not None
         remembered = []
         for row, layer in enumerate(self.plan.globals):
-            score, ids = self.heard[layer]
+            score, ids = self.observed[layer]
             if ids is None or not keep_old:
                 remembered.append(self._spread(score, ids))
                 continue
@@ -482,11 +484,11 @@ class SpecPrunePass:
         return torch.stack(remembered)
 
 
-def _attended(heard: list[Tensor], layout: TokenLayout, allowed: tuple[int, ...]) -> Tensor:
+def _attended(observed: list[Tensor], layout: TokenLayout, allowed: tuple[int, ...]) -> Tensor:
     """V_t: what this query's own deep layers (scores ``[V]`` each) rank highest, to judge the
     prior by.
     """
-    looked = torch.stack(heard)
-    k = constant(allowed, torch.int64, looked.device)
-    best = sets.top_k(looked.view(-1, layout.cameras, layout.patches), k)
-    return best.view(-1, layout.vision_tokens).logical_and(looked > 0).any(0)
+    stacked = torch.stack(observed)
+    k = constant(allowed, torch.int64, stacked.device)
+    best = sets.top_k(stacked.view(-1, layout.cameras, layout.patches), k)
+    return best.view(-1, layout.vision_tokens).logical_and(stacked > 0).any(0)

@@ -34,8 +34,8 @@ class Row:
 
 
 @dataclass
-class Heard:
-    """A topic as it was heard for ``seconds``.
+class Received:
+    """A topic as it was received for ``seconds``.
 
     ``key`` is the profile's. ``publishers``: names; ``kinds``: types published; ``mismatch``: why
     quality of service keeps publisher and node apart. ``ages``: seconds from stamp to arrival, per
@@ -65,53 +65,55 @@ class Heard:
 
 
 def judge(
-    heard: Heard,
+    received: Received,
     *,
     slowest: float,
     oldest: float,
     known: Sequence[str] = (),
     latched: bool = False,
 ) -> Row:
-    """A topic: published, of the right type, heard, stamped now, fast enough.
+    """A topic: published, of the right type, received, stamped now, fast enough.
 
     ``slowest`` in Hz, ``oldest`` in s; ``known`` are the topics there are, for a name that was
     mistyped. A ``latched`` one speaks once.
     """
-    name = f'{heard.key}: {heard.topic}'
+    name = f'{received.key}: {received.topic}'
 
     def row(state: str, found: str, cure: str = '') -> Row:
         return Row(name, state, found, cure)
 
-    if not heard.publishers:
-        near = difflib.get_close_matches(heard.topic, known, 1)
+    if not received.publishers:
+        near = difflib.get_close_matches(received.topic, known, 1)
         hint = f', or is {near[0]} meant' if near else ''
         return row(
-            FAIL, 'nobody publishes it', f'start its driver{hint}? ({heard.key} in the profile)'
+            FAIL, 'nobody publishes it', f'start its driver{hint}? ({received.key} in the profile)'
         )
-    if heard.kind not in heard.kinds:
-        return row(
-            FAIL, f'is {", ".join(heard.kinds)}', f'{heard.kind} is read: correct {heard.key}'
-        )
-    who = ', '.join(sorted(set(heard.publishers)))
-    if heard.mismatch and not heard.count:
-        return row(
-            FAIL, f'{who}: {heard.mismatch}', 'set quality of service alike (cameras: '
-            'observation.image_reliability in the profile; others: in the driver)',
-        )  # fmt: skip
-    if not heard.count:
+    if received.kind not in received.kinds:
         return row(
             FAIL,
-            f'{who} publishes, nothing arrives in {heard.seconds:.0f} s',
+            f'is {", ".join(received.kinds)}',
+            f'{received.kind} is read: correct {received.key}',
+        )
+    who = ', '.join(sorted(set(received.publishers)))
+    if received.mismatch and not received.count:
+        return row(
+            FAIL, f'{who}: {received.mismatch}', 'set quality of service alike (cameras: '
+            'observation.image_reliability in the profile; others: in the driver)',
+        )  # fmt: skip
+    if not received.count:
+        return row(
+            FAIL,
+            f'{who} publishes, nothing arrives in {received.seconds:.0f} s',
             'images: FASTDDS_DEFAULT_PROFILES_FILE=config/fastdds.xml for driver and nodes; '
             'else: same ROS_DOMAIN_ID, network, and is the driver active?',
         )
-    text = f'{heard.rate:.1f} Hz' if not latched else 'heard'
-    text = f'{text}, {heard.note}' if heard.note else text
+    text = f'{received.rate:.1f} Hz' if not latched else 'received'
+    text = f'{text}, {received.note}' if received.note else text
     if latched:
         return row(OK, text)
-    if heard.stamps and heard.stamps[-1] <= 0:
+    if received.stamps and received.stamps[-1] <= 0:
         return row(FAIL, f'{text}, without a stamp', 'the driver must stamp when it measured')
-    ages = sorted(heard.ages)
+    ages = sorted(received.ages)
     age = ages[len(ages) // 2] if ages else 0.0
     text += f', {1e3 * age:.0f} ms old' if ages else ''
     if ages and ages[0] < -CLOCK:
@@ -127,36 +129,38 @@ def judge(
             'clocks that differ (chrony or PTP), a slow network, or stamps that are not of the '
             'measurement',
         )
-    if heard.rate < slowest:
+    if received.rate < slowest:
         return row(
             FAIL, f'{text}; at least {slowest:g} Hz is needed', 'raise the rate in its driver'
         )
     return row(OK, text)
 
 
-def frame(heard: Heard, base_frame: str) -> Row | None:
+def frame(received: Received, base_frame: str) -> Row | None:
     """The frame of poses."""
-    if not heard.count:
+    if not received.count:
         return None
-    name = f'{heard.key}: frame'
-    if not heard.frame:
+    name = f'{received.key}: frame'
+    if not received.frame:
         return Row(name, WARN, 'names no frame', f'is it {base_frame}? such poses are taken')
-    if heard.frame != base_frame:
+    if received.frame != base_frame:
         return Row(
             name,
             FAIL,
-            f"is in '{heard.frame}'",
+            f"is in '{received.frame}'",
             f"base_frame of the profile is '{base_frame}': poses in another frame are refused",
         )
-    return Row(name, OK, heard.frame)
+    return Row(name, OK, received.frame)
 
 
-def joints(wanted: Sequence[str], prefix: str, heard: Sequence[Heard], key: str) -> Row | None:
+def joints(
+    wanted: Sequence[str], prefix: str, received: Sequence[Received], key: str
+) -> Row | None:
     """Joint names of the profile among those in the messages."""
     if not wanted:
         return None
-    topics = ', '.join(h.topic for h in heard)
-    names = set().union(*(h.names for h in heard))
+    topics = ', '.join(h.topic for h in received)
+    names = set().union(*(h.names for h in received))
     if not names:
         return Row(key, SKIP, f'no joint states on {topics}')
     bare = names | {prefix + n for n in names} | {n.removeprefix(prefix) for n in names}
@@ -172,9 +176,9 @@ def joints(wanted: Sequence[str], prefix: str, heard: Sequence[Heard], key: str)
     return Row(key, OK, f'{len(set(wanted))} found on {topics}')
 
 
-def skew(cameras: Mapping[str, Heard]) -> Row | None:
+def skew(cameras: Mapping[str, Received]) -> Row | None:
     """Whether images of one moment come from all cameras."""
-    stamps = {name: heard.stamps for name, heard in cameras.items() if heard.stamps}
+    stamps = {name: received.stamps for name, received in cameras.items() if received.stamps}
     if len(stamps) < 2 or len(stamps) < len(cameras):
         return None
     first, *others = stamps.values()

@@ -84,7 +84,7 @@ class Chunk:
 
 @dataclass(frozen=True)
 class ChunkRules:
-    """What the arm at hand can interpret.
+    """What this arm can interpret.
 
     ``frames`` are the frames end-effector rows may be written in; ``joints`` the joint names a
     joint chunk must have, in any order (empty: joint chunks are refused). Of those in

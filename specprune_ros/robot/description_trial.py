@@ -30,12 +30,12 @@ def try_out(text: str, tip_frame: str, base_frame: str = '', prefix: str = '') -
         raise UrdfError(f'robot_description cannot be read: {error}') from None
 
 
-def _read(asked: dict[str, str]) -> bool:
+def _read(request: dict[str, str]) -> bool:
     """In the child: build the kinematics and use them once."""
     try:
-        check(asked['text'])
+        check(request['text'])
         kinematics = JointSpeed(
-            asked['text'], asked['tip'], base_frame=asked['base'], prefix=asked['prefix']
+            request['text'], request['tip'], base_frame=request['base'], prefix=request['prefix']
         )
         names = kinematics.joint_names
         pose = kinematics.tool_pose(names, [0.0] * len(names))

@@ -81,7 +81,7 @@ class GripperHysteresis:
 class GoalState(StrEnum):
     """Where the gripper's present goal stands."""
 
-    IDLE = 'idle'  # nothing was asked for yet
+    IDLE = 'idle'  # nothing was requested yet
     WAITING = 'waiting for the server'
     MOVING = 'moving'
     DONE = 'done'
@@ -93,9 +93,9 @@ class GoalState(StrEnum):
 class GripperGoal:
     """Sees one opening at a time through: sent again where it was refused, aborted or lost.
 
-    ``retries`` times, ``retry_s`` seconds apart; then it has failed until another opening is asked
-    for or :meth:`again` is called. A goal that nobody accepts or refuses within ``ANSWER_S``
-    counts as lost. A server that went away and came back is sent the goal anew.
+    ``retries`` times, ``retry_s`` seconds apart; then it has failed until another opening
+    is requested or :meth:`again` is called. A goal that nobody accepts or refuses within
+    ``ANSWER_S`` counts as lost. A server that came back is sent the goal anew.
     With ``stall_is_success`` a closing goal (below ``closing``) that aborts counts as done: the
     driver means that an object stopped the fingers.
 
@@ -129,7 +129,7 @@ class GripperGoal:
 
     @property
     def trouble(self) -> str:
-        """Why what was asked for is not done or on its way; empty: it is."""
+        """Why what was requested is not done or on its way; empty: it is."""
         if self.state in (GoalState.RETRYING, GoalState.FAILED):
             return f'{self.reason}, sent {self._tried} of {self.retries + 1} times'
         return ''
@@ -138,7 +138,7 @@ class GripperGoal:
         """The opening to send now, if any; ``number`` is then the goal's."""
         if not ready:
             if self.state in (GoalState.MOVING, GoalState.DONE, GoalState.RETRYING):
-                self.again()  # its server is gone, and with it what it was told
+                self.again()  # its server is gone, and with it the goal it received
             return None
         since_ns = self._unanswered_ns if self.state is GoalState.MOVING else None
         if since_ns is not None and now_ns - since_ns > ANSWER_S * 1e9:

@@ -56,7 +56,7 @@ class JointStates:
         velocities: Sequence[float],
         stamp_ns: int,
     ) -> tuple[list[str], list[str]]:
-        """A message: the joints of ours it told of, and what is wrong with it, in words.
+        """A message: the joints of ours it reported, and what is wrong with it, in words.
 
         ``impossible`` then says which of them cannot be true, if any. A message of other parts
         changes nothing; a joint that is not finite is not known any more. Raises
@@ -69,15 +69,15 @@ class JointStates:
             return [], []
         if len(positions) != len(names):
             raise JointStateError(f'{len(positions)} positions for {len(names)} names')
-        told, wrong = [], []
+        reported, wrong = [], []
         for i, name in ours:
             moving = float(velocities[i]) if len(velocities) == len(names) else None
             reason = self._one(name, float(positions[i]), moving, stamp_ns)
             if not reason:
-                told.append(name)
+                reported.append(name)
             elif reason != OLD:  # out of order: its age runs on
                 wrong.append(f'{name} {reason}')
-        return told, wrong
+        return reported, wrong
 
     def _one(self, name: str, position: float, velocity: float | None, stamp_ns: int) -> str:
         if not math.isfinite(position):
@@ -135,7 +135,7 @@ class JointStates:
         return None if None in found else found
 
     def oldest(self, names: Sequence[str]) -> str:
-        """The known joint not heard of for longest."""
+        """The known joint reported longest ago."""
         return min(names, key=lambda name: self._joints[name].stamp_ns)
 
     def stamp_ns(self, names: Sequence[str]) -> int:

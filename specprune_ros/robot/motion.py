@@ -41,7 +41,7 @@ from specprune_ros.robot.watchdog import State, Watchdog, WatchdogDecision
 POSE, JOINTS = 'tool pose', 'joint states'
 
 POSE_SLACK = (0.02, 0.1)  # m, rad: noise, and stamps that are not measurement times
-# Of a joint's acceleration: a controller's spline through the points sent to it asks for up to
+# Of a joint's acceleration: a controller's spline through the points sent to it requests up to
 # 1.8 times as much as the commands behind them (test_motion holds it to the limit).
 SPLINE_SHARE = 0.5
 YIELD_GAIN = 4.0  # 1/s
@@ -63,9 +63,9 @@ def needed(profile: Profile) -> tuple[str, ...]:
 class Tick:
     """What one control period brings: ``command`` is to be sent (``None``: nothing).
 
-    ``braking``: it belongs to a stop. ``ended``: it is the last one, the arm is told to hold;
+    ``braking``: it belongs to a stop. ``ended``: it is the last one, the arm is commanded to hold;
     ``ended`` without a command means that there was no place to hold. ``gripper`` is the opening
-    asked for, 0 to 1.
+    requested, 0 to 1.
     """
 
     verdict: WatchdogDecision
@@ -476,7 +476,7 @@ class ArmMotion:
             period = 1.0 / self.profile.command.rate
             self._virtual_pose = geometry.integrate(self.pose, command.twist, period)
 
-    # What is asked for.
+    # What is requested.
 
     def _move(self, now_ns: int) -> Command | Stop:
         setpoint = self.timeline.sample(now_ns)

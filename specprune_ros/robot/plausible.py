@@ -1,11 +1,11 @@
 """Whether a measured state can be the arm: reachable from the last one that could.
 
 Drivers, second publishers and start-up code send zeros, other robots' joints and poses of other
-frames. None of them is a place an arm can have reached since the message before, so each is told
-by distance over time. What cannot be true is not used, and the arm does not move while it is being
-said (see ``Watchdog.implausible``). A place that is claimed alone and consistently for ``adopt_s``
-is believed in the end: arms are moved by hand, simulated ones are reset. Where somebody says that
-the arm was put elsewhere, ``CONFIRM_S`` is enough.
+frames. None of them is a place an arm can have reached since the message before, so each is
+detected by distance over time. What cannot be true is not used, and the arm does not move while it
+is reported (see ``Watchdog.implausible``). A place that is claimed alone and consistently for
+``adopt_s`` is accepted in the end: arms are moved by hand, simulated ones are reset. Where
+somebody says that the arm was put elsewhere, ``CONFIRM_S`` is enough.
 """
 
 from __future__ import annotations

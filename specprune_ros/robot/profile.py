@@ -61,7 +61,7 @@ class Camera:
 
     For viewers, where they exist: its registered ``depth`` images, their ``camera_info``, and the
     camera's ``pose`` (PoseStamped, z forward) in the base frame. Without ``pose`` the frame of the
-    depth images is looked for among the links of ``robot_description``.
+    depth images is searched for among the links of ``robot_description``.
     """
 
     topic: Topic

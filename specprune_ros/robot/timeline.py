@@ -1,4 +1,4 @@
-"""Chunks of actions on one time axis, and the motion they ask for now.
+"""Chunks of actions on one time axis, and the motion they request now.
 
 The axis counts *executed* seconds: it runs while setpoints are taken and stands still while the
 arm is stopped. A chunk is laid down where the axis stood at its observation stamp, so that
@@ -58,7 +58,7 @@ _ENSEMBLE_ALPHA = 0.1  # CogACT: sim_cogact/cogact_policy.py
 
 @dataclass(frozen=True)
 class Setpoint:
-    """What the chunks ask for at one moment.
+    """What the chunks request at one moment.
 
     Either ``twist`` (end effector, along the axes of ``frame``) or ``joint_velocities`` (as
     ``ChunkRules.joints``); absolute chunks add ``pose`` or ``joint_positions``, the place to be
@@ -142,11 +142,11 @@ class ScheduledChunk:
         return row_of(geometry.blend(pose_of(a), pose_of(b), share))
 
     def grip(self, at: float) -> float | None:
-        """Opening of the row at hand; the last one holds past the end."""
+        """Opening of the current row; the last one holds past the end."""
         return None if self.opening is None else float(self.opening[self._row(at)])
 
     def row(self, at: float) -> np.ndarray:
-        """The numbers of the row at hand, ``[len(dims)]``."""
+        """The numbers of the current row, ``[len(dims)]``."""
         return self.chunk.rows[self._row(at)]
 
     def _row(self, at: float) -> int:
@@ -159,9 +159,9 @@ class ChunkTimeline:
 
     ``rule`` says how a new chunk joins the motion under way: ``latest`` fades over one step, and
     ``weighted_overlap`` over all the steps both have, so that each is weighted by how recent it
-    is. ``adaptive_ensemble`` (CogACT, arXiv 2411.19650, for a policy asked at every step) runs the
-    mean of what the last ``ensemble`` chunks want now, each weighted by exp(0.1 cos) of its row
-    and the newest one's; the gripper opens where the mean is above a half.
+    is. ``adaptive_ensemble`` (CogACT, arXiv 2411.19650, for a policy queried at every step) runs
+    the mean of what the last ``ensemble`` chunks want now, each weighted by exp(0.1 cos) of its
+    row and the newest one's; the gripper opens where the mean is above a half.
 
     Deltas are along the axes of the chunk's frame and about the tool point: a step adds ``dx dy
     dz`` to the position and turns the tool about the frame's axes. In the tool's own frame

@@ -106,7 +106,7 @@ class Watchdog:
     """Knows what arrived when, and judges.
 
     ``states`` are the names of the measured states (pose, joint states) that must be fresh before
-    and while the arm moves. Motion begins when a chunk is at hand and nothing stands against it.
+    and while the arm moves. Motion begins when a chunk is available and nothing stands against it.
     Stamps older than a limit stop the arm, and so does one from the future by more than
     ``future`` seconds: the clocks then do not agree, and no age means anything.
     """
@@ -178,7 +178,7 @@ class Watchdog:
         self._doubt = (now_ns, detail)
 
     def gripper(self, detail: str) -> None:
-        """The gripper did not do what it was asked to; empty: it has."""
+        """The gripper did not do what it was requested to; empty: it has."""
         self._gripper = detail
 
     def description(self, detail: str) -> None:

@@ -69,7 +69,7 @@ class BatchingEngine:
     ``limit`` is the most queries of one batch (1: one after the other, in the order they came).
     ``window`` is how many seconds the longest waiting query waits for company at most: it bounds
     what batching can add to a latency. No query waits when as many as ``expected()`` are there.
-    ``ran`` is told the size of every batch and the seconds its queries had waited.
+    ``ran`` receives the size of every batch and the seconds its queries had waited.
     """
 
     def __init__(
@@ -151,7 +151,7 @@ class BatchingEngine:
     def _run_alone(self, one: _Waiting) -> None:
         try:
             one.done.set_result(_own(self.engine.run(one.key, one.inputs)))
-        except BaseException as error:  # whoever asked is told
+        except BaseException as error:  # every caller gets it
             one.done.set_exception(error)
 
     def _run_together(self, batch: Sequence[_Waiting]) -> bool:

@@ -235,7 +235,7 @@ class RemotePolicy:
     def check_params(self, params: PruningParams) -> None:
         """Ask the server, on a connection of its own, whether parameters and model fit.
 
-        Raises ``ParamError``, also where the server cannot be asked.
+        Raises ``ParamError``, also where the server cannot be reached.
         """
         try:
             with self._connect() as connection:

@@ -109,7 +109,7 @@ class RequestReader:
     max_side: int = MAX_SIDE
 
     def keys_of(self, index: int, camera: str) -> tuple[str, ...]:
-        """Keys under which a camera's image is looked for, in order."""
+        """Keys under which a camera's image is searched for, in order."""
         if camera in self.image_keys:
             return (self.image_keys[camera],)
         named = (f'observation/images/{camera}', f'observation/{camera}', f'images/{camera}')
@@ -117,7 +117,7 @@ class RequestReader:
         return (*named, camera, *usual)
 
     def observation(self, request: Mapping[Any, Any], arrived_ns: int) -> Observation:
-        """What the policy is asked with. ``arrived_ns`` stands in for a stamp.
+        """The observation of a query. ``arrived_ns`` stands in for a stamp.
 
         Raises ``ObservationError`` or :class:`ProtocolError`.
         """

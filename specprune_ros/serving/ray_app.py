@@ -144,7 +144,7 @@ class Replica:
 
 class ByPending:
     """As many replicas as there are ``target`` queries under way. Ray's own measure would count
-    connections, which stay open whether or not anything is asked.
+    connections, which stay open whether or not anything is requested.
     """
 
     def __init__(self, target: float = 4.0) -> None:

@@ -97,7 +97,7 @@ class Session:
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
         policy.wants_overlay = False
-        self.asked = -math.inf  # s, monotonic: the last query
+        self.last_query = -math.inf  # s, monotonic: the last query
         self._versions: dict[int, int] = {}  # the policy's parameter versions to the client's
 
     def answer(
@@ -114,7 +114,7 @@ class Session:
             policy.max_normalised_action = float(bound)
         policy.wants_overlay = bool(ours.get('overlay'))
         policy.measure_deviation = bool(ours.get('measure_deviation'))
-        self.asked = time.monotonic()
+        self.last_query = time.monotonic()
         result = policy.act(observation)
         reply = reply_of(result, policy.wants_overlay)
         version = result.params_version
@@ -206,7 +206,7 @@ class Hub:
         return self._new_session().policy.warm_up(instruction)
 
     def metadata(self) -> dict[str, Any]:
-        """What a client is told when it connects."""
+        """What a client receives when it connects."""
         return {
             'server': 'specprune_ros',
             'server_id': self._id,
@@ -366,10 +366,10 @@ class Hub:
             self.metrics.waited.observe(seconds)
 
     def _expected(self) -> int:
-        """Sessions that asked lately: more than so many queries will not come."""
+        """Sessions with a recent query: more than so many queries will not come."""
         since = time.monotonic() - ACTIVE_FOR
         return sum(
-            session.asked >= since
+            session.last_query >= since
             for peer in list(self._connections.values())
             for session in list(peer.sessions.values())
         )

@@ -34,7 +34,7 @@ from specprune_ros.pruning.controller import SpeedSample
 from specprune_ros.robot.geometry import from_rotation_vector, norm, rotation_between
 from specprune_ros.serving.client import RemotePolicy
 
-# What a benchmark's gripper is told, from this policy's 0 (closed) to 1 (open).
+# What a benchmark's gripper receives, from this policy's 0 (closed) to 1 (open).
 GRIPPERS = {'close_positive': GRIPPER_CLOSE_POS, 'close_01': GRIPPER_CLOSE_01}
 ROTATIONS = {'vector': ROTATION_AA, 'euler_xyz': ROTATION_EULER}
 POSE_STATE = 8  # numbers of a state: position (m), axis times angle (rad), two fingers
@@ -113,7 +113,7 @@ class SpecPruneModelServer(ModelServer):
     """Forwards the harness's observations to a policy server, chunk by chunk.
 
     ``url`` and ``api_key`` are the policy server's. ``executed`` rows of a chunk are played before
-    the next query (0: all). ``gripper``: how the benchmark is told to close it, ``close_positive``
+    the next query (0: all). ``gripper``: how the benchmark closes it, ``close_positive``
     (1 closed, -1 open: LIBERO, SimplerEnv), ``close_01`` (1 closed, 0 open) or ``as_is``.
     ``timeout`` of a query in seconds.
     """
@@ -139,7 +139,7 @@ class SpecPruneModelServer(ModelServer):
         return RemotePolicy(self._url, self._api_key, timeout=self._timeout)
 
     def get_observation_params(self) -> dict[str, Any]:
-        """What benchmarks are asked to send; those without such an option leave it out."""
+        """What benchmarks are requested to send; those without such an option leave it out."""
         params: dict[str, Any] = {}
         if len(self.config.cameras) > 1:
             params['send_wrist_image'] = True

@@ -67,7 +67,7 @@ def log(folder, node):
 @pytest.mark.slow
 @pytest.mark.real_time
 def test_each_instruction_is_done_pruned_and_dense_and_a_person_is_obeyed(tmp_path):
-    """With random weights: what is asked, judged and counted, not whether it succeeds.
+    """With random weights: what is instructed, judged and counted, not whether it succeeds.
 
     Then it stays until it is interrupted.
     """

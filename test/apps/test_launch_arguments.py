@@ -123,7 +123,7 @@ def test_a_file_of_arms_that_is_wrong_starts_none(text, says, tmp_path):
     assert all(word in str(caught.value) for word in (str(file), *says)), caught.value
 
 
-def test_images_come_in_the_form_asked_for():
+def test_images_come_in_the_form_requested():
     profile, _ = read_profile('sim_arm', '')
     raw, parameters = wire(profile, 'profile')
     assert raw['~/image/agent'] == '/sim_arm/agent/image_raw'

@@ -102,7 +102,7 @@ def test_the_sweep_is_measured_remembered_and_drawn(own_cache, tmp_path, capsys)
     assert rows[0]['ms_p50'] < rows[2]['ms_p50']
     assert plot.read_bytes().startswith(b'\x89PNG')
     assert 'Decoder swept' in capsys.readouterr().out
-    assert bench.run(parse(*words)) == 0  # not measured again, and still told
+    assert bench.run(parse(*words)) == 0  # not measured again, and still reported
     assert 'Decoder swept' in capsys.readouterr().out
 
 
@@ -123,8 +123,8 @@ def test_what_is_known_to_be_free_here_is_kept_and_said(own_cache, monkeypatch):
     calibration.keep(name, Sweep((100, 512), (193, 605), (5.0, 5.0), '2026-11-21'))
     pruners, few = 'specprune,specprune:paper', {'repeats': 1, 'threads': 1, 'stock': False}
     dense, ours, paper = measure.bench(pruners, 'tiny', device='cpu', **few).rows
-    told = [row['free_tokens'] for row in (dense, ours, paper)]
-    assert told == [False, True, False]
+    reported = [row['free_tokens'] for row in (dense, ours, paper)]
+    assert reported == [False, True, False]
     assert paper['tokens_mean'] < 300 < ours['tokens_mean'] == 512
 
 

@@ -178,7 +178,7 @@ def test_sweeps_are_kept_per_device_and_model(tmp_path, tiny):
         '{"NAME": {"tokens": [2, 1], "rows": [3, 2], "ms": [1.0, 1.0], "date": "today"}}',
     ],
 )
-def test_a_damaged_file_is_as_good_as_none_and_is_told(text, caplog):
+def test_a_damaged_file_is_as_good_as_none_and_is_reported(text, caplog):
     path = calibration.cache_file()
     path.parent.mkdir()
     path.write_bytes(text.encode(errors='surrogateescape'))

@@ -21,7 +21,7 @@ def gpu():
     return module
 
 
-def test_kernels_are_told_apart_and_gaps_counted(gpu, monkeypatch):
+def test_kernels_are_distinguished_and_gaps_counted(gpu, monkeypatch):
     monkeypatch.setattr(gpu, 'PROFILED', 2)
     query = [
         ('nvjet_hsh_256x128_64x4', 0, 60),

@@ -72,13 +72,13 @@ def test_image_and_numbers(records, tmp_path, capsys):
     assert status == 0
     image = np.asarray(Image.open(out).convert('RGB'))
     assert image.shape[1] > 1200 and len(np.unique(image.reshape(-1, 3), axis=0)) > 500
-    told = json.loads(numbers.read_text())
-    assert told['tokens_in'] == 512
-    assert told['layer_tokens'][-1] == list(told['tokens_after'].values())[-1] < 512
-    assert set(told['sets']) == {'local', 'global', 'dynamic'}
-    assert told['sets']['dynamic'] > 0  # the block moved
-    assert 0 < told['prior_recall'] <= 1
-    assert told['flops_ratio_decoder'] < told['flops_ratio'] < 1
+    reported = json.loads(numbers.read_text())
+    assert reported['tokens_in'] == 512
+    assert reported['layer_tokens'][-1] == list(reported['tokens_after'].values())[-1] < 512
+    assert set(reported['sets']) == {'local', 'global', 'dynamic'}
+    assert reported['sets']['dynamic'] > 0  # the block moved
+    assert 0 < reported['prior_recall'] <= 1
+    assert reported['flops_ratio_decoder'] < reported['flops_ratio'] < 1
     printed = capsys.readouterr().out
     assert '512 to' in printed and str(out) in printed
 
@@ -100,9 +100,9 @@ def test_rivals_can_be_drawn(records, tmp_path, name):
 def test_without_arguments_the_shipped_policy_sees_the_shipped_observation(tmp_path, capsys):
     numbers = tmp_path / 'numbers.json'
     assert call('--out', tmp_path / 'p.png', '--json', numbers) == 0
-    told, said = json.loads(numbers.read_text()), capsys.readouterr()
-    assert (told['tokens_in'], told['instruction']) == (128, 'lift the red cube')
-    assert told['sets']['dynamic'] > 0 and 'random' not in said.err
+    reported, said = json.loads(numbers.read_text()), capsys.readouterr()
+    assert (reported['tokens_in'], reported['instruction']) == (128, 'lift the red cube')
+    assert reported['sets']['dynamic'] > 0 and 'random' not in said.err
     assert call('--bag', tmp_path, '--live', '--out', tmp_path / 'p.png') == 1
     assert 'take one of' in capsys.readouterr().err
 

@@ -97,12 +97,12 @@ def test_long_work_says_what_it_does(capsys):
 
 def test_view_passes_its_options_on(monkeypatch, tmp_path):
     view = pytest.importorskip('specprune_ros.apps.view', reason='needs ROS 2')
-    asked = []
-    monkeypatch.setattr(view, 'run_view', lambda options: asked.append(options) or 0)
+    requested = []
+    monkeypatch.setattr(view, 'run_view', lambda options: requested.append(options) or 0)
     where = tmp_path / 'deep' / 'view.json'
     assert cli.main(['view', '--port', '9000', '--json', str(where)]) == 0
-    assert (asked[0].port, asked[0].bag) == (9000, None)
-    asked[0].opened('http://127.0.0.1:9001')
+    assert (requested[0].port, requested[0].bag) == (9000, None)
+    requested[0].opened('http://127.0.0.1:9001')
     assert json.loads(where.read_text())['url'] == 'http://127.0.0.1:9001'
 
 

@@ -477,7 +477,7 @@ def executor_ended(suite: Suite, rng: np.random.Generator) -> None:
     if process.wait(20.0):
         suite.breaks(f'status {process.returncode}')
     suite.pause(0.3)
-    if suite.rig.heard.commands and not suite.rig.heard.commands[-1].zero:
+    if suite.rig.received.commands and not suite.rig.received.commands[-1].zero:
         suite.breaks('the last command of a process that ended was no stop')
     suite.executor_died()
     suite.system.start(EXECUTOR)
@@ -627,7 +627,7 @@ def second_commander(suite: Suite, rng: np.random.Generator) -> None:
             suite.pause(0.05)
     if not any(
         name == EXECUTOR and f'publishers on {topic}' in text
-        for at, name, text in rig.heard.said
+        for at, name, text in rig.received.said
         if at > begin
     ):
         suite.breaks('the executor did not report the second publisher')

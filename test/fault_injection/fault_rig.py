@@ -31,7 +31,7 @@ from specprune_ros.robot.chunk import Chunk, ChunkError, ChunkRules, check
 from specprune_ros.robot.profile import Profile, load
 
 SECOND = 1_000_000_000
-CHUNKS = '/faults/action_chunk'  # as the executor hears them
+CHUNKS = '/faults/action_chunk'  # as the executor receives them
 INTRUDER = 'intruder'  # frame_id of commands the executor did not send
 CLOCK_RATE = 200.0  # Hz
 ALIKE = 0.02  # s by which this account may differ from the executor's own
@@ -48,7 +48,7 @@ class Sent:
     linear: tuple[float, float, float]
     angular: tuple[float, float, float]
     braking: bool = False
-    slowing: bool = False  # as hard as a stop does, and so hardly by what a chunk asks for
+    slowing: bool = False  # as hard as a stop does, and so hardly by what a chunk requests
 
     @property
     def zero(self) -> bool:
@@ -70,15 +70,15 @@ class Lane:
         kind: type,
         source: str,
         target: str,
-        heard: list[tuple[int, Any]] | None = None,
+        received: list[tuple[int, Any]] | None = None,
     ) -> None:
-        self._node, self.kind, self._heard = node, kind, heard
+        self._node, self.kind, self._received = node, kind, received
         self.alter: Callable[[Any], list[Any]] | None = None
         self.passed: deque[tuple[int, int]] = deque(maxlen=4000)
         self.places: deque[tuple[int, tuple[float, float, float]]] = deque(maxlen=4000)
         self.late: deque[tuple[int, int]] = deque(maxlen=4000)
         self.last: Any = None
-        quality = newest(reliable=True) if heard is None else every()
+        quality = newest(reliable=True) if received is None else every()
         self.output = node.create_publisher(kind, target, quality)
         node.create_subscription(kind, source, self._on, every(2), raw=True)
 
@@ -104,8 +104,8 @@ class Lane:
             if not math.isfinite(tool.x):
                 return  # does not count as arrived
             self.places.append((at, (tool.x, tool.y, tool.z)))
-        if self._heard is not None:
-            self._heard.append((at, message))
+        if self._received is not None:
+            self._received.append((at, message))
         stamp = message.header.stamp
         self.passed.append((at, stamp.sec * SECOND + stamp.nanosec))
 
@@ -115,7 +115,7 @@ class Lane:
 
 
 @dataclass
-class Heard:
+class Received:
     """Everything recorded. Times are ns of the system clock, written by the sender."""
 
     commands: list[Sent] = field(default_factory=list)
@@ -129,11 +129,11 @@ class Heard:
 
 
 class Rig:
-    """Lanes in one thread, the recorder in another, the clock in a third (if asked for)."""
+    """Lanes in one thread, the recorder in another, the clock in a third (if requested)."""
 
     def __init__(self, profile: Profile, sim_time: bool) -> None:
         self.profile = profile
-        self.heard = Heard()
+        self.received = Received()
         self.context = rclpy.Context()
         rclpy.init(context=self.context)
         self.node = rclpy.create_node('faults', context=self.context)
@@ -149,7 +149,7 @@ class Rig:
         # Chunks too: what a policy that is killed or starts has sent, and the executor has got,
         # is then known here.
         self.chunk_lane = lane(
-            ActionChunk, f'/{POLICY}/action_chunk', CHUNKS, heard=self.heard.chunks
+            ActionChunk, f'/{POLICY}/action_chunk', CHUNKS, received=self.received.chunks
         )
         self.lanes = [*self.cameras.values(), self.joints, self.pose, self.chunk_lane]
         listen = self.ear.create_subscription
@@ -190,7 +190,7 @@ class Rig:
     def send_chunk(self, message: ActionChunk | bytes) -> None:
         """Send a chunk as another policy would: by a publisher of its own."""
         if not isinstance(message, bytes):
-            self.heard.chunks.append((time.time_ns(), message))
+            self.received.chunks.append((time.time_ns(), message))
         self._chunks.publish(message)
 
     def close(self) -> None:
@@ -230,21 +230,21 @@ class Rig:
 
     def silent_for(self) -> float:
         """Seconds since the executor's last command."""
-        commands = self.heard.commands
+        commands = self.received.commands
         return (time.time_ns() - commands[-1].at) / SECOND if commands else math.inf
 
     def flowing(self, begin_ns: int) -> bool:
         """Whether commands have come steadily since ``begin_ns``, and still do."""
         now = time.time_ns()
         recent = 0
-        for sent in reversed(self.heard.commands):
+        for sent in reversed(self.received.commands):
             if sent.at < max(begin_ns, now - 200_000_000):
                 break
             recent += 1
         return recent >= 8 and self.silent_for() < 0.1
 
-    def _lane(self, kind: type, source: str, target: str, heard: Any = None) -> Lane:
-        return Lane(self.node, kind, source, target, heard)
+    def _lane(self, kind: type, source: str, target: str, received: Any = None) -> Lane:
+        return Lane(self.node, kind, source, target, received)
 
     def _spin(self, node: Any) -> None:
         if node is self.node:
@@ -272,7 +272,7 @@ class Rig:
         if message.header.frame_id == INTRUDER:
             return
         a, b, stamp = message.twist.linear, message.twist.angular, message.header.stamp
-        self.heard.commands.append(
+        self.received.commands.append(
             Sent(
                 info['source_timestamp'],
                 stamp.sec * SECOND + stamp.nanosec,
@@ -282,31 +282,31 @@ class Rig:
         )
 
     def _on_stats(self, message: PruneStats, info: dict) -> None:
-        self.heard.stats.append((info['source_timestamp'], message))
+        self.received.stats.append((info['source_timestamp'], message))
 
     def _on_pose(self, message: PoseStamped, info: dict) -> None:
         at = message.pose.position
-        self.heard.positions.append((info['source_timestamp'], (at.x, at.y, at.z)))
+        self.received.positions.append((info['source_timestamp'], (at.x, at.y, at.z)))
 
     def _on_speed(self, message: TwistStamped, info: dict) -> None:
         at = message.twist.linear
-        self.heard.speeds.append((info['source_timestamp'], math.hypot(at.x, at.y, at.z)))
+        self.received.speeds.append((info['source_timestamp'], math.hypot(at.x, at.y, at.z)))
 
     def _on_health(self, message: DiagnosticArray) -> None:
         for status in message.status:
             name = status.name.split(':')[0]
             if name in (POLICY, EXECUTOR):
-                self.heard.health[name] = (time.time_ns(), status.message)
-                self.heard.said.append((time.time_ns(), name, status.message))
+                self.received.health[name] = (time.time_ns(), status.message)
+                self.received.said.append((time.time_ns(), name, status.message))
             if name == EXECUTOR:
                 values = {pair.key: pair.value for pair in status.values}
-                self.heard.counted.append((time.time_ns(), values))
-                del self.heard.counted[:-200]
+                self.received.counted.append((time.time_ns(), values))
+                del self.received.counted[:-200]
 
 
 class Axis:
     """When the queue ran dry: an account of the executed time kept from the outside, from chunks
-    heard and commands sent, without the executor's own timeline.
+    received and commands sent, without the executor's own timeline.
     """
 
     def __init__(self, rules: ChunkRules, sim_time: bool) -> None:

@@ -64,7 +64,7 @@ GAP = 0.15  # s without commands: another motion
 STOPS_FOR = 'stops for '
 IN_TIME = 0.1  # s after a limit, until braking begins
 TIGHT = 1.0 + 1e-6
-ARRIVED = 0.2  # s after which a message has been heard
+ARRIVED = 0.2  # s after which a message has been received
 RECOVERY = 30.0  # s until the arm must move again
 EPISODE_WAIT = 15.0  # s until the policy must have reported a new episode
 DRIVER_SLOW = 0.02  # m/s that counts as holding still
@@ -190,7 +190,7 @@ class Suite:
         """Wait until the tool moves."""
         begin = time.time_ns()
         wait_until(
-            lambda: any(v > DRIVER_SLOW for at, v in self.rig.heard.speeds if at > begin),
+            lambda: any(v > DRIVER_SLOW for at, v in self.rig.received.speeds if at > begin),
             RECOVERY,
         )
 
@@ -203,7 +203,7 @@ class Suite:
     def must_stop_at_once(self, why: str) -> None:
         """A stop action must have been sent within 100 ms after ``at_once``."""
         begin = self.at_once
-        commands = list(self.rig.heard.commands)
+        commands = list(self.rig.received.commands)
         recent = [sent for sent in commands if begin - 0.05 * SECOND < sent.at < begin]
         if not recent or recent[-1].zero:
             return  # it did not move, or had just been stopped
@@ -225,7 +225,7 @@ class Suite:
 
     def _counted_a_stop(self) -> bool:
         """Whether the executor has counted a stop since the injection before."""
-        counted, now = self.rig.heard.counted, time.time_ns()
+        counted, now = self.rig.received.counted, time.time_ns()
         wait_until(lambda: any(at > now for at, _ in counted), 3.0)
         stops = [int(v) for key, v in counted[-1][1].items() if key.startswith(STOPS_FOR)]
         return sum(stops) > self._stops.total()
@@ -234,7 +234,7 @@ class Suite:
         """The executor stood still from ``stalled`` (ns) on: braking began within 100 ms after the
         supervisor's limit, and the arm is at rest.
         """
-        commands = list(self.rig.heard.commands)
+        commands = list(self.rig.received.commands)
         first = next((i for i, sent in enumerate(commands) if sent.at > stalled), len(commands))
         # One command may have been under way.
         own = [sent for sent in commands[: first + 1] if sent.at < stalled + 0.05 * SECOND]
@@ -293,7 +293,7 @@ class Suite:
         self.at_once = self.stalled_at = None
         self._driver_gone = False
         begin = time.time_ns()
-        counted = self.rig.heard.counted
+        counted = self.rig.received.counted
         self._episodes = int(counted[-1][1].get('new episodes', 0)) if counted else 0
         try:
             kind.inject(self, rng)
@@ -301,7 +301,7 @@ class Suite:
             self.rig.straight()
         ended = time.time_ns()
         if not wait_until(lambda: self.rig.flowing(ended), RECOVERY):
-            self.breaks(f'not moving {RECOVERY:.0f} s after the fault: {self.rig.heard.health}')
+            self.breaks(f'not moving {RECOVERY:.0f} s after the fault: {self.rig.received.health}')
         result.recovery = (time.time_ns() - ended) / SECOND
         if kind.resets and not wait_until(lambda: self._reset_since(begin), EPISODE_WAIT):
             self.breaks('no new episode was reported')
@@ -328,26 +328,26 @@ class Suite:
     def _reset_since(self, begin: int) -> bool:
         if any(
             at > begin and 'first query after a reset' in stats.reason
-            for at, stats in self.rig.heard.stats
+            for at, stats in self.rig.received.stats
         ):
             return True
         # The first words of a process may be lost on those who have not found it yet.
         return any(
             at > begin and int(values.get('new episodes', 0)) > self._episodes
-            for at, values in self.rig.heard.counted
+            for at, values in self.rig.received.counted
         )
 
     def _judge_stream(self) -> None:
-        """Every command not looked at yet: limits, and time after the watchdog's limits."""
-        heard, result = self.rig.heard, self._result
+        """Every command not checked yet: limits, and time after the watchdog's limits."""
+        received, result = self.rig.received, self._result
         watch = self.system.profile.watchdog
         # Commands and chunks come by different ways: judge only what all of must have arrived.
         until = time.time_ns() - round(ARRIVED * SECOND)
         commands = list(
-            itertools.takewhile(lambda sent: sent.at < until, heard.commands[self._commands :])
+            itertools.takewhile(lambda sent: sent.at < until, received.commands[self._commands :])
         )
         chunks = list(
-            itertools.takewhile(lambda pair: pair[0] < until, heard.chunks[self._chunks :])
+            itertools.takewhile(lambda pair: pair[0] < until, received.chunks[self._chunks :])
         )
         self._commands += len(commands)
         self._chunks += len(chunks)
@@ -373,8 +373,8 @@ class Suite:
         if result.over > IN_TIME and result.late['limit'] in AGES:
             self.breaks(f'{result.late["limit"]}: late by {result.over:.3f} s', late=True)
         box = self.system.profile.limits.workspace
-        positions = [p for _, p in heard.positions[self._poses :]]
-        self._poses = len(heard.positions)
+        positions = [p for _, p in received.positions[self._poses :]]
+        self._poses = len(received.positions)
         if positions and box is not None:
             at = np.array(positions)
             result.outside = float(max(0.0, (at - box[1]).max(), (np.array(box[0]) - at).max()))
@@ -421,9 +421,9 @@ class Suite:
                 self.breaks(f'a command is {share:.3f} of the limit of {what}')
 
     def _judge_stop(self, kind: Kind, begin: int, ended: int) -> None:
-        result, heard = self._result, self.rig.heard
-        before = [sent for sent in heard.commands if sent.at < begin]
-        window = before[-100:] + [sent for sent in heard.commands if sent.at >= begin]
+        result, received = self._result, self.rig.received
+        before = [sent for sent in received.commands if sent.at < begin]
+        window = before[-100:] + [sent for sent in received.commands if sent.at >= begin]
         gap = None
         ends = [*(sent.at for sent in window[1:]), ended]
         for sent, after in zip(window, ends[: len(window)], strict=True):
@@ -446,7 +446,7 @@ class Suite:
         result.reasons = self._reasons_since(ended)
         took = [
             float(values['last stop took (s)'])
-            for at, values in heard.counted
+            for at, values in received.counted
             if at > begin and values.get('last stop took (s)')
         ]
         if result.reasons and took:
@@ -458,7 +458,7 @@ class Suite:
         expected = set(kind.reasons)
         if result.lanes_late > 0.5 * self.system.profile.watchdog.state_age:
             expected.add('stale_state')  # poses come through this suite, which was held up
-        known = gap is not None and gap.at > begin  # else it was told with the injection before
+        known = gap is not None and gap.at > begin  # else it received with the injection before
         if known and kind.stops and kind.reasons and not expected & set(result.reasons):
             self.breaks(f'the executor gave as reasons {result.reasons}')
 
@@ -472,15 +472,15 @@ class Suite:
         return math.sqrt(3.0) * brake + 2.0 / JERK_RATIO + IN_TIME
 
     def _reasons_since(self, ended: int) -> list[str]:
-        """The reasons of stops that the executor has counted since it was last looked at."""
-        heard = self.rig.heard
-        wait_until(lambda: any(at > ended for at, _ in heard.counted), 3.0)
-        if not heard.counted:
+        """The reasons of stops that the executor has counted since the last check."""
+        received = self.rig.received
+        wait_until(lambda: any(at > ended for at, _ in received.counted), 3.0)
+        if not received.counted:
             return []
         now = Counter(
             {
                 key.removeprefix(STOPS_FOR): int(value)
-                for key, value in heard.counted[-1][1].items()
+                for key, value in received.counted[-1][1].items()
                 if key.startswith(STOPS_FOR)
             }
         )
@@ -501,21 +501,22 @@ class Suite:
 
     def _trim(self) -> None:
         """Forget what has been judged."""
-        heard = self.rig.heard
+        received = self.rig.received
         horizon = time.time_ns() - 10 * SECOND
         keep = next(
-            (i for i, sent in enumerate(heard.commands) if sent.at > horizon), len(heard.commands)
+            (i for i, sent in enumerate(received.commands) if sent.at > horizon),
+            len(received.commands),
         )
         keep = min(keep, self._commands)
-        del heard.commands[:keep]
+        del received.commands[:keep]
         self._commands -= keep
-        del heard.chunks[: self._chunks]
+        del received.chunks[: self._chunks]
         self._chunks = 0
-        del heard.positions[: max(0, self._poses - 500)]
-        self._poses = len(heard.positions)
-        heard.stats[:] = [pair for pair in heard.stats if pair[0] > horizon]
-        heard.speeds[:] = [pair for pair in heard.speeds if pair[0] > horizon]
-        heard.said[:] = [item for item in heard.said if item[0] > horizon]
+        del received.positions[: max(0, self._poses - 500)]
+        self._poses = len(received.positions)
+        received.stats[:] = [pair for pair in received.stats if pair[0] > horizon]
+        received.speeds[:] = [pair for pair in received.speeds if pair[0] > horizon]
+        received.said[:] = [item for item in received.said if item[0] > horizon]
 
 
 def child_of(pid: int) -> int | None:
@@ -580,7 +581,7 @@ def run(kinds: list[Kind], count: int, seed: int, limit_s: float) -> tuple[list[
             with suite:
                 if not suite.settle():
                     raise SystemExit(
-                        f'the arm does not move: {suite.rig.heard.health}\n'
+                        f'the arm does not move: {suite.rig.received.health}\n'
                         + '\n'.join(p.tail() for p in suite.system.processes.values())
                     )
                 for kind in todo:

@@ -7,7 +7,7 @@
 injection, seeded, a healthy robot keeps asking. An injection counts as survived where
 
 - the healthy robot's answers are, to the last bit, those of a policy that nobody disturbs;
-- the faulty client is told what its kind says: an error reply after which its own connection lives
+- the faulty client receives what its kind says: an error reply after which its connection lives
   on, or a closed connection;
 - the server lives, answers ``/healthz``, and has let go of the faulty client.
 
@@ -95,31 +95,31 @@ class Server:
 
 
 class Healthy(threading.Thread):
-    """A robot that asks while a fault goes on, and knows what it should be told."""
+    """A robot that asks while a fault goes on, and knows the right replies."""
 
     def __init__(self, url: str, local: Policy, number: int) -> None:
         super().__init__()
         self.remote, self.local, self.number = RemotePolicy(url, timeout=60.0), local, number
         self.ending = threading.Event()
         self.wrong: list[str] = []
-        self.asked = 0
+        self.requested = 0
         self.slowest = 0.0
 
     def run(self) -> None:
-        """Ask until told to end, three queries at least."""
+        """Ask until stopped, three queries at least."""
         self.local.reset('start')
-        while not self.ending.is_set() or self.asked < 3:
-            seen = observation(8 * self.asked, self.number)
+        while not self.ending.is_set() or self.requested < 3:
+            seen = observation(8 * self.requested, self.number)
             begin = time.monotonic()
             try:
-                told = self.remote.act(seen)
+                reported = self.remote.act(seen)
             except ServerError as error:
                 self.wrong.append(str(error))
                 return
             self.slowest = max(self.slowest, time.monotonic() - begin)
-            if not same(told, self.local.act(seen)):
-                self.wrong.append(f'query {self.asked} was answered differently')
-            self.asked += 1
+            if not same(reported, self.local.act(seen)):
+                self.wrong.append(f'query {self.requested} was answered differently')
+            self.requested += 1
         self.remote.close()
 
 
@@ -236,7 +236,7 @@ def idle(server: Server, rng: np.random.Generator) -> None:
 
 
 def never_reads(server: Server, rng: np.random.Generator) -> None:
-    """A client that asks for large replies and reads none: it is let go."""
+    """A client that requests large replies and reads none: it is let go."""
     raw = socket.socket()
     raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     raw.connect(('127.0.0.1', server.port))
@@ -316,12 +316,12 @@ def kill_in_a_query(server: Server, seed: int) -> list[str]:
     while True:
         step += 8
         try:
-            told = policy.act(observation(step))
+            reported = policy.act(observation(step))
         except ServerError as error:
             if isinstance(error, RefusedError):
                 wrong.append(f'a dead server answered: {error}')
             break
-        if not np.isfinite(told.actions).all():
+        if not np.isfinite(reported.actions).all():
             wrong.append('half a reply was taken for one')
         if time.monotonic() - began > 30:
             wrong.append('it went on without a server')
@@ -347,17 +347,17 @@ def run(count: int, seed: int = 0, kinds: dict[str, Kind] | None = None) -> dict
         Connection(server.url, timeout=60.0).close()
         for name, kind in (kinds or KINDS).items():
             times = max(1, count // FEWER.get(name, 1))
-            failures, asked, slowest = [], 0, 0.0
+            failures, requested, slowest = [], 0, 0.0
             for number in range(times):
                 wrong, robot = inject(server, local, kind, seed + 1000 * len(rows) + number)
-                asked, slowest = asked + robot.asked, max(slowest, robot.slowest)
+                requested, slowest = requested + robot.requested, max(slowest, robot.slowest)
                 failures += [wrong] if wrong else []
             rows.append(
                 {
                     'kind': name,
                     'injected': times,
                     'survived': times - len(failures),
-                    'queries_beside_it': asked,
+                    'queries_beside_it': requested,
                     'slowest_query_ms': round(1e3 * slowest),
                     'failures': failures[:3],
                 }

@@ -34,7 +34,7 @@ def test_every_kind_of_fault_is_survived(tmp_path):
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     result = json.loads(file.read_text())
     assert result['injected'] == len(result['rows']) >= 30
-    # A machine that gave a process no core is told apart by the kernel's own account.
+    # A machine that gave a process no core is recognised by the kernel's own account.
     assert result['survived'] + result['held_up'] == result['injected'], result['not_survived']
     if not result['held_up']:
         assert result['worst_stop_ms_after_limit'] <= 100.0

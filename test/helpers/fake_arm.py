@@ -1,7 +1,7 @@
 """The drivers of an arm that is not there, over real DDS: what a profile names, in a thread.
 
 It publishes cameras, joint states, gripper and tool pose, and follows what is sent to its command
-topic, unless it is told to stand still.
+topic, unless it is commanded to stand still.
 """
 
 from __future__ import annotations

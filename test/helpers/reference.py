@@ -109,7 +109,7 @@ class _Query:
         x, positions = np.asarray(hidden, np.float64), np.arange(layout.length)
         self.tokens = list(range(self.V))  # patches left, ascending
         self.S, self.raw = {}, {}
-        heard, local = {}, {}
+        received, local = {}, {}
         for number in range(1, layout.depth + 1):
             x, maps = self.slow.layer(number, x, positions)
             mean = maps.mean(0)  # over heads
@@ -126,7 +126,9 @@ class _Query:
                 )
             if number in self.globals:
                 prior_rows = 'text' if self.p.rows_global == 'auto' else self.p.rows_global
-                heard[number] = dict(zip(self.tokens, attention(prior_rows).mean(0), strict=True))
+                received[number] = dict(
+                    zip(self.tokens, attention(prior_rows).mean(0), strict=True)
+                )
             if number in self.updates:
                 self.update(number, attention(self.p.rows_layer))
             stay = None
@@ -146,7 +148,7 @@ class _Query:
                     for pos in positions
                 ]
                 x, positions = x[mask], positions[mask]
-        self.remember(heard)
+        self.remember(received)
         return self.answer
 
     # Step B: the static union.
@@ -192,13 +194,13 @@ class _Query:
             if camera in p.cameras_kept:
                 bound += self.P
                 continue
-            asked = (
+            requested = (
                 (2 if first else len(self.p.layers_local))
                 * self.budget(p.k_local, p.camera_factor, camera)
                 + len(p.layers_global) * self.budget(p.k_global, p.camera_factor, camera)
                 + self.budget(p.k_dynamic, p.camera_factor_dynamic, camera)
             )
-            bound += min(self.P, asked)
+            bound += min(self.P, requested)
         union &= set(self.tokens)
         if not first:
             self.answer.union = set(union)
@@ -219,12 +221,12 @@ class _Query:
     def plain_bound(self):
         p, bound = self.p, 0
         for camera in range(self.layout.cameras):
-            asked = (
+            requested = (
                 len(p.layers_local) * self.budget(p.k_local, p.camera_factor, camera)
                 + len(p.layers_global) * self.budget(p.k_global, p.camera_factor, camera)
                 + self.budget(p.k_dynamic, p.camera_factor_dynamic, camera)
             )
-            bound += self.P if camera in p.cameras_kept else min(self.P, asked)
+            bound += self.P if camera in p.cameras_kept else min(self.P, requested)
         return bound
 
     def bucket(self, size):
@@ -312,12 +314,12 @@ class _Query:
 
     # Step D: what the next query knows.
 
-    def remember(self, heard):
+    def remember(self, received):
         rows = []
         for i, layer in enumerate(self.globals):
             row = np.zeros(self.V)
-            seen = list(heard[layer])
-            row[seen] = [heard[layer][t] for t in seen]
+            seen = list(received[layer])
+            row[seen] = [received[layer][t] for t in seen]
             if self.p.prior_fill == 'memory' and self.old is not None and len(seen) < self.V:
                 scale = row[seen].sum() / self.old[i][seen].sum()
                 gone = np.setdiff1d(np.arange(self.V), seen)

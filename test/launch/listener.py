@@ -114,11 +114,11 @@ class Listener:
         """A list that fills with (time of arrival, message)."""
         from specprune_ros.nodes.common.qos import every
 
-        heard = []
+        received = []
         self.node.create_subscription(
-            kind, topic, lambda message: heard.append((time.monotonic(), message)), every()
+            kind, topic, lambda message: received.append((time.monotonic(), message)), every()
         )
-        return heard
+        return received
 
     def spin(self, seconds):
         end = time.monotonic() + seconds

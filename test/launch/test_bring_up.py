@@ -54,8 +54,8 @@ def test_both_arms_are_brought_up_and_meet_on_no_topic(domain):
         ):
             chunks[space] = listener.hear(ActionChunk, f'{space}/specprune_node/action_chunk')
             commands[space] = listener.hear(TwistStamped, f'{space}/{topic}')
-        heard = (*chunks.values(), *commands.values())
-        assert listener.wait(lambda: all(len(messages) > 2 for messages in heard), exits, 200.0)
+        received = (*chunks.values(), *commands.values())
+        assert listener.wait(lambda: all(len(messages) > 2 for messages in received), exits, 200.0)
         assert {chunk.instruction for _, chunk in chunks[LEFT]} == {'pick: 1e3'}
         assert {chunk.instruction for _, chunk in chunks[RIGHT]} == {'lift'}
         for space in (LEFT, RIGHT):

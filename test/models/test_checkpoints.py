@@ -357,7 +357,7 @@ def test_what_no_file_says_can_be_given(folders, tmp_path):
     assert inspect_checkpoint(written.folder).config.control_hz == 10.0
 
 
-def test_bridge_is_told_from_libero_by_its_dimensions(tmp_path):
+def test_bridge_is_distinguished_from_libero_by_its_dimensions(tmp_path):
     written = synthetic.write_oft(tmp_path / 'x', proprio=7)
     synthetic.write_json(
         written.folder, 'dataset_statistics.json', synthetic.statistics(7, 7, 'bridge_orig')
@@ -754,7 +754,7 @@ def test_a_value_of_any_kind_is_a_sentence(folders, tmp_path, name, place, value
     assert 'cannot be understood' not in problem
 
 
-def test_a_clone_without_lfs_is_told_to_pull(tmp_path):
+def test_a_clone_without_lfs_gets_the_advice_to_pull(tmp_path):
     pointer = 'version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n'
     for name in (
         'model-00001-of-00003.safetensors',

@@ -1,4 +1,4 @@
-"""Whether a model fits is asked before its memory is taken."""
+"""Whether a model fits is checked before its memory is taken."""
 
 import pytest
 import torch

@@ -23,7 +23,7 @@ from specprune_ros.pruning.registry import pruner
 
 
 class Operators(TorchFunctionMode):
-    """What a build without CUDA cannot do through Python's methods, as they ask for the device."""
+    """What a build without CUDA cannot do through Python's methods, as they request the device."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         instead = {

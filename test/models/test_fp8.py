@@ -125,7 +125,7 @@ def test_a_decoder_in_float8(causal):
     assert apart(*(out.hidden for out in pruned)) < 0.1
     for key, expected in spies[1].attention.items():
         assert apart(spies[0].attention[key], expected) < 0.1
-    # Every row of the last layer, or the asked ones alone: the same numbers in either way.
+    # Every row of the last layer, or the requested ones alone: the same numbers in either way.
     whole = ours(hidden, where).rows(*where.action, where)
     assert apart(dense, whole) < 0.02
 

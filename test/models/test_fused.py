@@ -75,9 +75,9 @@ def test_without_a_compiler_the_plain_functions_run_and_it_is_said_once(monkeypa
     with torch.inference_mode():
         plain = ours(hidden, where, read=where.action).hidden
         fused.use(ours, fused.COMPILED)
-        with pytest.warns(RuntimeWarning, match='no g\\+\\+ and no Triton') as told:
+        with pytest.warns(RuntimeWarning, match='no g\\+\\+ and no Triton') as reported:
             again = ours(hidden, where, read=where.action).hidden
-        assert len(told) == 1
+        assert len(reported) == 1
         assert torch.equal(again, plain)
         assert 'torch.compile failed (OSError: no g++ and no Triton)' in fused.status()
         with warnings.catch_warnings(action='error'):
@@ -104,7 +104,7 @@ def test_a_lost_or_full_device_is_no_fault_of_the_compiler(monkeypatch):
     assert fused.status() == 'functions between the GEMMs: plain'
 
 
-def test_only_what_was_told_to_compiles_and_only_without_gradients(monkeypatch):
+def test_only_what_was_reported_to_compiles_and_only_without_gradients(monkeypatch):
     monkeypatch.setattr(torch, 'compile', failing)
     ours, where = decoder(), layout()
     towers = VisionBackbone(TINY.towers).requires_grad_(False)
@@ -113,7 +113,7 @@ def test_only_what_was_told_to_compiles_and_only_without_gradients(monkeypatch):
         with torch.inference_mode():
             ours(hidden, where)
         fused.use(ours, fused.COMPILED)
-        ours(hidden, where)  # gradients may be asked for
+        ours(hidden, where)  # gradients may be requested
         fused.use(ours, fused.PLAIN)
         with torch.inference_mode():
             ours(hidden, where)
@@ -165,7 +165,7 @@ def test_a_compiled_kernel_hides_nothing_that_is_not_finite():
 @pytest.mark.slow
 @pytest.mark.parametrize('causal', [False, True])
 def test_a_compiled_decoder_answers_like_a_plain_one(causal, once):
-    """Dense, pruned, one row asked for; from two threads; without compiling twice."""
+    """Dense, pruned, one row requested; from two threads; without compiling twice."""
     ours, where = decoder(causal), layout(causal=causal)
     hidden = torch.randn(1, where.length, 64)
     last = (where.length - 1, where.length)

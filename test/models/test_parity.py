@@ -63,13 +63,13 @@ def cases(folder):
 
 
 def embedded(loaded, data, key='0'):
-    asked = parity.observation(data, key)
-    images = loaded.preprocessor([image.pixels for image in asked.images.values()]).tensor
+    requested = parity.observation(data, key)
+    images = loaded.preprocessor([image.pixels for image in requested.images.values()]).tensor
     proprio = None
-    if asked.proprio is not None:
-        scaled = loaded.statistics.normalise_proprio(asked.proprio)
+    if requested.proprio is not None:
+        scaled = loaded.statistics.normalise_proprio(requested.proprio)
         proprio = torch.from_numpy(scaled.astype(np.float32))
-    return loaded.model.embed(images, loaded.tokenizer.encode(asked.instruction), proprio)
+    return loaded.model.embed(images, loaded.tokenizer.encode(requested.instruction), proprio)
 
 
 @pytest.mark.parametrize('name', POLICIES)
@@ -135,14 +135,14 @@ def test_keeping_everything_is_dense_bit_for_bit(pack, name):
 )
 def test_every_method_prunes_the_prefix(pack, name, methods):
     data, policy = cases(pack(name)), Policy(loaded_of(pack(name)))
-    asked, noise = parity.observation(data, '0'), data['0.noise']
+    requested, noise = parity.observation(data, '0'), data['0.noise']
     for method in methods:
         policy.set_params(PruningParams().replace(pruner=method, mode='coarse'))
         policy.reset(method)
         for query in range(6):  # faster from query to query: ADP's gate knows that after four
             stamp, place = 10**9 * (1 + query), np.array([0.01 * query**2, 0, 0])
-            images = {c: replace(image, stamp_ns=stamp) for c, image in asked.images.items()}
-            given = replace(asked, images=images, position=place)
+            images = {c: replace(image, stamp_ns=stamp) for c, image in requested.images.items()}
+            given = replace(requested, images=images, position=place)
             found = policy.act(given, noise=noise)
         assert np.isfinite(found.actions).all()
         assert (found.flops_ratio < 1.0) == (method != 'dense'), method
@@ -173,7 +173,7 @@ def test_images_of_openvla_oft_are_tensorflows(pack):
     assert differ <= 2  # of 150528: on a rounding tie
 
 
-def test_an_image_of_the_right_size_is_encoded_again_only_where_asked():
+def test_an_image_of_the_right_size_is_encoded_again_only_where_requested():
     """``prepare_observation`` of LIBERO does; ``prepare_images_for_vla`` does not."""
     image = np.random.default_rng(0).integers(0, 256, (224, 224, 3), np.uint8)
     kept = Preprocessor(OPENVLA_OFT_7B).image(image)

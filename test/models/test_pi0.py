@@ -317,22 +317,22 @@ def test_the_gate_is_gelu_in_its_tanh_form():
 def test_the_context_is_never_appended_to():
     policy = parity_flow.load(PACKS / 'pi0_lerobot')
     data = np.load(PACKS / 'pi0_lerobot/cases.npz')
-    asked = parity_flow.observation(data, 'c0')
-    first = policy.act(asked, noise=data['c0.noise']).actions
-    assert np.array_equal(policy.act(asked, noise=data['c0.noise']).actions, first)
+    requested = parity_flow.observation(data, 'c0')
+    first = policy.act(requested, noise=data['c0.noise']).actions
+    assert np.array_equal(policy.act(requested, noise=data['c0.noise']).actions, first)
 
 
 @torch.inference_mode()
 def test_noise_is_fresh_in_every_query_and_the_same_for_a_seed():
     policy = parity_flow.load(PACKS / 'pi0_lerobot')
     data = np.load(PACKS / 'pi0_lerobot/cases.npz')
-    asked = parity_flow.observation(data, 'c0')
-    first, second = policy.act(asked).actions, policy.act(asked).actions
+    requested = parity_flow.observation(data, 'c0')
+    first, second = policy.act(requested).actions, policy.act(requested).actions
     assert np.abs(first - second).max() > 0.01
     policy.reset()
-    assert np.array_equal(policy.act(asked).actions, first)
+    assert np.array_equal(policy.act(requested).actions, first)
     with pytest.raises(ValueError, match=r'noise has shape \[6, 7\].*\[6, 32\]'):
-        policy.act(asked, noise=np.zeros((6, 7)))
+        policy.act(requested, noise=np.zeros((6, 7)))
 
 
 def test_small_layers_and_norms_stay_in_float32():
@@ -346,12 +346,12 @@ def test_small_layers_and_norms_stay_in_float32():
 @torch.inference_mode()
 def test_bfloat16_stays_near_float32():
     data = np.load(PACKS / 'pi05_lerobot/cases.npz')
-    asked = parity_flow.observation(data, 'c0')
+    requested = parity_flow.observation(data, 'c0')
     exact = parity_flow.load(PACKS / 'pi05_lerobot')
     coarse = parity_flow.load(PACKS / 'pi05_lerobot')
     cast(coarse.loaded.model, torch.bfloat16)
     coarse.loaded.preprocessor.dtype = torch.bfloat16
-    one, other = (p.act(asked, noise=data['c0.noise']).actions for p in (exact, coarse))
+    one, other = (p.act(requested, noise=data['c0.noise']).actions for p in (exact, coarse))
     assert 0 < np.abs(one - other).max() < 0.1 * np.abs(one).max()
 
 

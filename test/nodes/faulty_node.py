@@ -1,9 +1,9 @@
-"""The real policy node whose device fails when asked to: ``python faulty_node.py FOLDER ...``.
+"""The real policy node whose device fails on request: ``python faulty_node.py FOLDER ...``.
 
 While FOLDER has a file of the name, the decoder's next pass raises what PyTorch raises:
 
 - ``refused``: ``torch.AcceleratorError`` for this call alone;
-- ``lost``: the same, and everything that asks for memory fails too, as in a process whose context
+- ``lost``: the same, and everything that requests memory fails too, as in a process whose context
   is gone (a kernel that reads where it must not does that);
 - ``full``: a true ``RuntimeError`` of the allocator;
 - ``hangs``: nothing, it just does not return;
@@ -24,7 +24,7 @@ LOST = (
 
 
 def fail(folder=FOLDER):
-    """Raise what the folder asks for."""
+    """Raise what the folder requests."""
     if (folder / 'lost').exists() or (folder / 'refused').exists():
         raise torch.AcceleratorError(LOST)
     while (folder / 'hangs').exists():

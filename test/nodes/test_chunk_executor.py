@@ -58,7 +58,7 @@ def test_the_workspace_is_kept(bench):
     b.position[0] = 0.815  # 5 mm from the wall
     b.row = [0.03, 0.01, 0.0, 0.0, 0.0, 0.0, 1.0]
     b.moving()
-    # Slow enough to brake, not at the 0.3 m/s asked for; along the wall it goes on.
+    # Slow enough to brake, not at the 0.3 m/s requested; along the wall it goes on.
     assert max(b.speeds()) < 0.1
     assert max(m.twist.linear.y for _, m in b.commands) == pytest.approx(0.1, abs=0.01)
 
@@ -226,9 +226,9 @@ def test_stops_that_come_again_and_again_are_counted_not_logged(bench, capfd):
     assert log.count('the policy is too slow for its chunks: each holds 0.10 s of motion') == 1
 
 
-@pytest.mark.parametrize(('told_by', 'stops'), [('left', True), ('right', False)])
+@pytest.mark.parametrize(('reported_by', 'stops'), [('left', True), ('right', False)])
 @pytest.mark.real_time
-def test_two_arms_in_two_namespaces_heed_their_own_policies(ros, tmp_path, told_by, stops):
+def test_two_arms_in_two_namespaces_heed_their_own_policies(ros, tmp_path, reported_by, stops):
     """The executor in a namespace ignored its own policy's errors and obeyed another's."""
     from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 
@@ -237,7 +237,7 @@ def test_two_arms_in_two_namespaces_heed_their_own_policies(ros, tmp_path, told_
         publisher = b.node.create_publisher(DiagnosticArray, '/diagnostics', 10)
         b.moving()
         status = DiagnosticStatus(
-            name=f'{told_by}/specprune_node: inference', level=DiagnosticStatus.ERROR
+            name=f'{reported_by}/specprune_node: inference', level=DiagnosticStatus.ERROR
         )
         begin = time.monotonic()
         for _ in range(5 if not stops else 50):
@@ -333,12 +333,12 @@ def test_a_second_commander_is_reported(bench):
     from geometry_msgs.msg import TwistStamped
 
     b = bench()
-    heard = []
-    b.listen(DiagnosticArray, '/diagnostics', heard)
+    received = []
+    b.listen(DiagnosticArray, '/diagnostics', received)
     b.moving()
 
     def said():
-        return [m.status[0].message for _, m in heard if 'publishers' in m.status[0].message]
+        return [m.status[0].message for _, m in received if 'publishers' in m.status[0].message]
 
     assert not said()
     other = b.node.create_publisher(TwistStamped, '/sim_arm/cmd_twist', 1)
@@ -588,7 +588,7 @@ def test_as_a_process_at_100_hz_and_sigint_stops_the_arm(ros, tmp_path):
         b.close()
 
 
-def test_a_driver_that_latches_nothing_is_heard(bench):
+def test_a_driver_that_latches_nothing_is_received(bench):
     """As ``ros2 topic pub`` publishes."""
     from std_msgs.msg import Bool
 

@@ -59,11 +59,11 @@ class Gripper:
         self._kind = kind
         self._answers = GoalResponse
         self.server = ActionServer(
-            bench.node, kind, name, self._execute, goal_callback=self._asked
+            bench.node, kind, name, self._execute, goal_callback=self._requested
         )
         bench.closing.append(self.server.destroy)
 
-    def _asked(self, goal):
+    def _requested(self, goal):
         self.goals.append(goal)
         if len(self.goals) <= self.refuses:
             return self._answers.REJECT

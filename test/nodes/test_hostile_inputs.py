@@ -65,9 +65,9 @@ def test_a_node_answers_while_hostile_messages_come_and_recovers(rig):
         rig.process.text()
     )
     request = GetParameters.Request(names=['query_rate'])
-    asked = time.monotonic()
+    requested = time.monotonic()
     rig.call(GetParameters, '/specprune_node/get_parameters', request)
-    assert time.monotonic() - asked < 2.0 and time.monotonic() - begin < 15.0
+    assert time.monotonic() - requested < 2.0 and time.monotonic() - begin < 15.0
     # Refused by its length, before it is decoded.
     joints = rig.node.create_publisher(JointState, '/specprune_node/joint_states', every())
     large = JointState(name=[f'j{i}' for i in range(40_000)])

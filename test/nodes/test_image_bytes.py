@@ -87,7 +87,7 @@ def test_metadata_do_not_reach_the_decoder():
     )
     kept = essential(jpeg)
     assert len(kept) < len(jpeg) - 300_000
-    # Which way is up is asked of the file; nothing else is.
+    # Which way is up is read from the file; nothing else is.
     assert Image.open(io.BytesIO(kept)).getexif()[0x0112] == 6
 
 

@@ -197,7 +197,7 @@ def test_states_of_a_second_publisher_and_velocities_of_zero(inputs):
 
 @pytest.mark.parametrize('latched', [False, True])
 @pytest.mark.real_time
-def test_an_ordinary_publisher_is_heard_too(inputs, ros, latched):
+def test_an_ordinary_publisher_is_received_too(inputs, ros, latched):
     """`ros2 topic pub` is volatile: the arm went on with the old instruction."""
     from rclpy.executors import SingleThreadedExecutor
     from std_msgs.msg import String

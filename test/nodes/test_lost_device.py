@@ -103,7 +103,9 @@ def test_what_a_failing_device_does_and_how_it_is_recovered(rig, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_query_that_never_ends_is_told_and_what_it_gives_after_a_stop_is_not_sent(rig, tmp_path):
+def test_a_query_that_never_ends_is_reported_and_what_it_gives_after_a_stop_is_not_sent(
+    rig, tmp_path
+):
     break_it(rig, tmp_path, 'hangs', 'no chunk: a query has been under way for 1')
     assert rig.transition(DEACTIVATE)
     assert rig.state() == 'inactive'
@@ -148,8 +150,8 @@ def test_the_arm_stops_at_once_when_the_device_is_lost(rig, tmp_path):
 
     assert rig.feed(60.0, until=lambda: len(moving()) > 20), executor.text()
     break_it(rig, tmp_path, 'lost', 'configure and activate again')
-    told = time.monotonic()
+    reported = time.monotonic()
     rig.feed(1.0)
     # Not by the limit for the age of chunks (2 s): the diagnostics stop it.
-    assert max(moving()) < told + 0.3
+    assert max(moving()) < reported + 0.3
     assert 'was lost' in executor.text()

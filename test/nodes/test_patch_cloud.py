@@ -20,7 +20,7 @@ def test_masks_survive_a_message_and_colours_are_those_of_the_overlay():
     keep, one, two, three = grid.copy(), grid.copy(), grid.copy(), grid.copy()
     keep[0] = keep[1, 1] = True
     one[0, :2] = True
-    two[0, 1] = two[1, 0] = True  # asked for, but dropped
+    two[0, 1] = two[1, 0] = True  # requested, but dropped
     three[1, 1] = True
     mask = patch_mask.encode(keep, {'global': one, 'local': two, 'fastv': three})
     assert (patch_mask.from_message(patch_mask.to_message(mask)) == mask).all()

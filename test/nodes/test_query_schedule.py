@@ -24,7 +24,7 @@ class World:
 
         self.pace, self.line = QueryScheduler(), ChunkTimeline(ChunkRules(frames=('base',)))
         self.latency, self.rng = latency, np.random.default_rng(0)
-        self.now, self.image, self.busy_until, self.asked_of = 1000, 0, None, None
+        self.now, self.image, self.busy_until, self.rows_requested = 1000, 0, None, None
         self.skipped, self.left, self.at, self.still = [], [], [], 0
 
     def run(self, seconds, blind=False):
@@ -40,8 +40,8 @@ class World:
                 self.ask()
 
     def ask(self):
-        if self.image != self.asked_of:
-            self.asked_of = self.image
+        if self.image != self.rows_requested:
+            self.rows_requested = self.image
             self.busy_until = self.now + round(1000 * self.rng.uniform(*self.latency))
 
     def deliver(self):
@@ -49,7 +49,7 @@ class World:
 
         self.busy_until = None
         chunk = chunks.Chunk(
-            stamp_ns=self.asked_of * MS,
+            stamp_ns=self.rows_requested * MS,
             frame='base',
             sequence=len(self.at) + 1,
             episode=1,
@@ -64,7 +64,7 @@ class World:
         self.left.append(self.line.queued)
         self.skipped.append(self.line.add(chunk, self.now * MS).skipped * STEP)
         self.at.append(self.now)
-        self.pace.delivered(self.asked_of / 1000, self.now / 1000, 8 * STEP)
+        self.pace.delivered(self.rows_requested / 1000, self.now / 1000, 8 * STEP)
 
 
 @pytest.mark.parametrize('latency', [(0.02, 0.03), (0.2, 0.3)])
@@ -99,7 +99,7 @@ def test_a_first_chunk_is_played_whole_and_one_after_a_pause_too():
     assert np.mean(np.diff(world.at[-5:])) > 600
 
 
-def test_a_policy_slower_than_its_chunks_is_asked_all_the_time():
+def test_a_policy_slower_than_its_chunks_is_queried_all_the_time():
     world = World((1.0, 1.1))
     world.run(20.0)
     assert np.mean(np.diff(world.at)) < 1200

@@ -10,13 +10,13 @@ CAMERAS = ['base_0_rgb', 'left_wrist_0_rgb']
 def test_the_executor_says_what_it_has_executed_and_which_chunk_it_took_in(bench):
     from sensor_msgs.msg import TimeReference
 
-    b, told = bench(), []
-    b.listen(TimeReference, '/chunk_executor/executed', told)
+    b, reported = bench(), []
+    b.listen(TimeReference, '/chunk_executor/executed', reported)
     b.moving()
     b.run(1.0)
-    seconds = [m.time_ref.sec + 1e-9 * m.time_ref.nanosec for _, m in told]
-    stamps = [m.header.stamp.sec + 1e-9 * m.header.stamp.nanosec for _, m in told]
-    assert len(told) > 5
+    seconds = [m.time_ref.sec + 1e-9 * m.time_ref.nanosec for _, m in reported]
+    stamps = [m.header.stamp.sec + 1e-9 * m.header.stamp.nanosec for _, m in reported]
+    assert len(reported) > 5
     assert seconds[-1] > 0.1
     # Never more than the clock: what is executed in a second is a second, or less where it stops.
     assert seconds == sorted(seconds)
@@ -24,7 +24,7 @@ def test_the_executor_says_what_it_has_executed_and_which_chunk_it_took_in(bench
         0 <= step <= 0.03 + clock
         for step, clock in zip(np.diff(seconds), np.diff(stamps), strict=True)
     )
-    taken = [m.source for _, m in told if m.source]
+    taken = [m.source for _, m in reported if m.source]
     assert taken and all(source.startswith('chunk ') for source in taken)
 
 

@@ -95,7 +95,7 @@ def test_chunks_come_from_a_server_and_stop_with_it(rig_with, server, monkeypatc
     again = rig.stats[before]
     assert again.mode == again.MODE_DENSE and 'connected again' in again.reason
     assert again.episode == episode + 1 and not again.prior_valid
-    assert abs(rig.stats[-1].alpha - 0.4) < 1e-6  # the new session was told
+    assert abs(rig.stats[-1].alpha - 0.4) < 1e-6  # the new session received
     assert rig.feed(60.0, until=lambda: rig.diagnoses[-1].status[0].level != ERROR)
 
     # A server that hangs is lost when the time is over.

@@ -30,7 +30,7 @@ class Ear:
         self.node = rclpy.create_node('ear', context=self.context)
         self.executor = SingleThreadedExecutor(context=self.context)
         self.executor.add_node(self.node)
-        self.heard = {}
+        self.received = {}
         for name, kind, quality in (
             ('agent/image_raw', Image, newest()),
             ('wrist/image_raw', Image, newest()),
@@ -51,8 +51,8 @@ class Ear:
         self.time = None
 
     def listen(self, kind, topic, name, quality):
-        self.heard[name] = []
-        self.node.create_subscription(kind, topic, self.heard[name].append, quality)
+        self.received[name] = []
+        self.node.create_subscription(kind, topic, self.received[name].append, quality)
 
     def spin(self, seconds, until=None):
         end = time.monotonic() + seconds
@@ -75,7 +75,7 @@ class Ear:
         self.clock.publish(message)
 
     def position(self):
-        point = self.heard['tcp_pose'][-1].pose.position
+        point = self.received['tcp_pose'][-1].pose.position
         return np.array([point.x, point.y, point.z])
 
     def say(self, text):
@@ -86,7 +86,7 @@ class Ear:
     def verdict(self):
         from specprune_ros.nodes.common.task_results import from_message
 
-        return from_message(self.heard['verdict'][-1])
+        return from_message(self.received['verdict'][-1])
 
     def drive(self, seconds, **linear):
         from geometry_msgs.msg import TwistStamped
@@ -118,7 +118,7 @@ def arm(tmp_path):
         ear.process = process
         ear.time = clock
         made.append(ear)
-        assert ear.spin(90.0, until=lambda: ear.heard['tcp_pose']), process.text()
+        assert ear.spin(90.0, until=lambda: ear.received['tcp_pose']), process.text()
         return ear
 
     yield make
@@ -131,16 +131,16 @@ def test_it_publishes_what_a_robot_with_cameras_does_and_obeys(arm):
     import pinocchio
 
     ear = arm()
-    assert ear.spin(60.0, until=lambda: all(ear.heard[n] for n in ear.heard if n != 'clock'))
-    assert not ear.heard['clock']
+    assert ear.spin(60.0, until=lambda: all(ear.received[n] for n in ear.received if n != 'clock'))
+    assert not ear.received['clock']
     for camera in ('agent', 'wrist'):
-        image = ear.heard[f'{camera}/image_raw'][-1]
+        image = ear.received[f'{camera}/image_raw'][-1]
         assert (image.width, image.height, image.encoding) == (224, 224, 'rgb8')
         assert np.frombuffer(image.data, np.uint8).std() > 10
-    joints = ear.heard['joint_states'][-1]
+    joints = ear.received['joint_states'][-1]
     assert list(joints.name[:7]) == [f'joint{i}' for i in range(1, 8)]
     # The description is a robot whose tool is where the pose says.
-    model = pinocchio.buildModelFromXML(ear.heard['robot_description'][-1].data)
+    model = pinocchio.buildModelFromXML(ear.received['robot_description'][-1].data)
     data = model.createData()
     q = pinocchio.neutral(model)
     for name, value in zip(joints.name, joints.position, strict=True):
@@ -166,7 +166,7 @@ def test_it_publishes_what_a_robot_with_cameras_does_and_obeys(arm):
     from geometry_msgs.msg import PoseStamped
 
     goal = PoseStamped()
-    goal.pose = ear.heard['tcp_pose'][-1].pose
+    goal.pose = ear.received['tcp_pose'][-1].pose
     goal.pose.position.z += 0.05
     z = goal.pose.position.z
     for _ in range(60):
@@ -187,7 +187,7 @@ def test_it_judges_what_is_said_and_starts_the_scene_anew(arm):
 
     said = ['move above the purple cube', 'put the red cube on the orange plate']
     ear = arm(scene_for=said, seed=3, render=False)
-    assert ear.spin(60.0, until=lambda: ear.heard['verdict'])
+    assert ear.spin(60.0, until=lambda: ear.received['verdict'])
     assert ear.verdict().outcome == 'waiting'
     start = ear.position()
     for words in said:  # there to be judged
@@ -220,19 +220,19 @@ def test_it_judges_what_is_said_and_starts_the_scene_anew(arm):
 
 def test_it_publishes_simulated_time_on_request(arm):
     ear = arm(publish_clock=True, render=False)
-    assert ear.spin(60.0, until=lambda: len(ear.heard['clock']) > 50)
-    times = [m.clock.sec + 1e-9 * m.clock.nanosec for m in ear.heard['clock']]
+    assert ear.spin(60.0, until=lambda: len(ear.received['clock']) > 50)
+    times = [m.clock.sec + 1e-9 * m.clock.nanosec for m in ear.received['clock']]
     assert times == sorted(times)
     assert times[0] < 30.0  # simulated, not the time of day
-    assert ear.heard['joint_states'][-1].header.stamp.sec < 60
-    assert not ear.heard['agent/image_raw']
+    assert ear.received['joint_states'][-1].header.stamp.sec < 60
+    assert not ear.received['agent/image_raw']
 
 
 def simulated_in(ear, seconds):
     """Simulated seconds that pass in so many real ones."""
-    first, begin = ear.heard['clock'][-1].clock, time.monotonic()
+    first, begin = ear.received['clock'][-1].clock, time.monotonic()
     ear.spin(seconds)
-    last, took = ear.heard['clock'][-1].clock, time.monotonic() - begin
+    last, took = ear.received['clock'][-1].clock, time.monotonic() - begin
     passed = last.sec - first.sec + 1e-9 * (last.nanosec - first.nanosec)
     return seconds * passed / took
 
@@ -245,7 +245,7 @@ def test_simulated_time_slows_down_for_a_slow_policy_and_recovers(arm):
 
     ear = arm(publish_clock=True, render=False, latency_limit=0.1)
     stats = ear.node.create_publisher(PruneStats, '/sim_arm/prune_stats', every())
-    assert ear.spin(60.0, until=lambda: len(ear.heard['clock']) > 20)
+    assert ear.spin(60.0, until=lambda: len(ear.received['clock']) > 20)
     assert ear.spin(60.0, until=lambda: stats.get_subscription_count())
     free = simulated_in(ear, 0.5)
     stats.publish(PruneStats(time_total=0.5))
@@ -261,18 +261,18 @@ def test_simulated_time_slows_down_for_a_slow_policy_and_recovers(arm):
     done = ear.reset.call_async(Trigger.Request())
     assert ear.spin(60.0, until=done.done) and done.result().success
     ear.spin(0.3)
-    times = [m.clock.sec + 1e-9 * m.clock.nanosec for m in ear.heard['clock']]
+    times = [m.clock.sec + 1e-9 * m.clock.nanosec for m in ear.received['clock']]
     assert times == sorted(times)
 
 
 def test_a_clock_that_goes_back_holds_the_arm_and_does_not_end_it(arm):
     ear = arm(use_sim_time=True, render=False, clock=100.0)
-    assert ear.spin(60.0, until=lambda: len(ear.heard['tcp_pose']) > 5)
+    assert ear.spin(60.0, until=lambda: len(ear.received['tcp_pose']) > 5)
     ear.time = 40.0
-    ear.heard['tcp_pose'].clear()
-    assert ear.spin(60.0, until=lambda: len(ear.heard['tcp_pose']) > 5)
+    ear.received['tcp_pose'].clear()
+    assert ear.spin(60.0, until=lambda: len(ear.received['tcp_pose']) > 5)
     assert ear.process.alive() and 'the clock went back: holding' in ear.process.text()
-    assert all(m.header.stamp.sec < 60 for m in ear.heard['tcp_pose'][1:])
+    assert all(m.header.stamp.sec < 60 for m in ear.received['tcp_pose'][1:])
 
 
 @pytest.mark.real_time

@@ -63,7 +63,7 @@ def fresh(rig, count=2):
     return rig.stats[-1]
 
 
-def told(rig, key):
+def reported(rig, key):
     """What the newest diagnostics say under the first key that begins so."""
     values = rig.diagnoses[-1].status[0].values if rig.diagnoses else []
     return next((value.value for value in values if value.key.startswith(key)), '')
@@ -139,7 +139,7 @@ def test_images_in_chunks_out_parameters_live(rig):
     assert set(free.tokens_after) == {512} and len(free.tokens_after) == len(after.tokens_after)
     left = zip(after.prune_layers, after.tokens_after, strict=True)
     more = [f'{512 - tokens} after layer {layer}' for layer, tokens in left]
-    assert rig.feed(20.0, until=lambda: told(rig, 'kept more') == ', '.join(more))
+    assert rig.feed(20.0, until=lambda: reported(rig, 'kept more') == ', '.join(more))
     assert rig.set(pruning__free_tokens=False) == [(True, '')]
     assert list(fresh(rig, 3).tokens_after) == list(after.tokens_after)
 
@@ -271,12 +271,12 @@ def test_the_prior_is_made_anew_in_the_slack(rig):
     assert made.refresh_time > 0
     # Once at most between two queries, which keep their period.
     assert max(s.refreshes for s in rig.stats) == 1
-    assert rig.feed(20.0, until=lambda: 'given up' in told(rig, 'refreshes in the slack'))
+    assert rig.feed(20.0, until=lambda: 'given up' in reported(rig, 'refreshes in the slack'))
     assert all(ok for ok, _ in rig.set(pruning__refresh_when='never', query_rate=0.0))
     assert fresh(rig, 3).refreshes == 0
 
 
-def test_overlays_and_masks_of_kept_patches_come_when_asked_for(rig):
+def test_overlays_and_masks_of_kept_patches_come_when_requested(rig):
     from sensor_msgs.msg import Image
 
     from specprune_ros.nodes.common import patch_mask

@@ -16,20 +16,20 @@ pytestmark = [pytest.mark.ros, pytest.mark.timeout(300)]
 ROOT = Path(__file__).parents[2]
 POLICY = ROOT / 'config' / 'sros2' / 'policy.xml'
 ENCLAVES = [e.get('path') for e in ElementTree.parse(POLICY).iter('enclave')]
-# Says which nodes it hears of on /diagnostics, until both were heard or time is up.
+# Says which nodes it receives of on /diagnostics, until both were received or time is up.
 HEAR = """
 import sys, time
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 rclpy.init(args=['--ros-args', *sys.argv[2:]])
 node = rclpy.create_node('operator', start_parameter_services=False)
-heard = set()
+received = set()
 node.create_subscription(
-    DiagnosticArray, '/diagnostics', lambda m: heard.update(s.name for s in m.status), 10)
+    DiagnosticArray, '/diagnostics', lambda m: received.update(s.name for s in m.status), 10)
 end = time.monotonic() + float(sys.argv[1])
-while len(heard) < 2 and time.monotonic() < end:
+while len(received) < 2 and time.monotonic() < end:
     rclpy.spin_once(node, timeout_sec=0.1)
-print(len(heard))
+print(len(received))
 if '--enclave' in sys.argv:
     from geometry_msgs.msg import TwistStamped
     try:

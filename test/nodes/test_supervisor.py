@@ -163,12 +163,12 @@ def test_what_the_executor_tells_is_what_the_supervisor_hears(data, length, join
         joints=joints,
     )
     stamp = data.draw(st.integers(0, 2**62))
-    heard, at = decode(encode(state, stamp), joints)
-    assert at == stamp and heard.joints == joints and heard.period_s == state.period_s
-    assert np.array_equal(heard.rows, state.rows)
-    assert np.array_equal(heard.accelerations, state.accelerations)
-    assert (heard.place is None) == (state.place is None)
-    assert heard.place is None or np.array_equal(heard.place, state.place)
+    received, at = decode(encode(state, stamp), joints)
+    assert at == stamp and received.joints == joints and received.period_s == state.period_s
+    assert np.array_equal(received.rows, state.rows)
+    assert np.array_equal(received.accelerations, state.accelerations)
+    assert (received.place is None) == (state.place is None)
+    assert received.place is None or np.array_equal(received.place, state.place)
     assert decode(encode(None, stamp), joints)[0] is None
 
 

@@ -30,7 +30,7 @@ def filled(*seconds, span=1.0):
     return history
 
 
-def test_the_newest_at_or_before_the_time_asked_for():
+def test_the_newest_at_or_before_the_time_requested():
     history = filled(1.0, 1.1, 1.2, 1.3)
     assert one(history, round(1.25 * SECOND), 2 * SECOND) == 1.2 * SECOND
     assert one(history, round(1.2 * SECOND), 2 * SECOND) == 1.2 * SECOND
@@ -62,7 +62,7 @@ def test_one_stamp_from_the_future_keeps_no_true_image_out():
     assert one(history, round(1.19 * SECOND), 9 * SECOND) is not None
 
 
-def test_images_closer_than_asked_are_thinned_out():
+def test_images_closer_than_requested_are_thinned_out():
     history = ImageBuffer(SECOND, apart_ns=round(0.02 * SECOND))
     for step in range(100):
         history.push('agent', image(0.01 * step))

@@ -16,7 +16,7 @@ def overlay():
     return Overlay(images, (4, 4), sets, kept)
 
 
-def test_a_patch_in_two_sets_has_their_mean_colour_and_the_unasked_one_is_fill():
+def test_a_patch_in_two_sets_has_their_mean_colour_and_the_unlabelled_one_is_fill():
     colours, coloured = patch_colours(overlay(), 0)
     mean = (np.array(COLOURS['global']) + COLOURS['local']) / 2
     assert np.allclose(colours[0, 0], mean)

@@ -69,7 +69,7 @@ def test_slow_motion_keeps_more(policy):
 
 
 def test_keep_all_is_the_dense_policy_bit_for_bit(policy):
-    # Budgets that ask for every token: the pruning machinery runs, and takes nothing.
+    # Budgets that request every token: the pruning machinery runs, and takes nothing.
     params = PruningParams().replace(
         k_global=0, k_dynamic=0, k_local=256, alpha=1.0, fine_factor=1.0, prune_layers=[]
     )
@@ -206,13 +206,13 @@ def test_details_are_what_the_query_itself_computed(policy):
     plain = policy.act(look(1))
     policy.reset()
     policy.act(look(0))
-    looked = policy.act(look(1), details=True)
+    checked = policy.act(look(1), details=True)
     assert plain.details is None
-    assert looked.episode == plain.episode + 1
-    details = looked.details
-    assert details.key.mode is looked.mode is Mode.COARSE
-    assert tuple(len(ids) for _, ids in details.outcome.kept) == looked.tokens.after
-    assert {n: int(s.sum()) for n, s in details.outcome.sets.items()} == looked.tokens.sets
+    assert checked.episode == plain.episode + 1
+    details = checked.details
+    assert details.key.mode is checked.mode is Mode.COARSE
+    assert tuple(len(ids) for _, ids in details.outcome.kept) == checked.tokens.after
+    assert {n: int(s.sum()) for n, s in details.outcome.sets.items()} == checked.tokens.sets
     assert details.similarity.shape == (512,)
     with torch.inference_mode():
         again = forward_step(policy.loaded, details.key, details.inputs, details=True)
@@ -249,7 +249,7 @@ def test_unknown_words_are_said(policy):
     assert any('defenestrate' in note for note in result.notes)
 
 
-def test_deviation_from_dense_is_measured_when_asked(policy):
+def test_deviation_from_dense_is_measured_when_requested(policy):
     policy.measure_deviation = True
     assert not policy.act(look(0)).action_deviation.any()  # dense against dense
     pruned = policy.act(look(1))

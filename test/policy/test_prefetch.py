@@ -32,7 +32,7 @@ def observe(step, start=10**12, side=320):
 
 
 class Watch:
-    """What is preprocessed on arrival, held up until told."""
+    """What is preprocessed on arrival, held up until released."""
 
     def __init__(self):
         self.seen, self.free, self.begun = [], threading.Event(), threading.Event()
@@ -118,7 +118,7 @@ def test_stopping_forgets_what_waits(buffer_with):
 
 
 def drive(policy, steps):
-    """Real images at every step, asked about at every second; time goes back half-way, and a
+    """Real images at every step, queried at every second; time goes back half-way, and a
     camera's size changes near the end.
     """
     results = []

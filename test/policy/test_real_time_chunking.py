@@ -15,7 +15,7 @@ def rows(count=10):
 
 
 def follower(moving_from=0):
-    """One that has been told of an arm that moves from ``moving_from`` ms on, for two seconds."""
+    """One that has been reported an arm that moves from ``moving_from`` ms on, for two seconds."""
     made = ChunkFollower(STEP)
     for ms in range(0, 2000, 20):
         made.executed(ms * MS, max(0, ms - moving_from) / 1000)

@@ -70,14 +70,14 @@ def test_the_next_query_accounts_for_it_apart(policy):
 
 def test_it_is_given_up_as_soon_as_a_query_is_due(policy):
     prior = policy._memory.carry['prior']
-    asked = []
+    requested = []
 
     def due():
-        asked.append(time.monotonic())
-        return len(asked) > 2  # before the pass, before layer 1, before layer 2
+        requested.append(time.monotonic())
+        return len(requested) > 2  # before the pass, before layer 1, before layer 2
 
     assert not policy.refresh(look(12), due)
-    assert len(asked) == 3 < policy.config.decoder.depth
+    assert len(requested) == 3 < policy.config.decoder.depth
     assert policy._memory.carry['prior'] is prior
     result = policy.act(look(16))
     assert (result.refreshes.done, result.refreshes.given_up) == (0, 1)
@@ -87,13 +87,13 @@ def test_a_look_that_does_not_continue_the_last_query_is_left_alone(policy):
     prior = policy._memory.carry['prior']
     assert not policy.refresh(look(12, instruction='lift the blue cube'), never)
     assert not policy.refresh(look(4), never)  # before the last query
-    policy.reset('asked for')
+    policy.reset('requested')
     assert not policy.refresh(look(12), never)
     assert policy._memory.carry.get('prior') is prior
 
 
 @pytest.mark.parametrize('changes', [{'refresh_when': 'query'}, {'refresh_when': 'never'}])
-def test_only_where_it_is_asked_for(changes):
+def test_only_where_requested_for(changes):
     policy = build_policy(
         preset='tiny', device='cpu', threads=1, params=PruningParams().replace(**changes)
     )

@@ -45,7 +45,7 @@ def look(step, width=224, height=224):
 
 
 def drive(policy, steps, every, width=224, height=224):
-    """Every image reaches the history; each ``every``-th set is asked with."""
+    """Every image reaches the history; each ``every``-th set is queried with."""
     results = []
     for step in range(steps):
         seen = look(step, width, height)
@@ -61,7 +61,7 @@ def test_no_image_is_prepared_twice(policy, prepared, every):
     results = drive(policy, 18, every)
     assert sum(result.history_age is not None for result in results) == len(results) - 1
     assert len({id(array) for array in prepared}) == len(prepared)
-    # One set for every query; asked at every step, the past ones are all known already.
+    # One set for every query; queried at every step, the past ones are all known already.
     assert len(prepared) >= 2 * len(results)
     if every == 1:
         assert len(prepared) == 2 * len(results)
@@ -89,7 +89,7 @@ def test_what_was_kept_gives_the_actions_that_preparing_anew_gives(policy, prepa
     for step in range(10):
         seen = look(step, 320, 240)
         for camera, image in seen.images.items():
-            # A copy: the image asked with is not the one the history holds.
+            # A copy: the image queried with is not the one the history holds.
             policy.history.push(camera, CameraImage(image.pixels.copy(), image.stamp_ns))
         if step % 2 == 0:
             anew.append(policy.act(seen))

@@ -231,7 +231,7 @@ def test_memory_rescales_what_a_pass_did_not_see():
     assert keep[:2] == [0, 1] and {3, 7} <= set(keep) and len(keep) == 4
     running.observe(4, RowGroup.TEXT, torch.tensor([[0.1, 0.1, 0.4, 0.4]]))
     carried = running.finish().carry['prior']
-    close(carried[0], row[0].tolist())  # layer 2 is heard before the prune: all seen
+    close(carried[0], row[0].tolist())  # layer 2 is observed before the prune: all seen
     # Layer 4: seen weigh 1.0 now and 0.01 + 0.01 + 0.01 + 0.5 before; the rest 0.01 x 1.887 x 0.5.
     close(carried[1, 3], 0.4)
     close(carried[1, 15], 0.01 * (1.0 / 0.53) * 0.5)

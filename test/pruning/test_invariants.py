@@ -73,7 +73,7 @@ def test_the_union_never_loses_a_member(layout, change, exact, seed):
     static = scale_layers(params.layers_local, layout.depth)[-1]
     kept = dict(outcome.kept)[static].tolist()
     union = torch.stack(list(outcome.sets.values())).any(0).nonzero().squeeze(1).tolist()
-    if params.prefilter:  # the first prune may drop what the second layer would ask for
+    if params.prefilter:  # the first prune may drop what the second layer would request
         present = set(outcome.kept[0][1].tolist())
         union = [token for token in union if token in present]
     assert set(union) <= set(kept)
@@ -107,13 +107,13 @@ def test_rivals_drop_vision_rows_only_and_meet_their_sizes(name, layout, seed):
 
 
 class Keep:
-    """Keeps every row at every boundary it is asked."""
+    """Keeps every row at every boundary it is given."""
 
     def __init__(self, depth):
         self.schedule = PruneSchedule(prune=dict.fromkeys(range(depth)))
 
     def observe(self, layer, group, attention):
-        raise AssertionError('nothing was to be heard')
+        raise AssertionError('nothing was to be received')
 
     def select(self, boundary, rows):
         keep = Selection(torch.arange(rows.shape[0]))

@@ -330,10 +330,10 @@ def test_adp_counts_split_between_cameras():
 
 def test_adp_prunes_before_layer_one_by_the_probe():
     carry = {'displacements': torch.tensor([0.02, 0.05, 0.03]), 'run': torch.tensor(1)}
-    asked = []
+    requested = []
 
     def probe(layer, group):
-        asked.append((layer, group))
+        requested.append((layer, group))
         return torch.tensor([[0.1, 0.4, 0.3, 0.2, 0.5, 0.1, 0.2, 0.3]])
 
     # 0.5 x 8 = 4: 1.6 and 2.4, so 2 and 3: patches 1, 2 and 4, 6, 7.
@@ -341,7 +341,7 @@ def test_adp_prunes_before_layer_one_by_the_probe():
         'adp', PAIR, carry=carry, displacement=0.06, probe=probe, changes={'adp_keep': 0.5}
     )
     assert running.select(0, torch.zeros(8, 3)).keep.tolist() == [1, 2, 4, 6, 7]
-    assert asked == [(1, RowGroup.TEXT)]
+    assert requested == [(1, RowGroup.TEXT)]
     carried = running.finish().carry
     torch.testing.assert_close(carried['displacements'].float(), torch.tensor([0.05, 0.03, 0.06]))
     assert carried['run'] == 2

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from specprune_ros.robot import checkup
-from specprune_ros.robot.checkup import FAIL, OK, WARN, Heard
+from specprune_ros.robot.checkup import FAIL, OK, WARN, Received
 from specprune_ros.robot.geometry import Pose
 from specprune_ros.robot.profile import load
 
@@ -13,18 +13,18 @@ ROBOTS = Path(__file__).parents[2] / 'config' / 'robots'
 POSE = 'geometry_msgs/msg/PoseStamped'
 
 
-def heard(**changes):
+def received(**changes):
     """Two seconds of a pose at 50 Hz, 3 ms old."""
     values = {
         'key': 'observation.ee_pose', 'topic': '/arm/tcp_pose', 'kind': POSE, 'seconds': 2.0,
         'publishers': ['/driver'], 'kinds': [POSE], 'count': 100, 'ages': [0.003] * 100,
         'stamps': [10**9 + i * 20_000_000 for i in range(100)], 'frame': 'base_link',
     }  # fmt: skip
-    return Heard(**{**values, **changes})
+    return Received(**{**values, **changes})
 
 
 def judge(known=(), **changes):
-    return checkup.judge(heard(**changes), slowest=10.0, oldest=0.1, known=known)
+    return checkup.judge(received(**changes), slowest=10.0, oldest=0.1, known=known)
 
 
 def test_a_topic_that_is_well():
@@ -51,20 +51,20 @@ def test_a_topic_that_is_not(changes, found, cure):
 
 
 def test_frames_joints_and_skew():
-    assert checkup.frame(heard(), 'base_link').state == OK
-    row = checkup.frame(heard(frame='world'), 'base_link')
+    assert checkup.frame(received(), 'base_link').state == OK
+    row = checkup.frame(received(frame='world'), 'base_link')
     assert row.state == FAIL and "base_frame of the profile is 'base_link'" in row.cure
-    assert checkup.frame(heard(frame=''), 'base_link').state == WARN
-    arm, hand = heard(names={'R-1_joint1'}), heard(topic='/hand', names={'width'})
+    assert checkup.frame(received(frame=''), 'base_link').state == WARN
+    arm, hand = received(names={'R-1_joint1'}), received(topic='/hand', names={'width'})
     assert checkup.joints(['R-1_joint1'], 'R-1_', [arm], 'joints').state == OK
     assert checkup.joints(['joint1'], 'R-1_', [arm], 'joints').state == OK
     row = checkup.joints(['finger'], '', [arm, hand], 'observation.gripper_joints')
     assert row.state == FAIL and 'no joint named finger; there are R-1_joint1, width' in row.found
     assert 'observation.gripper_states' in row.cure
-    late = heard(stamps=[s + 9_000_000 for s in heard().stamps])
-    assert checkup.skew({'a': heard(), 'b': late}).state == OK
-    apart = heard(stamps=[10**9 + i * 200_000_000 + 90_000_000 for i in range(10)])
-    slow = heard(stamps=[10**9 + i * 200_000_000 for i in range(10)])
+    late = received(stamps=[s + 9_000_000 for s in received().stamps])
+    assert checkup.skew({'a': received(), 'b': late}).state == OK
+    apart = received(stamps=[10**9 + i * 200_000_000 + 90_000_000 for i in range(10)])
+    slow = received(stamps=[10**9 + i * 200_000_000 for i in range(10)])
     row = checkup.skew({'a': slow, 'b': apart})
     assert row.state == FAIL and '90 ms apart' in row.found
 

@@ -104,7 +104,7 @@ def test_an_aborted_grasp_is_success_where_the_driver_means_a_stall_by_it():
     assert opening.state is GoalState.RETRYING  # nothing is held by opening
 
 
-def test_a_restarted_server_is_told_again():
+def test_a_restarted_server_is_notified_again():
     goal = _goal()
     assert goal.due(0, ready=False) is None
     assert goal.due(0, ready=True) == 0.0

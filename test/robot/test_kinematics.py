@@ -11,7 +11,7 @@ from specprune_ros.sim.arm.urdf import urdf
 NAMES = [joint.name for joint in rizon4.JOINTS]
 
 
-def test_the_tool_goes_where_it_is_told():
+def test_the_tool_goes_where_commanded():
     arm = JointSpeed(urdf(), 'tcp')
     q = np.array(rizon4.HOME)
     start = arm.tool_pose(NAMES, q)

@@ -42,7 +42,7 @@ class Controller:
         self.begin, self.t = (0.0, self.q.copy(), self.v.copy()), 0.0
 
     def run(self, seconds: float) -> float:
-        """Largest share of 1 rad/s^2 asked for, per joint ``[n]``, while running on."""
+        """Largest share of 1 rad/s^2 requested, per joint ``[n]``, while running on."""
         hardest = np.zeros_like(self.q)
         for _ in range(round(seconds / 0.002)):
             self.t += 0.002
@@ -233,9 +233,9 @@ class World:
     def _follow(self, command) -> None:
         if self.jointed:
             self.controller.take(points(command, self.motion.joint_limits, 0.05, DT))
-            asked = self.controller.run(DT)
+            requested = self.controller.run(DT)
             allowed = np.array([self.limits.joints[n].acceleration for n in NAMES])
-            assert (asked <= allowed * TIGHT).all(), (asked / allowed).max()
+            assert (requested <= allowed * TIGHT).all(), (requested / allowed).max()
         elif self.follows and command.pose is not None:
             self.pose = command.pose
         elif self.follows:
@@ -409,7 +409,7 @@ def test_one_impossible_state_stops_in_place_and_is_said(adapter, wrong):
 
 @pytest.mark.parametrize('adapter', ADAPTERS[1:])
 def test_a_lagging_arm_is_not_pulled_back_by_a_stop(adapter):
-    """0.1 s behind at 0.9 rad/s, the hold asked a spline for -101 to 83 rad/s^2."""
+    """0.1 s behind at 0.9 rad/s, the hold requested a spline for -101 to 83 rad/s^2."""
     world = World(adapter, 1)
     world.run(60)
     lag = world.place
@@ -619,7 +619,7 @@ def play(adapter: str, seed: int, script: list[tuple[str, int]]) -> None:
 @pytest.mark.parametrize('adapter', ADAPTERS)
 @settings(max_examples=12, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), script=scripts)
-# The one of a million commands that asked a controller's spline for too much.
+# The one of a million commands that requested a controller's spline for too much.
 @example(
     seed=1470,
     script=[

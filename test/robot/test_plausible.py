@@ -1,4 +1,4 @@
-"""Measured states that no arm can have reached are told from those it can."""
+"""Measured states that no arm can have reached are distinguished from those it can."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_a_pose_of_zeros_is_not_the_arm_and_the_next_true_one_is():
     assert gate.offer(Pose((0.53, -0.1, 0.3)), 20 * MS) == ''
 
 
-def test_a_turned_pose_is_told_too():
+def test_a_turned_pose_is_reported_too():
     gate = _poses()
     gate.offer(Pose((0.5, 0.0, 0.3)), 0)
     assert 'rad' in gate.offer(Pose((0.5, 0.0, 0.3), (1.0, 0.0, 0.0, 0.0)), 10 * MS)

@@ -115,7 +115,7 @@ def test_arms_in_two_namespaces_share_no_topic(name):
     assert right == {f'/cell/right{topic}' for topic in root}
 
 
-def test_a_missing_argument_is_asked_for():
+def test_a_missing_argument_is_requested():
     with pytest.raises(ProfileError, match=r"flexiv_rizon4.yaml: .*give the argument 'robot_sn'"):
         profile.load(ROBOTS / 'flexiv_rizon4.yaml')
 

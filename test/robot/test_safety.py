@@ -278,7 +278,7 @@ def test_a_joint_outside_its_range_is_not_thrown_back(speed):
         at.append(out.positions[0])
     steps = np.diff(at)
     assert (steps <= 1e-12).all() and np.abs(steps).max() <= 1.0 * DT
-    assert speed < 0.0 or at[-1] == 1.571  # inwards only where that was asked for
+    assert speed < 0.0 or at[-1] == 1.571  # inwards only where that was requested
 
 
 def test_a_range_that_narrows_in_motion_is_braked_for():

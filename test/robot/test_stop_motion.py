@@ -100,7 +100,7 @@ def test_at_rest_the_stop_is_one_command_to_hold():
     assert stop.poses[0].position == (0.5, 0.0, 0.3)
 
 
-def test_what_is_pending_is_what_is_still_sent_when_nothing_new_is_asked_for():
+def test_what_is_pending_is_what_is_still_sent_when_nothing_new_is_requested():
     window = JerkWindow(5, 1)
     for v in (0.1, 0.2, 0.3):
         window.push((v,))

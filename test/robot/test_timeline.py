@@ -465,7 +465,7 @@ def test_a_rule_that_does_not_exist_is_named():
     ),
     st.sampled_from(timeline.JOINING_RULES),
 )
-def test_velocity_never_exceeds_what_a_row_asked_for(queries, rule):
+def test_velocity_never_exceeds_what_a_row_requested(queries, rule):
     arm = Arm(rule)
     fastest = 0.0
     for i, (delay, horizon, step, stop, ticks) in enumerate(queries, 1):

@@ -97,7 +97,7 @@ def test_stale_chunk_where_observations_alone_look_fresh():
     ],
 )
 @pytest.mark.parametrize('latched', [False, True])
-def test_reported_reasons_stop_at_once_and_recover_as_told(break_it, mend, reason, latched):
+def test_reported_reasons_stop_at_once_and_recover_as_reported(break_it, mend, reason, latched):
     limits = WatchdogLimits(latched=frozenset({reason}) if latched else frozenset())
     bench = Bench(limits)
     bench.run(1.0)

@@ -25,31 +25,31 @@ ROBOTS = 3
 
 
 class Recorder(EagerEngine):
-    """Remembers what it was asked."""
+    """Remembers its requests."""
 
     def __init__(self, loaded):
         super().__init__(loaded)
-        self.asked = []
+        self.requested = []
 
     def run(self, key, inputs):
-        self.asked.append((key, inputs))
+        self.requested.append((key, inputs))
         return super().run(key, inputs)
 
 
 def episode(loaded, params, queries=3, size=128):
-    """What an engine is asked by several robots, query by query."""
+    """What an engine is queried by several robots, query by query."""
     engine = Recorder(loaded)
     policies = [Policy(loaded, params, engine=engine) for _ in range(ROBOTS)]
     steps = []
     for step in range(queries):
-        engine.asked = []
+        engine.requested = []
         for robot, policy in enumerate(policies):
             config = loaded.config
             seen = observation(
                 8 * step, robot, size=size, cameras=config.cameras, proprio=config.proprio_dim
             )
             policy.act(seen)
-        steps.append(engine.asked)
+        steps.append(engine.requested)
     return engine, steps
 
 
@@ -64,10 +64,10 @@ def equal_outputs(alone, together):
 @pytest.mark.parametrize('mode', ['auto', 'coarse'])
 def test_a_batch_is_the_single_queries_bit_for_bit_in_float32(loaded, mode):
     engine, steps = episode(loaded, PruningParams(mode=mode))
-    for asked in steps:
-        key = asked[0][0]
-        assert all(other == key for other, _ in asked)
-        inputs = [one for _, one in asked]
+    for requested in steps:
+        key = requested[0][0]
+        assert all(other == key for other, _ in requested)
+        inputs = [one for _, one in requested]
         assert engine.can_batch(key, inputs[0])
         with torch.inference_mode():
             alone = [EagerEngine.run(engine, key, one) for one in inputs]
@@ -102,9 +102,9 @@ def test_keep_all_in_a_batch_is_dense_bit_for_bit(loaded):
 @pytest.mark.parametrize('name', names())
 def test_every_method_in_a_batch_or_alone(loaded, name):
     engine, steps = episode(loaded, PruningParams(pruner=name))
-    for asked in steps[1:]:
-        key, inputs = asked[0][0], [one for _, one in asked]
-        if any(other != key for other, _ in asked) or not engine.can_batch(key, inputs[0]):
+    for requested in steps[1:]:
+        key, inputs = requested[0][0], [one for _, one in requested]
+        if any(other != key for other, _ in requested) or not engine.can_batch(key, inputs[0]):
             continue
         with torch.inference_mode():
             alone = [EagerEngine.run(engine, key, one) for one in inputs]
@@ -123,8 +123,8 @@ def test_budgets_without_a_fixed_size_and_reuse_run_alone(loaded):
 def test_other_families_run_in_batches(write, tmp_path):
     loaded = load_policy_model(write(tmp_path / 'x').folder, progress=False)
     engine, steps = episode(loaded, PruningParams(mode='coarse'), size=64)
-    for asked in steps:
-        key, inputs = asked[0][0], [one for _, one in asked]
+    for requested in steps:
+        key, inputs = requested[0][0], [one for _, one in requested]
         assert engine.can_batch(key, inputs[0])
         with torch.inference_mode():
             alone = [EagerEngine.run(engine, key, one) for one in inputs]
@@ -166,7 +166,7 @@ def test_sessions_that_share_captured_graphs_do_not_share_their_priors(loaded, e
 
 
 class Slow:
-    """An engine that takes as long as it is told and remembers who ran together."""
+    """An engine that takes as long as it is set to and remembers who ran together."""
 
     device, status, trouble = torch.device('cpu'), 'slow', ''
 
@@ -197,14 +197,14 @@ class Slow:
         pass
 
 
-def ask_all(engine, asked, behind=False):
+def ask_all(engine, requested, behind=False):
     """Ask at once, in this order, from a thread each; what each was answered with. ``behind``: the
     first runs already when the others come.
     """
     before = arrived(engine)
-    with ThreadPoolExecutor(len(asked)) as pool:
+    with ThreadPoolExecutor(len(requested)) as pool:
         waiting = []
-        for key, name in asked:
+        for key, name in requested:
             waiting.append(pool.submit(engine.run, key, name))
             end = time.monotonic() + 5
             while arrived(engine) < len(waiting) + before and time.monotonic() < end:
@@ -289,9 +289,9 @@ def test_nobody_waits_longer_than_the_window_for_a_batch_of_others(engines):
 def test_what_one_query_breaks_is_its_own_failure(engines):
     slow = Slow()
     slow.fails = {'bad'}
-    told = ask_all(engines(slow), [('a', '0'), ('a', '1'), ('a', 'bad'), ('a', '2')])
-    assert [told[0], told[1], told[3]] == ['0', '1', '2']
-    assert isinstance(told[2], RuntimeError)
+    reported = ask_all(engines(slow), [('a', '0'), ('a', '1'), ('a', 'bad'), ('a', '2')])
+    assert [reported[0], reported[1], reported[3]] == ['0', '1', '2']
+    assert isinstance(reported[2], RuntimeError)
 
 
 def test_a_stop_answers_what_waits_and_takes_no_more():

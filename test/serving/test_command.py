@@ -35,7 +35,7 @@ def start(*arguments, **environment):
 
 
 @pytest.mark.real_time
-def test_it_serves_until_it_is_told_to_stop():
+def test_it_serves_until_it_is_stopped():
     process, url = start('--param', 'alpha=0.5', '--batch', '4', SPECPRUNE_API_KEY='k')
     try:
         with pytest.raises(ServerError, match='401'):

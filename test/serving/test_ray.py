@@ -44,7 +44,7 @@ class Robot(threading.Thread):
         super().__init__()
         self.policy = RemotePolicy(url, timeout=60, connect_timeout=20)
         self.number, self.queries, self.log = number, queries, []
-        self.asked = 0
+        self.requested = 0
 
     @property
     def replica(self):
@@ -55,7 +55,7 @@ class Robot(threading.Thread):
         step = 0
         while sum(one != 'lost' for one in self.log) < self.queries and len(self.log) < 500:
             step += 8
-            self.asked += 1
+            self.requested += 1
             try:
                 result = self.policy.act(observation(step, self.number))
             except ServerError:
@@ -110,7 +110,7 @@ def test_a_replica_that_dies_resets_its_sessions_and_nobody_else_s(cluster, load
     for robot in robots:
         lost = sum(one == 'lost' for one in robot.log)
         resets = [result.reset for one in robot.log if one != 'lost' for result in one[2:]]
-        assert len(robot.log) == robot.asked  # every query was answered or said to be lost
+        assert len(robot.log) == robot.requested  # every query was answered or said to be lost
         if robot in there:
             assert lost >= 1
             assert [reset for reset in resets if reset] == ['start', 'connected again']
@@ -134,7 +134,7 @@ def test_a_rolling_restart_loses_no_query_without_a_word(cluster, loaded):
     deploy(replicas=2, batch=4, drain=2.0)  # another configuration: every replica is replaced
     for robot in robots:
         robot.join()
-        assert len(robot.log) == robot.asked
+        assert len(robot.log) == robot.requested
         assert sum(one != 'lost' for one in robot.log) == 60
         for result, expected in alone(loaded, robot):
             assert (result.actions == expected.actions).all()

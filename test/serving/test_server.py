@@ -126,18 +126,18 @@ def test_parameters_are_a_session_s_own(server, remote):
     other.close()
 
 
-def test_a_reset_is_told_on_both_sides(remote):
+def test_a_reset_is_reported_on_both_sides(remote):
     assert remote.act(observation(0)).reset == 'start'
     assert remote.act(observation(8)).reset is None
-    remote.reset('asked for')
+    remote.reset('requested')
     again = remote.act(observation(16))
-    assert (again.reset, again.mode, again.episode) == ('asked for', Mode.DENSE, 2)
+    assert (again.reset, again.mode, again.episode) == ('requested', Mode.DENSE, 2)
     assert remote.act(observation(24, instruction='lift the red cube')).reset == 'new instruction'
     gone_back = remote.act(observation(8, instruction='lift the red cube'))
     assert 'time went back' in gone_back.reset
 
 
-def test_masks_of_what_was_kept_come_when_they_are_asked_for(loaded, remote):
+def test_masks_of_what_was_kept_come_when_they_are_requested(loaded, remote):
     assert remote.act(observation(0)).overlay is None
     remote.wants_overlay = True
     local = Policy(loaded)
@@ -218,7 +218,7 @@ def test_images_may_be_jpeg_or_png_files(loaded, server):
         assert len(connection.ask(libero(**{'observation/image': file.getvalue()}))['actions'])
 
 
-def test_a_camera_s_key_can_be_told(loaded):
+def test_a_camera_s_key_is_recognised(loaded):
     with serving(loaded, EagerEngine(loaded)) as running:
         running.hub.reader.__dict__['image_keys'] = {'agent': 'cam/front'}
         with Connection(running.url, timeout=60) as connection:

@@ -198,7 +198,7 @@ def test_rows_pair_the_same_episodes(tmp_path):
     done.add(trial(DENSE, seed, 'success') for seed in range(4))
     done.add(trial(PRUNED, s, 'success' if s else 'time_out', recall=0.8) for s in range(3))
     done.add(trial(control, s, 'success' if s > 1 else 'collision') for s in range(4))
-    done.add([trial(control, 99, 'success')])  # not asked for
+    done.add([trial(control, 99, 'success')])  # not requested
     again = TrialFile(done.path)  # as another run finds it
     assert again.trials.keys() == done.trials.keys()
     rows = table_rows([DENSE, PRUNED, control], ['move'], range(4), again, 'w')

@@ -197,15 +197,15 @@ def loaded():
 
 
 def listened(policy):
-    """The runner, and the list of all observations that its policy will be asked with."""
-    asked, act = [], policy.act
+    """The runner, and the list of all observations that its policy will be queried with."""
+    requested, act = [], policy.act
 
     def listen(observation):
-        asked.append(observation)
+        requested.append(observation)
         return act(observation)
 
     policy.act = listen
-    return PolicyRunner(policy), asked
+    return PolicyRunner(policy), requested
 
 
 class Constant(PolicyRunner):
@@ -225,7 +225,7 @@ def test_suites_are_the_authors():
 
 
 def test_one_episode_is_the_authors_protocol(package):
-    runner, asked = listened(policy_that(gripper=0.0))
+    runner, requested = listened(policy_that(gripper=0.0))
     with LiberoTask(SPATIAL, 1) as task:
         played = task.play(runner, trial=2)
     (simulator,) = made()
@@ -244,7 +244,7 @@ def test_one_episode_is_the_authors_protocol(package):
     np.testing.assert_allclose(steps[10:], [[*MOVE, 1.0]] * 13, atol=1e-6)
     assert played.success and played.queries == 2 and simulator.log[-1] == ('close',)
 
-    first, second = asked
+    first, second = requested
     assert first.instruction == 'Pick up bowl 1' and list(first.images) == [
         *runner.policy.config.cameras
     ]
@@ -267,14 +267,14 @@ def test_one_episode_is_the_authors_protocol(package):
 def test_step_limit_controls_and_open_loop(package):
     """With the fingers open the task is never done; waiting does not count."""
     policy = policy_that(gripper=1.0)
-    runner, asked = listened(policy)
+    runner, requested = listened(policy)
     short = replace(SPATIAL, max_steps=9)
     with LiberoTask(short, 0) as task:
         played = task.play(runner, 0, executed=3, blind=True, instruction='turn on the stove')
         assert (played.outcome, played.steps, played.queries) == ('time_out', 9, 3)
         assert made()[0].log[-1][1][6] == -1.0
-        assert asked[0].instruction == 'turn on the stove'
-        assert not any(p.pixels.any() for p in asked[0].images.values())
+        assert requested[0].instruction == 'turn on the stove'
+        assert not any(p.pixels.any() for p in requested[0].images.values())
         with pytest.raises(WrongPolicy, match='executed: 9, want 1 to 8'):
             task.play(runner, 0, executed=9)
         with pytest.raises(ValueError, match='trial: 50, libero_spatial task 0 has 0 to 49'):

@@ -45,12 +45,12 @@ def test_weights_match_their_recipe(runner):
     ('family', 'episodes', 'least'), [('move', 6, 6), ('lift', 5, 4), ('put', 4, 2)]
 )
 @pytest.mark.timeout(300)
-def test_it_does_what_it_is_asked(world, runner, family, episodes, least):
+def test_it_does_what_is_instructed(world, runner, family, episodes, least):
     row = run_row(world, runner, family, 'asked', range(REPORT_SEED, REPORT_SEED + episodes))
     assert row.successes >= least, row
 
 
 def test_it_listens(world, runner):
-    """Another cube named: the one asked for at first is left alone."""
+    """Another cube named: the one requested at first is left alone."""
     row = run_row(world, runner, 'move', 'wrong colour', range(REPORT_SEED, REPORT_SEED + 5))
     assert row.successes <= 1, row

@@ -79,7 +79,7 @@ def test_nothing_is_won_by_doing_nothing(world):
 
 @pytest.mark.slow
 def test_the_wrong_cube_does_not_count(world):
-    """The expert on another cube of the scene: the asked-for one is judged."""
+    """The expert on another cube of the scene: the instructed one is judged."""
     for family in ('move', 'lift'):
         for seed in range(3):
             episode = make_episode(seed, family)
@@ -145,14 +145,17 @@ def test_ask_reads_free_instructions(world):
 
 
 def test_a_scene_for_instructions_holds_what_they_name(world):
-    asked = ['lift the green cube', 'put the red cube on the purple plate', 'hop']
+    requested = ['lift the green cube', 'put the red cube on the purple plate', 'hop']
     for seed in range(5):
-        layout = layout_for(asked, seed)
+        layout = layout_for(requested, seed)
         world.reset(seed, layout)
-        assert ask(world, asked[0]).family == 'lift' and ask(world, asked[1]).plate is not None
+        assert (
+            ask(world, requested[0]).family == 'lift'
+            and ask(world, requested[1]).plate is not None
+        )
         assert len({thing.colour for thing in layout.cubes}) == 4
         assert len({thing.colour for thing in layout.plates}) == 2
-    assert layout_for(asked, 1) == layout_for(asked, 1) != layout_for(asked, 2)
+    assert layout_for(requested, 1) == layout_for(requested, 1) != layout_for(requested, 2)
     with pytest.raises(ValueError, match='3 plates'):
         layout_for([f'put the red cube on the {c} plate' for c in ('red', 'blue', 'green')])
 

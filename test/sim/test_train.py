@@ -177,7 +177,7 @@ def exported(frames, tmp_path_factory):
 
 
 def test_the_export_is_a_policy_that_plays(exported):
-    """Saved, loaded by the policy's own loader, asked in closed loop, with pruning."""
+    """Saved, loaded by the policy's own loader, run in closed loop, with pruning."""
     policy = build_policy(str(exported), device='cpu', threads=1)
     assert isinstance(policy.loaded.model, OpenVLAOFT)
     world = World()

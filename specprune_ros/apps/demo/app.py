@@ -54,7 +54,7 @@ REPORT_PERIOD = 10.0  # s between lines where the output is no terminal
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """What ``specprune demo`` was asked for; see its help.
+    """Options of ``specprune demo``; see its help.
 
     ``checkpoint`` is a folder; empty takes the weights that come with the package, or random ones
     with ``random`` and where none came. With ``stay`` it ends only when it is stopped, and

@@ -24,7 +24,7 @@ PRUNED, DENSE = 'specprune', 'dense'
 DEMO, PERSON = 'demo', 'person'
 START_PATIENCE = 60.0  # s until the first chunk
 ANSWER_PATIENCE = 30.0  # s until a node answers a service call
-OVERTAKEN = 2.0  # s until an instruction that the arm has not heard is said again
+OVERTAKEN = 2.0  # s until an instruction that did not reach the arm is sent again
 AFTERWARDS = 0.7  # s that a finished instruction is shown
 UNJUDGED = 10.0  # s that an instruction nobody can judge is obeyed before the sequence goes on
 REFUSAL = 'cannot configure'  # in a node's log
@@ -266,20 +266,20 @@ class DemoSequence:
         return attempt.verdict.final
 
     def _judging(self, words: str) -> bool:
-        """Whether the arm has heard this instruction, and not only the same one before."""
+        """Whether the arm has received this instruction, and not only the same one before."""
         verdict = self._monitor.verdict
         return verdict.instruction == words and verdict.number > self._number
 
     # Waiting.
 
     def _wait_for_chunk(self) -> None:
-        begin, looked = time.monotonic(), 0.0
+        begin, checked_at = time.monotonic(), 0.0
         while not self._monitor.tally.chunks:
             self._executor.spin_once(timeout_sec=0.05)
             now = time.monotonic()
-            if now - looked < 0.5:
+            if now - checked_at < 0.5:
                 continue
-            looked = now
+            checked_at = now
             for process in self._processes:
                 process.check()
                 # A node that could not take what it was given stays, and waiting does not help.

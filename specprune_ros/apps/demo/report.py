@@ -78,15 +78,15 @@ def outcomes(attempts: Sequence[Attempt], not_reached: Sequence[tuple[str, str]]
 
     Costs are the means of both, with a stroke between.
     """
-    table = Table(title='What was asked, and how it went', title_justify='left')
+    table = Table(title='Instructions and results', title_justify='left')
     table.add_column('instruction')
     for name in (PRUNED, DENSE):
         table.add_column(name)
     for name in ('tokens', 'FLOPs', 'p50, ms'):
         table.add_column(name, justify='right', no_wrap=True)
     done = {(a.instruction, a.pruner): a for a in attempts if a.said_by == DEMO}
-    asked = [a.instruction for a in done.values()] + [words for words, _ in not_reached]
-    for words in dict.fromkeys(asked):
+    instructions = [a.instruction for a in done.values()] + [words for words, _ in not_reached]
+    for words in dict.fromkeys(instructions):
         pair = [done.get((words, pruner)) for pruner in (PRUNED, DENSE)]
         table.add_row(
             escape(words), *(_coloured(a) if a else 'not reached' for a in pair), *_costs(pair)
@@ -205,7 +205,7 @@ def _costs_in_all(numbers: dict[str, Any]) -> Table:
             ('overhead_ms', 'the rest: DDS, callbacks, threads'),
         ):
             times = numbers[name]
-            # The rest cannot be told where simulated time was slowed down.
+            # The rest is unknown where simulated time was slowed down.
             if times and (name != 'overhead_ms' or (numbers['real_time_factor'] or 0) >= KEEPS_UP):
                 table.add_row(label, f'p50 {times["p50"]:.1f} ms, p99 {times["p99"]:.1f} ms')
         table.add_row('vision tokens in', str(numbers['tokens_in']))

@@ -1,4 +1,4 @@
-"""Whether a model fits where it shall run, asked before its first byte is taken.
+"""Whether a model fits where it is to run, checked before its first byte is taken.
 
 Linux grants memory that is not there and ends the process later; a GPU fails in the middle of a
 load. Both are worse than a clear error.
@@ -65,7 +65,7 @@ def _group_allows(folder: Path = Path('/sys/fs/cgroup')) -> int | None:
         return None
     if most == 'max':
         return None
-    held = _fields(folder / 'memory.stat')  # files in memory make room when it is asked for
+    held = _fields(folder / 'memory.stat')  # files in memory make room when it is requested
     cached = held.get('inactive_file', 0) + held.get('active_file', 0)
     return max(0, int(most) - used + cached)
 

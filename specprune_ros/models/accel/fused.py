@@ -115,7 +115,7 @@ def _compiled(plain: Callable[..., Any]) -> Callable[..., Any]:
     """``plain`` through torch.compile, once for each width and dtype and for any number of rows.
 
     Tensors of three or more dimensions are ``[B, L, ...]``, of two ``[rows, ...]``, of one
-    weights. ``plain`` runs where the compiler is missing or fails, where gradients are asked for,
+    weights. ``plain`` runs where the compiler is missing or fails, where gradients are requested,
     and under a dispatch mode, which would not see what a compiled kernel reads and makes.
     """
     known: dict[tuple, Callable[..., Any]] = {}

@@ -109,11 +109,11 @@ def _config(
         report.fact(name, value, f'{path.name}, tensor shapes')
     report.fact('action head', f'DiT {dit.depth} x {dit.width}', f'{path.name}, tensor shapes')
     given = overrides.get('platform')
-    platform = given or conventions.from_statistics(report.asked_key)
+    platform = given or conventions.from_statistics(report.requested_key)
     row = conventions.find(platform, 'cogact')
     fields: dict[str, Any] = {}
     if row is not None:
-        report.follow(row, 'given' if given else f'the statistics {report.asked_key}')
+        report.follow(row, 'given' if given else f'the statistics {report.requested_key}')
         fields = {**row.fields, 'convention': row.name}
     elif given:
         raise CheckpointError(

@@ -198,8 +198,8 @@ def load_pt(path: Path) -> dict[str, Any]:
 
 def _why_refused(error: Exception) -> str:
     wanted = re.search(r'Unsupported (?:global|class|operand)[^`\'"]*[`\'"]?([\w.]+)?', str(error))
-    asked = re.search(r'GLOBAL ([\w.]+)', str(error))
-    name = asked.group(1) if asked else wanted.group(1) if wanted else None
+    requested = re.search(r'GLOBAL ([\w.]+)', str(error))
+    name = requested.group(1) if requested else wanted.group(1) if wanted else None
     what = f'it asks to run {name}' if name else 'it needs more than tensors'
     return (
         f'{what}: only tensors are loaded, never code. Ask its author for a plain state dict or '

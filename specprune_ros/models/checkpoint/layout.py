@@ -111,7 +111,7 @@ def llama(prefix: str, config: DecoderConfig, head: str = '', target: str = 'dec
 
 
 def _norm(name: str, config: DecoderConfig, target: str) -> Entries:
-    """A norm's weight; Gemma's (told by its gate) is stored less one."""
+    """A norm's weight; Gemma's (recognised by its gate) is stored less one."""
     width = config.width
     if config.adaptive:
         return _affine(f'{name}.dense', (3 * width, width), f'{target}.dense')

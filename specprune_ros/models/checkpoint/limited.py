@@ -32,8 +32,8 @@ def inspect_limited(
         return report.to_dict()
 
 
-def _inspect(asked: list[Any]) -> dict[str, Any]:
+def _inspect(requested: list[Any]) -> dict[str, Any]:
     """In the child."""
     from specprune_ros.models.load import inspect_checkpoint
 
-    return inspect_checkpoint(*asked).to_dict()
+    return inspect_checkpoint(*requested).to_dict()

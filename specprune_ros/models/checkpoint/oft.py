@@ -95,7 +95,7 @@ def _config(
             f'{", ".join(conventions.platforms("openvla-oft"))}'
         )
         return None
-    if not given and not conventions.named(platform, report.asked_key, keys):
+    if not given and not conventions.named(platform, report.requested_key, keys):
         report.guess = platform
     report.follow(row, 'given' if given else 'dimensions and statistics')
     constants = dict(row.fields)

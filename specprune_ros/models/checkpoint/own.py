@@ -35,7 +35,7 @@ def inspect(report: Report, config: Mapping[str, Any], overrides: Mapping[str, A
         )
         return
     policy = report.override(PolicyConfig.from_dict(config.get('policy', {})), overrides)
-    report.config, report.told = policy, 'config.json'
+    report.config, report.reported = policy, 'config.json'
     for name in ('action_dim', 'proprio_dim', 'chunk', 'cameras', 'control_hz', 'norm'):
         report.fact(name, getattr(policy, name), 'given' if name in overrides else 'config.json')
     entries = {

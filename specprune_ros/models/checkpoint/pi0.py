@@ -444,7 +444,7 @@ def _openpi(
         platform = 'aloha'
     constants = dict(ROBOTS.get(platform, {}))
     report.fact('platform', platform or 'unknown', 'given' if given else 'assets/')
-    report.told = f'openpi, platform {platform}' if constants else ''
+    report.reported = f'openpi, platform {platform}' if constants else ''
     robot, relative = constants.pop('robot', 'none'), constants.pop('relative', {}).get(family, ())
     state = constants.pop('state', {}).get(family, 'prompt' if family == 'pi05' else 'token')
     state = options.get('state', state)

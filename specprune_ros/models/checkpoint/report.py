@@ -38,13 +38,13 @@ class Report:
 
     ``work`` lists, per file, the tensors to load from it. ``dropped`` counts unused tensors by
     reason. ``parameters`` are those our network holds. ``scales``: per robot, the bounds of state
-    and action, where no ``statistics`` hold them. ``asked_key`` is the robot of the statistics
-    that was asked for, or the only one; ``unnorm_key`` the one found.
+    and action, where no ``statistics`` hold them. ``requested_key`` is the robot of the statistics
+    that was requested, or the only one; ``unnorm_key`` the one found.
 
     ``stated`` says of dotted fields of ``PolicyConfig`` who gave them; ``row`` is the row of the
-    table of conventions in force, ``told`` what else says what actions mean. ``guess`` names the
-    platform where that was told by dimensions alone (or ``unknown``), and ``unstated`` the fields
-    that must be stated before the checkpoint loads. ``meaning``: see :mod:`.meaning`.
+    table of conventions in force, ``reported`` what else says what actions mean. ``guess`` names
+    the platform where dimensions alone told it (or ``unknown``), and ``unstated`` the fields that
+    must be stated before the checkpoint loads. ``meaning``: see :mod:`.meaning`.
     """
 
     path: Path
@@ -63,11 +63,11 @@ class Report:
     scales: dict[str, dict[str, Any]] = field(default_factory=dict)
     statistics_keys: tuple[str, ...] = ()
     unnorm_key: str | None = None
-    asked_key: str | None = None
+    requested_key: str | None = None
     tokenizer: Path | None = None
     stated: dict[str, str] = field(default_factory=dict)
     row: Convention | None = None
-    told: str = ''
+    reported: str = ''
     guess: str = ''
     unstated: list[str] = field(default_factory=list)
     meaning: list[Fact] = field(default_factory=list)

@@ -30,7 +30,7 @@ class Shards:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of all tensors at hand."""
+        """Shapes of all tensors present."""
         return {
             name: info.shape for source in self.present for name, info in source.tensors.items()
         }
@@ -42,7 +42,7 @@ class Shards:
 
     @contextmanager
     def blamed(self, report: Report) -> Iterator[None]:
-        """Name the absent files where, without them, nothing can be told of the rest."""
+        """Name the absent files where, without them, nothing can be said of the rest."""
         try:
             yield
         except (CheckpointError, ConfigError):

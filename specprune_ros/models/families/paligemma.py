@@ -142,7 +142,7 @@ class FlowPrompts:
         self._encoded = lru_cache(maxsize=64)(self._encode)
 
     def encode(self, instruction: str, state: np.ndarray | None = None) -> Prompt:
-        """The prompt for an instruction and, where it is told there, a normalised state ``[P]``
+        """The prompt for an instruction and, where the model reads it, a normalised state ``[P]``
         (zeros for ``None``). Raises ``PromptError`` when it is too long.
         """
         return self._encoded(*self.text(instruction, state))

@@ -178,7 +178,7 @@ class FlowPolicy(nn.Module):
         return self.expert.extend(row, context, start).context, start + 1
 
     def code(self, time: Tensor) -> Tensor:
-        """What the expert is told of ``time`` ``[...]`` (1 is noise, 0 the action): pi0.5's
+        """The condition made of ``time`` ``[...]`` (1 is noise, 0 the action): pi0.5's
         modulations ``[2 * depth + 1, 3, ..., w]``, pi0's part of the first layer ``[..., w]``.
         """
         flow, width = self.config.flow, self.config.flow.expert.width
@@ -233,7 +233,7 @@ class FlowPolicy(nn.Module):
     ) -> Tensor:
         """A chunk in model space, float32 ``[K, W]``, from ``noise`` (``None``: drawn afresh).
 
-        ``prune`` is told what the action rows attended to. ``trace`` is given x after each step.
+        ``prune`` receives what the action rows attended to. ``trace`` is given x after each step.
         """
         start_from = (self.noise() if noise is None else noise)[None]
         # From the unpruned count: positions are kept.

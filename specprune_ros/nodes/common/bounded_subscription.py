@@ -43,7 +43,7 @@ def subscribe(
     """A subscription whose ``callback`` gets messages of at most ``most`` bytes on the wire (0:
     what :data:`MOST` says of the type).
 
-    ``refused`` is told why another was dropped. With ``mentions``, messages that do not hold that
+    ``refused`` gets the reason of a drop. With ``mentions``, messages that do not hold that
     text are passed over undecoded and unmentioned.
     """
     wanted, most = mentions.encode(), most or MOST.get(kind.__name__, SMALL)

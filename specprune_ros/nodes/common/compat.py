@@ -1,6 +1,6 @@
 """Where ROS 2 distributions differ, and what rclpy has no public way to tell.
 
-Nothing else in the package asks for the distribution in Python or uses rclpy's private names;
+Nothing else in the package requests the distribution in Python or uses rclpy's private names;
 docs/reference/distributions.md has the table.
 """
 

@@ -23,7 +23,7 @@ class DescriptionReader:
     """Subscribes on construction; :meth:`close` unsubscribes. Callbacks come in the node's thread.
 
     ``use`` takes the text that was tried out and may raise ``UrdfError`` to refuse it after all.
-    ``refused`` is told why one was not used; ``another`` that one came which differs from the one
+    ``refused`` gets the reason of a refusal; ``another`` that one came which differs from the one
     in use. ``busy`` says why none may be read now (the arm moves), or nothing. ``sha256``: the
     only text that is taken, where the profile names one.
     """
@@ -74,7 +74,7 @@ class DescriptionReader:
         elif self._sha256 and digest(text) != self._sha256:
             self._refused(f'its SHA-256 is {digest(text)}, the profile names {self._sha256}')
         elif self._thread is not None:
-            # Heard by both subscriptions, or said twice.
+            # Received by both subscriptions, or said twice.
             if digest(text) != self._reading:
                 self._refused('another one came while the first was being read')
         else:

@@ -20,7 +20,7 @@ _PNG_KEPT = frozenset((b'IHDR', b'PLTE', b'tRNS', b'IDAT', b'IEND'))
 _JPEG_SIZES = frozenset((0xC0, 0xC1, 0xC2))  # baseline, extended, progressive
 _JPEG_BARE = frozenset((0x01, 0xD8, *range(0xD0, 0xD8)))  # markers without a length
 _SOS, _EOI = 0xDA, 0xD9
-# What says how to read the colours; the orientation is looked for in the first Exif segment.
+# What says how to read the colours; the orientation is searched for in the first Exif segment.
 _JPEG_DROPPED = frozenset((*range(0xE1, 0xEE), 0xEF, 0xFE))
 
 

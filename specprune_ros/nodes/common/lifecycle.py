@@ -23,7 +23,7 @@ from specprune_ros.nodes.common.compat import lifecycle_state
 from specprune_ros.nodes.common.parameters import declare_read_only
 from specprune_ros.nodes.common.parent import parent_gone
 
-# How often the loop looks whether a signal asked it to end, in seconds.
+# How often the loop looks whether a signal requested it to end, in seconds.
 SIGNAL_POLL = 0.1
 BAD_ARGUMENTS = 2  # exit status
 # A terminal that closes sends the last of them.
@@ -48,7 +48,7 @@ class AutoLifecycleNode(LifecycleNode):
         )
         self.last_error = ''
         self._failing = False
-        self.asked_to_end: Callable[[], bool] = lambda: False
+        self.end_requested: Callable[[], bool] = lambda: False
 
     def setup(self) -> None:
         """Build what a configured node has. Raise to refuse."""
@@ -67,7 +67,7 @@ class AutoLifecycleNode(LifecycleNode):
         if not self.get_parameter('autostart').value:
             return
         configured = self.trigger_configure() == TransitionCallbackReturn.SUCCESS
-        if configured and not self.asked_to_end():
+        if configured and not self.end_requested():
             self.trigger_activate()
 
     def fail(self, reason: str) -> None:
@@ -157,7 +157,7 @@ def wrong_file(arguments: Sequence[str]) -> str:
 
 
 def run(make_node: Callable[[], AutoLifecycleNode], arguments: Sequence[str] | None = None) -> int:
-    """Run one node until it is asked to end: by SIGINT, SIGTERM or SIGHUP, or by the death of the
+    """Run one node until something ends it: SIGINT, SIGTERM or SIGHUP, or the death of the
     process that started it. Returns the process's exit status.
 
     ``arguments`` are those for ROS, without the program's name; ``None`` takes the command line's.
@@ -174,10 +174,10 @@ def run(make_node: Callable[[], AutoLifecycleNode], arguments: Sequence[str] | N
         args=sys.argv if arguments is None else ['', *arguments],
         signal_handler_options=SignalHandlerOptions.NO,
     )
-    asked: list[int] = []
+    requested: list[int] = []
 
     def ask(number: int, frame: FrameType | None) -> None:
-        asked.append(number)
+        requested.append(number)
 
     for number in ENDING:
         signal.signal(number, ask)
@@ -189,11 +189,11 @@ def run(make_node: Callable[[], AutoLifecycleNode], arguments: Sequence[str] | N
         get_logger('specprune_ros').fatal(f'{error}')
         rclpy.try_shutdown()
         return BAD_ARGUMENTS
-    node.asked_to_end = lambda: bool(asked) or parent_gone()
+    node.end_requested = lambda: bool(requested) or parent_gone()
     executor.add_node(node)
     try:
         node.autostart()
-        while not node.asked_to_end() and rclpy.ok():
+        while not node.end_requested() and rclpy.ok():
             executor.spin_once(timeout_sec=SIGNAL_POLL)
     except (KeyboardInterrupt, ExternalShutdownException):
         pass

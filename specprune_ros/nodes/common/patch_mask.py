@@ -1,7 +1,7 @@
 """Which patches of an image one query kept, as a small mono8 image: one pixel per patch.
 
 A pixel of 0 was dropped. Otherwise the highest bit is set, and the lower ones name the sets that
-asked for the patch, so that it can be coloured as in the overlay.
+requested the patch, so that it can be coloured as in the overlay.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MAX_PATCHES = 128  # on a side
 
 
 def encode(kept: np.ndarray, sets: dict[str, np.ndarray]) -> np.ndarray:
-    """Bool ``[rows, columns]`` of what was kept and asked for, to uint8 of the same shape."""
+    """Bool ``[rows, columns]`` of what was kept, and by which set, to uint8 of the same shape."""
     mask = np.where(kept, KEPT, 0).astype(np.uint8)
     for name, members in sets.items():
         mask[kept & members] |= BITS.get(name, OTHER_BIT)

@@ -42,7 +42,7 @@ def latched() -> QoSProfile:
 
 def both_durabilities() -> tuple[QoSProfile, QoSProfile]:
     """For two subscriptions of one topic: one gets what was latched before, but does not match
-    publishers that latch nothing (``ros2 topic pub``); the other hears those. A message may come
+    publishers that latch nothing (``ros2 topic pub``); the other gets those. A message may come
     by both.
     """
     return latched(), every()

@@ -1,4 +1,4 @@
-"""What the executor is told of the arm: tool pose, joints, and whether the driver is ready."""
+"""What the executor knows of the arm: tool pose, joints, and whether the driver is ready."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class ArmState:
     The tool pose comes from the profile's pose topic, or from joint states and
     ``robot_description`` where the arm has none. What arrives wrong is complained about and does
     not count as arrived, so that the watchdog's age runs on. ``urdf`` is a description that came
-    from a file, ``sha256`` the only one that is taken from the topic; ``described`` is told which
+    from a file, ``sha256`` the only one that is taken from the topic; ``described`` gets which
     one is in use.
     """
 

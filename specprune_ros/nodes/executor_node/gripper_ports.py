@@ -1,6 +1,6 @@
 """Where gripper commands go: a topic or an action, each sent on change only.
 
-What comes of a goal is told to a :class:`specprune_ros.robot.gripper.GripperGoal`, which sends it
+The outcome of a goal goes to a :class:`specprune_ros.robot.gripper.GripperGoal`, which sends it
 again where it must.
 """
 
@@ -152,7 +152,7 @@ class FlexivGripperPort(ActionPort):
         self._grasp = self._client(self._grasp_type, f'{settings.name}/grasp')
 
     def send(self, opening: float, goal: GripperGoal) -> None:
-        """Move to a width, or grasp where fully closed is asked for."""
+        """Move to a width, or grasp where fully closed is requested."""
         if opening <= 0.0:
             message = self._grasp_type.Goal()
             message.force = self._settings.effort

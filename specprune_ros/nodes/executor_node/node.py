@@ -1,7 +1,7 @@
 """``chunk_executor``: action chunks in, safe arm commands at control rate out.
 
 What moves the arm is :class:`specprune_ros.robot.motion.ArmMotion`; this is its connection to ROS.
-It is asked at every tick of a timer that runs on real time, so that neither a silent policy nor a
+It is called at every tick of a timer that runs on real time, so that neither a silent policy nor a
 stalled /clock can keep the arm moving.
 """
 
@@ -91,7 +91,7 @@ SETTINGS = (
         'realtime_priority',
         20,
         'Real-time priority (SCHED_FIFO) of this process where the system grants it, so that a '
-        'busy machine delays no stop; 0 asks for none.',
+        'busy machine delays no stop; 0 requests none.',
         low=0,
         high=90,
     ),
@@ -142,8 +142,8 @@ class ChunkExecutor(AutoLifecycleNode):
         self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', every())
         self._path = self.create_publisher(PathMessage, '~/path', newest(reliable=True))
         self._executed = self.create_publisher(TimeReference, '~/executed', every())
-        self._told = 0.0  # s executed at the last message on it
-        self._moved_at = 0  # when the timeline was last asked, ns
+        self._reported = 0.0  # s executed at the last message on it
+        self._moved_at = 0  # when the timeline was last sampled, ns
         self.create_service(SetBool, '~/enable', self._on_enable)
         self.create_service(SetBool, '~/hold', self._on_hold)
         self.create_service(Trigger, '~/reset', self._on_reset)
@@ -182,7 +182,7 @@ class ChunkExecutor(AutoLifecycleNode):
         )
         self._gripper = make_gripper(self, settings, f'{DRY_RUN}/gripper' if self._dry else '')
         self._dry_view = DryRunView(self, self._motion) if self._dry else None
-        self._gripper_looked, self._gripper_ready = -math.inf, False
+        self._gripper_checked, self._gripper_ready = -math.inf, False
         seen = profile.observation
         self._urdf, self._description_sha256 = '', seen.robot_description_sha256
         if seen.robot_description_file:
@@ -360,8 +360,8 @@ class ChunkExecutor(AutoLifecycleNode):
         """Publish how many seconds of motion have been executed; ``source`` names the chunk that
         was just taken in, by its stamp.
         """
-        self._told = self._motion.timeline.axis
-        seconds, rest = divmod(round(self._told * SECOND_NS), SECOND_NS)
+        self._reported = self._motion.timeline.axis
+        seconds, rest = divmod(round(self._reported * SECOND_NS), SECOND_NS)
         message = TimeReference(source=source)
         message.header.stamp = self._stamp(now)
         message.time_ref.sec, message.time_ref.nanosec = seconds, rest
@@ -407,7 +407,7 @@ class ChunkExecutor(AutoLifecycleNode):
         self._send(tick, now)
         self._moved_at = now
         # A policy that goes on from its last chunk counts in what was executed.
-        if abs(self._motion.timeline.axis - self._told) >= EXECUTED_EVERY:
+        if abs(self._motion.timeline.axis - self._reported) >= EXECUTED_EVERY:
             self._tell_executed(now)
         self._grip(tick, now)
         if self._dry_view is not None:
@@ -429,7 +429,7 @@ class ChunkExecutor(AutoLifecycleNode):
         return held_up or supervisor.stopping
 
     def _send(self, tick: Tick, now: int) -> None:
-        # Told first: whoever takes over then goes on from this command, never from the one before.
+        # Sent first: whoever takes over goes on from this command, never from the one before.
         if self._supervisor is not None:
             self._supervisor.beat(self._motion.state if self._motion.moving else None, now)
         if tick.command is not None:
@@ -460,8 +460,8 @@ class ChunkExecutor(AutoLifecycleNode):
             if command is not None:
                 goal.want(command)
         real = time.monotonic()
-        if real - self._gripper_looked > GRIPPER_LOOK or goal.state is GoalState.WAITING:
-            self._gripper_looked, self._gripper_ready = real, self._gripper.ready()
+        if real - self._gripper_checked > GRIPPER_LOOK or goal.state is GoalState.WAITING:
+            self._gripper_checked, self._gripper_ready = real, self._gripper.ready()
         if verdict.latched or verdict.reason in (DISABLED, DRIVER, HELD):
             return
         opening = goal.due(time.monotonic_ns(), self._gripper_ready)

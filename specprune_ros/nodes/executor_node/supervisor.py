@@ -100,7 +100,7 @@ class Supervisor:
         self._setup, self._joints = setup, joints
         self._process: subprocess.Popen | None = None
         self._socket: socket.socket | None = None
-        self._started = self._heard = -1e9
+        self._started = self._received = -1e9
         self.ready = self.stopping = False
         self.ended = ''
         self._start()
@@ -141,8 +141,8 @@ class Supervisor:
             return 'the supervisor took the arm over and brings it to rest'
         if not self.ready:
             return 'the supervisor is starting'
-        if now - self._heard > SILENT:
-            return f'the supervisor has been silent for {now - self._heard:.1f} s'
+        if now - self._received > SILENT:
+            return f'the supervisor has been silent for {now - self._received:.1f} s'
         return ''
 
     def beat(self, state: MotionState | None, stamp_ns: int) -> None:
@@ -197,7 +197,7 @@ class Supervisor:
             if not message:
                 self._lost()
                 return
-            self._heard = time.monotonic()
+            self._received = time.monotonic()
             if message == READY:
                 self.ready = True
             elif message == STOPPING:
@@ -227,14 +227,14 @@ class Guard:
         """Watch until the executor ends; says how."""
         poll = select.poll()
         poll.register(self._link, select.POLLIN | select.POLLHUP)
-        begin, told, ready = time.monotonic(), 0.0, False
+        begin, pinged_at, ready = time.monotonic(), 0.0, False
         while True:
             now = time.monotonic()
             if not ready and (self._port.matched() or now - begin > UNMATCHED):
                 ready = True
                 self._say(READY)
-            if now - told >= PING:
-                told = now
+            if now - pinged_at >= PING:
+                pinged_at = now
                 self._say(ALIVE)
             wait = PING if ready else 0.01
             if self._state is not None:

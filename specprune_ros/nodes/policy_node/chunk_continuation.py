@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def rules_of(values: Mapping[str, Any]) -> ChunkingRules | None:
-    """The rules that ``rtc.*`` ask for, ``None`` where it is off. Raises ``ValueError``."""
+    """The rules that ``rtc.*`` request, ``None`` where it is off. Raises ``ValueError``."""
     rules = ChunkingRules(
         values['rtc.execution_horizon'],
         values['rtc.schedule'],

@@ -85,7 +85,7 @@ class InferenceThread(threading.Thread):
         end = time.monotonic() + timeout
         while not self._built.wait(PATIENCE) and time.monotonic() < end:
             if interrupted():
-                raise InterruptedError('asked to end while loading')
+                raise InterruptedError('requested to end while loading')
         if not self._built.is_set():
             raise TimeoutError(
                 f'the model was not ready after {timeout:.0f} s (model.load_timeout)'
@@ -263,7 +263,7 @@ class InferenceThread(threading.Thread):
         try:
             check_alive(device)
         except Exception:  # of whatever kind: it cannot add 1 to 0
-            # Letting go of its tensors asks the device, and would end the process unheard.
+            # Letting go of its tensors asks the device, and would end the process unreported.
             _DEAD.append(self.policy)
             self._active.clear()
             self._lose(fault.message)

@@ -90,7 +90,7 @@ class Inputs:
         )
         self._rotation = self._rotation_center = tuple(rotation_center)
         self._rotation_ns = 0
-        self._heard = ''
+        self._received = ''
         self._same: dict[str, tuple[np.ndarray, float]] = {}
         self._twist_speed = TwistSpeed()
         self._subscriptions: list[Any] = []
@@ -224,18 +224,18 @@ class Inputs:
         try:
             self._observation_buffer.put_instruction(message.data)
         except ObservationError as error:
-            self._heard = ''
+            self._received = ''
             self._complain('instruction', str(error))
             return
-        # Both subscriptions may hear the same.
-        heard, self._heard = self._heard, self._observation_buffer.instruction
-        if self._heard != heard:
-            self._announce('instruction', f"'{self._heard}'")
+        # Both subscriptions may receive the same.
+        received, self._received = self._received, self._observation_buffer.instruction
+        if self._received != received:
+            self._announce('instruction', f"'{self._received}'")
 
     def _on_joints(self, message: JointState) -> None:
         stamp = stamp_ns(message)
         try:
-            told, wrong = self._joints.take(
+            reported, wrong = self._joints.take(
                 message.name, message.position, message.velocity, stamp
             )
         except JointStateError as error:
@@ -243,19 +243,19 @@ class Inputs:
             return
         for reason in wrong:
             self._complain('joint_states', f'cannot be true: {reason}')
-        if not told and not wrong:
+        if not reported and not wrong:
             return  # of other parts
         layout = self._values['proprio.layout']
         if layout == 'joints':
             self._store_joints(self._values['proprio.joints'])
         if layout == 'pose_gripper' and self._kinematics is not None:
-            self._pose_from_joints(set(told))
+            self._pose_from_joints(set(reported))
         if self._joint_speed is not None:
-            self._speed_from_joints(set(told), stamp)
+            self._speed_from_joints(set(reported), stamp)
 
-    def _speed_from_joints(self, told: set[str], stamp: int) -> None:
+    def _speed_from_joints(self, reported: set[str], stamp: int) -> None:
         arm, names = self._joint_speed, self._joint_speed.joint_names
-        if not told & set(names):
+        if not reported & set(names):
             return
         missing = self._joints.missing(names)
         if missing:
@@ -277,9 +277,9 @@ class Inputs:
             self.speed_frame = speed.frame
         self._observation_buffer.put_speed(sample(speed), stamp)
 
-    def _pose_from_joints(self, told: set[str]) -> None:
+    def _pose_from_joints(self, reported: set[str]) -> None:
         arm, names = self._kinematics, self._kinematics.joint_names
-        if not told & set(names):
+        if not reported & set(names):
             return
         missing = self._joints.missing(names)
         if missing:
@@ -338,7 +338,7 @@ class Inputs:
             topic = self._node.resolve_topic_name('~/gripper_states')
             self._observation_buffer.lose_state(
                 f'proprio.gripper_joints (observation.gripper_joints of the profile): {missing}; '
-                f'heard on ~/joint_states and {topic} (observation.gripper_states)'
+                f'received on ~/joint_states and {topic} (observation.gripper_states)'
             )
             return
         # On from the value before; after a pause from where the checkpoint's lie.

@@ -145,7 +145,7 @@ class SpecPruneNode(AutoLifecycleNode):
         else:
             chosen = values['model.path'] or values['model.preset'] + ' (random weights)'
             self.get_logger().info(f'loading {chosen}')
-        self._policy = self._thread.load(values['model.load_timeout'], self.asked_to_end)
+        self._policy = self._thread.load(values['model.load_timeout'], self.end_requested)
         for camera in values['cameras']:
             self._overlays[camera] = self.create_publisher(
                 Image, f'~/overlay/{camera}', newest(reliable=True)

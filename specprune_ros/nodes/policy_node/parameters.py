@@ -21,7 +21,7 @@ NODE_PARAMETERS = (
     ParameterSpec(
         'model.server',
         '',
-        'Address of a policy server, ws://HOST:PORT or wss://, which is asked instead of a model '
+        'Address of a policy server, ws://HOST:PORT or wss://, which is queried instead of a '
         'on this machine (docs/how-to/scale.md); the other model.* then have no effect.',
     ),
     ParameterSpec(
@@ -84,7 +84,7 @@ NODE_PARAMETERS = (
         'model.prepare_on_arrival',
         'auto',
         'Resize images when they arrive, and not in the query. auto: on a GPU; on a CPU the '
-        'query would share its cores with images that nobody asks about.',
+        'query would share its cores with images that no query uses.',
         choices=('auto', 'on', 'off'),
     ),
     ParameterSpec(
@@ -122,7 +122,7 @@ NODE_PARAMETERS = (
     ParameterSpec(
         'image_reliability',
         'best_effort',
-        'Reliability asked of the camera topics.',
+        'Reliability requested of the camera topics.',
         choices=('best_effort', 'reliable'),
     ),
     ParameterSpec(
@@ -192,7 +192,7 @@ NODE_PARAMETERS = (
     ParameterSpec(
         'fresh_wait',
         0.05,
-        'When a query is due, how long to wait for images newer than those at hand.',
+        'When a query is due, how long to wait for images newer than those received.',
         unit='s',
         low=0.0,
         high=1.0,

@@ -13,7 +13,7 @@ LONGEST_WAIT = 0.05  # s that waiting for an image counts as part of a query's r
 @dataclass(frozen=True)
 class QuerySchedule:
     """What the user wants: at least ``period`` seconds between two queries, waiting up to
-    ``newer_for`` seconds for a newer image than the one at hand; ``by_chunk``: and no sooner
+    ``newer_for`` seconds for a newer image than the newest one; ``by_chunk``: and no sooner
     than the chunk before is played.
     """
 
@@ -26,7 +26,7 @@ class QueryScheduler:
     """A query once per chunk: so late that the next chunk is there just as the motion of the one
     before ends.
 
-    Times are seconds of the node's clock. When the motion ends is told from what this package's
+    Times are seconds of the node's clock. When the motion ends is derived from what this package's
     executor does (``robot/timeline.py``): of a chunk it leaves out what it has executed since the
     chunk's images were taken, and from a standstill nothing.
     """

@@ -1,5 +1,5 @@
 """Who may open the page. viser itself lets in whoever reaches its port, so every HTTP and
-WebSocket request is looked at first.
+WebSocket request is inspected first.
 
 On the loopback interface no token is needed, but a request must name a loopback host and, where a
 browser says which page sends it, come from this page: another web site open in the same browser
@@ -107,7 +107,7 @@ def serve(host: str, port: int, access: Access) -> viser.ViserServer:
     """
     with _guarded(access), contextlib.redirect_stdout(io.StringIO()):
         server = viser.ViserServer(host=host, port=port, verbose=False)
-    # Any page could else ask for a public tunnel to this server.
+    # Any page could else request a public tunnel to this server.
     server._websock_server.unregister_handler(_messages.ShareUrlRequest)
     server._websock_server.unregister_handler(_messages.ShareUrlDisconnect)
     return server

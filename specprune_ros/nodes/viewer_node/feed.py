@@ -46,7 +46,7 @@ LEVELS = {
     DiagnosticStatus.STALE: BAD,
 }
 IMAGES_KEPT = 64  # of each camera, to find the one a query saw
-UNASKED = 3 * SECOND_NS  # ns since the last query after which plain images are shown
+UNPAIRED = 3 * SECOND_NS  # ns since the last query after which plain images are shown
 MAX_SKEW = 0.05 * SECOND_NS  # ns an image may lie from the mask drawn on it
 PATCH = 14  # pixels, side of a patch as drawn on a 16 x 16 grid
 SIDE = 16 * PATCH
@@ -114,7 +114,7 @@ class Feed:
     """Remembers the newest of everything and draws what changed.
 
     :meth:`take` only stores, and may be called for every message; :meth:`draw` does the work, as
-    often as the page should move. ``warn`` is told of messages that cannot be shown.
+    often as the page should move. ``warn`` is called for messages that cannot be shown.
     """
 
     def __init__(
@@ -136,7 +136,7 @@ class Feed:
         self.forget()
 
     def forget(self) -> None:
-        """Nothing was heard: before a jump in a recording."""
+        """Nothing was received: before a jump in a recording."""
         self._new: set[str] = set()
         self._last: dict[str, Any] = {}
         self._images: dict[str, deque[Any]] = {
@@ -234,12 +234,12 @@ class Feed:
             if not images:
                 continue
             newest, kept = stamp_ns(images[-1]), self._last.get(f'kept {camera}')
-            asked = None if kept is None else stamp_ns(kept)
-            if asked is None or newest - asked > UNASKED:
-                shown[camera] = rgb_of(images[-1])  # nobody asks about these images
+            query_stamp = None if kept is None else stamp_ns(kept)
+            if query_stamp is None or newest - query_stamp > UNPAIRED:
+                shown[camera] = rgb_of(images[-1])  # no query uses these images
                 continue
-            near = min(images, key=lambda image: abs(stamp_ns(image) - asked))
-            if abs(stamp_ns(near) - asked) <= MAX_SKEW:
+            near = min(images, key=lambda image: abs(stamp_ns(image) - query_stamp))
+            if abs(stamp_ns(near) - query_stamp) <= MAX_SKEW:
                 mask = patch_mask.from_message(kept)
                 shown[camera] = overlaid(rgb_of(near), mask, self.seen_share)
         if len(shown) == len(self._shown | shown.keys()):
@@ -297,17 +297,19 @@ class Feed:
         sections['Versions'] = versions(stats)
         self._page.show_state(sections)
         executor, chunk = self._status.get('Executor'), self._last.get('chunk')
-        told = f'“{chunk.instruction}”' if chunk is not None else ''
+        caption = f'“{chunk.instruction}”' if chunk is not None else ''
         if task is not None:
             result = task_result(task)
-            told = f'“{result.instruction}”: {result.outcome.replace("_", " ")}'
+            caption = f'“{result.instruction}”: {result.outcome.replace("_", " ")}'
             if result.final:
-                told += f', {result.seconds:.1f} s'
+                caption += f', {result.seconds:.1f} s'
         detail = f'{stats.pruner}, {stats.reason}' if stats is not None else ''
         if executor is not None:
-            self._page.banner(executor.message, LEVELS.get(executor.level, NEUTRAL), detail, told)
+            self._page.banner(
+                executor.message, LEVELS.get(executor.level, NEUTRAL), detail, caption
+            )
         elif stats is not None:
-            self._page.banner('querying', NEUTRAL, detail, told)
+            self._page.banner('querying', NEUTRAL, detail, caption)
 
 
 def rgb_of(message: Image | CompressedImage) -> np.ndarray:

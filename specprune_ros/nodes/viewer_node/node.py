@@ -1,6 +1,6 @@
 """``viewer_node``: shows the arm and the policy on a page in the browser, and steers them.
 
-It listens to nothing while no page is open. What a person asks for goes through the services,
+It listens to nothing while no page is open. What a person requests goes through the services,
 topics and parameters that everybody else uses too: what those nodes refuse stays refused.
 """
 
@@ -108,7 +108,7 @@ class ViewerNode(AutoLifecycleNode):
     """See the module's text, and docs/how-to/view.md."""
 
     def __init__(self, opened: Callable[[str], None] = lambda address: None) -> None:
-        """``opened`` is told the page's address."""
+        """``opened`` receives the page's address."""
         super().__init__('viewer_node')
         self._opened = opened
         self._settings = NodeParameters(self, PARAMETERS)
@@ -121,7 +121,7 @@ class ViewerNode(AutoLifecycleNode):
         self._timer: Any = None
         self._ticks = 0
         self._described = False
-        self._wanted: dict[str, Any] = {}  # parameter values asked for and not yet sent
+        self._wanted: dict[str, Any] = {}  # parameter values requested and not yet sent
         self._sent_at: float | None = None  # monotonic s, of the request under way
         self._active = False
         self._jobs: deque[Callable[[], None]] = deque()
@@ -327,7 +327,7 @@ class ViewerNode(AutoLifecycleNode):
         services = (f'{self._mover}/reset', f'{self._policy}/reset')
         others = partial(self._call, 'reset', services, Trigger.Request())
         if self._arm:
-            # The executor is told when the arm has been put where its scene begins.
+            # The executor receives when the arm has been put where its scene begins.
             self._call('reset', (f'{self._arm}/reset',), Trigger.Request(), others)
         else:
             others()
@@ -416,13 +416,13 @@ def _parameter(descriptor: ParameterDescriptor, value: Any) -> Parameter:
         low, high, step = one.from_value, one.to_value, one.step
     text = descriptor.additional_constraints
     choices = text.removeprefix('one of: ').split(', ') if text.startswith('one of: ') else []
-    told, _, group = descriptor.description.rpartition(' Group: ')
+    summary, _, group = descriptor.description.rpartition(' Group: ')
     return Parameter(
         descriptor.name.removeprefix(PREFIX),
         KINDS[descriptor.type],
         value if isinstance(value, (bool, int, float, str)) else list(value),
-        told or descriptor.description,
-        group.rstrip('.') if told else '',
+        summary or descriptor.description,
+        group.rstrip('.') if summary else '',
         tuple(choices),
         low,
         high,

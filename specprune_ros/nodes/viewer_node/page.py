@@ -47,7 +47,7 @@ class Object:
 
 @dataclass(frozen=True)
 class Actions:
-    """What a person may ask for. Called from the page's threads; must return at once."""
+    """What a person may request. Called from the page's threads; must return at once."""
 
     say: Callable[[str], None]
     enable: Callable[[], None]
@@ -135,7 +135,7 @@ class Page:
             with tabs.add_tab('Pruning'):
                 self._parameters = gui.add_folder(None)
         with tabs.add_tab('State'):
-            self._state = gui.add_html(_note('nothing heard yet'))
+            self._state = gui.add_html(_note('nothing received yet'))
         self.banner('waiting', NEUTRAL, '')
 
     def _steering(self, actions: Actions) -> None:
@@ -198,7 +198,7 @@ class Page:
         )
 
     def answer(self, text: str, good: bool) -> None:
-        """What came of the last thing a person asked for."""
+        """What came of the last thing a person requested."""
         if self._actions is not None:
             colour = GOOD if good else BAD
             self._write(

@@ -66,7 +66,7 @@ class _Captured:
 
 @dataclass(frozen=True)
 class _CaptureJob:
-    """All keys that parameters and an instruction will ask for; ``ready`` are told afterwards."""
+    """All keys that parameters and an instruction will need; ``ready`` are called afterwards."""
 
     params: PruningParams
     prompt: Prompt
@@ -147,7 +147,7 @@ class CudaGraphEngine:
     def prepare(
         self, params: PruningParams, prompt: Prompt | None, ready: Callable[[], None]
     ) -> None:
-        """Capture what ``params`` will ask for, then call ``ready``, from the capturing thread.
+        """Capture what ``params`` will request, then call ``ready``, from the capturing thread.
 
         ``prompt`` is the instruction to expect, ``None`` the last one. Where these parameters
         cannot be captured ``ready`` is called as well. A later call takes the place of one not
@@ -157,16 +157,16 @@ class CudaGraphEngine:
         everyone = [ready]
         with self._changed:
             self._instruction = prompt = prompt or self._instruction
-            asked = [job for job in self._jobs if isinstance(job, _CaptureJob) and job.ready]
-            for job in asked:
+            expected = [job for job in self._jobs if isinstance(job, _CaptureJob) and job.ready]
+            for job in expected:
                 self._jobs.remove(job)
                 everyone += job.ready
             if prompt and not self._ending and not self._knows(params, prompt):
                 self._jobs.append(_CaptureJob(params, prompt, tuple(everyone)))
                 self._begin()
                 return
-        for told in everyone:
-            told()
+        for notify in everyone:
+            notify()
 
     def close(self, timeout: float = 5.0) -> None:
         """End the capturing thread, after what it is at, and let go of all graphs."""
@@ -209,8 +209,8 @@ class CudaGraphEngine:
             return captured.device_outputs if captured else None
 
         nothing = torch.empty(0)
-        asked = StepInputs(images=nothing, prompt=prompt, ids=nothing)
-        return enumerate_graph_keys(self.loaded.model.layout(prompt), params, asked, known)
+        expected = StepInputs(images=nothing, prompt=prompt, ids=nothing)
+        return enumerate_graph_keys(self.loaded.model.layout(prompt), params, expected, known)
 
     def _begin(self) -> None:
         """Wake the capturing thread, which the first job starts."""
@@ -244,8 +244,8 @@ class CudaGraphEngine:
         except Exception as error:  # the thread must outlive whatever parameters provoke
             self._fail(error)
         finally:
-            for told in job.ready:
-                told()
+            for notify in job.ready:
+                notify()
 
     def _blank(self, prompt: Prompt) -> StepInputs:
         """Made-up images of the right sizes."""

@@ -28,12 +28,12 @@ def enumerate_graph_keys(
     seen: set[GraphKey] = set()
     for number, mode in enumerate(episode(params)):
         looks = number and mode is not Mode.DENSE and compares(params)
-        asked = replace(inputs, carry=carry, reference_images=inputs.images if looks else None)
-        key = asked.graph_key(layout, params, mode)
+        variant = replace(inputs, carry=carry, reference_images=inputs.images if looks else None)
+        key = variant.graph_key(layout, params, mode)
         if key in seen:
             continue
         seen.add(key)
-        given = visit(key, asked)
+        given = visit(key, variant)
         if given is None:
             return False
         carry = given.carry

@@ -165,10 +165,10 @@ class VLACachePass(BasePrunePass):
         still = ranks(similarity.view(grid)) < ceil_count(params.vla_cache_static * scale)
         still &= similarity.view(grid) >= params.vla_cache_similarity
         before = self.context.carry['attention'].to(similarity.device)
-        asked = ranks(before.view(grid)) < ceil_count(params.vla_cache_relevant * scale)
-        self.outcome.sets['relevant'] = asked.view(-1)
+        relevant = ranks(before.view(grid)) < ceil_count(params.vla_cache_relevant * scale)
+        self.outcome.sets['relevant'] = relevant.view(-1)
         self.outcome.sets['moved'] = ~still.view(-1)
-        return (still & ~asked).view(-1)
+        return (still & ~relevant).view(-1)
 
     def finish(self) -> PassOutcome:
         """Close the pass."""

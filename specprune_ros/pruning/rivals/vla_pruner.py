@@ -1,4 +1,4 @@
-"""VLA-Pruner (arXiv 2511.16449): what the words look at now, what the actions looked at before.
+"""VLA-Pruner (arXiv 2511.16449): what the words look at now, what the actions attended to before.
 
 Per camera the r best by attention of the rows before the actions, joined with the r best by
 action attention of the past queries; of the union the r most different by embedding stay.

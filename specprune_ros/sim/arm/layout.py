@@ -67,7 +67,7 @@ class Layout:
 
 
 class NoRoom(RuntimeError):
-    """The things asked for do not fit on the table."""
+    """The things requested do not fit on the table."""
 
 
 def _place(rng: np.random.Generator, radii: list[float]) -> list[tuple[float, float]]:

@@ -26,7 +26,7 @@ from specprune_ros.sim.arm.layout import (
 
 CAMERAS = ('agent', 'wrist')
 AGENT_POSITION, AGENT_TARGET, AGENT_FOVY = (1.30, -0.113, 0.70), (0.50, -0.113, 0.085), 39.0
-MAX_PICTURE = 1920  # pixels, widest or highest image the off-screen buffer can hold
+MAX_IMAGE = 1920  # pixels, widest or highest image the off-screen buffer can hold
 
 _STIFFNESS = (6000, 6000, 4000, 4000, 2000, 2000, 1000)  # Nm/rad
 _DAMPING = (600, 600, 350, 350, 120, 120, 50)  # Nm s/rad
@@ -222,7 +222,7 @@ def scene_xml(timestep: float = 0.004) -> str:
   <compiler angle="radian" autolimits="true"/>
   <option timestep="{timestep}" integrator="implicitfast" cone="elliptic" impratio="10"/>
   <visual>
-    <global offwidth="{MAX_PICTURE}" offheight="{MAX_PICTURE}" fovy="45"/>
+    <global offwidth="{MAX_IMAGE}" offheight="{MAX_IMAGE}" fovy="45"/>
     <quality offsamples="0" shadowsize="0" numslices="20" numstacks="8" numquads="1"/>
     <headlight ambient="0.40 0.40 0.40" diffuse="0.16 0.16 0.16" specular="0 0 0"/>
     <map znear="0.02" zfar="12"/>

@@ -31,7 +31,7 @@ _POSE_GAIN = 8.0  # 1/s, how fast a pose command's target closes on its goal
 _ERROR_GAIN = 20.0  # 1/s, how fast the planned joints close on the target
 _JOINT_ACCELERATION = 25.0  # rad/s^2
 _LEAD = 0.03  # m, how far the commanded point may run ahead of what the joints can follow
-_WIND_UP = 0.1  # rad a joint's servo may be asked ahead of where the joint is
+_WIND_UP = 0.1  # rad a joint's servo may be commanded ahead of where the joint is
 _LEAD_TURN = 0.3  # rad, the same for its rotation
 _PLACE_FIRST = np.array([1.0, 1.0, 1.0, 0.1, 0.1, 0.1])  # weights of a twist that cannot be had
 _DAMPING = 0.02  # of the least squares
@@ -127,9 +127,9 @@ class World:
         Rendering is set up by the first ``render``; without it no OpenGL is needed.
         """
         height, width = image_size
-        if not (8 <= height <= scene.MAX_PICTURE and 8 <= width <= scene.MAX_PICTURE):
+        if not (8 <= height <= scene.MAX_IMAGE and 8 <= width <= scene.MAX_IMAGE):
             raise ValueError(
-                f'image_size: {image_size}, want height and width of 8..{scene.MAX_PICTURE}'
+                f'image_size: {image_size}, want height and width of 8..{scene.MAX_IMAGE}'
             )
         unknown = [name for name in cameras if name not in scene.CAMERAS]
         if unknown:
@@ -137,7 +137,7 @@ class World:
         self.image_size, self.cameras = (int(height), int(width)), tuple(cameras)
         self._model = mujoco.MjModel.from_xml_string(scene.scene_xml(timestep))
         self._data = mujoco.MjData(self._model)
-        self._plan = mujoco.MjData(self._model)  # where the joints are asked to be
+        self._plan = mujoco.MjData(self._model)  # where the joints are commanded to be
         self._renderer: mujoco.Renderer | None = None
         self._jacobian = np.empty((6, self._model.nv))
         self._site = self._model.site('tcp').id
@@ -187,7 +187,7 @@ class World:
         arm = np.clip(self._posture + np.asarray(layout.joint_shift), self._lower, self._upper)
         data.qpos[:7], data.qpos[7:9] = arm, rizon4.FINGER_STROKE
         self._place_things(layout)
-        self._asked, self._moving = arm.copy(), np.zeros(7)
+        self._target_joints, self._moving = arm.copy(), np.zeros(7)
         self._follow(arm)
         self._target_position = self._plan.site_xpos[self._site].copy()
         self._target_rotation = self._plan.site_xmat[self._site].reshape(3, 3).copy()
@@ -295,7 +295,7 @@ class World:
         self._fingers = value * rizon4.FINGER_STROKE if value > 0.02 else -0.008
 
     def hold(self) -> None:
-        """Stop where the arm is asked to be now."""
+        """Stop where the arm is commanded to be now."""
         self._twist = self._goal = None
         self._target_position = self._plan.site_xpos[self._site].copy()
         self._target_rotation = self._plan.site_xmat[self._site].reshape(3, 3).copy()
@@ -340,10 +340,10 @@ class World:
         jacobian = self._jacobian[:, :7]
         square = jacobian @ jacobian.T + _DAMPING**2 * np.eye(6)
         wanted = _bounded(twist + _ERROR_GAIN * error)
-        posture = _POSTURE_GAIN * (self._posture - self._asked)
+        posture = _POSTURE_GAIN * (self._posture - self._target_joints)
         rates = posture + jacobian.T @ np.linalg.solve(square, wanted - jacobian @ posture)
-        blocked = (self._asked <= self._lower) & (rates < 0)
-        blocked |= (self._asked >= self._upper) & (rates > 0)
+        blocked = (self._target_joints <= self._lower) & (rates < 0)
+        blocked |= (self._target_joints >= self._upper) & (rates > 0)
         if blocked.any():
             # A joint at its end moves the tool no further: the others take over, and where they
             # cannot do all of it, the place of the tool comes before how it is turned.
@@ -372,12 +372,12 @@ class World:
         lead = target - here
         # The target may not run away from what the joints can do.
         target = here + lead * min(1.0, _LEAD / max(float(np.linalg.norm(lead)), 1e-9))
-        asked_for = float(np.linalg.norm(twist[:3]))
+        requested = float(np.linalg.norm(twist[:3]))
         twist[:3] = (target - before) / step
         # Nor may it be dragged along by an arm that slips: that would push the arm further.
         dragged = float(np.linalg.norm(twist[:3]))
-        if dragged > asked_for + 1e-6:
-            twist[:3] *= asked_for / dragged
+        if dragged > requested + 1e-6:
+            twist[:3] *= requested / dragged
         self._target_position = target
         self._target_rotation = self._turned(step * twist[3:])
         rates = self._rates(target, self._target_rotation, twist)
@@ -385,15 +385,15 @@ class World:
         change = rates - self._moving
         # All joints by the same share, so that the tool does not swerve while they catch up.
         rates = self._moving + change * min(1.0, most / max(float(np.max(np.abs(change))), 1e-9))
-        asked = np.clip(self._asked + step * rates, self._lower, self._upper)
+        goal = np.clip(self._target_joints + step * rates, self._lower, self._upper)
         # Pressed against something, the servos must not wind up: they would fling the arm free.
         real = self._data.qpos[:7]
-        asked = np.clip(asked, real - _WIND_UP, real + _WIND_UP)
-        self._moving = (asked - self._asked) / step
-        self._asked = asked
-        self._follow(asked)
+        goal = np.clip(goal, real - _WIND_UP, real + _WIND_UP)
+        self._moving = (goal - self._target_joints) / step
+        self._target_joints = goal
+        self._follow(goal)
         # The servo lags by damping/stiffness times its speed; ask that far ahead.
-        self._data.ctrl[:7] = asked + self._lag * self._moving
+        self._data.ctrl[:7] = goal + self._lag * self._moving
         fingers, most = self._data.ctrl[7:9], rizon4.FINGER_SPEED * step
         fingers += np.clip(self._fingers - fingers, -most, most)
 
@@ -409,12 +409,14 @@ class World:
 
     def _start_posture(self) -> np.ndarray:
         """Joints near the home pose that put the tool at the start position, pointing down."""
-        self._posture = self._asked = np.array(rizon4.HOME)
+        self._posture = self._target_joints = np.array(rizon4.HOME)
         start = np.array(START_POSITION)
         for _ in range(200):
-            self._follow(self._asked)
-            self._asked = self._asked + 0.02 * self._rates(start, TOOL_DOWN, np.zeros(6))
-        return self._asked.copy()
+            self._follow(self._target_joints)
+            self._target_joints = self._target_joints + 0.02 * self._rates(
+                start, TOOL_DOWN, np.zeros(6)
+            )
+        return self._target_joints.copy()
 
     def _watch_contacts(self) -> None:
         """Remember the first hard press of the arm on the table, or of its links on anything."""

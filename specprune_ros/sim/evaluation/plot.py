@@ -20,9 +20,9 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
     matplotlib.use('Agg')
     from matplotlib import pyplot
 
-    asked = [row for row in rows if row['control'] == 'asked']
-    tasks = list(dict.fromkeys(row['task'] for row in asked))
-    numbers = {label: n for n, label in enumerate(dict.fromkeys(r['pruner'] for r in asked), 1)}
+    plain = [row for row in rows if row['control'] == 'asked']
+    tasks = list(dict.fromkeys(row['task'] for row in plain))
+    numbers = {label: n for n, label in enumerate(dict.fromkeys(r['pruner'] for r in plain), 1)}
     columns = min(2, len(tasks))
     lines = -(-len(tasks) // columns)
     figure, grid = pyplot.subplots(
@@ -36,12 +36,12 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
     for spare in grid.flat[len(tasks) :]:
         spare.set_visible(False)
     for task, panel in zip(tasks, grid.flat, strict=False):
-        _panel(panel, [row for row in asked if row['task'] == task], numbers)
+        _panel(panel, [row for row in plain if row['task'] == task], numbers)
         panel.set_title({'all': 'all families'}.get(task, task), pad=14)
     figure.supylabel('closed-loop success, 95 % Wilson interval')
     figure.supxlabel('operations of a query, share of dense')
     handles = [
-        pyplot.Line2D([], [], marker='o', ls='', c=_colour(label, asked), label=f'{n}  {label}')
+        pyplot.Line2D([], [], marker='o', ls='', c=_colour(label, plain), label=f'{n}  {label}')
         for label, n in numbers.items()
     ]
     figure.legend(handles=handles, loc='outside right center', fontsize=8, frameon=False)

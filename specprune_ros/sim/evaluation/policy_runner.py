@@ -17,7 +17,7 @@ _SECOND_NS = 1_000_000_000
 
 
 class PolicyRunner:
-    """Asks a :class:`Policy` as the ROS node would; ``seen`` is told every result.
+    """Asks a :class:`Policy` as the ROS node would; ``seen`` receives every result.
 
     Call :meth:`reset` before each episode: memory must not reach over. Give :meth:`watch` to
     :func:`.episode.play`, so that images between queries reach the frame history too.
@@ -43,7 +43,7 @@ class PolicyRunner:
         return images
 
     def refresh(self, look: EpisodeObservation) -> None:
-        """Make the prior anew in the slack, where the policy's parameters ask for it."""
+        """Make the prior anew in the slack, where the policy's parameters request it."""
         self.policy.refresh(self._observation(look), lambda: False)
 
     def __call__(self, look: EpisodeObservation) -> np.ndarray:

@@ -124,7 +124,7 @@ class Player:
     def __call__(
         self, setting: EvaluationSetting, family: str, seed: int, deviation: bool = False
     ) -> Trial:
-        """Play one episode; ``deviation`` asks for the comparison with dense at every query.
+        """Play one episode; ``deviation`` requests the comparison with dense at every query.
 
         Raises ``ParamError`` for parameters that do not go with the policy.
         """
@@ -239,7 +239,7 @@ def play_all(
     executed: int = EXECUTED,
     tick: Callable[[int], None] = lambda played: None,
 ) -> None:
-    """Play ``todo`` in ``processes`` processes; ``tick`` is told how many more were played."""
+    """Play ``todo`` in ``processes`` processes; ``tick`` receives how many more were played."""
     if not todo:
         return
     count = max(1, min(processes, len(todo)))

@@ -38,7 +38,7 @@ from specprune_ros.sim.libero.suites import (
     check_policy,
 )
 
-PICTURE = 256  # pixels a side, as rendered
+IMAGE_SIZE = 256  # pixels a side, as rendered
 SEED, SIMULATOR_SEED = 7, 0  # of the process, and of the simulator after it was built
 REST = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0)  # stay, fingers open
 
@@ -92,7 +92,7 @@ class LiberoTask:
         np.random.seed(SEED)
         with quiet():
             self._simulator = used.environment(
-                bddl_file_name=path, camera_heights=PICTURE, camera_widths=PICTURE
+                bddl_file_name=path, camera_heights=IMAGE_SIZE, camera_widths=IMAGE_SIZE
             )
         self._rewind()
 

@@ -12,7 +12,7 @@ from specprune_ros.sim.tasks.tasks import CONTROL_HZ, Judge, ask
 class TaskEvaluator:
     """Follows one instruction at a time with a :class:`Judge`, at the tasks' control rate.
 
-    Time is the world's, and counts from the moment an instruction is heard.
+    Time is the world's, and counts from the moment an instruction is received.
     """
 
     def __init__(self, world: World) -> None:

@@ -15,7 +15,7 @@ OPEN = (WAITING, RUNNING)
 class TaskResult:
     """``outcome`` is one of those above or of :data:`.tasks.Outcome`; ``seconds`` of simulated
     time since the instruction was said; ``detail`` says why; ``number`` counts the instructions
-    heard.
+    received.
     """
 
     instruction: str = ''

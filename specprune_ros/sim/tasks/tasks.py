@@ -1,4 +1,4 @@
-"""The tasks: what is asked, in which scene, and when it counts as done, by the true state."""
+"""The tasks: the instruction, the scene, and when it counts as done, by the true state."""
 
 from __future__ import annotations
 
@@ -235,12 +235,12 @@ class Judge:
 
 
 def with_instruction(episode: Episode, instruction: str) -> Episode:
-    """The same scene and goal, asked with other words (controls)."""
+    """The same scene and goal, in other words (controls)."""
     return replace(episode, task=replace(episode.task, instruction=instruction))
 
 
 def colour_share(count: int = 600) -> dict[str, float]:
-    """How often each colour is the asked-for cube's, over ``count`` seeds (a check of balance)."""
+    """How often each colour is the target cube's, over ``count`` seeds (a check of balance)."""
     named = [
         episode.layout.cubes[episode.task.cube].colour
         for episode in (make_episode(seed, 'lift') for seed in range(count))

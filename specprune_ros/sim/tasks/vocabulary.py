@@ -1,4 +1,4 @@
-"""The instructions the simulated arm is asked with, and the vocabulary that covers them."""
+"""The instructions the simulated arm is given, and the vocabulary that covers them."""
 
 from __future__ import annotations
 

@@ -207,7 +207,7 @@ def record(
     numbers: Iterable[int],
     tick: Callable[[int], None] = lambda number: None,
 ) -> None:
-    """Record the shards that are not there yet; ``tick`` is told each finished number."""
+    """Record the shards that are not there yet; ``tick`` receives each finished number."""
     recorder: EpisodeRecorder | None = None
     try:
         for number in numbers:

@@ -56,7 +56,7 @@ class FakeEvent:
 def calls(monkeypatch):
     """torch.cuda without a device: real signatures, and a list of what was called."""
     made, now = [], ['default']
-    # In the order in which the capturer asks for them.
+    # In the order in which the capturer requests them.
     streams = iter(('serving', 'warming', 'capturing'))
 
     @contextmanager
@@ -88,7 +88,7 @@ def calls(monkeypatch):
     return made, now, graph
 
 
-def test_a_capture_warms_up_elsewhere_and_replays_where_it_is_asked(calls):
+def test_a_capture_warms_up_elsewhere_and_replays_where_requested(calls):
     made, now, graph = calls
     capturer = capture.CudaGraphCapturer('cuda:0')
     replay = capturer.record(
@@ -176,9 +176,9 @@ def test_replays_on_a_gpu_answer_like_eager_queries(name):
     policy.warm_up('lift the red cube')
     try:
         for step in range(8):
-            replayed, asked = policy.act(look(step)), plain.act(look(step))
-            np.testing.assert_allclose(replayed.actions, asked.actions, atol=1e-4)
-            assert replayed.tokens.after == asked.tokens.after
+            replayed, requested = policy.act(look(step)), plain.act(look(step))
+            np.testing.assert_allclose(replayed.actions, requested.actions, atol=1e-4)
+            assert replayed.tokens.after == requested.tokens.after
             assert all(second >= 0 for second in vars(replayed.times).values())
         assert policy.engine_trouble == ''
     finally:
@@ -197,13 +197,13 @@ def test_a_replay_reads_nothing_but_its_numbers_at_the_end():
     engine = CudaGraphEngine(loaded, capture.CudaGraphCapturer('cuda'))
     policy = Policy(loaded, engine=engine)
     policy.warm_up('lift the red cube')
-    asked = []
+    requested = []
     real = engine.run
-    engine.run = lambda key, inputs: asked.append((key, inputs)) or real(key, inputs)
+    engine.run = lambda key, inputs: requested.append((key, inputs)) or real(key, inputs)
     try:
         for step in range(3):
             policy.act(look(step))
-        key, inputs = asked[-1]
+        key, inputs = requested[-1]
         inputs = inputs.on(torch.device('cuda'))
         torch.cuda.set_sync_debug_mode('error')
         with torch.inference_mode():

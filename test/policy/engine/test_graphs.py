@@ -27,7 +27,7 @@ PURE = [name for name in names() if getattr(pruner(name), 'pure', False)]
 
 
 def some(chosen, *fast):
-    """The others only when asked for."""
+    """The others only when requested."""
     return [
         name if name in fast else pytest.param(name, marks=pytest.mark.slow) for name in chosen
     ]
@@ -90,16 +90,16 @@ def test_replays_answer_like_eager_queries(loaded, made, name):
     policy, engine = graphed(loaded, made, params, capturer)
     plain = Policy(loaded, params)
     policy.warm_up('lift the red cube')
-    asked = [
+    requested = [
         look(0), look(1), look(2, speed=SLOW), look(3),
         look(4, 'lift the blue cube'),  # the same layout: other ids in the same graph
         look(5, 'lift the blue cube'), look(6, 'lift the blue cube', SLOW),
     ]  # fmt: skip
     before = capturer.replayed
-    for observation in asked:
+    for observation in requested:
         same(policy.act(observation), plain.act(observation))
     # The instruction's layout was rehearsed, so all of them were replays.
-    assert capturer.replayed - before == len(asked)
+    assert capturer.replayed - before == len(requested)
     assert engine.trouble == ''
 
 
@@ -199,20 +199,20 @@ def test_of_many_changes_the_last_one_counts(loaded, made):
     assert capturer.recorded <= 3 * 3
 
 
-def test_who_waits_for_parameters_that_were_replaced_is_told_all_the_same(loaded, made):
+def test_who_waits_for_parameters_that_were_replaced_is_notified_all_the_same(loaded, made):
     capturer = TapeCapturer()
     policy, engine = graphed(loaded, made, capturer=capturer)
     policy.act(look(0))
     settled(engine)
     capturer.held.clear()
-    told = []
+    reported = []
     prompt = loaded.tokenizer.encode('lift the red cube')
     for alpha in (0.7, 0.6, 0.5):
         params = PruningParams().replace(alpha=alpha)
-        engine.prepare(params, prompt, lambda alpha=alpha: told.append(alpha))
+        engine.prepare(params, prompt, lambda alpha=alpha: reported.append(alpha))
     capturer.held.set()
     settled(engine)
-    assert sorted(told) == [0.5, 0.6, 0.7]
+    assert sorted(reported) == [0.5, 0.6, 0.7]
 
 
 def test_warming_up_waits_for_parameters_that_were_just_set(loaded, made):
@@ -243,7 +243,7 @@ def test_what_only_the_controller_reads_needs_no_new_graph(loaded, made):
 
 
 class Watched(PruningParams):
-    """Parameters that must not be asked for what is decided before a pass."""
+    """Parameters that must not be requested what is decided before a pass."""
 
     armed = False
     __hash__ = object.__hash__

@@ -96,17 +96,17 @@ def test_a_query_reads_no_value_and_stays_on_its_device(family, pruner, layers):
     params = PruningParams().replace(pruner=pruner)
     loaded = released(FAMILIES[family], layers)
     prompt = loaded.tokenizer.encode('lift the red cube')
-    asked = inputs(loaded, prompt)
+    requested = inputs(loaded, prompt)
     layout = loaded.model.layout(prompt)
     for mode in (Mode.DENSE, Mode.COARSE, Mode.FINE):
-        key = asked.graph_key(layout, params, mode)
-        forward_step(loaded, key, asked, HostStageTimer())  # constants are made once, and kept
+        key = requested.graph_key(layout, params, mode)
+        forward_step(loaded, key, requested, HostStageTimer())  # constants are made once, and kept
         with Elsewhere() as elsewhere:
-            given = forward_step(loaded, key, asked, HostStageTimer())
+            given = forward_step(loaded, key, requested, HostStageTimer())
         assert not elsewhere.found
         assert all(tensor.is_meta for tensor in given.tensors().values())
         assert given.packed.dtype is torch.float32
-        asked = replace(asked, carry=given.carry, reference_images=asked.images)
+        requested = replace(requested, carry=given.carry, reference_images=requested.images)
     pruned = given.metadata.mean < layout.vision_tokens
     assert pruned == (pruner != 'dense')
 
@@ -118,7 +118,7 @@ def test_a_tensor_left_on_the_host_is_found():
     assert elsewhere.found
     loaded = released(OPENVLA_OFT_7B, layers=8)
     prompt = loaded.tokenizer.encode('lift the red cube')
-    asked = replace(inputs(loaded, prompt), proprio=torch.zeros(8))
-    key = asked.graph_key(loaded.model.layout(prompt), PruningParams(), Mode.DENSE)
+    requested = replace(inputs(loaded, prompt), proprio=torch.zeros(8))
+    key = requested.graph_key(loaded.model.layout(prompt), PruningParams(), Mode.DENSE)
     with pytest.raises(RuntimeError):
-        forward_step(loaded, key, asked, HostStageTimer())
+        forward_step(loaded, key, requested, HostStageTimer())
