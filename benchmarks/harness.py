@@ -7,6 +7,7 @@ import array
 import os
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -53,7 +54,8 @@ def percentiles(values: list[float]) -> dict[str, float]:
 class Run:
     """One policy node in its own process, subscribed to from here. Use as a context manager."""
 
-    def __init__(self, parameters: dict) -> None:
+    def __init__(self, parameters: dict, program: Sequence[str] = ()) -> None:
+        self._program = program
         self._parameters = {
             'instruction': 'lift the red cube',
             'model.random_weights': ALLOWED,
@@ -65,7 +67,9 @@ class Run:
 
     def __enter__(self) -> Run:
         log = Path(tempfile.mkdtemp()) / 'node.log'
-        self.process = NodeProcess('specprune_node', ros_arguments({}, self._parameters), log)
+        self.process = NodeProcess(
+            'specprune_node', ros_arguments({}, self._parameters), log, self._program
+        )
         self.context = rclpy.Context()
         rclpy.init(context=self.context)
         # Sending and receiving in nodes and threads of their own: neither delays the other.
@@ -77,7 +81,7 @@ class Run:
             DiagnosticArray, '/diagnostics', lambda m: self.diagnoses.extend(m.status)
         )
         self._topics.begin()
-        end = time.monotonic() + 60
+        end = time.monotonic() + 240
         while 'active:' not in self.process.log.read_text():
             self.process.check()
             if time.monotonic() > end:

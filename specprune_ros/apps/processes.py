@@ -21,15 +21,21 @@ class NodeDied(RuntimeError):
 
 
 class NodeProcess:
-    """One node of this package in a process of its own, its output in a log file."""
+    """One node of this package in a process of its own, its output in a log file.
 
-    def __init__(self, module: str, arguments: Sequence[str], log: Path) -> None:
+    ``program`` runs it instead of :mod:`specprune_ros.nodes.start`.
+    """
+
+    def __init__(
+        self, module: str, arguments: Sequence[str], log: Path, program: Sequence[str] = ()
+    ) -> None:
         self.name = module
         self.log = log
         log.parent.mkdir(parents=True, exist_ok=True)
         self._file = log.open('wb')
+        start = (sys.executable, '-m', 'specprune_ros.nodes.start')
         self.process = subprocess.Popen(
-            [sys.executable, '-m', 'specprune_ros.nodes.start', module, *arguments],
+            [*(program or (*start, module)), *arguments],
             stdout=self._file,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from toy_models import RecordingPass, relative
 
 from specprune_ros.models.build import build, empty
-from specprune_ros.models.checkpoint import layout
+from specprune_ros.models.checkpoint import tensor_names
 from specprune_ros.models.checkpoint.files import CheckpointError
 from specprune_ros.models.load import (
     inspect_checkpoint,
@@ -252,7 +252,7 @@ def count(entries):
 @real
 def test_the_real_index_has_exactly_our_names():
     index = json.loads((OFT / 'model.safetensors.index.json').read_text())
-    entries = layout.oft_model(OPENVLA_OFT_7B)
+    entries = tensor_names.oft_model(OPENVLA_OFT_7B)
     assert set(entries) == set(index['weight_map'])
     assert len(entries) == 982
     assert count(entries) == 7_541_237_184
@@ -265,24 +265,24 @@ def test_full_sizes_fit_the_meta_model():
     cases = {
         'oft': (
             OPENVLA_OFT_7B,
-            layout.oft_model(OPENVLA_OFT_7B)
-            | {f'h.{n}': e for n, e in layout.l1_head('model.', OPENVLA_OFT_7B).items()}
-            | {f'p.{n}': e for n, e in layout.proprio('', OPENVLA_OFT_7B).items()},
+            tensor_names.oft_model(OPENVLA_OFT_7B)
+            | {f'h.{n}': e for n, e in tensor_names.l1_head('model.', OPENVLA_OFT_7B).items()}
+            | {f'p.{n}': e for n, e in tensor_names.proprio('', OPENVLA_OFT_7B).items()},
         ),
         'film': (
             film,
-            layout.oft_model(film)
-            | {f'v.{n}': e for n, e in layout.oft_film(film).items()}
-            | {f'h.{n}': e for n, e in layout.l1_head('model.', film).items()}
-            | {f'p.{n}': e for n, e in layout.proprio('', film).items()},
+            tensor_names.oft_model(film)
+            | {f'v.{n}': e for n, e in tensor_names.oft_film(film).items()}
+            | {f'h.{n}': e for n, e in tensor_names.l1_head('model.', film).items()}
+            | {f'p.{n}': e for n, e in tensor_names.proprio('', film).items()},
         ),
-        'db': (DB_OFT_7B, layout.dexbotic_model(DB_OFT_7B)),
-        'dit': (DB_OFT_DIT_7B, layout.dexbotic_model(DB_OFT_DIT_7B)),
-        'db-cogact': (DB_COGACT_7B, layout.dexbotic_model(DB_COGACT_7B)),
-        'cogact': (COGACT_7B, layout.cogact_model(COGACT_7B)),
+        'db': (DB_OFT_7B, tensor_names.dexbotic_model(DB_OFT_7B)),
+        'dit': (DB_OFT_DIT_7B, tensor_names.dexbotic_model(DB_OFT_DIT_7B)),
+        'db-cogact': (DB_COGACT_7B, tensor_names.dexbotic_model(DB_COGACT_7B)),
+        'cogact': (COGACT_7B, tensor_names.cogact_model(COGACT_7B)),
     }
-    assert count(layout.l1_head('model.', OPENVLA_OFT_7B)) == 151_117_831
-    assert count(layout.proprio('', OPENVLA_OFT_7B)) == 16_818_176
+    assert count(tensor_names.l1_head('model.', OPENVLA_OFT_7B)) == 151_117_831
+    assert count(tensor_names.proprio('', OPENVLA_OFT_7B)) == 16_818_176
     for name, (config, entries) in cases.items():
         parameters = dict(empty(config).named_parameters())
         covered = dict.fromkeys(parameters, 0)

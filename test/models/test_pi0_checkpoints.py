@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
 from specprune_ros.models.checkpoint.files import CheckpointError
-from specprune_ros.models.checkpoint.layout import pi0_model
+from specprune_ros.models.checkpoint.tensor_names import pi0_model
 from specprune_ros.models.families import paligemma
 from specprune_ros.models.families.paligemma import FlowPrompts, read_tokenizer, state_bins
 from specprune_ros.models.load import inspect_checkpoint, load_policy_model

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from specprune_ros.models import conventions
-from specprune_ros.models.checkpoint import layout
+from specprune_ros.models.checkpoint import tensor_names
 from specprune_ros.models.checkpoint.dexbotic import dit_sizes
 from specprune_ros.models.checkpoint.files import CheckpointError, TensorDict, load_pt
 from specprune_ros.models.checkpoint.report import Report, entry_bytes
@@ -46,14 +46,14 @@ def inspect(report: Report, config: Mapping[str, Any], overrides: Mapping[str, A
         report.problem(f'{report.path / "checkpoints"}: holds {len(files)} .pt files; keep one')
         return
     if not files:
-        entries = layout.cogact_model(COGACT_7B)
+        entries = tensor_names.cogact_model(COGACT_7B)
         report.lacks('checkpoints/<step>.pt', entry_bytes(entries, entries, 4))
         return
     source = TensorDict(files[0], _tensors(report, files[0]), strip='')
     shapes = {name: info.shape for name, info in source.tensors.items()}
     policy = _config(report, shapes, files[0], overrides)
     report.config = policy
-    report.compare(layout.cogact_model(policy), [source], set())
+    report.compare(tensor_names.cogact_model(policy), [source], set())
 
 
 def _tensors(report: Report, path: Path) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from specprune_ros.models import conventions
-from specprune_ros.models.checkpoint import layout, shards
+from specprune_ros.models.checkpoint import shards, tensor_names
 from specprune_ros.models.checkpoint.files import CheckpointError, read_json
 from specprune_ros.models.checkpoint.report import Report
 from specprune_ros.models.checkpoint.vision_sizes import Shapes, clip_sizes, count_layers
@@ -97,7 +97,7 @@ def inspect(report: Report, config: Mapping[str, Any], overrides: Mapping[str, A
         report.fact(name, getattr(policy, name), 'given' if name in overrides else 'config.json')
     policy = _fit_window(report, config, policy)
     report.config = policy
-    entries = layout.dexbotic_model(policy)
+    entries = tensor_names.dexbotic_model(policy)
     found.report_absent(report, entries, 2)
     report.compare(entries, found.present, found.absent_names)
 

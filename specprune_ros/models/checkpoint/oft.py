@@ -8,7 +8,7 @@ from typing import Any
 
 from specprune_ros import validation
 from specprune_ros.models import conventions
-from specprune_ros.models.checkpoint import layout, lora, shards
+from specprune_ros.models.checkpoint import lora, shards, tensor_names
 from specprune_ros.models.checkpoint.files import CheckpointError, TensorDict, load_pt, read_json
 from specprune_ros.models.checkpoint.report import Report, entry_bytes, human
 from specprune_ros.models.checkpoint.vision_sizes import Shapes, timm_sizes
@@ -55,13 +55,13 @@ def inspect(report: Report, config: Mapping[str, Any], overrides: Mapping[str, A
     if policy is None:
         return
     report.config = policy
-    entries = layout.oft_model(policy)
+    entries = tensor_names.oft_model(policy)
     found.report_absent(report, entries, 2)
     report.compare(entries, found.present, found.absent_names)
     for name, made in (
-        ('action_head', layout.l1_head('model.', policy)),
-        ('proprio_projector', layout.proprio('', policy) if policy.proprio_dim else {}),
-        ('vision_backbone', layout.oft_film(policy) if film is not None else {}),
+        ('action_head', tensor_names.l1_head('model.', policy)),
+        ('proprio_projector', tensor_names.proprio('', policy) if policy.proprio_dim else {}),
+        ('vision_backbone', tensor_names.oft_film(policy) if film is not None else {}),
     ):
         source = film if name == 'vision_backbone' else parts[name]
         if source is not None and made:

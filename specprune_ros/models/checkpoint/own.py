@@ -17,8 +17,8 @@ from torch import nn
 from specprune_ros.bounded_files import replacing
 from specprune_ros.models.build import empty
 from specprune_ros.models.checkpoint.files import CheckpointError, SafetensorsFile
-from specprune_ros.models.checkpoint.layout import Entry, Slot
 from specprune_ros.models.checkpoint.report import Report, human
+from specprune_ros.models.checkpoint.tensor_names import Entry, Slot
 from specprune_ros.models.config import PolicyConfig
 from specprune_ros.models.statistics import Statistics
 

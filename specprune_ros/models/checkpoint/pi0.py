@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from specprune_ros.models.checkpoint import layout, shards
+from specprune_ros.models.checkpoint import shards, tensor_names
 from specprune_ros.models.checkpoint.files import CheckpointError, read_json
 from specprune_ros.models.checkpoint.pi0_statistics import lerobot_scales, openpi_scales
 from specprune_ros.models.checkpoint.report import Report
@@ -118,7 +118,7 @@ def inspect(report: Report, config: Mapping[str, Any], overrides: Mapping[str, A
     given = {name: value for name, value in overrides.items() if name != 'platform'}
     policy = report.override(PolicyConfig(**fields), given)
     report.config = policy
-    entries = layout.pi0_model(policy, lead, tower)
+    entries = tensor_names.pi0_model(policy, lead, tower)
     words = f'{lead}{_V}language_model.embed_tokens.weight'
     if words not in found.shapes:  # stored once, under the name of the output matrix
         entries[f'{lead}{_X}paligemma.lm_head.weight'] = entries.pop(words)

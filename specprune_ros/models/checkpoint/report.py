@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from specprune_ros.models.checkpoint.files import DTYPES, CheckpointError, Source
-from specprune_ros.models.checkpoint.layout import Entries, Entry
+from specprune_ros.models.checkpoint.tensor_names import Entries, Entry
 from specprune_ros.models.config import ConfigError, PolicyConfig
 from specprune_ros.models.conventions import Convention
 

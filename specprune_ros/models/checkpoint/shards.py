@@ -13,8 +13,8 @@ from specprune_ros.models.checkpoint.files import (
     Source,
     read_json,
 )
-from specprune_ros.models.checkpoint.layout import Entries
 from specprune_ros.models.checkpoint.report import Report, entry_bytes
+from specprune_ros.models.checkpoint.tensor_names import Entries
 from specprune_ros.models.config import ConfigError
 
 INDEX = 'model.safetensors.index.json'
