@@ -57,7 +57,7 @@ def paths(tree: Mapping[str, Any], at: str = '') -> list[str]:
 
 def require_stated(report: Report) -> None:
     """Make a problem of what was guessed (``report.guess``) and not stated since."""
-    chosen = {report.requested_key, f'{report.asked_key}_no_noops'}
+    chosen = {report.requested_key, f'{report.requested_key}_no_noops'}
     if not report.guess or not chosen & set(report.statistics_keys):
         return  # nothing was guessed, or which robot's statistics are meant is still open
     report.unstated = [name for name in STATED if name not in report.stated]
