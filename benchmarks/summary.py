@@ -133,6 +133,28 @@ def closed_loop() -> list[str]:
     return lines
 
 
+def demo() -> list[str]:
+    """The demo's instructions, pruned and dense, on one machine (README)."""
+    result = read('demo')
+    lines = [
+        f'**The demo.** `{result["command"]}` ({where(result)}): each instruction from the same '
+        'scene, pruned and dense, one try each; tokens and operations are means over its queries, '
+        "the dense first one included, milliseconds the median of the policy's own time.",
+        '',
+        '| instruction | pruner | result | vision tokens | operations | query |',
+        '|---|---|---|---|---|---|',
+    ]
+    for attempt in result['attempts']:
+        name = 'pruned' if attempt['pruner'] == 'specprune' else attempt['pruner']
+        lines.append(
+            f'| {attempt["instruction"]} | {name} | {attempt["outcome"].replace("_", " ")}, '
+            f'{attempt["seconds"]:.1f} s | {attempt["tokens_mean"]:.0f} | '
+            f'{attempt["flops_ratio"]:.0%} | {attempt["query_ms_p50"]:.0f} ms |'
+        )
+    lines += ['', f'Real-time factor {result["real_time_factor"]:.2f}.']
+    return lines
+
+
 def cpu_options() -> str:
     """What a CPU's options buy: a paragraph of docs/how-to/bench.md."""
     result = read('cpu_options')
@@ -168,7 +190,7 @@ def where(result: dict[str, Any]) -> str:
 
 def headline() -> str:
     """What the README shows."""
-    return '\n\n'.join('\n'.join(part) for part in (engine(), closed_loop())) + '\n'
+    return '\n\n'.join('\n'.join(part) for part in (demo(), engine(), closed_loop())) + '\n'
 
 
 def markdown() -> str:

@@ -101,7 +101,7 @@ def test_without_arguments_the_shipped_policy_sees_the_shipped_observation(tmp_p
     numbers = tmp_path / 'numbers.json'
     assert call('--out', tmp_path / 'p.png', '--json', numbers) == 0
     reported, said = json.loads(numbers.read_text()), capsys.readouterr()
-    assert (reported['tokens_in'], reported['instruction']) == (128, 'lift the red cube')
+    assert (reported['tokens_in'], reported['instruction']) == (512, 'lift the red cube')
     assert reported['sets']['dynamic'] > 0 and 'random' not in said.err
     assert call('--bag', tmp_path, '--live', '--out', tmp_path / 'p.png') == 1
     assert 'take one of' in capsys.readouterr().err
@@ -113,7 +113,7 @@ def test_a_moment_of_a_recording_is_explained(tmp_path, capsys):
     numbers = tmp_path / 'numbers.json'
     words = ('--bag', recording, '--at', 4, '--out', tmp_path / 'p.png', '--json', numbers)
     assert call(*words) == 0
-    assert json.loads(numbers.read_text())['tokens_in'] == 128
+    assert json.loads(numbers.read_text())['tokens_in'] == 512
     assert 'random' not in capsys.readouterr().err
 
 
@@ -214,4 +214,4 @@ def test_live_topics_are_explained(tmp_path):
         arm.terminate()
         arm.wait(30)
     assert done.returncode == 0, done.stderr
-    assert json.loads(numbers.read_text())['tokens_in'] == 128
+    assert json.loads(numbers.read_text())['tokens_in'] == 512

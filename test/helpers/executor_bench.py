@@ -80,12 +80,16 @@ class Bench:
         for node in (self.node, self.dut):
             self.executor.add_node(node)
         self.commands, self.gripper, self.other = [], [], []
-        self._pose = self.node.create_publisher(PoseStamped, '/sim_arm/tcp_pose', 1)
-        self._joints = self.node.create_publisher(JointState, '/sim_arm/joint_states', 1)
-        self._urdf = self.node.create_publisher(String, '/sim_arm/robot_description', latched())
+        self._pose = self.node.create_publisher(PoseStamped, f'{namespace}/sim_arm/tcp_pose', 1)
+        self._joints = self.node.create_publisher(
+            JointState, f'{namespace}/sim_arm/joint_states', 1
+        )
+        self._urdf = self.node.create_publisher(
+            String, f'{namespace}/sim_arm/robot_description', latched()
+        )
         self._chunk = self.node.create_publisher(ActionChunk, f'{self.name}/action_chunk', 10)
-        self.listen(TwistStamped, '/sim_arm/cmd_twist', self.commands)
-        self.listen(Float64, '/sim_arm/gripper', self.gripper)
+        self.listen(TwistStamped, f'{namespace}/sim_arm/cmd_twist', self.commands)
+        self.listen(Float64, f'{namespace}/sim_arm/gripper', self.gripper)
         self.every = every
         self.position = list(START)
         self.frame = 'base_link'

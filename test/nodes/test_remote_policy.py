@@ -64,7 +64,7 @@ def test_chunks_come_from_a_server_and_stop_with_it(rig_with, server, monkeypatc
     first, stats, chunk = rig.stats[0], rig.stats[-1], rig.chunks[-1]
     assert first.mode == first.MODE_DENSE and 'first query' in first.reason
     assert stats.mode == stats.MODE_FINE and stats.prior_valid
-    assert stats.tokens_in == 128 > stats.tokens_mean
+    assert stats.tokens_in == 512 > stats.tokens_mean
     assert chunk.horizon * len(chunk.dims) == len(chunk.data) == 56
 
     # Live parameters are the server's to check, and this session's alone.
