@@ -22,7 +22,7 @@ layouts = st.builds(
 )
 changes = st.fixed_dictionaries(
     {
-        'preset': st.sampled_from(PRESETS),
+        'preset': st.sampled_from(sorted(PRESETS)),
         'alpha': shares,
         'k_global': st.integers(0, 60),
         'k_local': st.integers(0, 60),
