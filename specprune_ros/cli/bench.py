@@ -69,10 +69,12 @@ def run(args: argparse.Namespace) -> int:
     from specprune_ros.bench.measure import bench
     from specprune_ros.bench.report import print_tables
     from specprune_ros.cli.output import write_json
-    from specprune_ros.sim.training.export import SHIPPED, check_shipped
 
     try:
         if args.model == 'shipped' and not args.checkpoint:
+            # The other models need no simulator.
+            from specprune_ros.sim.training.export import SHIPPED, check_shipped
+
             check_shipped()
             args.checkpoint = str(SHIPPED)
         result = bench(
