@@ -1,7 +1,9 @@
 """Who may open the page, by real requests to a real server."""
 
+import asyncio
 import http.client
 import itertools
+import threading
 
 import pytest
 
@@ -122,3 +124,23 @@ def test_no_page_can_open_a_public_tunnel(served):
     client.receive()
     assert not called and server._share_tunnel is None
     client.close()
+
+
+def test_what_another_thread_writes_is_sent_from_the_loop_alone(served, monkeypatch):
+    """A write from the node's thread ended the viewer: deque mutated during iteration."""
+    port, _, server = served
+    client = PageClient(port)
+    try:
+        threads, wake = set(), asyncio.Event.set
+
+        def recorded(event):
+            threads.add(threading.get_ident())
+            wake(event)
+
+        monkeypatch.setattr(asyncio.Event, 'set', recorded)
+        server.scene.add_frame('/written', position=(1.0, 2.0, 3.0))
+        while '/written' not in str(client.seen):
+            client.receive()
+        assert threads and threading.get_ident() not in threads
+    finally:
+        client.close()

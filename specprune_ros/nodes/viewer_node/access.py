@@ -9,6 +9,7 @@ and kept by the browser as a cookie.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hmac
 import io
@@ -25,6 +26,7 @@ from urllib.parse import parse_qs, urlsplit
 import viser
 import websockets.asyncio.server
 from viser import _messages
+from viser.infra import _infra
 
 TOKEN_VARIABLE = 'SPECPRUNE_VIEW_TOKEN'
 COOKIE = 'specprune_view'
@@ -98,6 +100,26 @@ def _cookie(text: str) -> str:
     except CookieError:
         return ''
     return '' if found is None else found.value
+
+
+class _LoopEvent(asyncio.Event):
+    """Wakes who waits for it from its event loop alone. viser 1.1 calls ``set`` in the thread that
+    writes, which now and then ends in ``deque mutated during iteration``, and then once more from
+    the loop, which is enough.
+    """
+
+    def set(self) -> None:
+        with contextlib.suppress(RuntimeError):  # no loop in this thread
+            asyncio.get_running_loop()
+            super().set()
+
+
+class _Buffer(_infra.AsyncMessageBuffer):
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, message_event=_LoopEvent(), **options)
+
+
+_infra.AsyncMessageBuffer = _Buffer
 
 
 def serve(host: str, port: int, access: Access) -> viser.ViserServer:
