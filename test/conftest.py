@@ -1,8 +1,9 @@
-"""Which tests can run here, and which are run once more where they fail.
+"""Which tests can run here, which beside each other, and which are run once more where they fail.
 
 Those marked ``ros`` or ``gpu`` say why not where they cannot run. Those that start processes and
 wait for them on the wall clock may fail on a machine that gives no time to one of them: the
-runner's closing lines list each that was run again as RERUN.
+runner's closing lines list each that was run again as RERUN. ``make test`` runs the files on a
+worker per core (pytest-xdist), but all that start nodes on one of them.
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Iterator
+from pathlib import PurePath
 
 import hypothesis
 import pytest
+from ros_processes import new_domain
 
 # How long an example takes says nothing on a machine shared with others.
 hypothesis.settings.register_profile('shared machine', deadline=None)
@@ -47,10 +50,45 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+WORKER = 'PYTEST_XDIST_WORKER' in os.environ
+# Folders of tests that wait for nodes on the wall clock.
+NODES = frozenset({'apps', 'fault_injection', 'launch', 'nodes'})
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    """Show why a first try failed, where the plugin can."""
+    """Show why a first try failed, where the plugin can; a ROS domain of its own for a worker."""
     if hasattr(config.option, 'rerun_show_tracebacks'):
         config.option.rerun_show_tracebacks = True
+    if WORKER:
+        os.environ['ROS_DOMAIN_ID'] = str(new_domain())
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object | None:
+    """Whole files to a worker; those that start nodes all to one: two would disturb each other."""
+    if config.getvalue('dist') != 'loadfile':
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return 'nodes' if PurePath(file).parent.name in NODES else file
+
+    return Scheduling(config, log)
+
+
+@functools.cache
+def give_way() -> None:
+    """Leave the processor to what waits on the wall clock, as another worker does."""
+    os.nice(5)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """A worker that does not run the nodes gives way to the one that does."""
+    if WORKER and item.path.parent.name not in NODES:
+        give_way()
 
 
 # Fixtures of test/nodes and test/launch with nodes that run in real time.
