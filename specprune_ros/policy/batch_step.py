@@ -29,13 +29,13 @@ def batchable(model: Network, key: GraphKey, inputs: StepInputs) -> bool:
     """Whether queries of this key can run together: every shape is known beforehand, and
     nothing of the pass lies with the host.
     """
-    if inputs.cache is not None or not getattr(model, 'batches', False):
+    if inputs.cache is not None or not model.batches:
         return False
     method = pruner(key.params.pruner)
     if not getattr(method, 'pure', False):
         return False
     schedule = method.plan(key.layout, key.params, key.mode)
-    first, stop = model.read(key.layout)
+    first, stop = key.layout.action
     # Without rows of its own to read, a head goes on from the pass's keys and values.
     return schedule.static and not schedule.reuse and first < stop
 
@@ -64,7 +64,7 @@ def forward_batch(
     ]
     layout = embedded[0].layout
     hidden = torch.cat([one.hidden for one in embedded])
-    outputs = decode_batch(model.decoder, hidden, layout, passes, model.read(layout))
+    outputs = decode_batch(model.decoder, hidden, layout, passes, layout.action)
     outcomes = [one.finish() for one in passes]
     timer.mark()
     actions = _head(model, outputs, layout, batch)
@@ -77,17 +77,12 @@ def forward_batch(
 
 
 def _embed(model: Network, pixels: Tensor, batch: Sequence[StepInputs]) -> list[Embedded]:
-    """Input rows; towers and projector see all images at once where the family can."""
-    if not hasattr(model, 'embed_rows'):
-        return [
-            model.embed(mine, one.prompt, one.proprio, one.ids)
-            for mine, one in zip(pixels, batch, strict=True)
-        ]
+    """Input rows; towers and projector see all images at once."""
     ids = torch.cat([one.ids for one in batch])
     proprio = None
     if batch[0].proprio is not None:
         proprio = torch.stack([one.proprio for one in batch])
-    hidden, vision = model.embed_rows(pixels, ids, proprio)
+    hidden, vision = model.embed_rows(pixels, ids, proprio, batch[0].prompt.vision_at)
     layout = model.layout(batch[0].prompt)
     first, count = layout.prompt[0], len(layout.prompt)
     return [

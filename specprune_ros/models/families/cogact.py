@@ -8,23 +8,22 @@ head.
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from specprune_ros.models.config import PolicyConfig
 from specprune_ros.models.decoder import Decoder, DecoderOutput
-from specprune_ros.models.families.base import Embedded
+from specprune_ros.models.families.base import PolicyNetwork
 from specprune_ros.models.families.dit import DiT, start_noise
 from specprune_ros.models.preprocess import check_count
-from specprune_ros.models.tokens import Prompt, id_rows
+from specprune_ros.models.tokens import Prompt
 from specprune_ros.models.vision import Projector, VisionBackbone
-from specprune_ros.pruning.interface import LatencyCurve, TokenLayout
+from specprune_ros.pruning.interface import TokenLayout
 
 
-class CogACT(nn.Module):
-    """The policy network. ``embed``, then ``decoder``, then ``head`` (kept in float32)."""
+class CogACT(PolicyNetwork):
+    """The policy network; its head is kept in float32."""
 
-    latency_curve: LatencyCurve | None = None  # what rows cost where it runs, once measured
-    batches = True  # queries of one layout can run together (decoder_batch)
+    batches = True
 
     def __init__(self, config: PolicyConfig) -> None:
         super().__init__()
@@ -35,43 +34,21 @@ class CogACT(nn.Module):
         self.decoder = Decoder(config.decoder)
         self.action_head = DiT(config.dit, width, config.action_dim, config.chunk)
 
-    def layout(self, prompt: Prompt) -> TokenLayout:
-        """Where every row of a query with this prompt sits."""
-        v, p, at = self.config.vision_tokens, len(prompt.ids), prompt.vision_at
-        return TokenLayout(
-            cameras=len(self.config.cameras),
-            grid=self.config.grid,
-            vision_start=at,
-            text=tuple(v + i for i in range(*prompt.instruction)),
-            prompt=tuple(range(v + at, v + p)),
-            action=(v + p - 1, v + p),
-            length=v + p,
-            depth=self.config.decoder.depth,
-            causal=True,
-            latency_curve=self.latency_curve,
-        )
+    def layout(self, prompt: Prompt, cameras: int | None = None) -> TokenLayout:
+        """See :class:`PolicyNetwork`."""
+        v = self.config.vision_tokens
+        length = v + len(prompt.ids)
+        return self.place(prompt, v, (length - 1, length), length)
 
-    def read(self, layout: TokenLayout) -> tuple[int, int]:
-        """The rows the head needs: the argument ``read`` of the decoder."""
-        return layout.action
-
-    def embed(
-        self,
-        pixels: Tensor,
-        prompt: Prompt,
-        proprio: Tensor | None = None,
-        ids: Tensor | None = None,
-    ) -> Embedded:
-        """``pixels`` ``[cameras, 3 * towers, S, S]`` normalised; ``proprio`` is not used; ``ids``
-        the prompt's ``[1, P]`` where they lie on the device already.
-        """
-        check_count(pixels.shape[0], self.config.cameras)
-        ids = id_rows(prompt.ids, pixels.device) if ids is None else ids
+    def embed_rows(
+        self, pixels: Tensor, ids: Tensor, proprio: Tensor | None, vision_at: int = 1
+    ) -> tuple[Tensor, Tensor]:
+        """See :class:`PolicyNetwork`; proprioception is not used."""
+        check_count(pixels.shape[1], self.config.cameras)
         words = self.decoder.embed_tokens(ids)
-        vision = self.projector(self.vision(pixels.to(words.dtype))).flatten(0, 1)
-        at = prompt.vision_at
-        hidden = torch.cat((words[:, :at], vision[None], words[:, at:]), 1)
-        return Embedded(hidden, self.layout(prompt), vision=vision, text=words[0, at:])
+        vision = self.projector(self.vision(pixels.flatten(0, 1).to(words.dtype)))
+        vision = vision.reshape(len(pixels), self.config.vision_tokens, -1)
+        return torch.cat((words[:, :vision_at], vision, words[:, vision_at:]), 1), vision
 
     def noise(self, seed: int | None = None) -> Tensor:
         """What the head starts from, float32 ``[K, D]`` (:func:`start_noise`)."""

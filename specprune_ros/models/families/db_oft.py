@@ -17,20 +17,19 @@ from torch import Tensor, nn
 
 from specprune_ros.models.config import PolicyConfig
 from specprune_ros.models.decoder import Context, Decoder, DecoderOutput
-from specprune_ros.models.families.base import Embedded
+from specprune_ros.models.families.base import PolicyNetwork
 from specprune_ros.models.families.dit import ddim_steps, ddim_update, leading_times, start_noise
 from specprune_ros.models.families.oft import L1Head, ProprioProjector
 from specprune_ros.models.preprocess import check_count
-from specprune_ros.models.tokens import Prompt, id_rows
+from specprune_ros.models.tokens import Prompt
 from specprune_ros.models.vision import Projector, VisionBackbone
-from specprune_ros.pruning.interface import LatencyCurve, TokenLayout
+from specprune_ros.pruning.interface import TokenLayout
 
 
-class DBOFT(nn.Module):
-    """The policy network. ``embed``, then ``decoder``, then ``head``."""
+class DBOFT(PolicyNetwork):
+    """The policy network."""
 
-    latency_curve: LatencyCurve | None = None  # what rows cost where it runs, once measured
-    batches = True  # queries of one layout can run together (decoder_batch)
+    batches = True
 
     def __init__(self, config: PolicyConfig) -> None:
         super().__init__()
@@ -46,56 +45,27 @@ class DBOFT(nn.Module):
             self.noisy_action = ProprioProjector(1, width)  # one row per single number
         self.action_head = L1Head(width, config.action_dim, config.head_blocks)
 
-    def layout(self, prompt: Prompt) -> TokenLayout:
-        """Where every row of a query with this prompt sits."""
-        config = self.config
-        v, r = config.vision_tokens, int(config.proprio_dim > 0)
+    def layout(self, prompt: Prompt, cameras: int | None = None) -> TokenLayout:
+        """See :class:`PolicyNetwork`."""
+        v, r = self.config.vision_tokens, int(self.config.proprio_dim > 0)
         first = v + len(prompt.ids) + r
-        last = first + (config.action_tokens if config.ddim is None else 0)
-        return TokenLayout(
-            cameras=len(config.cameras),
-            grid=config.grid,
-            vision_start=prompt.vision_at,
-            text=tuple(v + i for i in range(*prompt.instruction)),
-            prompt=tuple(range(v + prompt.vision_at, v + len(prompt.ids))),
-            action=(first, last),
-            length=last,
-            depth=config.decoder.depth,
-            causal=True,
-            latency_curve=self.latency_curve,
-        )
+        last = first + (self.config.action_tokens if self.config.ddim is None else 0)
+        return self.place(prompt, v, (first, last), last)
 
-    def read(self, layout: TokenLayout) -> tuple[int, int]:
-        """The rows the head needs, the decoder's ``read``; none with the DiT head."""
-        return layout.action
-
-    def embed(
-        self,
-        pixels: Tensor,
-        prompt: Prompt,
-        proprio: Tensor | None = None,
-        ids: Tensor | None = None,
-    ) -> Embedded:
-        """``pixels`` ``[cameras, 3, S, S]`` normalised, ``proprio`` ``[proprio_dim]`` raw, ``ids``
-        the prompt's ``[1, P]`` where they lie on the device already.
-        """
-        check_count(pixels.shape[0], self.config.cameras)
-        ids = id_rows(prompt.ids, pixels.device) if ids is None else ids
+    def embed_rows(
+        self, pixels: Tensor, ids: Tensor, proprio: Tensor | None, vision_at: int = 1
+    ) -> tuple[Tensor, Tensor]:
+        """See :class:`PolicyNetwork`; proprioception comes raw."""
+        check_count(pixels.shape[1], self.config.cameras)
         words = self.decoder.embed_tokens(ids)
-        vision = self.projector(self.vision(pixels.to(words.dtype))).flatten(0, 1)
-        parts = [words[:, : prompt.vision_at], vision[None], words[:, prompt.vision_at :]]
+        vision = self.projector(self.vision(pixels.flatten(0, 1).to(words.dtype)))
+        vision = vision.reshape(len(pixels), self.config.vision_tokens, -1)
+        parts = [words[:, :vision_at], vision, words[:, vision_at:]]
         if self.proprio is not None:
-            if proprio is None or proprio.shape != (self.config.proprio_dim,):
-                raise ValueError(
-                    f'proprio must be [{self.config.proprio_dim}], is '
-                    f'{None if proprio is None else list(proprio.shape)}'
-                )
-            parts.append(self.proprio(proprio.to(words.dtype))[None, None])
+            parts.append(self.proprio_row(self.proprio, proprio, words))
         if self.config.ddim is None:
-            parts.append(self.action_query)
-        hidden = torch.cat(parts, 1)
-        text = words[0, prompt.vision_at :]
-        return Embedded(hidden=hidden, layout=self.layout(prompt), vision=vision, text=text)
+            parts.append(self.action_query.expand(len(pixels), -1, -1))
+        return torch.cat(parts, 1), vision
 
     def noise(self, seed: int | None = None) -> Tensor | None:
         """What the DiT head starts from, float32 ``[K, D]`` (:func:`start_noise`), or nothing."""

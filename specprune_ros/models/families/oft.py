@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from specprune_ros.models.config import PolicyConfig
 from specprune_ros.models.decoder import Decoder, DecoderOutput
-from specprune_ros.models.families.base import Embedded
+from specprune_ros.models.families.base import PolicyNetwork
 from specprune_ros.models.preprocess import check_count
-from specprune_ros.models.tokens import Prompt, id_rows
+from specprune_ros.models.tokens import Prompt
 from specprune_ros.models.vision import PositionCode, Projector, VisionBackbone
-from specprune_ros.pruning.interface import LatencyCurve, TokenLayout
+from specprune_ros.pruning.interface import TokenLayout
 
 
 class ProprioProjector(nn.Module):
@@ -66,11 +66,10 @@ class L1Head(nn.Module):
         return self.fc2(self.layer_norm2(x))
 
 
-class OpenVLAOFT(nn.Module):
-    """The policy network. ``embed``, then ``decoder``, then ``head``."""
+class OpenVLAOFT(PolicyNetwork):
+    """The policy network."""
 
-    latency_curve: LatencyCurve | None = None  # what rows cost where it runs, once measured
-    batches = True  # queries of one layout can run together (decoder_batch)
+    batches = True
 
     def __init__(self, config: PolicyConfig) -> None:
         super().__init__()
@@ -83,64 +82,20 @@ class OpenVLAOFT(nn.Module):
         self.decoder = Decoder(config.decoder)
         self.action_head = L1Head(width, config.action_dim, config.head_blocks)
 
-    def layout(self, prompt: Prompt) -> TokenLayout:
-        """Where every row of a query with this prompt sits."""
+    def layout(self, prompt: Prompt, cameras: int | None = None) -> TokenLayout:
+        """See :class:`PolicyNetwork`."""
         config = self.config
         v, r = config.vision_tokens, int(config.proprio_dim > 0)
         p, a = len(prompt.ids), config.action_tokens
-        shift = v + r  # prompt ids after BOS move behind the images and the proprioception
         first = v + r + p - 1  # the row before the first zero row
-        return TokenLayout(
-            cameras=len(config.cameras),
-            grid=config.grid,
-            vision_start=1,
-            text=tuple(shift + i for i in range(*prompt.instruction)),
-            prompt=tuple(range(shift + 1, shift + p)),
-            action=(first, first + a),
-            length=v + r + p + a + 1,
-            depth=config.decoder.depth,
-            causal=False,
-            latency_curve=self.latency_curve,
-        )
-
-    def read(self, layout: TokenLayout) -> tuple[int, int]:
-        """The rows the head needs: the argument ``read`` of the decoder."""
-        return layout.action
-
-    def embed(
-        self,
-        pixels: Tensor,
-        prompt: Prompt,
-        proprio: Tensor | None = None,
-        ids: Tensor | None = None,
-    ) -> Embedded:
-        """Images, words and proprioception to decoder input rows.
-
-        ``pixels``: normalised ``[cameras, 3 * towers, S, S]``, or ``[B, cameras, ...]`` for
-        training (one prompt for the batch, or ``embed_rows``). ``proprio``: normalised
-        ``[proprio_dim]`` or ``[B, proprio_dim]``. ``ids``: the prompt's ids ``[1, P]`` where they
-        lie on the device already; another instruction of the same layout can then take their
-        place.
-        """
-        ids = id_rows(prompt.ids, pixels.device) if ids is None else ids
-        batched = pixels if pixels.ndim == 5 else pixels[None]
-        if proprio is not None and proprio.ndim == 1:
-            proprio = proprio[None]
-        hidden, vision = self.embed_rows(batched, ids.expand(batched.shape[0], -1), proprio)
-        layout = self.layout(prompt)
-        first = layout.prompt[0]
-        text = hidden[0, first : first + len(layout.prompt)]
-        return Embedded(hidden=hidden, layout=layout, vision=vision[0], text=text)
+        # Prompt ids after BOS move behind the images and the proprioception.
+        length = v + r + p + a + 1
+        return self.place(prompt, v + r, (first, first + a), length, causal=False)
 
     def embed_rows(
-        self, pixels: Tensor, ids: Tensor, proprio: Tensor | None
+        self, pixels: Tensor, ids: Tensor, proprio: Tensor | None, vision_at: int = 1
     ) -> tuple[Tensor, Tensor]:
-        """Batched :meth:`embed`: prompts of one length, each with its own ids.
-
-        ``pixels`` ``[B, cameras, 3 * towers, S, S]``, ``ids`` ``[B, P]`` with BOS and the tail,
-        ``proprio`` ``[B, proprio_dim]`` or ``None``. Returns rows ``[B, L, D]`` and vision
-        ``[B, V, D]``. Raises ``ValueError`` on shapes that do not fit the configuration.
-        """
+        """See :class:`PolicyNetwork`; the images come after BOS."""
         config = self.config
         batch, cameras = pixels.shape[:2]
         check_count(cameras, config.cameras)
@@ -157,12 +112,7 @@ class OpenVLAOFT(nn.Module):
         vision = vision.reshape(batch, config.vision_tokens, -1)
         parts = [words[:, :1], vision]
         if self.proprio is not None:
-            if proprio is None or proprio.shape != (batch, config.proprio_dim):
-                raise ValueError(
-                    f'proprio must be [{batch}, {config.proprio_dim}], is '
-                    f'{None if proprio is None else list(proprio.shape)}'
-                )
-            parts.append(self.proprio(proprio.to(words.dtype))[:, None])
+            parts.append(self.proprio_row(self.proprio, proprio, words))
         placeholders = words.new_zeros(batch, config.action_tokens, words.shape[-1])
         hidden = torch.cat((*parts, words[:, 1:], placeholders, stop), 1)
         return hidden, vision

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 
 from specprune_ros.models.config import PolicyConfig
 from specprune_ros.models.decoder import Context, Decoder, DecoderOutput
-from specprune_ros.models.families.base import Embedded
-from specprune_ros.models.tokens import Prompt, id_rows
+from specprune_ros.models.families.base import PolicyNetwork
+from specprune_ros.models.tokens import Prompt
 from specprune_ros.models.vision import Projector, VisionBackbone
-from specprune_ros.pruning.interface import LatencyCurve, PrunePass, RowGroup, TokenLayout
+from specprune_ros.pruning.interface import PrunePass, RowGroup, TokenLayout
 
 OBSERVED_STEPS = 3  # the last ones, when the action has taken shape, are what the prior is made of
 
@@ -68,12 +68,8 @@ def integrate(
     return x
 
 
-class FlowPolicy(nn.Module):
-    """The policy network. ``embed``, then ``decoder``, whose keys and values are
-    kept, then ``sample``.
-    """
-
-    latency_curve: LatencyCurve | None = None  # what rows cost where it runs, once measured
+class FlowPolicy(PolicyNetwork):
+    """The policy network; the decoder's keys and values are what the head goes on from."""
 
     def __init__(self, config: PolicyConfig) -> None:
         super().__init__()
@@ -98,56 +94,26 @@ class FlowPolicy(nn.Module):
         return super().train(mode)
 
     def layout(self, prompt: Prompt, cameras: int | None = None) -> TokenLayout:
-        """Where every row of a query with this prompt and so many cameras sits."""
+        """See :class:`PolicyNetwork`."""
         config = self.config
         cameras = len(config.cameras) if cameras is None else cameras
         vision = cameras * config.grid[0] * config.grid[1]
         length = vision + len(prompt.ids)
-        return TokenLayout(
-            cameras=cameras,
-            grid=config.grid,
-            vision_start=0,
-            text=tuple(vision + i for i in range(*prompt.instruction)),
-            prompt=tuple(range(vision, length)),
-            action=(length, length),
-            length=length,
-            depth=config.decoder.depth,
-            causal=False,
-            latency_curve=self.latency_curve,
-            expert_rows=config.chunk,
-        )
+        return self.place(
+            prompt, vision, (length, length), length,
+            cameras=cameras, vision_start=0, causal=False, expert_rows=config.chunk,
+        )  # fmt: skip
 
-    def read(self, layout: TokenLayout) -> tuple[int, int]:
-        """No row of the prefix is read, only keys and values: the argument ``read`` of the
-        decoder.
-        """
-        return layout.action
-
-    def embed(
-        self,
-        pixels: Tensor,
-        prompt: Prompt,
-        proprio: Tensor | None = None,
-        ids: Tensor | None = None,
-    ) -> Embedded:
-        """Images and words to prefix rows.
-
-        ``pixels``: normalised ``[cameras, 3, S, S]`` of the cameras that are there, in the
-        configuration's order. ``ids``: the prompt's ``[1, P]`` where they lie on the device
-        already. ``proprio`` is not of the prefix (``pi0.5``: it is in the prompt).
-        """
-        ids = id_rows(prompt.ids, pixels.device) if ids is None else ids
-        hidden, vision = self.embed_rows(pixels[None], ids)
-        layout = self.layout(prompt, len(pixels))
-        return Embedded(hidden, layout, vision=vision[0], text=hidden[0, layout.vision_stop :])
-
-    def embed_rows(self, pixels: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Batched :meth:`embed`: ``[B, cameras, 3, S, S]`` and ``[B, P]`` to prefix rows
-        ``[B, L, D]`` and vision rows ``[B, V, D]``.
+    def embed_rows(
+        self, pixels: Tensor, ids: Tensor, proprio: Tensor | None = None, vision_at: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        """See :class:`PolicyNetwork`: prefix rows of the cameras that are there, in the
+        configuration's order, then the prompt. ``proprio`` is not of the prefix (pi0.5: it is in
+        the prompt).
         """
         words = self.decoder.embed(ids)
-        seen = self.projector(self.vision(pixels.flatten(0, 1).to(words.dtype)))
-        vision = seen.reshape(len(pixels), -1, seen.shape[-1])
+        vision = self.projector(self.vision(pixels.flatten(0, 1).to(words.dtype)))
+        vision = vision.reshape(len(pixels), -1, vision.shape[-1])
         return torch.cat((vision, words), 1), vision
 
     def noise(self, seed: int | None = None) -> Tensor:
