@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from specprune_ros.policy.build import build_policy
     from specprune_ros.policy.forward_step import StepInputs, forward_step
     from specprune_ros.policy.observation import CameraImage, Observation
-    from specprune_ros.policy.policy import Policy, PolicyError
-    from specprune_ros.policy.result import PolicyResult
+    from specprune_ros.policy.policy import Policy
+    from specprune_ros.policy.result import PolicyError, PolicyResult
     from specprune_ros.pruning.controller import SpeedSample
     from specprune_ros.pruning.interface import (
         Mode,
@@ -45,8 +45,8 @@ _WHERE = {
     'policy.build': ('build_policy',),
     'policy.forward_step': ('StepInputs', 'forward_step'),
     'policy.observation': ('CameraImage', 'Observation'),
-    'policy.policy': ('Policy', 'PolicyError'),
-    'policy.result': ('PolicyResult',),
+    'policy.policy': ('Policy',),
+    'policy.result': ('PolicyError', 'PolicyResult'),
     'pruning.controller': ('SpeedSample',),
     'pruning.interface': (
         'Mode',

@@ -24,7 +24,7 @@ from specprune_ros.nodes.common.remapping import (
     refuse_random_weights,
     share,
 )
-from specprune_ros.policy.constants import MAX_INSTRUCTION
+from specprune_ros.policy.input_limits import MAX_INSTRUCTION
 from specprune_ros.robot.profile import Profile, load
 
 POLICY, EXECUTOR, VIEWER, ARM = 'specprune_node', 'chunk_executor', 'viewer_node', 'sim_arm'

@@ -19,9 +19,9 @@ from std_msgs.msg import String
 from specprune_ros.apps.gif import Frame, GifRecorder
 from specprune_ros.msg import ActionChunk, PruneStats
 from specprune_ros.nodes.common.images import to_rgb
+from specprune_ros.nodes.common.messages import task_result_of
 from specprune_ros.nodes.common.qos import every, latched, newest
 from specprune_ros.nodes.common.rates import RateMeter
-from specprune_ros.nodes.common.task_results import from_message
 from specprune_ros.nodes.common.time import SECOND_NS, nanoseconds
 from specprune_ros.sim.tasks.task_result import TaskResult
 
@@ -198,12 +198,12 @@ class Monitor(Node):
             self.spoken.append(message.data)
 
     def _on_verdict(self, message: DiagnosticStatus) -> None:
-        self.verdict = from_message(message)
+        self.verdict = task_result_of(message)
 
     def _on_chunk(self, message: ActionChunk) -> None:
         # Received in this process: what a robot's executor would see, transport included.
         self.tally.add_chunk(message, self.seconds)
-        self.chunk_rate.tick(time.monotonic())
+        self.chunk_rate.append(time.monotonic())
 
     def _on_stats(self, message: PruneStats) -> None:
         self.tally.add_stats(message)

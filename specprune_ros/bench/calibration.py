@@ -172,9 +172,7 @@ def sweep(
 
     def ready(count: int) -> Callable[[], None]:
         keep = EvenlySpacedPass(layout, count, weight.device)
-        return record(
-            lambda: model.decoder(hidden, layout, keep, None, model.read(layout)) and None
-        )
+        return record(lambda: model.decoder(hidden, layout, keep, None, layout.action) and None)
 
     def once(run: Callable[[], None]) -> float:
         settle(weight.device)

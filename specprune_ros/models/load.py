@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from specprune_ros.bounded_files import reason
@@ -29,11 +30,13 @@ from specprune_ros.models.checkpoint.own import save_policy_model
 from specprune_ros.models.checkpoint.report import Report, human
 from specprune_ros.models.checkpoint.tokenizer_file import check_tokenizer
 from specprune_ros.models.config import ConfigError, PolicyConfig
+from specprune_ros.models.families import pi0_robots
 from specprune_ros.models.families.paligemma import FlowPrompts, read_tokenizer
 from specprune_ros.models.preprocess import Preprocessor
 from specprune_ros.models.presets import default_tokenizer, preset
 from specprune_ros.models.statistics import Statistics, StatisticsError, choose_key
-from specprune_ros.models.tokens import PromptTokenizer
+from specprune_ros.models.tokens import Prompt, PromptTokenizer
+from specprune_ros.pruning.interface import TokenLayout
 
 __all__ = [
     'LoadedModel',
@@ -56,7 +59,10 @@ FAMILY_RULES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """Everything a policy needs. ``notes`` are messages for the user."""
+    """Everything a policy needs: the network, and what stands between its numbers and the robot's.
+
+    ``notes`` are messages for the user.
+    """
 
     model: Network
     config: PolicyConfig
@@ -64,6 +70,53 @@ class LoadedModel:
     tokenizer: PromptTokenizer | FlowPrompts
     statistics: Statistics
     notes: list[str] = field(default_factory=list)
+
+    def encode(
+        self, instruction: str, proprio: np.ndarray | None, cameras: int
+    ) -> tuple[Prompt, TokenLayout, Tensor | None]:
+        """Prompt, layout and normalised state (float32 ``[P]``, on the host) of a query with so
+        many cameras; ``proprio`` is the robot's own, which some flow models read as text.
+        """
+        flow, state = self.config.flow, None
+        if self.config.proprio_dim and proprio is not None:
+            raw = pi0_robots.model_state(flow, proprio)
+            state = torch.from_numpy(self.statistics.normalise_proprio(raw).astype(np.float32))
+        words = (instruction,)
+        if flow is not None and flow.state == 'prompt':
+            words = (instruction, state.numpy())
+        prompt = self.tokenizer.encode(*words)
+        return prompt, self.model.layout(prompt, cameras), state
+
+    def doubts(self, prompt: Prompt, proprio: np.ndarray | None) -> list[str]:
+        """What the user should know of a query's inputs, in sentences."""
+        found = []
+        if self.config.proprio_dim and proprio is not None:
+            far = self.statistics.far_outside(proprio)
+            found += [far] if far else []
+        if prompt.unknown:
+            found.append(
+                f'outside the vocabulary of this policy: {", ".join(prompt.unknown)}; '
+                'it was not trained on these words'
+            )
+        return [*found, self.preprocessor.note] if self.preprocessor.note else found
+
+    def robot_actions(self, normalised: np.ndarray, proprio: np.ndarray | None) -> np.ndarray:
+        """The model's actions ``[K, D]`` in the robot's units and meaning, float64; relative
+        columns are added to ``proprio``.
+        """
+        flow, actions = self.config.flow, self.statistics.unnormalise_actions(normalised)
+        if flow is None:
+            return actions
+        state = None if proprio is None else pi0_robots.model_state(flow, proprio)
+        return pi0_robots.robot_actions(flow, actions, state)
+
+    def normalised_actions(self, actions: np.ndarray, proprio: np.ndarray | None) -> np.ndarray:
+        """Inverse of :meth:`robot_actions`: relative columns as seen from ``proprio``."""
+        flow = self.config.flow
+        if flow is not None:
+            state = None if proprio is None else pi0_robots.model_state(flow, proprio)
+            actions = pi0_robots.model_actions(flow, actions, state)
+        return self.statistics.normalise_actions(actions)
 
 
 def is_released(path: Path | str) -> bool:

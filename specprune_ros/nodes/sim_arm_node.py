@@ -22,9 +22,9 @@ from specprune_ros.msg import PruneStats
 from specprune_ros.nodes.common.bounded_subscription import subscribe
 from specprune_ros.nodes.common.images import to_message
 from specprune_ros.nodes.common.lifecycle import AutoLifecycleNode, run
+from specprune_ros.nodes.common.messages import task_result_message
 from specprune_ros.nodes.common.parameters import NodeParameters, ParameterSpec
 from specprune_ros.nodes.common.qos import every, latched, newest
-from specprune_ros.nodes.common.task_results import to_message as verdict_message
 from specprune_ros.nodes.common.throttle import Throttle
 from specprune_ros.sim.arm.urdf import urdf
 from specprune_ros.sim.arm.world import World
@@ -328,7 +328,7 @@ class SimArm(AutoLifecycleNode):
 
     def _tell(self, verdict: TaskResult) -> None:
         """Publish how the instruction in force stands, and log it once it is known."""
-        self._verdicts.publish(verdict_message(verdict))
+        self._verdicts.publish(task_result_message(verdict))
         if verdict.outcome == UNKNOWN:
             self._throttle.warning('not judged', verdict.detail)
         elif verdict.final:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from specprune_ros.policy.observation import Observation
 from specprune_ros.pruning.params import PruningParams
 from specprune_ros.pruning.rivals.sp_vla import RidgeScheduler
 
@@ -25,24 +26,23 @@ class ActionExtrapolator:
         self._last = np.empty(0)
         self._from_model = True
 
-    def reset(self) -> None:
-        """Forget what was executed."""
-        self._scheduler.reset()
-        self._actions = np.empty((0, 0))
-
     def predict(
         self,
-        stamp_ns: int,
-        step_dt: float,
-        speed: float | None,
+        observation: Observation,
+        reset: str | None,
         params: PruningParams,
+        step_dt: float,
         gripper_dim: int = -1,
     ) -> tuple[np.ndarray | None, str]:
         """The next chunk ``[chunk, action_dim]`` without the model, or ``None``; and why.
 
-        ``stamp_ns`` is the observation's, ``step_dt`` seconds, ``speed`` in m/s. The column
-        ``gripper_dim`` stays as it was.
+        After a ``reset`` there is none. ``step_dt`` is in seconds; the column ``gripper_dim``
+        stays as it was.
         """
+        if reset is not None:
+            self._scheduler.reset()
+            self._actions = np.empty((0, 0))
+            return None, reset
         settings = (
             params.scheduler_size,
             params.scheduler_v_min,
@@ -52,12 +52,14 @@ class ActionExtrapolator:
         )
         if settings != self._settings:
             self._settings, self._scheduler = settings, RidgeScheduler(*settings)
-        done = min(round((stamp_ns - self._stamp_ns) / 1e9 / step_dt), len(self._actions))
+        since = (observation.stamp_ns - self._stamp_ns) / 1e9
+        done = min(round(since / step_dt), len(self._actions))
         for row in self._actions[:done]:
             self._scheduler.record(torch.from_numpy(row), self._from_model)
             self._last = row
         self._actions = self._actions[done:]
-        skips, reason = self._scheduler.skips_model(speed)
+        speed = observation.speed
+        skips, reason = self._scheduler.skips_model(speed.v_t if speed else None)
         if not skips:
             return None, reason
         actions = self._scheduler.predict(self._rows).numpy()

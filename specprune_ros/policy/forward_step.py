@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -120,6 +121,7 @@ def compares(params: PruningParams) -> bool:
     return params.refresh_change < 1.0 or uses_similarity(params)
 
 
+# Runs the language model in the place of the package's own decoder.
 Decode = Callable[[Network, Embedded, PrunePass | None, KVCache | None], DecoderOutput]
 
 
@@ -203,34 +205,24 @@ class StepOutputs:
     seconds: tuple[float, ...] = field(default=())
 
 
-def plain_decode(
-    model: Network,
-    embedded: Embedded,
-    prune_pass: PrunePass | None,
-    cache: KVCache | None,
-    cancelled: Callable[[], bool] | None = None,
-) -> DecoderOutput:
-    """The package's own decoder; ``cancelled`` is its own too."""
-    rows = model.read(embedded.layout)
-    return model.decoder(embedded.hidden, embedded.layout, prune_pass, cache, rows, cancelled)
-
-
 def forward_step(
     loaded: LoadedModel,
     key: GraphKey,
     inputs: StepInputs,
     timer: StageTimer | None = None,
-    decode: Decode = plain_decode,
+    decode: Decode | None = None,
     begin: Callable[[QueryContext], PrunePass] | None = None,
     details: bool = False,
+    cancelled: Callable[[], bool] | None = None,
 ) -> DeviceOutputs:
     """Run one query: the one way from its tensors to the actions and what pruning did.
 
-    ``timer`` marks the stages. ``decode`` runs the language model. ``begin`` starts the pruner's
-    pass, by default that of the method which the parameters name. With ``details`` the outputs
-    hold everything the query computed (for ``explain``, ``verify`` and measurements; not under a
-    CUDA graph, whose memory that is). Nothing here waits for the device unless the pruner does.
-    Call it under ``torch.inference_mode()``.
+    ``timer`` marks the stages. ``decode`` runs the language model, by default the package's own
+    decoder, which calls ``cancelled`` between layers. ``begin`` starts the pruner's pass, by
+    default that of the method which the parameters name. With ``details`` the outputs hold
+    everything the query computed (for ``explain``, ``verify`` and measurements; not under a CUDA
+    graph, whose memory that is). Nothing here waits for the device unless the pruner does. Call
+    it under ``torch.inference_mode()``.
     """
     model, config = loaded.model, loaded.config
     timer = timer or stage_timer_on(inputs.images.device)
@@ -243,7 +235,11 @@ def forward_step(
     embedded = model.embed(pixels, inputs.prompt, inputs.proprio, inputs.ids)
     timer.mark()
     prune_pass = begin_pass(model, key, inputs, embedded, similarity, begin)
-    output = decode(model, embedded, prune_pass, inputs.cache)
+    if decode is None:
+        rows, hidden, layout = embedded.layout.action, embedded.hidden, embedded.layout
+        output = model.decoder(hidden, layout, prune_pass, inputs.cache, rows, cancelled)
+    else:
+        output = decode(model, embedded, prune_pass, inputs.cache)
     timer.mark()
     steering = {}
     if config.flow is not None:
@@ -294,46 +290,39 @@ def device_outputs(
     actions: Tensor,
 ) -> DeviceOutputs:
     """What a query leaves on the device, once its pass is finished."""
-    counts, judged = _counts(outcome, embedded.layout, actions.device)
+    layout, device = embedded.layout, actions.device
+    union = torch.zeros(layout.vision_tokens, dtype=torch.bool, device=device)
+    for name, members in outcome.sets.items():
+        if name != 'fill':
+            union = union | members.to(device)
+    counts = [members.to(device).sum() for members in outcome.sets.values()]
+    counts.append(union.sum())
+    named = outcome.sets.get('global')
+    judged = named is not None and outcome.attended is not None
+    if judged:
+        attended = outcome.attended()
+        counts += [(named & attended).sum(), attended.sum()]
+    else:
+        counts += [torch.zeros((), dtype=torch.int64, device=device)] * 2
     present = [count for count in output.layer_tokens if count]
     metadata = PassMetadata(
         mode=Mode.DENSE if outcome.dense_because else key.mode,
         sets=tuple(outcome.sets),
         layers=tuple(boundary for boundary, _ in outcome.kept),
         after=tuple(len(ids) for _, ids in outcome.kept),
-        mean=float(np.mean(present)) if present else float(embedded.layout.vision_tokens),
+        mean=float(np.mean(present)) if present else float(layout.vision_tokens),
         judged=judged,
-        flops=float(query_flops(config, output, embedded.layout.cameras).flops),
+        flops=float(query_flops(config, output, layout.cameras).flops),
         notes=tuple(outcome.notes),
         dense_because=outcome.dense_because,
     )
     return DeviceOutputs(
-        packed=torch.cat((actions.float().flatten(), counts.float())),
+        packed=torch.cat((actions.float().flatten(), torch.stack(counts).float())),
         carry=outcome.carry,
         sets=outcome.sets,
         left=outcome.kept[-1][1] if outcome.kept else None,
         metadata=metadata,
     )
-
-
-def _counts(
-    outcome: PassOutcome, layout: TokenLayout, device: torch.device
-) -> tuple[Tensor, bool]:
-    """Tokens per set, their union, and the prior's hits and what it should have named."""
-    union = torch.zeros(layout.vision_tokens, dtype=torch.bool, device=device)
-    for name, members in outcome.sets.items():
-        if name != 'fill':
-            union = union | members.to(device)
-    numbers = [members.to(device).sum() for members in outcome.sets.values()]
-    numbers.append(union.sum())
-    named = outcome.sets.get('global')
-    judged = named is not None and outcome.attended is not None
-    if judged:
-        attended = outcome.attended()
-        numbers += [(named & attended).sum(), attended.sum()]
-    else:
-        numbers += [torch.zeros((), dtype=torch.int64, device=device)] * 2
-    return torch.stack(numbers), judged
 
 
 def read(
@@ -358,11 +347,11 @@ def read(
 STAGES = 4  # preprocess, vision, decoder, head: of StageTimes, in order
 
 
+@dataclass
 class HostStageTimer:
     """StageTimer by the host's clock, for a device that is done when a call returns."""
 
-    def __init__(self) -> None:
-        self._times: list[float] = []
+    _times: list[float] = field(default_factory=list)
 
     def mark(self) -> None:
         """A stage begins or ends here."""
@@ -370,7 +359,7 @@ class HostStageTimer:
 
     def seconds(self) -> tuple[float, ...]:
         """Seconds of each stage."""
-        return tuple(b - a for a, b in zip(self._times, self._times[1:], strict=False))
+        return tuple(b - a for a, b in itertools.pairwise(self._times))
 
 
 class CudaStageTimer:
@@ -393,8 +382,7 @@ class CudaStageTimer:
 
     def seconds(self) -> tuple[float, ...]:
         """Seconds of each stage; the device must have passed the last mark."""
-        pairs = zip(self._events, self._events[1:], strict=False)
-        return tuple(a.elapsed_time(b) / 1000 for a, b in pairs)
+        return tuple(a.elapsed_time(b) / 1000 for a, b in itertools.pairwise(self._events))
 
 
 StageTimer = HostStageTimer | CudaStageTimer

@@ -53,7 +53,8 @@ class Memory:
 
     ``carry`` is what the pruner's last pass returned, ``cache`` the last pass's keys and values
     (kept only for pruners that reuse them), ``episode`` counts resets, ``queries`` the queries
-    since.
+    since. ``displacement`` is the net end-effector translation from the previous query to the one
+    under way, metres (``None`` unknown).
     """
 
     history: ImageBuffer
@@ -64,6 +65,7 @@ class Memory:
     episode: int = 0
     queries: int = 0
     since_dense: int = 0
+    displacement: float | None = None
     _last: Observation | None = None
     _method: tuple[object, ...] = ()
     _request: str | None = 'start'
@@ -94,6 +96,9 @@ class Memory:
             self._last = None
         if images_too:
             self.history.clear()
+        self.displacement, before = None, self._last
+        if before and before.position is not None and observation.position is not None:
+            self.displacement = float(np.linalg.norm(observation.position - before.position))
         self._method = method
         for camera, image in observation.images.items():
             self.history.push(camera, image)
@@ -132,12 +137,6 @@ class Memory:
         """Take a prior that a dense pass found since the last query."""
         self.carry = {**self.carry, 'prior': prior}
         self.since_dense = 0
-
-    def displacement(self, observation: Observation) -> float | None:
-        """Net end-effector translation since the previous query, metres (``None`` unknown)."""
-        if self._last is None or self._last.position is None or observation.position is None:
-            return None
-        return float(np.linalg.norm(observation.position - self._last.position))
 
     def close(
         self,

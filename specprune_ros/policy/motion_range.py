@@ -1,9 +1,10 @@
-"""How fast a policy moves, from the statistics of its training data."""
+"""How fast a policy moves, from the statistics of its training data, and how far a chunk goes."""
 
 from __future__ import annotations
 
 import numpy as np
 
+from specprune_ros.models.config import ActionConfig
 from specprune_ros.models.load import LoadedModel
 from specprune_ros.pruning.controller import MotionRange
 
@@ -33,3 +34,11 @@ def motion_range(loaded: LoadedModel) -> MotionRange:
     return MotionRange(
         v_t=step * rate or unknown.v_t, v_r=turn * rate or unknown.v_r, step=step or unknown.step
     )
+
+
+def net_translation(action: ActionConfig, actions: np.ndarray) -> float | None:
+    """Net translation of a chunk ``[K, D]`` of steps, metres; ``None`` where actions are none."""
+    if action.kind != 'ee_delta' or action.reference != 'previous_step':
+        return None
+    axes = [i for i, name in enumerate(action.dims) if name in ('x', 'y', 'z')]
+    return float(np.linalg.norm((actions * np.asarray(action.scale))[:, axes].sum(0)))

@@ -4,11 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from specprune_ros.policy.constants import COLOURS, OTHER
+if TYPE_CHECKING:  # viewers have no PyTorch
+    from torch import Tensor
 
+# Of the sets that keep a patch: colour-blind safe (Okabe and Ito). Other sets take OTHER.
+COLOURS = {
+    'global': (230, 159, 0),
+    'dynamic': (0, 114, 178),
+    'local': (0, 158, 115),
+    'fill': (240, 228, 66),
+}
+OTHER = (204, 121, 167)
 TINT = 0.16  # share of the colour on a kept patch
 EDGE = 0.85  # the same on its rim
 DIM = 0.32  # brightness left to a dropped patch
@@ -25,6 +35,26 @@ class Overlay:
     grid: tuple[int, int]
     sets: Mapping[str, np.ndarray]
     kept: np.ndarray
+
+    @classmethod
+    def of(
+        cls,
+        images: Tensor,
+        grid: tuple[int, int],
+        sets: Mapping[str, Tensor],
+        left: Tensor | None,
+    ) -> Overlay:
+        """From the tensors of a query; ``left`` are the patch ids it ended with (``None``: all).
+        Copies: an engine may use their places again.
+        """
+        pixels = images.cpu().numpy()
+        if pixels.dtype != np.uint8:
+            pixels = pixels.clip(0, 255).round().astype(np.uint8)
+        kept = np.full(len(pixels) * grid[0] * grid[1], left is None)
+        if left is not None:
+            ids = left.cpu().numpy()
+            kept[ids[ids >= 0]] = True
+        return cls(pixels, grid, {n: m.cpu().numpy().copy() for n, m in sets.items()}, kept)
 
 
 def patch_colours(overlay: Overlay, camera: int) -> tuple[np.ndarray, np.ndarray]:

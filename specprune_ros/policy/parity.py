@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from specprune_ros.models.load import inspect_checkpoint, load_policy_model
-from specprune_ros.policy.forward_step import plain_decode
 from specprune_ros.policy.observation import CameraImage, Observation
 from specprune_ros.policy.policy import Policy
 from specprune_ros.pruning.params import PruningParams
@@ -147,13 +146,14 @@ def _case(policy: Policy, data: dict[str, np.ndarray], key: str) -> Parity:
         scaled = loaded.statistics.normalise_proprio(given.proprio)
         proprio = torch.from_numpy(np.asarray(scaled, np.float32))
     embedded = loaded.model.embed(seen.tensor, prompt, proprio)
-    output = plain_decode(loaded.model, embedded, None, None)
+    layout = embedded.layout
+    output = loaded.model.decoder(embedded.hidden, layout, read=layout.action)
     rows = None
     if f'{key}.head_rows' in data:
-        found = output.rows(*embedded.layout.action, embedded.layout)[0]
+        found = output.rows(*layout.action, layout)[0]
         rows = largest(found, data[f'{key}.head_rows'])
     start = None if noise is None else torch.from_numpy(noise)
-    normalised = loaded.model.head(output, embedded.layout, start).double().numpy()
+    normalised = loaded.model.head(output, layout, start).double().numpy()
     if loaded.statistics.binarise is not None:  # theirs are clipped and binarised
         i = loaded.statistics.binarise
         normalised = normalised.clip(-1, 1)

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 
 from specprune_ros.models.load import inspect_checkpoint, load_policy_model
-from specprune_ros.policy.forward_step import plain_decode
 from specprune_ros.policy.observation import CameraImage, Observation
 from specprune_ros.policy.policy import Policy
 from specprune_ros.policy.real_time_chunking import ChunkingRules, Continuation, prefix_weights
@@ -123,21 +122,22 @@ def _case(policy: Policy, data: Mapping[str, np.ndarray], key: str, result: Flow
     ids = data[f'{key}.token_ids'][data[f'{key}.token_mask']]
     result.ids = result.ids and np.array_equal(prompt.ids, ids)
     embedded = model.embed(pixels, prompt)
-    output = plain_decode(model, embedded, None, None)
+    layout = embedded.layout
+    output = model.decoder(embedded.hidden, layout, read=layout.action)
     start = torch.from_numpy(noise)
     trace: list[torch.Tensor] = []
     proprio = torch.from_numpy(np.asarray(state, np.float32))
-    model.sample(output, embedded.layout, start, proprio, trace=trace)
+    model.sample(output, layout, start, proprio, trace=trace)
     for steps in (1, 5, 10):
         result.note(f'x{steps}', trace[steps - 1], data[f'{key}.x{steps}'])
-    context, first = model.with_state(output.context, embedded.layout.length, proprio)
+    context, first = model.with_state(output.context, layout.length, proprio)
     codes = model.codes(config.flow.steps)
     v0, _ = model.velocity(start[None], codes[0], context, first)
     result.note('v0', v0[0], data[f'{key}.v0'])
     if int(data['attn.case']) == int(key[1:]):
         step, layer = int(data['attn.step']), int(data['attn.layer']) + 1
         x = trace[step - 1] if step else start
-        every = {layer: (0, embedded.layout.length)}
+        every = {layer: (0, layout.length)}
         _, observed = model.velocity(x[None], codes[step], context, first, every)
         result.note('attention', observed[layer].mean(0), data['attn.to_prefix'], relative=True)
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -15,14 +14,12 @@ import torch
 from torch import Tensor
 
 from specprune_ros.models.config import PolicyConfig
-from specprune_ros.models.decoder import Cancelled, KVCache
-from specprune_ros.models.families.pi0 import FlowPolicy, Guide
-from specprune_ros.models.families.pi0_robots import model_actions, model_state, robot_actions
+from specprune_ros.models.decoder import KVCache
 from specprune_ros.models.flops import dense_flops
 from specprune_ros.models.load import LoadedModel
-from specprune_ros.models.tokens import Prompt, id_rows
+from specprune_ros.models.tokens import id_rows
 from specprune_ros.policy.action_extrapolator import ActionExtrapolator
-from specprune_ros.policy.constants import MAX_ACTION
+from specprune_ros.policy.dense_pass import SlackRefresh, compare_with_dense
 from specprune_ros.policy.engine.cuda_graph import CudaGraphEngine
 from specprune_ros.policy.engine.eager import EagerEngine
 from specprune_ros.policy.forward_step import (
@@ -34,17 +31,17 @@ from specprune_ros.policy.forward_step import (
     compares,
 )
 from specprune_ros.policy.memory import SECOND_NS, Memory, history_for, prior_key
-from specprune_ros.policy.motion_range import motion_range
+from specprune_ros.policy.motion_range import motion_range, net_translation
 from specprune_ros.policy.observation import CameraImage, Observation, ObservationError
+from specprune_ros.policy.overlay import Overlay
 from specprune_ros.policy.real_time_chunking import Continuation, guide
 from specprune_ros.policy.result import (
-    Overlay,
-    PolicyError,
     PolicyResult,
     Refreshes,
     StageTimes,
     Thresholds,
     TokenCounts,
+    check_actions,
 )
 from specprune_ros.pruning.controller import (
     Controller,
@@ -54,14 +51,14 @@ from specprune_ros.pruning.controller import (
     in_si,
 )
 from specprune_ros.pruning.interface import Mode, TokenLayout
-from specprune_ros.pruning.metrics import action_deviation, kept_recall
 from specprune_ros.pruning.params import PruningParams
 from specprune_ros.pruning.registry import check_params, pruner
 from specprune_ros.pruning.similarity import changed_share, patch_cosine
 
 
 class Policy:
-    """A vision-language-action policy with token pruning: :meth:`act` turns looks into motions.
+    """A vision-language-action policy with token pruning: :meth:`act` turns observations into
+    actions.
 
     ``loaded`` is a model with its tokenizer, preprocessing and statistics. :meth:`act` belongs to
     one thread; :attr:`history`, :meth:`set_params` and :meth:`reset` may be used from any.
@@ -89,10 +86,9 @@ class Policy:
         self._extrapolator = ActionExtrapolator()
         self._took = 0.0
         self._actions: np.ndarray | None = None  # the last chunk
-        self._dense_took: deque[float] = deque(maxlen=8)
-        self._refreshes = Refreshes()
-        self._dense: tuple[TokenLayout | None, int] = (None, 1)
+        self._dense_flops: tuple[TokenLayout | None, int] = (None, 1)
         self._engine = engine or EagerEngine(loaded)
+        self._refresher = SlackRefresh(loaded, self._engine)
         self._device = self._engine.device
         self._swap = threading.Lock()
         self._in_force = self._latest = _InForce.of(params or PruningParams(), 1, self.motion)
@@ -239,7 +235,7 @@ class Policy:
         Raises ``ObservationError`` for an observation that does not fit the model and
         :class:`PolicyError` for actions that are not finite or absurd; memory is then forgotten.
         """
-        observation = self._checked(observation)
+        observation = observation.checked(self.config)
         if continuation is not None and self.config.flow is None:
             raise ValueError('only a flow policy (pi0, pi0.5) can go on from a chunk')
         try:
@@ -261,9 +257,8 @@ class Policy:
     @property
     def dense_seconds(self) -> float:
         """What a dense query took, the longest of the last few; 0 before the first."""
-        return max(self._dense_took, default=0.0)
+        return max(self._refresher.took, default=0.0)
 
-    @torch.inference_mode()
     def refresh(self, observation: Observation, cancelled: Callable[[], bool]) -> bool:
         """Between two queries: a dense pass on ``observation``, whose attention is the next
         query's prior. Returns whether it ended.
@@ -272,61 +267,10 @@ class Policy:
         graph is replayed whole). An observation that does not continue the last query's is left
         alone, as are policies that gain nothing by it.
         """
-        memory, params, start = self._memory, self.params, time.perf_counter()
         if not self.refreshes_in_slack or cancelled():
             return False
-        observation = self._checked(observation)
-        if not memory.follows(observation):
-            return False
-        # Held here until the device is done with them.
-        seen = [self.history.preprocessed(*shown) for shown in observation.images.items()]
-        proprio = self._proprio(observation)
-        prompt = self._prompt(observation.instruction, proprio)
-        inputs = StepInputs(
-            images=torch.stack(seen),
-            prompt=prompt,
-            ids=id_rows(prompt.ids, self._device),
-            proprio=proprio,
-            noise=self._noise(None, memory.queries),
-            seed=memory.queries,
-        )
-        key = inputs.graph_key(self._layout(prompt, len(seen)), params, Mode.DENSE)
-        so_far = self._refreshes
-        try:
-            outputs = self._engine.run(key, inputs, cancelled)
-        except Cancelled:
-            self._refreshes = replace(so_far, given_up=so_far.given_up + 1)
-            return False
-        memory.refresh(outputs.device_outputs.carry['prior'])
-        took = time.perf_counter() - start
-        self._dense_took.append(took)
-        self._refreshes = replace(
-            so_far,
-            done=so_far.done + 1,
-            flops=so_far.flops + outputs.device_outputs.metadata.flops,
-            seconds=so_far.seconds + took,
-        )
-        return True
-
-    def _checked(self, observation: Observation) -> Observation:
-        """The observation as the model takes it: for a flow policy, which takes any of its
-        cameras, the images under its names and in its order. Raises ``ObservationError``.
-        """
-        if self.config.flow is None:
-            observation.check(len(self.config.cameras), self.config.proprio_dim)
-            return observation
-        observation.check(len(observation.images), self.config.proprio_dim)
-        names = {name: self.config.camera(name) for name in observation.images}
-        strange = [name for name, camera in names.items() if camera is None]
-        if strange or len(set(names.values())) != len(names) or not names:
-            known = [*self.config.cameras, *(alias for alias, _ in self.config.camera_aliases)]
-            raise ObservationError(
-                f'cameras given: {", ".join(names) or "none"}; the model knows '
-                f'{", ".join(known)}, each once'
-            )
-        given = {names[name]: image for name, image in observation.images.items()}
-        images = {camera: given[camera] for camera in self.config.cameras if camera in given}
-        return replace(observation, images=images)
+        observation = observation.checked(self.config)
+        return self._refresher.run(observation, self.params, self._memory, cancelled)
 
     def prepare_reference(
         self, at_ns: int, cancelled: Callable[[], bool], displacement: float | None = None
@@ -339,7 +283,7 @@ class Policy:
         if not self._in_force.compares or not self._memory.queries:
             return
         if displacement is None and self._actions is not None:
-            displacement = self._translation(self._actions)
+            displacement = net_translation(self.config.action, self._actions)
         steps = history_offset(displacement, self.params, self.motion)
         wanted = at_ns - round(steps * self.step_dt * SECOND_NS)
         margin = round(self.step_dt * SECOND_NS)
@@ -355,7 +299,8 @@ class Policy:
         continuation: Continuation | None,
     ) -> _Query:
         """Decide the mode and gather the tensors."""
-        start, force, memory = time.perf_counter(), self._in_force, self._memory
+        start, loaded = time.perf_counter(), self.loaded
+        force, memory = self._in_force, self._memory
         params = force.params
         # A slow model must not take its own slowness for a pause.
         memory.gap_limit_s = max(params.reset_gap, 3.0 * self._took)
@@ -363,22 +308,34 @@ class Policy:
         decision = self._controller.decide(observation.speed, params, memory.controller)
         memory.controller = decision.state
         query = _Query(observation, force, reset, decision.reason, start)
-        if params.scheduler == 'ridge' and self._extrapolate(query):
-            return query
+        if params.scheduler == 'ridge':
+            query.actions, why = self._extrapolator.predict(
+                observation, reset, params, self.step_dt, self.config.action.gripper_dim
+            )
+            if query.actions is not None:
+                query.reason, query.prepared = f'model not run: {why}', start
+                return query
 
         seen = [self.history.preprocessed(*shown) for shown in observation.images.items()]
-        images, displacement = torch.stack(seen), memory.displacement(observation)
-        reference = None
+        images, reference = torch.stack(seen), None
         if force.compares:
-            query.history_steps = history_offset(displacement, params, self.motion)
+            query.history_steps = history_offset(memory.displacement, params, self.motion)
             past = self._past(query)
             reference = torch.stack(past) if past else None
             seen += past
         query.held = seen  # until the device is done with them
         mode = self._mode(query, decision, images, reference)
-        proprio = self._proprio(observation)
-        prompt = self._prompt(observation.instruction, proprio)
-        query.layout = layout = self._layout(prompt, len(images))
+        prompt, layout, proprio = loaded.encode(
+            observation.instruction, observation.proprio, len(images)
+        )
+        query.layout, query.notes = layout, loaded.doubts(prompt, observation.proprio)
+        start_noise = loaded.model.noise(seed=memory.queries)
+        if noise is not None and start_noise is not None:
+            start_noise = _given_noise(noise, start_noise)
+        pull, flow = None, self.config.flow
+        if continuation is not None and len(continuation.previous):
+            chunk = self.config.chunk
+            pull = guide(continuation, chunk, flow.width, flow.steps, self._device)
         reuses = pruner(params.pruner).plan(layout, params, Mode.COARSE).reuse
         query.inputs = inputs = StepInputs(
             images=images,
@@ -386,13 +343,13 @@ class Policy:
             ids=id_rows(prompt.ids, self._device),
             reference_images=None if mode is Mode.DENSE else reference,
             proprio=proprio,
-            noise=self._noise(noise, memory.queries),
-            guide=self._guide(continuation) if continuation else None,
+            noise=start_noise,
+            guide=pull,
             carry=memory.carry,
             cache=(memory.cache or KVCache(self.config.decoder.depth)) if reuses else None,
             seed=memory.queries,
             speed_xyz=observation.speed.v_t if observation.speed else None,
-            displacement=displacement,
+            displacement=memory.displacement,
         )
         query.key = inputs.graph_key(layout, params, mode)
         query.prepared = time.perf_counter()
@@ -400,20 +357,24 @@ class Policy:
 
     def _run(self, query: _Query, details: bool) -> StepOutputs:
         """Run the model, unless the actions were extrapolated. Raises :class:`PolicyError`."""
+        loaded, proprio = self.loaded, query.observation.proprio
         if query.key is None:
-            normalised, nothing = self.normalised(query.actions, query.observation), torch.empty(0)
-            self._check_actions(normalised)
+            normalised, nothing = loaded.normalised_actions(query.actions, proprio), torch.empty(0)
             left = DeviceOutputs(nothing, self._memory.carry, {}, None, PassMetadata(Mode.SKIPPED))
-            return StepOutputs(normalised, {}, 0, None, left)
-        if details:
-            outputs = EagerEngine(self.loaded).run(query.key, query.inputs, details=True)
+            outputs = StepOutputs(normalised, {}, 0, None, left)
+        elif details:
+            outputs = EagerEngine(loaded).run(query.key, query.inputs, details=True)
         else:
             outputs = self._engine.run(query.key, query.inputs)
-        # What the statistics clip anyway is no reason for doubt.
-        clips = self.loaded.statistics.clip_actions
-        self._check_actions(np.clip(outputs.actions, -1.0, 1.0) if clips else outputs.actions)
-        query.actions = self._robot_actions(outputs.actions, query.observation)
-        self._check_robot_actions(query.actions)
+        believed = outputs.actions
+        if query.key is not None:
+            with np.errstate(over='ignore', invalid='ignore'):
+                query.actions = loaded.robot_actions(outputs.actions, proprio)
+            # What the statistics clip anyway is no reason for doubt.
+            if loaded.statistics.clip_actions:
+                believed = np.clip(believed, -1.0, 1.0)
+        scale = self.config.action.scale
+        check_actions(believed, query.actions, scale, self.max_normalised_action)
         return outputs
 
     def _report(self, query: _Query, outputs: StepOutputs) -> PolicyResult:
@@ -424,20 +385,26 @@ class Policy:
         self._extrapolator.issued(query.actions, observation.stamp_ns, from_model=ran)
         prior = metadata.mode in (Mode.COARSE, Mode.FINE) and bool(memory.carry)
         prior = prior and (params.pruner != 'specprune' or 'global' in metadata.sets)
-        overlay = self._overlay(query, outputs) if ran and self.wants_overlay else None
+        overlay = None
+        if ran and self.wants_overlay:
+            overlay = Overlay.of(query.inputs.images, query.layout.grid, left.sets, left.left)
         # The account belongs to the query; a comparison that was requested does not.
         took = time.perf_counter() - query.start
-        deviation, kept = None, None
+        deviation, kept, dense = None, None, metadata.mode is Mode.DENSE
         if ran:
             self._took, self._actions = took, query.actions
-            if metadata.mode is Mode.DENSE:
-                self._dense_took.append(took)
+            if dense:
+                self._refresher.took.append(took)
             if self.measure_deviation:
-                deviation, kept = self._compare_with_dense(query, left.left)
+                deviation, kept = compare_with_dense(
+                    self.loaded, query.inputs, query.layout, params, observation.proprio,
+                    query.actions, left.left,
+                )  # fmt: skip
+            if query.layout != self._dense_flops[0]:
+                self._dense_flops = query.layout, dense_flops(self.config, query.layout).flops
         stages = outputs.seconds or (0.0,) * 4
-        cache = query.inputs.cache if ran else memory.cache
-        memory.close(observation, left.carry, cache, metadata.mode is Mode.DENSE)
-        refreshes, self._refreshes = self._refreshes, Refreshes()
+        refreshes, self._refresher.account = self._refresher.account, Refreshes()
+        memory.close(observation, left.carry, query.inputs.cache if ran else memory.cache, dense)
         return PolicyResult(
             actions=query.actions,
             normalised=outputs.actions,
@@ -464,32 +431,16 @@ class Policy:
             prior_valid=prior,
             prior_recall=outputs.recall if prior else None,
             flops=metadata.flops,
-            flops_ratio=metadata.flops / self._dense_flops(query.layout) if ran else 0.0,
+            flops_ratio=metadata.flops / self._dense_flops[1] if ran else 0.0,
             times=StageTimes(query.prepared - query.start + stages[0], *stages[1:], took),
             device=str(self._device),
             overlay=overlay,
             action_deviation=deviation,
             kept_recall=kept,
             refreshes=refreshes,
-            notes=(*metadata.notes, *self._notes(query)),
+            notes=(*metadata.notes, *query.notes),
             details=left.details,
         )
-
-    def _extrapolate(self, query: _Query) -> bool:
-        """Actions without the model, where the scheduler allows it (SP-VLA)."""
-        observation, params = query.observation, query.force.params
-        if query.reset is not None:
-            self._extrapolator.reset()
-            return False
-        speed = observation.speed.v_t if observation.speed else None
-        actions, reason = self._extrapolator.predict(
-            observation.stamp_ns, self.step_dt, speed, params, self.config.action.gripper_dim
-        )
-        if actions is None:
-            return False
-        query.actions, query.reason = actions, f'model not run: {reason}'
-        query.prepared = query.start
-        return True
 
     def _mode(
         self, query: _Query, decision: Decision, seen: Tensor, reference: Tensor | None
@@ -541,145 +492,15 @@ class Policy:
             query.history_age = (stamp - min(stamps)) / SECOND_NS
         return past
 
-    def _translation(self, actions: np.ndarray) -> float | None:
-        """Net translation of a chunk of steps in metres, ``None`` where actions are none."""
-        action = self.config.action
-        if action.kind != 'ee_delta' or action.reference != 'previous_step':
-            return None
-        axes = [i for i, name in enumerate(action.dims) if name in ('x', 'y', 'z')]
-        return float(np.linalg.norm((actions * np.asarray(action.scale))[:, axes].sum(0)))
 
-    def _proprio(self, observation: Observation) -> Tensor | None:
-        if not self.config.proprio_dim or observation.proprio is None:
-            return None
-        state = model_state(self.config.flow, observation.proprio)
-        normalised = self.loaded.statistics.normalise_proprio(state)
-        return torch.from_numpy(np.asarray(normalised, np.float32))
-
-    def _prompt(self, instruction: str, proprio: Tensor | None) -> Prompt:
-        """The prompt, with the normalised state in it where the model reads it there."""
-        flow = self.config.flow
-        if flow is not None and flow.state == 'prompt':
-            return self.loaded.tokenizer.encode(instruction, proprio.numpy())
-        return self.loaded.tokenizer.encode(instruction)
-
-    def _layout(self, prompt: Prompt, cameras: int) -> TokenLayout:
-        model = self.loaded.model
-        if isinstance(model, FlowPolicy):
-            return model.layout(prompt, cameras)
-        return model.layout(prompt)
-
-    def _noise(self, given: np.ndarray | None, seed: int) -> Tensor | None:
-        """What the head starts from. Raises ``ObservationError`` for the wrong shape."""
-        drawn = self.loaded.model.noise(seed=seed)
-        if given is None or drawn is None:
-            return drawn
-        noise = torch.from_numpy(np.asarray(given, np.float32)).to(drawn.device)
-        if noise.shape != drawn.shape:
-            raise ObservationError(
-                f'noise has shape {list(noise.shape)}, the head starts from {list(drawn.shape)}'
-            )
-        return noise
-
-    def _guide(self, continuation: Continuation | None) -> Guide | None:
-        if continuation is None or not len(continuation.previous):
-            return None
-        flow = self.config.flow
-        return guide(continuation, self.config.chunk, flow.width, flow.steps, self._device)
-
-    def _robot_actions(self, normalised: np.ndarray, observation: Observation) -> np.ndarray:
-        """The model's actions in the robot's units and meaning."""
-        flow, actions = self.config.flow, self.loaded.statistics.unnormalise_actions(normalised)
-        return robot_actions(flow, actions, self._model_state(observation))
-
-    def normalised(self, actions: np.ndarray, observation: Observation) -> np.ndarray:
-        """Inverse of :meth:`_robot_actions`: relative columns as seen from this observation."""
-        plain = model_actions(self.config.flow, actions, self._model_state(observation))
-        return self.loaded.statistics.normalise_actions(plain)
-
-    def _model_state(self, observation: Observation) -> np.ndarray | None:
-        if observation.proprio is None:
-            return None
-        return model_state(self.config.flow, observation.proprio)
-
-    def _check_actions(self, normalised: np.ndarray) -> None:
-        """Raise :class:`PolicyError` unless the actions are finite and within reason."""
-        if not np.isfinite(normalised).all():
-            raise PolicyError('the model gave actions that are not finite; nothing was sent')
-        largest = float(np.abs(normalised).max())
-        if largest > self.max_normalised_action:
-            raise PolicyError(
-                f'the model gave a normalised action of {largest:.1f}; more than '
-                f'{self.max_normalised_action:g} is not believed (max_normalised_action)'
-            )
-
-    def _check_robot_actions(self, actions: np.ndarray) -> None:
-        """Raise :class:`PolicyError` for actions that un-normalising made infinite or absurd."""
-        with np.errstate(over='ignore', invalid='ignore'):
-            largest = float(np.abs(actions * np.asarray(self.config.action.scale)).max())
-        if not largest <= MAX_ACTION:
-            raise PolicyError(
-                f'the statistics make an action of {largest:g} of what the model gave; at most '
-                f'{MAX_ACTION:g} (m, rad); nothing was sent'
-            )
-
-    def _compare_with_dense(
-        self, query: _Query, left: Tensor | None
-    ) -> tuple[np.ndarray, float | None]:
-        """Largest |pruned - dense| per dimension, and the share of what dense attends to most
-        that was kept, on the same observation.
-        """
-        left = None if left is None else left.clone()  # an engine may use its place again
-        params, layout = query.force.params, query.layout
-        plain = replace(query.inputs, reference_images=None, carry={}, cache=None)
-        key = plain.graph_key(layout, params.replace(pruner='specprune'), Mode.DENSE)
-        outputs = EagerEngine(self.loaded).run(key, plain)
-        dense = self._robot_actions(outputs.actions, query.observation)
-        deviation = action_deviation(torch.from_numpy(query.actions), torch.from_numpy(dense))
-        scores = outputs.device_outputs.carry.get('prior')
-        if scores is None or not params.k_global:
-            return deviation.numpy(), None
-        everything = torch.arange(layout.vision_tokens, device=scores.device)
-        count = min(params.k_global * layout.cameras, len(everything))
-        recall = kept_recall(everything if left is None else left, scores, count)
-        return deviation.numpy(), recall
-
-    def _overlay(self, query: _Query, outputs: StepOutputs) -> Overlay:
-        """What an image of the query needs. Copies: an engine may use their places again."""
-        left = outputs.device_outputs
-        kept = np.ones(query.layout.vision_tokens, bool)
-        if left.left is not None:
-            ids = left.left.cpu().numpy()
-            kept[:] = False
-            kept[ids[ids >= 0]] = True
-        sets = {name: members.cpu().numpy().copy() for name, members in left.sets.items()}
-        images = query.inputs.images
-        if images.dtype != torch.uint8:
-            images = images.clamp(0, 255).round().to(torch.uint8)
-        return Overlay(images.cpu().numpy(), query.layout.grid, sets, kept)
-
-    def _dense_flops(self, layout: TokenLayout) -> int:
-        """Operations of the dense query."""
-        if layout != self._dense[0]:
-            self._dense = layout, dense_flops(self.config, layout).flops
-        return self._dense[1]
-
-    def _notes(self, query: _Query) -> list[str]:
-        """What the user should know of this query, besides what the pruner says."""
-        notes = []
-        if query.inputs is None:
-            return notes
-        if query.inputs.proprio is not None:
-            far = self.loaded.statistics.far_outside(query.observation.proprio)
-            notes += [far] if far else []
-        if unknown := query.inputs.prompt.unknown:
-            notes.append(
-                f'outside the vocabulary of this policy: {", ".join(unknown)}; '
-                'it was not trained on these words'
-            )
-        if self.loaded.preprocessor.note:
-            notes.append(self.loaded.preprocessor.note)
-        return notes
+def _given_noise(given: np.ndarray, drawn: Tensor) -> Tensor:
+    """``given`` in the place of ``drawn``. Raises ``ObservationError`` for another shape."""
+    noise = torch.from_numpy(np.asarray(given, np.float32)).to(drawn.device)
+    if noise.shape != drawn.shape:
+        raise ObservationError(
+            f'noise has shape {list(noise.shape)}, the head starts from {list(drawn.shape)}'
+        )
+    return noise
 
 
 @dataclass(frozen=True)
@@ -725,4 +546,5 @@ class _Query:
     history_steps: int = 0
     history_age: float | None = None
     held: list[Tensor] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     actions: np.ndarray | None = None

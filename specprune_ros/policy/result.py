@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -16,8 +16,35 @@ if TYPE_CHECKING:
     from specprune_ros.policy.forward_step import StepDetails
 
 
+MAX_ACTION = 1000.0  # m or rad of one action; the executor refuses more
+
+
 class PolicyError(RuntimeError):
     """There are no actions that an arm may be given; the message says why."""
+
+
+def check_actions(
+    normalised: np.ndarray, actions: np.ndarray, scale: Sequence[float], limit: float
+) -> None:
+    """Raise :class:`PolicyError` unless the model's ``normalised`` actions are finite and within
+    ``limit``, and the robot's ``actions`` made of them, times ``scale`` (m, rad), are within
+    reason.
+    """
+    if not np.isfinite(normalised).all():
+        raise PolicyError('the model gave actions that are not finite; nothing was sent')
+    largest = float(np.abs(normalised).max())
+    if largest > limit:
+        raise PolicyError(
+            f'the model gave a normalised action of {largest:.1f}; more than {limit:g} is not '
+            'believed (max_normalised_action)'
+        )
+    with np.errstate(over='ignore', invalid='ignore'):
+        largest = float(np.abs(actions * np.asarray(scale)).max())
+    if not largest <= MAX_ACTION:
+        raise PolicyError(
+            f'the statistics make an action of {largest:g} of what the model gave; at most '
+            f'{MAX_ACTION:g} (m, rad); nothing was sent'
+        )
 
 
 @dataclass(frozen=True)

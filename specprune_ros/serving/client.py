@@ -297,8 +297,7 @@ class RemotePolicy:
         """One query. Raises ``ObservationError`` and :class:`ServerError`; after the latter the
         next query connects again, and begins a new episode.
         """
-        count = len(self.config.cameras) if self.config.flow is None else len(observation.images)
-        observation.check(count, self.config.proprio_dim)
+        observation = observation.checked(self.config)
         begin = time.monotonic()
         try:
             return self._query(observation, begin)
@@ -358,7 +357,7 @@ class RemotePolicy:
 
     def _past(self, observation: Observation, params: PruningParams) -> dict[str, CameraImage]:
         """The images to compare with, by the policy's own rule; empty without a past."""
-        steps = history_offset(self._memory.displacement(observation), params, self.motion)
+        steps = history_offset(self._memory.displacement, params, self.motion)
         wanted = observation.stamp_ns - round(steps * self.step_dt * SECOND_NS)
         past = {
             camera: self.history.at(camera, wanted, image.stamp_ns)

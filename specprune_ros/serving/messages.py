@@ -31,7 +31,7 @@ import numpy as np
 from PIL import Image as PilImage
 
 from specprune_ros.models.config import PolicyConfig
-from specprune_ros.policy.constants import MAX_SIDE
+from specprune_ros.policy.input_limits import MAX_SIDE
 from specprune_ros.policy.observation import CameraImage, Observation, ObservationError
 from specprune_ros.policy.result import (
     Overlay,

@@ -14,9 +14,9 @@ from typing import Any, Protocol
 
 from specprune_ros.models.load import LoadedModel
 from specprune_ros.models.preprocess import ImageError
-from specprune_ros.policy.constants import MAX_SIDE
 from specprune_ros.policy.device import check_alive, fault_of, release
 from specprune_ros.policy.forward_step import compares
+from specprune_ros.policy.input_limits import MAX_SIDE
 from specprune_ros.policy.motion_range import motion_range
 from specprune_ros.policy.observation import ObservationError
 from specprune_ros.policy.policy import Policy

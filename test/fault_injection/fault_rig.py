@@ -24,9 +24,9 @@ from specprune_ros.msg import ActionChunk, PruneStats
 from std_msgs.msg import String
 from system import EXECUTOR, POLICY
 
+from specprune_ros.nodes.common.messages import chunk_of
 from specprune_ros.nodes.common.qos import every, latched, newest
 from specprune_ros.nodes.common.remapping import profile_path
-from specprune_ros.nodes.executor_node.node import chunk_of
 from specprune_ros.robot.chunk import Chunk, ChunkError, ChunkRules, check
 from specprune_ros.robot.profile import Profile, load
 

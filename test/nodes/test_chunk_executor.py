@@ -306,7 +306,7 @@ def test_every_thread_of_the_executor_asks_for_real_time_and_it_says_what_it_got
     # In a process of its own: what a thread is given, those it makes later inherit.
     code = (
         'import os, threading\n'
-        'from specprune_ros.nodes.executor_node.realtime import ask_for_priority\n'
+        'from specprune_ros.nodes.common.realtime import ask_for_priority\n'
         'wait = threading.Event()\n'
         'other = threading.Thread(target=wait.wait)\n'
         'other.start()\n'

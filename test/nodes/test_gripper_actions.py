@@ -159,11 +159,11 @@ def test_a_goal_that_is_refused_or_aborted_is_sent_again(bench, adapter):
     hand = Gripper(b, getattr(actions, KINDS[adapter]), '/hand', refuses=1, aborts=1)
     b.moving()
     assert b.run(30.0, until=lambda: len(hand.goals) == 3), b.health()
-    assert b.run(30.0, until=lambda: b.dut._goal.state.value == 'done'), b.dut._goal.trouble
+    assert b.run(30.0, until=lambda: b.dut._gripper.state == 'done'), b.dut._gripper.trouble
     # More failures than it is tried: the profile says that the arm must not go on blindly.
     hand.refuses = 99
     b.row[6] = 0.0
-    assert b.run(30.0, until=lambda: b.dut._goal.state.value == 'failed'), b.health()
+    assert b.run(30.0, until=lambda: b.dut._gripper.state == 'failed'), b.health()
     assert b.run(30.0, until=lambda: 'gripper: goal refused, sent 4 of 4' in b.health())
     assert b.dut._last_stop['last stop'] == 'gripper'
     b.run(0.5, until=lambda: len(hand.goals) > 7)

@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.ros, pytest.mark.timeout(90)]
 
 def test_masks_survive_a_message_and_colours_are_those_of_the_overlay():
     from specprune_ros.nodes.common import patch_mask
-    from specprune_ros.policy.constants import COLOURS, OTHER
+    from specprune_ros.policy.overlay import COLOURS, OTHER
 
     grid = np.zeros((2, 3), bool)
     keep, one, two, three = grid.copy(), grid.copy(), grid.copy(), grid.copy()
@@ -130,7 +130,7 @@ def test_the_node_joins_mask_depth_and_camera_over_dds(tmp_path):
         assert values[:, 2] == pytest.approx(1.5)
         # Patch (8, 8) is just right of and below the centre.
         assert (values[:, :2] >= 0.0).all() and (values[:, :2] < 0.15).all()
-        from specprune_ros.policy.constants import COLOURS
+        from specprune_ros.policy.overlay import COLOURS
 
         packed = int(values[0, 3:].view(np.uint32)[0])
         assert (packed >> 16, packed >> 8 & 255, packed & 255) == COLOURS['dynamic']

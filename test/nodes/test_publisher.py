@@ -10,13 +10,13 @@ pytestmark = pytest.mark.ros
 
 
 class Line:
-    """A publisher and what it published; ``stop`` makes every event before it void."""
+    """A publisher and what it published."""
 
     def __init__(self, publish=None):
         from specprune_ros.nodes.policy_node.publisher import Publisher
 
-        self.done, self.generation = [], 0
-        self.thread = Publisher(publish or self.publish, lambda of: of != self.generation)
+        self.done = []
+        self.thread = Publisher(publish or self.publish)
         self.thread.start()
 
     def publish(self, event):
@@ -25,7 +25,7 @@ class Line:
     def put(self, number):
         from specprune_ros.nodes.policy_node.publisher import QueryEvent
 
-        return self.thread.put(QueryEvent(self.generation, number), look=0.01)
+        return self.thread.put(QueryEvent(self.thread.generation, number), period=0.01)
 
 
 @pytest.fixture
@@ -38,7 +38,6 @@ def line_with():
 
     yield make
     for line in made:
-        line.generation += 1
         line.thread.close()
         assert not line.thread.is_alive()
 
@@ -61,7 +60,7 @@ def test_few_can_wait_and_a_stop_makes_them_void(line_with):
         time.sleep(0.02)
     assert line.thread.behind
     assert not line.thread.settle(0.05)
-    threading.Timer(0.1, lambda: setattr(line, 'generation', 1)).start()
+    threading.Timer(0.1, lambda: setattr(line.thread, 'generation', 1)).start()
     assert not line.put(99)  # waited for room until the stop
     gate.set()
     assert line.thread.settle(5.0)
@@ -74,7 +73,6 @@ def test_closing_ends_after_the_event_under_way(line_with):
     line.put(1)
     line.put(2)
     assert begun.wait(5.0)
-    line.generation += 1
     line.thread.close()
     assert done == [1]
     assert line.thread.settle(1.0)
@@ -86,6 +84,8 @@ class Bench:
     """
 
     def __init__(self, fails):
+        from rclpy.clock import Clock
+
         from specprune_ros.nodes.policy_node.inference import InferenceThread
         from specprune_ros.nodes.policy_node.observation_buffer import Limits, ObservationBuffer
         from specprune_ros.nodes.policy_node.query_schedule import QuerySchedule
@@ -100,7 +100,7 @@ class Bench:
         self.thread = InferenceThread(
             lambda: build_policy(preset='tiny', device='cpu', threads=1),
             self.observation_buffer,
-            time.time_ns,
+            Clock(),
             self.publish,
             self.refused.append,
             QuerySchedule(0.0, 0.0),

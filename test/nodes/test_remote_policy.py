@@ -60,7 +60,7 @@ def test_chunks_come_from_a_server_and_stop_with_it(rig_with, server, monkeypatc
         instruction='put the red cube on the blue plate',
     )
     assert rig.feed(60.0, until=lambda: len(rig.stats) >= 3), rig.process.text()
-    assert 'asking ws://' in rig.process.text()
+    assert 'connecting to ws://' in rig.process.text()
     first, stats, chunk = rig.stats[0], rig.stats[-1], rig.chunks[-1]
     assert first.mode == first.MODE_DENSE and 'first query' in first.reason
     assert stats.mode == stats.MODE_FINE and stats.prior_valid

@@ -84,9 +84,9 @@ class Ear:
         self.words.publish(String(data=text))
 
     def verdict(self):
-        from specprune_ros.nodes.common.task_results import from_message
+        from specprune_ros.nodes.common.messages import task_result_of
 
-        return from_message(self.received['verdict'][-1])
+        return task_result_of(self.received['verdict'][-1])
 
     def drive(self, seconds, **linear):
         from geometry_msgs.msg import TwistStamped

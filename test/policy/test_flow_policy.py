@@ -340,10 +340,11 @@ def test_a_chunk_goes_on_where_the_one_before_is(policy):
 
 
 def test_a_continuation_of_relative_actions_is_seen_from_the_new_state(policy):
-    policy.config = replace(policy.config, flow=replace(policy.config.flow, relative=(0, 1)))
+    config = replace(policy.config, flow=replace(policy.config.flow, relative=(0, 1)))
+    policy.loaded = replace(policy.loaded, config=config)
     old, new = look(0), look(1, state=np.full(8, 0.3))
     first = policy.act(old)
-    again = policy.normalised(first.actions, new)
+    again = policy.loaded.normalised_actions(first.actions, new.proprio)
     scale = policy.loaded.statistics
     span = (scale.action_high - scale.action_low) / 2
     assert (first.normalised - again)[:, :2] == pytest.approx(

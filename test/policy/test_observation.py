@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from specprune_ros.models.presets import preset
 from specprune_ros.policy.observation import CameraImage, Observation, ObservationError
 
 
@@ -12,7 +13,7 @@ def look(pixels=None, instruction='lift the red cube', proprio=None, cameras=('a
 
 
 def test_a_sound_observation_passes():
-    look(proprio=np.zeros(8)).check(cameras=2, proprio_dim=8)
+    look(proprio=np.zeros(8)).checked(preset('tiny'))
 
 
 @pytest.mark.parametrize(
@@ -32,4 +33,4 @@ def test_a_sound_observation_passes():
 )
 def test_what_is_wrong_is_named(observation, message):
     with pytest.raises(ObservationError, match=message):
-        observation.check(cameras=2, proprio_dim=8)
+        observation.checked(preset('tiny'))

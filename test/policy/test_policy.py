@@ -7,7 +7,7 @@ import torch
 from specprune_ros.policy.build import build_policy, resolve
 from specprune_ros.policy.forward_step import forward_step
 from specprune_ros.policy.observation import CameraImage, Observation, ObservationError
-from specprune_ros.policy.policy import PolicyError
+from specprune_ros.policy.result import PolicyError
 from specprune_ros.pruning.controller import SpeedSample
 from specprune_ros.pruning.interface import Mode
 from specprune_ros.pruning.params import ParamError, PruningParams

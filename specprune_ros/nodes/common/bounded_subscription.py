@@ -11,7 +11,7 @@ from typing import Any
 
 from rclpy.serialization import deserialize_message
 
-from specprune_ros.policy.constants import MAX_SIDE
+from specprune_ros.policy.input_limits import MAX_SIDE
 from specprune_ros.robot.description import MAX_URDF
 
 KIB = 1024

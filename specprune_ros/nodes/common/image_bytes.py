@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 import zlib
 
-from specprune_ros.policy.constants import MAX_SIDE, MIN_SIDE
+from specprune_ros.policy.input_limits import MAX_SIDE, MIN_SIDE
 
 MAX_SCANS = 64  # of a JPEG; encoders write about 10
 MAX_SCAN_PIXELS = 4 * MAX_SIDE * MAX_SIDE  # scans x pixels; decoding them takes about 0.4 s

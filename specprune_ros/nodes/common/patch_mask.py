@@ -12,8 +12,7 @@ import numpy as np
 from sensor_msgs.msg import Image
 
 from specprune_ros.nodes.common.images import ImageError
-from specprune_ros.policy.constants import COLOURS, OTHER
-from specprune_ros.policy.overlay import Overlay
+from specprune_ros.policy.overlay import COLOURS, OTHER, Overlay
 
 KEPT = 128
 BITS = {'global': 1, 'dynamic': 2, 'local': 4}

@@ -1,12 +1,14 @@
-"""Where gripper commands go: a topic or an action, each sent on change only.
+"""The gripper of the executor, and where its commands go: a topic or an action.
 
-The outcome of a goal goes to a :class:`specprune_ros.robot.gripper.GripperGoal`, which sends it
-again where it must.
+Each is sent on change only. The outcome of a goal goes to a
+:class:`specprune_ros.robot.gripper.GripperGoal`, which sends it again where it must.
 """
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from action_msgs.msg import GoalStatus
@@ -17,8 +19,10 @@ from std_msgs.msg import Float64
 from specprune_ros.nodes.common.qos import every
 from specprune_ros.nodes.executor_node.arm_ports import load
 from specprune_ros.robot import profile as profiles
-from specprune_ros.robot.gripper import GripperGoal
+from specprune_ros.robot.gripper import GoalState, GripperGoal, GripperHysteresis
 from specprune_ros.robot.profile import GripperConfig
+
+SERVER_CHECK = 0.2  # s between checks whether the gripper's server is there
 
 
 class GripperPort(Protocol):
@@ -186,3 +190,76 @@ def make_gripper(
         profiles.FLEXIV_GRIPPER: FlexivGripperPort,
     }[settings.adapter]
     return kind(node, settings)
+
+
+class Gripper:
+    """From a motion's gripper values to commands at its port: hysteresis, one goal at a time, and
+    what went wrong with it. Without a gripper in the profile nothing happens.
+    """
+
+    def __init__(
+        self,
+        node: LifecycleNode,
+        settings: GripperConfig,
+        complain: Callable[[str, str], object],
+        dry_topic: str = '',
+    ) -> None:
+        self._settings, self._complain = settings, complain
+        self._port = make_gripper(node, settings, dry_topic)
+        self._goal = GripperGoal(
+            settings.retries, settings.retry_s, settings.stall_is_success, settings.close_below
+        )
+        self._hysteresis = GripperHysteresis(
+            settings.close_below,
+            settings.open_above,
+            settings.continuous,
+            dwell_s=settings.dwell_s,
+        )
+        self._checked, self._ready = -math.inf, False
+
+    @property
+    def trouble(self) -> str:
+        """What went wrong with the last goal; empty where nothing did."""
+        return self._goal.trouble
+
+    @property
+    def state(self) -> str:
+        """What becomes of the last goal."""
+        return self._goal.state.value
+
+    def again(self) -> None:
+        """Enabled anew: the next value counts whatever came before, a failed goal is repeated."""
+        self._hysteresis.reset()
+        self._goal.again()
+
+    def reset(self) -> None:
+        """The next value counts whatever came before."""
+        self._hysteresis.reset()
+
+    def update(self, value: float | None, now_ns: int, stopped: bool) -> bool:
+        """Take the value of a control period (``None``: none) and send what is due, unless the arm
+        is ``stopped`` for good; returns whether a command was sent.
+        """
+        goal = self._goal
+        if self._port is None:
+            return False
+        if value is not None and (command := self._hysteresis.update(value, now_ns)) is not None:
+            goal.want(command)
+        now = time.monotonic()
+        if now - self._checked > SERVER_CHECK or goal.state is GoalState.WAITING:
+            self._checked, self._ready = now, self._port.ready()
+        if stopped:
+            return False
+        opening = goal.due(time.monotonic_ns(), self._ready)
+        if opening is not None:
+            self._port.send(opening, goal)
+        elif goal.state is GoalState.WAITING and not self._ready:
+            self._complain('gripper', f'{self._settings.name}: no action server yet')
+        if goal.trouble:
+            self._complain('gripper', goal.trouble)
+        return opening is not None
+
+    def close(self) -> None:
+        """Give the publisher or clients back."""
+        if self._port is not None:
+            self._port.close()

@@ -7,7 +7,6 @@ stalled /clock can keep the arm moving.
 
 from __future__ import annotations
 
-import math
 import sys
 import time
 from collections import Counter, deque
@@ -29,25 +28,25 @@ from specprune_ros.bounded_files import read_text
 from specprune_ros.msg import ActionChunk
 from specprune_ros.nodes.common.bounded_subscription import subscribe
 from specprune_ros.nodes.common.lifecycle import AutoLifecycleNode, run
-from specprune_ros.nodes.common.parameters import NodeParameters, ParameterSpec
+from specprune_ros.nodes.common.messages import chunk_of
+from specprune_ros.nodes.common.parameters import NodeParameters
 from specprune_ros.nodes.common.qos import every, newest
 from specprune_ros.nodes.common.rates import Percentiles, RateMeter
+from specprune_ros.nodes.common.realtime import ask_for_priority, freeze_gc
 from specprune_ros.nodes.common.remapping import find_profile, profile_arguments
 from specprune_ros.nodes.common.throttle import SAME, Throttle
 from specprune_ros.nodes.executor_node.arm_ports import SECOND_NS, ArmPort, make_port, pose_message
 from specprune_ros.nodes.executor_node.arm_state import ArmState
 from specprune_ros.nodes.executor_node.dry_run import TOPIC as DRY_RUN
 from specprune_ros.nodes.executor_node.dry_run import DryRunView
-from specprune_ros.nodes.executor_node.gripper_ports import GripperPort, make_gripper
-from specprune_ros.nodes.executor_node.realtime import ask_for_priority, freeze_gc
+from specprune_ros.nodes.executor_node.gripper_ports import Gripper
+from specprune_ros.nodes.executor_node.parameters import SETTINGS
 from specprune_ros.nodes.executor_node.supervisor import SUFFIX, Setup, Supervisor, enclave
 from specprune_ros.robot import chunk as chunks
 from specprune_ros.robot import profile as profiles
-from specprune_ros.robot import timeline
 from specprune_ros.robot.chunk import Chunk, ChunkError, LateChunkError
 from specprune_ros.robot.description import MAX_URDF
 from specprune_ros.robot.description_trial import try_out
-from specprune_ros.robot.gripper import GoalState, GripperGoal, GripperHysteresis
 from specprune_ros.robot.motion import ArmMotion, Tick, needed
 from specprune_ros.robot.watchdog import (
     DISABLED,
@@ -61,50 +60,9 @@ from specprune_ros.robot.watchdog import (
 
 DIAGNOSTICS_PERIOD = 1.0  # s
 EXECUTED_EVERY = 0.02  # s of motion between two messages on ~/executed
-GRIPPER_LOOK = 0.2  # s between looks whether the gripper's server is there
 SLOW = (3, 10.0)  # stops for a dry queue within s after which the policy is called too slow
 HELD_UP = 0.75  # of the supervisor's limit: after a period so long it has the arm
 FLUSH = 0.2  # s, how long a last stop may take to reach the driver
-
-SETTINGS = (
-    ParameterSpec('profile', 'sim_arm', 'Robot profile: a YAML file, or a name in config/robots.'),
-    ParameterSpec('robot_sn', '', "The robot's serial number, for profiles that hold {robot_sn}."),
-    ParameterSpec(
-        'dry_run',
-        False,
-        'Send nothing to the arm: follow a virtual pose from the measured one, and publish on '
-        '~/dry_run/... what would be sent and where the arm would be.',
-    ),
-    ParameterSpec(
-        'joining',
-        '',
-        "How a chunk joins the motion under way; empty takes the profile's rule.",
-        choices=('', *timeline.JOINING_RULES),
-    ),
-    ParameterSpec(
-        'policy',
-        'specprune_node',
-        'Node whose errors on /diagnostics stop the arm, in the own namespace unless it begins '
-        'with /; empty listens to none.',
-    ),
-    ParameterSpec(
-        'realtime_priority',
-        20,
-        'Real-time priority (SCHED_FIFO) of this process where the system grants it, so that a '
-        'busy machine delays no stop; 0 requests none.',
-        low=0,
-        high=90,
-    ),
-    ParameterSpec(
-        'supervisor_limit',
-        0.2,
-        'Without a sign of life from this process for so long while the arm moves, its supervisor '
-        'stops the arm; it does so at once when this process ends. 0 starts no supervisor.',
-        unit='s',
-        low=0.0,
-        high=2.0,
-    ),
-)
 
 
 class ChunkExecutor(AutoLifecycleNode):
@@ -115,8 +73,7 @@ class ChunkExecutor(AutoLifecycleNode):
         self._settings = NodeParameters(self, SETTINGS)
         self._profile: profiles.Profile | None = None
         self._port: ArmPort | None = None
-        self._gripper: GripperPort | None = None
-        self._goal: GripperGoal | None = None
+        self._gripper: Gripper | None = None
         self._motion: ArmMotion | None = None
         self._state: ArmState | None = None
         self._supervisor: Supervisor | None = None
@@ -164,25 +121,19 @@ class ChunkExecutor(AutoLifecycleNode):
         self._motion = ArmMotion(
             profile, values['joining'], self._throttle.warning, virtual=self._dry
         )
-        settings = profile.gripper
-        self._hysteresis = GripperHysteresis(
-            settings.close_below,
-            settings.open_above,
-            settings.continuous,
-            dwell_s=settings.dwell_s,
-        )
-        self._goal = GripperGoal(
-            settings.retries, settings.retry_s, settings.stall_is_success, settings.close_below
-        )
         self._port = make_port(
             self,
             profile,
             self._motion.joint_limits,
             f'{DRY_RUN}/command' if self._dry else command.topic,
         )
-        self._gripper = make_gripper(self, settings, f'{DRY_RUN}/gripper' if self._dry else '')
+        self._gripper = Gripper(
+            self,
+            profile.gripper,
+            self._throttle.warning,
+            f'{DRY_RUN}/gripper' if self._dry else '',
+        )
         self._dry_view = DryRunView(self, self._motion) if self._dry else None
-        self._gripper_checked, self._gripper_ready = -math.inf, False
         seen = profile.observation
         self._urdf, self._description_sha256 = '', seen.robot_description_sha256
         if seen.robot_description_file:
@@ -294,7 +245,7 @@ class ChunkExecutor(AutoLifecycleNode):
     def _on_chunk(self, message: ActionChunk) -> None:
         now = self._now_ns()
         self._counts['chunks'] += 1
-        self._chunk_rate.tick(time.monotonic())
+        self._chunk_rate.append(time.monotonic())
         if not self._motion.watchdog.enabled or self._verdict.latched:
             self._counts['ignored while stopped'] += 1
             return
@@ -309,7 +260,7 @@ class ChunkExecutor(AutoLifecycleNode):
             self._refuse_chunk(str(error))
             return
         self._lasts = chunk.horizon * chunk.step_dt
-        self._delays.add(joined.skipped)
+        self._delays.append(joined.skipped)
         self._tell_executed(self._moved_at or now, f'chunk {chunk.stamp_ns}')
         if joined.new_start:
             self._counts['new episodes'] += 1
@@ -349,8 +300,7 @@ class ChunkExecutor(AutoLifecycleNode):
             return response
         self._motion.enable(request.data, self._now_ns())
         if request.data:
-            self._hysteresis.reset()
-            self._goal.again()
+            self._gripper.again()
         response.success = True
         response.message = 'enabled: moves with the next chunk' if request.data else 'disabled'
         self.get_logger().info(response.message)
@@ -381,7 +331,7 @@ class ChunkExecutor(AutoLifecycleNode):
             response.success, response.message = False, 'not configured'
             return response
         self._motion.reset(self._now_ns())
-        self._hysteresis.reset()
+        self._gripper.reset()
         response.success, response.message = True, 'chunks dropped; what latched stays stopped'
         return response
 
@@ -392,7 +342,7 @@ class ChunkExecutor(AutoLifecycleNode):
         late = 0.0
         if self._last_tick is not None:
             late = (real - self._last_tick) * 1e-9
-            self._periods.add(late)
+            self._periods.append(late)
         self._last_tick = real
         now = self._now_ns()
         taken = self._taken_over(late)
@@ -409,11 +359,16 @@ class ChunkExecutor(AutoLifecycleNode):
         # A policy that goes on from its last chunk counts in what was executed.
         if abs(self._motion.timeline.axis - self._reported) >= EXECUTED_EVERY:
             self._tell_executed(now)
-        self._grip(tick, now)
+        verdict = tick.verdict
+        stopped = verdict.latched or verdict.reason in (DISABLED, DRIVER, HELD)
+        if self._gripper.update(tick.gripper, now, stopped):
+            self._counts['gripper commands'] += 1
+        if not stopped and self._profile.gripper.on_failure == profiles.STOP:
+            self._motion.watchdog.gripper(self._gripper.trouble)
         if self._dry_view is not None:
             self._dry_view.show(now, self._stamp(now))
-        self._show(tick.verdict)
-        self._verdict = tick.verdict
+        self._show(verdict)
+        self._verdict = verdict
 
     def _taken_over(self, late: float) -> bool:
         """Whether the supervisor has the arm, after ``late`` s without a sign of life."""
@@ -448,34 +403,8 @@ class ChunkExecutor(AutoLifecycleNode):
         sent = time.monotonic_ns()
         if self._sent_at is not None:
             period = 1.0 / self._profile.command.rate
-            self._jitter.add(abs((sent - self._sent_at) * 1e-9 - period))
+            self._jitter.append(abs((sent - self._sent_at) * 1e-9 - period))
         self._sent_at = sent
-
-    def _grip(self, tick: Tick, now: int) -> None:
-        if self._gripper is None:
-            return
-        goal, verdict = self._goal, tick.verdict
-        if tick.gripper is not None:
-            command = self._hysteresis.update(tick.gripper, now)
-            if command is not None:
-                goal.want(command)
-        real = time.monotonic()
-        if real - self._gripper_checked > GRIPPER_LOOK or goal.state is GoalState.WAITING:
-            self._gripper_checked, self._gripper_ready = real, self._gripper.ready()
-        if verdict.latched or verdict.reason in (DISABLED, DRIVER, HELD):
-            return
-        opening = goal.due(time.monotonic_ns(), self._gripper_ready)
-        if opening is not None:
-            self._gripper.send(opening, goal)
-            self._counts['gripper commands'] += 1
-        elif goal.state is GoalState.WAITING and not self._gripper_ready:
-            self._throttle.warning(
-                'gripper', f'{self._profile.gripper.name}: no action server yet'
-            )
-        if goal.trouble:
-            self._throttle.warning('gripper', goal.trouble)
-        if self._profile.gripper.on_failure == profiles.STOP:
-            self._motion.watchdog.gripper(goal.trouble)
 
     def _begin_stop(self, verdict: WatchdogDecision) -> None:
         """Count a stop and say why, each reason not more often than every few seconds."""
@@ -533,7 +462,7 @@ class ChunkExecutor(AutoLifecycleNode):
         )
         status.level, status.message = self._health(verdict)
         crowd = self._competing_publishers()
-        trouble = self._goal.trouble if self._goal is not None else ''
+        trouble = self._gripper.trouble if self._gripper is not None else ''
         if trouble:
             status.level = max(status.level, DiagnosticStatus.WARN)
             status.message = f'{status.message}; gripper: {trouble}'
@@ -557,7 +486,7 @@ class ChunkExecutor(AutoLifecycleNode):
                 'steps executed since observation p50': f'{self._delays.at(50)[0]:.2f}',
                 'motion queued (s)': f'{self._motion.timeline.queued:.2f}',
                 'joining': self._motion.timeline.rule,
-                'gripper': self._goal.trouble or self._goal.state.value,
+                'gripper': trouble or self._gripper.state,
                 'policy too slow': self._too_slow or 'no',
                 **self._last_stop,
                 **(self._dry_view.values() if self._dry_view is not None else {}),
@@ -619,28 +548,6 @@ class ChunkExecutor(AutoLifecycleNode):
 
     def _stamp(self, nanoseconds: int) -> Any:
         return Time(nanoseconds=max(nanoseconds, 0)).to_msg()
-
-
-def chunk_of(message: ActionChunk) -> Chunk:
-    """The fields of a message that motion depends on."""
-    stamp, step = message.header.stamp, message.step_dt
-    return Chunk(
-        stamp_ns=stamp.sec * SECOND_NS + stamp.nanosec,
-        frame=message.header.frame_id,
-        sequence=message.sequence,
-        episode=message.episode,
-        step_dt=step.sec + step.nanosec / SECOND_NS,
-        horizon=message.horizon,
-        dims=tuple(message.dims),
-        kind=message.kind,
-        rotation=message.rotation,
-        reference=message.reference,
-        data=message.data,
-        gripper_dim=message.gripper_dim,
-        gripper_sense=message.gripper_sense,
-        first_valid_step=message.first_valid_step,
-        instruction=message.instruction,
-    )
 
 
 def main() -> int:

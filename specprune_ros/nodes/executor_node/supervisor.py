@@ -378,7 +378,7 @@ def main(arguments: list[str]) -> int:
     from rclpy.node import Node
     from rclpy.signals import SignalHandlerOptions
 
-    from specprune_ros.nodes.executor_node.realtime import ask_for_priority, freeze_gc
+    from specprune_ros.nodes.common.realtime import ask_for_priority, freeze_gc
 
     enclave = ['--enclave', setup.enclave] if setup.enclave else []
     rclpy.init(

@@ -34,7 +34,7 @@ def rules_of(values: Mapping[str, Any]) -> ChunkingRules | None:
 
 def possible(policy: Policy | RemotePolicy) -> bool:
     """Whether this policy can go on from a chunk: a flow policy of this process."""
-    return policy.config.flow is not None and hasattr(policy, 'normalised')
+    return policy.config.flow is not None and hasattr(policy, 'loaded')
 
 
 def check(values: Mapping[str, Any], policy: Policy | RemotePolicy) -> None:
@@ -74,7 +74,8 @@ class ChunkContinuation:
             return None
         seen = None
         if policy.config.flow.relative:
-            seen = lambda actions: policy.normalised(actions, observation)  # noqa: E731
+            loaded, proprio = policy.loaded, observation.proprio
+            seen = lambda actions: loaded.normalised_actions(actions, proprio)  # noqa: E731
         return self.follower.go_on(
             observation.stamp_ns, policy.episode, observation.instruction, rules, seen
         )

@@ -16,6 +16,8 @@ from specprune_ros.policy.observation import ObservationError
 from specprune_ros.policy.result import PolicyError, PolicyResult
 
 if TYPE_CHECKING:
+    from rclpy.clock import Clock
+
     from specprune_ros.nodes.policy_node.chunk_continuation import ChunkContinuation
     from specprune_ros.policy.policy import Policy
     from specprune_ros.serving.client import RemotePolicy
@@ -32,29 +34,27 @@ class InferenceThread(threading.Thread):
     """Loads the policy, then turns observations into results while active.
 
     Everything that queries the model happens here; the engine captures in a thread of its own.
-    ``build`` makes the policy; ``now_ns`` is the node's clock. ``publish`` takes what each query
+    ``build`` makes the policy; ``clock`` is the node's. ``publish`` takes what each query
     came to, in order, in a thread of its own while the next query runs; ``follow`` takes each
     result with the time (ns) at which inference ended, before the next query. ``lose`` takes the
-    message about a device that was lost, after which the thread ends. ``chunking`` gives what lets
-    a query go on from the chunk before, if anything. :attr:`schedule` says how the user wants
-    queries.
+    message about a device that was lost, after which the thread ends. :attr:`schedule` says how
+    the user wants queries, :attr:`chunking` lets a query go on from the chunk before, if set.
     """
 
     def __init__(
         self,
         build: Callable[[], Policy | RemotePolicy],
         observation_buffer: ObservationBuffer,
-        now_ns: Callable[[], int],
+        clock: Clock,
         publish: Callable[[QueryEvent], None],
         lose: Callable[[str], None],
         schedule: QuerySchedule,
         follow: Callable[[PolicyResult, int], None] | None = None,
-        chunking: Callable[[], ChunkContinuation | None] = lambda: None,
     ) -> None:
         super().__init__(name='inference', daemon=True)
         self._build = build
         self._observation_buffer = observation_buffer
-        self._now_ns = now_ns
+        self._clock = clock
         self._lose = lose
         self._follow = follow
         self.schedule = schedule
@@ -63,14 +63,13 @@ class InferenceThread(threading.Thread):
         self._busy = False
         self._slack_used = True  # nothing to refresh before the first query
         self._instruction = ''  # of the last query
-        self._chunking = chunking
-        self._publisher = Publisher(publish, self._stopped)
+        self.chunking: ChunkContinuation | None = None
+        self._publisher = Publisher(publish)
         self._built = threading.Event()
         self._active = threading.Event()
         self._idle = threading.Event()
         self._ending = threading.Event()
         self._error: Exception | None = None
-        self._generation = 0
         self.policy: Policy | RemotePolicy | None = None
 
     def load(
@@ -108,7 +107,7 @@ class InferenceThread(threading.Thread):
     def deactivate(self, timeout: float = 5.0) -> bool:
         """Stop querying and publishing; returns whether what was under way ended in time."""
         self._active.clear()
-        self._generation += 1
+        self._publisher.generation += 1
         end = time.monotonic() + timeout
         while self.is_alive() and not self._idle.wait(min(timeout, PATIENCE)):
             if time.monotonic() > end:
@@ -162,9 +161,9 @@ class InferenceThread(threading.Thread):
                     return
                 continue
             if not self._observation_buffer.wait(PATIENCE, schedule.newer_for):
-                reason = self._observation_buffer.unready(self._now_ns())
+                reason = self._observation_buffer.unready(self._clock.now().nanoseconds)
                 if reason and self._active.is_set():
-                    self._say(reason, self._generation)
+                    self._say(reason, self._publisher.generation)
                 continue
             self._begun, self._busy, self._slack_used = time.monotonic(), True, False
             try:
@@ -188,10 +187,14 @@ class InferenceThread(threading.Thread):
         if self._slack_used or early > first:
             self._ending.wait(min(early - (0.0 if self._slack_used else first), PATIENCE))
             return True
-        self._slack_used, generation, begin = True, self._generation, self._now_ns()
+        self._slack_used, generation, begin = (
+            True,
+            self._publisher.generation,
+            self._clock.now().nanoseconds,
+        )
 
         def due() -> bool:
-            return self._stopped(generation) or self._early(schedule) <= 0
+            return generation != self._publisher.generation or self._early(schedule) <= 0
 
         try:
             if needs and early > last:
@@ -211,25 +214,25 @@ class InferenceThread(threading.Thread):
         early = self._begun + schedule.period - time.monotonic()
         # A new instruction does not wait for the old one's motion.
         if schedule.by_chunk and self._observation_buffer.instruction == self._instruction:
-            early = max(early, self._chunks.early(self._now_ns() / SECOND_NS))
+            early = max(early, self._chunks.early(self._clock.now().nanoseconds / SECOND_NS))
         return early
 
     def _query(self) -> bool:
         """One query; returns whether another can be made."""
         assert self.policy is not None
-        begin, generation = self._now_ns(), self._generation
+        begin, generation = self._clock.now().nanoseconds, self._publisher.generation
         try:
             observation = self._observation_buffer.take(begin)
-            chunking = self._chunking()
+            chunking = self.chunking
             before = None if chunking is None else chunking.go_on(observation)
             # Only a flow policy knows the word.
             more = {} if before is None else {'continuation': before}
             result = self.policy.act(observation, **more)
-            if self._stopped(generation):
+            if generation != self._publisher.generation:
                 return True
             if chunking is not None:
                 chunking.issued(observation, result)
-            end = self._now_ns()
+            end = self._clock.now().nanoseconds
             if self._follow is not None:
                 self._follow(result, end)
         except (NotReady, ObservationError, PolicyError) as error:
@@ -274,7 +277,3 @@ class InferenceThread(threading.Thread):
 
     def _say(self, reason: str, generation: int) -> None:
         self._publisher.put(QueryEvent(generation, reason))
-
-    def _stopped(self, generation: int) -> bool:
-        """Whether a stop came since: a query of before one is not answered after it."""
-        return generation != self._generation or self._ending.is_set()

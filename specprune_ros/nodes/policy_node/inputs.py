@@ -118,7 +118,7 @@ class Inputs:
         compressed = values['image_transport'] == 'compressed'
         quality = newest(reliable=values['image_reliability'] == 'reliable')
         if compressed:
-            self._decoder = ImageDecoder(self._node, compressed_to_rgb, self._store_image)
+            self._decoder = ImageDecoder(self._node, compressed_to_rgb, self._on_image)
         for camera in self._observation_buffer.cameras:
             self._listen(
                 CompressedImage if compressed else Image,
@@ -169,26 +169,30 @@ class Inputs:
         self.handlers[topic] = callback
         self._subscriptions.append(subscribe(self._node, kind, topic, callback, quality, refused))
 
-    def _on_image(self, camera: str, message: Image | CompressedImage) -> None:
-        self.rates[camera].tick(time.monotonic())
-        if self._decoder is not None:
-            self._decoder.put(camera, message)
-            return
-        try:
-            pixels = to_rgb(message)
-        except ImageError as error:
-            self._store_image(camera, message, error)
-        else:
-            self._store_image(camera, message, pixels)
-
-    def _store_image(
-        self, camera: str, message: Image | CompressedImage, found: np.ndarray | ImageError
+    def _on_image(
+        self,
+        camera: str,
+        message: Image | CompressedImage,
+        found: np.ndarray | ImageError | None = None,
     ) -> None:
+        """Store an image; ``found`` is what the decoder's thread made of a compressed one."""
+        if found is None:
+            self.rates[camera].append(time.monotonic())
+            if self._decoder is not None:
+                self._decoder.put(camera, message)
+                return
+            try:
+                found = to_rgb(message)
+            except ImageError as error:
+                found = error
         if isinstance(found, ImageError):
             self._refuse_image(camera, str(found))
             return
         image = CameraImage(found, stamp_ns(message))
-        self._watch_frozen(camera, found)
+        # A camera's noise changes some pixel of every true image.
+        some, before = found[::FROZEN_STRIDE, ::FROZEN_STRIDE], self._same.get(camera)
+        if before is None or not np.array_equal(before[0], some):
+            self._same[camera] = (some.copy(), time.monotonic())
         kept = self._observation_buffer.put_image(camera, image)
         ahead = image.stamp_ns - self._node.get_clock().now().nanoseconds
         # A stamp from the future would push the true past out.
@@ -202,13 +206,6 @@ class Inputs:
     def _refuse_instruction(self, reason: str) -> None:
         self._observation_buffer.refuse_instruction(reason)
         self._complain('instruction', reason)
-
-    def _watch_frozen(self, camera: str, pixels: np.ndarray) -> None:
-        """A camera's noise changes some pixel of every true image."""
-        some = pixels[::FROZEN_STRIDE, ::FROZEN_STRIDE]
-        before = self._same.get(camera)
-        if before is None or not np.array_equal(before[0], some):
-            self._same[camera] = (some.copy(), time.monotonic())
 
     def frozen(self) -> str:
         """Which cameras have sent the same image for longer than is usual, in words."""

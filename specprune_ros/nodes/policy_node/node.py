@@ -31,21 +31,24 @@ from specprune_ros.nodes.common.lifecycle import AutoLifecycleNode, find_trim, r
 from specprune_ros.nodes.common.parameters import NodeParameters
 from specprune_ros.nodes.common.qos import every, newest
 from specprune_ros.nodes.common.rates import Percentiles, RateMeter
+from specprune_ros.nodes.common.realtime import release_heap
 from specprune_ros.nodes.common.remapping import refuse_random_weights
 from specprune_ros.nodes.common.throttle import Throttle
 from specprune_ros.nodes.common.time import SECOND_NS, time_message
-from specprune_ros.nodes.executor_node.realtime import freeze_gc, release_heap
 from specprune_ros.nodes.policy_node import chunk_continuation
 from specprune_ros.nodes.policy_node.chunk_continuation import ChunkContinuation
 from specprune_ros.nodes.policy_node.inference import InferenceThread
 from specprune_ros.nodes.policy_node.inputs import Inputs, sample
+from specprune_ros.nodes.policy_node.load import load
 from specprune_ros.nodes.policy_node.messages import chunk_message, stats_message
 from specprune_ros.nodes.policy_node.observation_buffer import Limits, ObservationBuffer
 from specprune_ros.nodes.policy_node.parameters import (
     NODE_PARAMETERS,
+    PREFIX,
+    build_params,
     check_names,
-    check_proprio,
     pruning_parameters,
+    pruning_values,
 )
 from specprune_ros.nodes.policy_node.publisher import QueryEvent
 from specprune_ros.nodes.policy_node.query_schedule import QuerySchedule
@@ -53,17 +56,15 @@ from specprune_ros.policy.overlay import draw
 from specprune_ros.policy.result import Overlay, PolicyResult
 from specprune_ros.pruning.params import PruningParams
 from specprune_ros.robot.speed import ActionSpeed
-from specprune_ros.serving.client import RemotePolicy
-from specprune_ros.serving.protocol import KEY_VARIABLE
 
 if TYPE_CHECKING:
     from specprune_ros.policy.policy import Policy
+    from specprune_ros.serving.client import RemotePolicy
 
 DIAGNOSTICS_PERIOD = 1.0  # s
 TRIM_PERIOD = 20.0  # s
 SWITCH_INTERVAL = 5e-4  # s that a thread may keep Python while another wants it (usually 5e-3)
 HANGS = 10.0  # s that a query may take before its device is suspected to hang
-PREFIX = 'pruning.'
 NUMBERS = re.compile(r'[\d.]+')
 
 
@@ -98,7 +99,7 @@ class SpecPruneNode(AutoLifecycleNode):
             self, (*NODE_PARAMETERS, *pruning_parameters()), self._check, self._apply
         )
         # What was chosen besides the preset's own values: kept when the node is configured anew.
-        self._chosen = _pruning(self._settings.given())
+        self._chosen = pruning_values(self._settings.given())
         self._chunks = self.create_publisher(ActionChunk, '~/action_chunk', every())
         self._stats = self.create_publisher(PruneStats, '~/prune_stats', every())
         self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', every())
@@ -122,7 +123,7 @@ class SpecPruneNode(AutoLifecycleNode):
         self._settings.check_now()
         values = self._settings.values()
         refuse_random_weights(values)
-        self._params = _build_params(self._chosen)
+        self._params = build_params(self._chosen)
         self._speed_source, self._base_frame = values['speed.source'], values['base_frame']
         self._observation_buffer = ObservationBuffer(
             values['cameras'], values['proprio.layout'] != 'none', _limits(values)
@@ -132,16 +133,15 @@ class SpecPruneNode(AutoLifecycleNode):
         self._thread = InferenceThread(
             lambda: self._build(values),
             self._observation_buffer,
-            self._now_ns,
+            self.get_clock(),
             self._publish,
             self._lose,
             _schedule(values),
             self._follow_actions if values['speed.source'] == 'action' else None,
-            lambda: self._chunking,
         )
         self._loss = ''
         if values['model.server']:
-            self.get_logger().info(f'asking {values["model.server"]}')
+            self.get_logger().info(f'connecting to {values["model.server"]}')
         else:
             chosen = values['model.path'] or values['model.preset'] + ' (random weights)'
             self.get_logger().info(f'loading {chosen}')
@@ -164,6 +164,7 @@ class SpecPruneNode(AutoLifecycleNode):
             self._chunking = ChunkContinuation(
                 self, self._policy, lambda: chunk_continuation.rules_of(self._settings.values())
             )
+            self._thread.chunking = self._chunking
         values, device = self._settings.values(), self._policy.device
         wish = values['model.prepare_on_arrival']
         if device is not None and (wish == 'on' or (wish == 'auto' and device.type == 'cuda')):
@@ -196,6 +197,7 @@ class SpecPruneNode(AutoLifecycleNode):
         self._working = False
         if self._thread is not None:
             self._thread.deactivate()
+            self._thread.chunking = None
         if self._chunking is not None:
             self._chunking.close()
             self._chunking = None
@@ -222,82 +224,10 @@ class SpecPruneNode(AutoLifecycleNode):
         release_heap()
         self._settings.frozen = False
 
-    # The model, in the inference thread.
-
     def _build(self, values: Mapping[str, Any]) -> Policy | RemotePolicy:
-        if values['model.server']:
-            return self._ready(self._reach(values), values)
-        return self._load(values)
-
-    def _reach(self, values: Mapping[str, Any]) -> RemotePolicy:
-        timeout = values['model.server_timeout']
-        key = os.environ.get(KEY_VARIABLE, '')  # not a parameter: those everybody can read
-        return RemotePolicy(values['model.server'], key, self._params, timeout, timeout)
-
-    def _load(self, values: Mapping[str, Any]) -> Policy:
-        from specprune_ros.policy.build import resolve
-        from specprune_ros.policy.device import check_alive, explain
-
-        device: Any = values['model.device']
-        try:
-            device, _ = resolve(values['model.device'], values['model.dtype'])
-            check_alive(device)
-            return self._ready(self._make_policy(values), values)
-        except Exception as error:
-            meaning = explain(error, device)
-            if meaning is None:
-                raise
-            raise meaning from error
-
-    def _make_policy(self, values: Mapping[str, Any]) -> Policy:
-        from specprune_ros.bench.calibration import calibrator
-        from specprune_ros.policy.build import build_policy
-
-        return build_policy(
-            path=values['model.path'],
-            preset=values['model.preset'],
-            seed=values['model.seed'],
-            device=values['model.device'],
-            dtype=values['model.dtype'],
-            unnorm_key=values['model.unnorm_key'],
-            threads=values['model.threads'],
-            platform=values['model.platform'],
-            fast_images=values['model.fast_images'],
-            params=self._params,
-            graphs=values['model.cuda_graphs'],
-            calibrate=calibrator(values['model.calibrate'], self.get_logger()),
-            fp8=values['model.fp8'],
-        )
-
-    def _ready(
-        self, policy: Policy | RemotePolicy, values: Mapping[str, Any]
-    ) -> Policy | RemotePolicy:
-        """The policy once it fits the inputs, closed where it does not."""
-        for note in policy.notes:
-            self.get_logger().info(note)
-        try:
-            self._fit(policy, values)
-        except BaseException:
-            policy.close()
-            raise
+        """In the inference thread."""
+        policy, self._typical = load(values, self._params, self.get_logger())
         return policy
-
-    def _fit(self, policy: Policy | RemotePolicy, values: Mapping[str, Any]) -> None:
-        """Check the model against the inputs and get it ready. Raises ``ValueError``."""
-        policy.max_normalised_action = values['max_normalised_action']
-        policy.measure_deviation = values['measure.action_deviation']
-        policy.check_cameras(values['cameras'])
-        if bool(policy.config.proprio_dim) != (values['proprio.layout'] != 'none'):
-            raise ValueError(
-                f"proprio.layout is '{values['proprio.layout']}', but the model reads "
-                f'{policy.config.proprio_dim} numbers of proprioception'
-            )
-        check_proprio(policy.config.proprio_dim, values)
-        policy.check_params(self._params)
-        chunk_continuation.check(values, policy)
-        self._typical = policy.warm_up(values['instruction'] or 'warm up')
-        freeze_gc()  # a query must not wait for a walk through PyTorch's modules
-        self.get_logger().info(f'warm: a query takes {1e3 * self._typical:.1f} ms')
 
     # What queries came to, in the publisher's thread.
 
@@ -314,12 +244,12 @@ class SpecPruneNode(AutoLifecycleNode):
         self._chunks.publish(message)
         frame = self._inputs.speed_frame if self._inputs else ''
         self._stats.publish(stats_message(result, header, self._sequence, frame))
-        self._latency.add((event.end_ns - observation.stamp_ns) / SECOND_NS)
+        self._latency.append((event.end_ns - observation.stamp_ns) / SECOND_NS)
         self._refreshes[0] += result.refreshes.done
         self._refreshes[1] += result.refreshes.given_up
         # Its images are drawn here and not held until the next.
         self._last, self._instruction = replace(result, overlay=None), observation.instruction
-        self._chunk_rate.tick(time.monotonic())
+        self._chunk_rate.append(time.monotonic())
         if self._refusal:
             self.get_logger().info('chunks again')
             self._refusal = ''
@@ -397,9 +327,9 @@ class SpecPruneNode(AutoLifecycleNode):
     ) -> PruningParams | None:
         """The pruning parameters after a request that changes some. Raises ``ValueError``."""
         check_names(values)
-        if self._showing or not _pruning(request):
+        if self._showing or not pruning_values(request):
             return None
-        params = _build_params(self._after(request))
+        params = build_params(self._after(request))
         if self._policy is not None:
             self._policy.check_params(params)
             chunk_continuation.check(values, self._policy)
@@ -408,7 +338,7 @@ class SpecPruneNode(AutoLifecycleNode):
     def _apply(self, values: Mapping[str, Any], request: Mapping[str, Any]) -> None:
         if self._settings.checked is not None:
             self._chosen = self._after(request)
-            self._use(self._settings.checked, _pruning(request))
+            self._use(self._settings.checked, pruning_values(request))
         if self._policy is not None:
             self._policy.max_normalised_action = values['max_normalised_action']
             self._policy.measure_deviation = values['measure.action_deviation']
@@ -419,7 +349,7 @@ class SpecPruneNode(AutoLifecycleNode):
 
     def _after(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Pruning values chosen so far, with the request's: a preset lets go of all others."""
-        changes = _pruning(request)
+        changes = pruning_values(request)
         return changes if 'preset' in changes else {**self._chosen, **changes}
 
     def _use(self, params: PruningParams, changes: Mapping[str, Any]) -> None:
@@ -603,21 +533,6 @@ def _limits(values: Mapping[str, Any]) -> Limits:
         state_age=values['max_age.state'],
         sync=values['max_skew'],
     )
-
-
-def _pruning(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values under ``pruning.`` by their short names."""
-    return {
-        name.removeprefix(PREFIX): value
-        for name, value in values.items()
-        if name.startswith(PREFIX)
-    }
-
-
-def _build_params(chosen: Mapping[str, Any]) -> PruningParams:
-    """The preset's parameters, and what was chosen besides. Raises ``ParamError``."""
-    others = {name: value for name, value in chosen.items() if name != 'preset'}
-    return PruningParams.preset_of(chosen.get('preset', 'default')).replace(**others)
 
 
 def main() -> int:

@@ -8,9 +8,10 @@ node's clock, so the same rules hold live, in simulation and on a replayed bag.
 from __future__ import annotations
 
 import math
+import time
 from collections import deque
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from threading import Condition
 
 import numpy as np
@@ -57,10 +58,6 @@ class Timed:
     oldest: str = ''
 
 
-def _oldest(images: Mapping[str, CameraImage]) -> int:
-    return min(image.stamp_ns for image in images.values())
-
-
 class ObservationBuffer:
     """Newest input per source; see the module's text. All methods are thread-safe."""
 
@@ -71,6 +68,8 @@ class ObservationBuffer:
         self._changed = Condition()
         self._images: dict[str, CameraImage] = {}  # the newest
         self._recent: dict[str, deque[CameraImage]] = {}
+        self._set: dict[str, CameraImage] | None = None  # the newest of one moment
+        self._set_ns = -1  # its oldest stamp
         self._faults: dict[str, str] = {}
         self._state: Timed | None = None
         self._position: Timed | None = None
@@ -96,8 +95,9 @@ class ObservationBuffer:
                 self._forget_time()
             self._images[camera] = image
             self._recent.setdefault(camera, deque(maxlen=RECENT)).append(image)
+            self._match()
             # Half a set wakes nobody: the other half comes sooner.
-            if self._fresh():
+            if self._set_ns > self._used_ns:
                 self._changed.notify_all()
             return True
 
@@ -107,6 +107,7 @@ class ObservationBuffer:
             self._faults[source] = reason
             self._images.pop(source, None)
             self._recent.pop(source, None)
+            self._match()
 
     def put_state(self, value: np.ndarray, stamp_ns: int, oldest: str = '') -> None:
         """Store proprioception, float64 ``[proprio_dim]``, as old as its ``oldest`` part."""
@@ -175,20 +176,21 @@ class ObservationBuffer:
         seconds for a newer one before settling for it.
         """
         with self._changed:
-            if self._fresh() and newer_for > 0:
-                seen = self._newest()
-                self._changed.wait_for(
-                    lambda: self._closed or (self._fresh() and self._oldest() > seen), newer_for
-                )
-            self._changed.wait_for(lambda: self._closed or self._fresh(), timeout)
-            return not self._closed and self._fresh()
+            after, end = self._used_ns, time.monotonic() + timeout
+            if newer_for > 0 and self._set_ns > self._used_ns:
+                after = max(image.stamp_ns for image in self._images.values())
+                end = time.monotonic() + newer_for
+            while not self._closed and self._set_ns <= after:
+                if not self._changed.wait(end - time.monotonic()):
+                    break
+            return not self._closed and self._set_ns > self._used_ns
 
     def take(self, now_ns: int, use: bool = True) -> Observation:
         """The newest observation. Raises :class:`NotReady` where an input is missing, stale or
         wrong. Without ``use`` the same images may be taken for a query later.
         """
         with self._changed:
-            images = self._matched()
+            images = self._set
             if use:
                 self._used_ns = max(
                     (image.stamp_ns for image in (images or self._images).values()), default=-1
@@ -196,15 +198,21 @@ class ObservationBuffer:
             reason = self._unready(now_ns)
             if reason:
                 raise NotReady(reason)
-            position = self._position
-            if position is not None and self._too_old(position.stamp_ns, now_ns):
-                position = None
+            position, speed, early = None, self._speed, -self.limits.future
+            if self._position is not None:
+                age = (now_ns - self._position.stamp_ns) / SECOND_NS
+                if early <= age <= self.limits.state_age:
+                    position = self._position.value
+            if speed is not None:
+                age = (now_ns - self._speed_stamp) / SECOND_NS
+                # One from the future is no speed; one too old the controller judges itself.
+                speed = None if age < early else replace(speed, age_s=age)
             return Observation(
                 images=images,
                 instruction=self._instruction,
                 proprio=self._state.value if self._needs_state and self._state else None,
-                speed=self._aged_speed(now_ns),
-                position=position.value if position else None,
+                speed=speed,
+                position=position,
             )
 
     def unready(self, now_ns: int) -> str | None:
@@ -230,45 +238,33 @@ class ObservationBuffer:
     def _forget_time(self) -> None:
         self._images.clear()
         self._recent.clear()
+        self._set, self._set_ns = None, -1
         self._state = None
         self._position = None
         self._speed = None
         self._used_ns = -1
 
-    def _fresh(self) -> bool:
-        """Whether every camera has an image of one moment that no query has seen."""
-        images = self._matched()
-        return images is not None and _oldest(images) > self._used_ns
-
-    def _newest(self) -> int:
-        return max((image.stamp_ns for image in self._images.values()), default=-1)
-
-    def _oldest(self) -> int:
-        images = self._matched()
-        return -1 if images is None else _oldest(images)
-
-    def _matched(self) -> dict[str, CameraImage] | None:
-        """The newest images of one moment, one per camera: to each image of one camera the nearest
-        of the others. Cameras of different rates have no newest images that belong together.
+    def _match(self) -> None:
+        """Find the newest images of one moment, one per camera: to each image of one camera the
+        nearest of the others. Cameras of different rates have no newest images that belong
+        together.
         """
+        self._set, self._set_ns = None, -1
         if any(camera not in self._images for camera in self.cameras):
-            return None
-        best, first = None, self.cameras[0]
-        for anchor in reversed(self._recent[first]):
-            if best is not None and anchor.stamp_ns <= _oldest(best):
+            return
+        for anchor in reversed(self._recent[self.cameras[0]]):
+            if anchor.stamp_ns <= self._set_ns:
                 continue  # what it belongs to is no newer
-            images = {
-                camera: min(
-                    reversed(self._recent[camera]),
-                    key=lambda image: abs(image.stamp_ns - anchor.stamp_ns),
-                )
-                for camera in self.cameras
-            }
-            stamps = [image.stamp_ns for image in images.values()]
+            images, stamps = {}, []
+            for camera in self.cameras:
+                away = math.inf
+                for image in reversed(self._recent[camera]):
+                    if abs(image.stamp_ns - anchor.stamp_ns) < away:
+                        away, images[camera] = abs(image.stamp_ns - anchor.stamp_ns), image
+                stamps.append(images[camera].stamp_ns)
             near = max(stamps) - min(stamps) <= self.limits.sync * SECOND_NS
-            if near and (best is None or min(stamps) > _oldest(best)):
-                best = images
-        return best
+            if near and min(stamps) > self._set_ns:
+                self._set, self._set_ns = images, min(stamps)
 
     def _unready(self, now_ns: int) -> str | None:
         if not self._instruction:
@@ -290,10 +286,10 @@ class ObservationBuffer:
                     f"camera '{camera}': images are stamped {-age:.2f} s ahead of this node's "
                     'clock; synchronise the clocks or set use_sim_time alike'
                 )
-        images = self._matched()
-        age = math.inf if images is None else (now_ns - _oldest(images)) / SECOND_NS
+        age = math.inf if self._set is None else (now_ns - self._set_ns) / SECOND_NS
         if age > self.limits.image_age:
-            skew = (self._newest() - _oldest(self._images)) / SECOND_NS
+            stamps = [image.stamp_ns for image in self._images.values()]
+            skew = (max(stamps) - min(stamps)) / SECOND_NS
             return (
                 f'cameras {", ".join(self.cameras)}: no images within {self.limits.sync:.2f} s of '
                 f'each other for {self.limits.image_age:.2f} s; the newest lie {skew:.2f} s apart'
@@ -310,21 +306,3 @@ class ObservationBuffer:
             if age < -self.limits.future:
                 return f"proprioception: stamped {-age:.2f} s ahead of this node's clock"
         return None
-
-    def _too_old(self, stamp_ns: int, now_ns: int) -> bool:
-        age = (now_ns - stamp_ns) / SECOND_NS
-        return not -self.limits.future <= age <= self.limits.state_age
-
-    def _aged_speed(self, now_ns: int) -> SpeedSample | None:
-        speed = self._speed
-        age = (now_ns - self._speed_stamp) / SECOND_NS
-        # A speed from the future is no speed; one too old the controller judges itself.
-        if speed is None or age < -self.limits.future:
-            return None
-        return SpeedSample(
-            v_t=speed.v_t,
-            v_r=speed.v_r,
-            dz=speed.dz,
-            source=speed.source,
-            age_s=age,
-        )

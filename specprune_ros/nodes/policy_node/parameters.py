@@ -11,9 +11,10 @@ from specprune_ros.models.conventions import PLATFORMS
 from specprune_ros.nodes.common.parameters import ParameterSpec
 from specprune_ros.nodes.common.remapping import ALLOWED, REFUSED
 from specprune_ros.policy.real_time_chunking import SCHEDULES
-from specprune_ros.pruning.params import specs
+from specprune_ros.pruning.params import PruningParams, specs
 from specprune_ros.robot.speed import SOURCES
 
+PREFIX = 'pruning.'
 SPEED_SOURCES = (*SOURCES, 'none')
 PROPRIO_LAYOUTS = ('pose_gripper', 'joints', 'none')
 
@@ -22,7 +23,7 @@ NODE_PARAMETERS = (
         'model.server',
         '',
         'Address of a policy server, ws://HOST:PORT or wss://, which is queried instead of a '
-        'on this machine (docs/how-to/scale.md); the other model.* then have no effect.',
+        'model on this machine (docs/how-to/scale.md); the other model.* then have no effect.',
     ),
     ParameterSpec(
         'model.server_timeout',
@@ -288,7 +289,7 @@ def pruning_parameters() -> tuple[ParameterSpec, ...]:
     """The method's parameters as ROS parameters under ``pruning.``, all live."""
     return tuple(
         ParameterSpec(
-            f'pruning.{spec.name}',
+            PREFIX + spec.name,
             list(spec.default) if isinstance(spec.default, tuple) else spec.default,
             f'{spec.description} Source: {spec.source}.' if spec.source else spec.description,
             kind=spec.type,
@@ -301,6 +302,21 @@ def pruning_parameters() -> tuple[ParameterSpec, ...]:
         )
         for spec in specs()
     )
+
+
+def pruning_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values under ``pruning.`` by their short names."""
+    return {
+        name.removeprefix(PREFIX): value
+        for name, value in values.items()
+        if name.startswith(PREFIX)
+    }
+
+
+def build_params(chosen: Mapping[str, Any]) -> PruningParams:
+    """The preset's parameters, and what was chosen besides. Raises ``ParamError``."""
+    others = {name: value for name, value in chosen.items() if name != 'preset'}
+    return PruningParams.preset_of(chosen.get('preset', 'default')).replace(**others)
 
 
 def check_names(values: Mapping[str, Any]) -> None:

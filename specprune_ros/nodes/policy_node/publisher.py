@@ -17,8 +17,8 @@ DEPTH = 4  # events that may wait
 @dataclass(frozen=True)
 class QueryEvent:
     """What a query came to: a result of ``observation``, or a ``refusal``, the reason why there
-    is no chunk. ``generation`` counts the stops before it; ``begin_ns`` and ``end_ns`` are the
-    node's times at which inference began and ended.
+    is no chunk. ``generation`` is the publisher's when the query began; ``begin_ns`` and
+    ``end_ns`` are the node's times at which inference began and ended.
     """
 
     generation: int
@@ -32,24 +32,23 @@ class QueryEvent:
 class Publisher(threading.Thread):
     """Hands events to ``publish`` in the order they came; those of before a stop are dropped.
 
-    ``stopped`` says whether there was a stop since an event's generation. None is lost, and not
-    many can wait: where ``DEPTH`` do, :meth:`put` waits too.
+    ``generation`` counts the stops. None is lost, and not many can wait: where ``DEPTH`` do,
+    :meth:`put` waits too.
     """
 
-    def __init__(
-        self, publish: Callable[[QueryEvent], None], stopped: Callable[[int], bool]
-    ) -> None:
+    def __init__(self, publish: Callable[[QueryEvent], None]) -> None:
         super().__init__(name='publisher', daemon=True)
-        self._publish, self._stopped = publish, stopped
+        self._publish = publish
+        self.generation = 0
         self._events: queue.Queue[QueryEvent | None] = queue.Queue(DEPTH)
 
-    def put(self, event: QueryEvent, look: float = 0.1) -> bool:
-        """Hand an event over; while there is no room wait, and every ``look`` seconds see whether
-        a stop made it void. Returns whether it was taken.
+    def put(self, event: QueryEvent, period: float = 0.1) -> bool:
+        """Hand an event over; while there is no room wait, and every ``period`` seconds see
+        whether a stop made it void. Returns whether it was taken.
         """
-        while not self._stopped(event.generation):
+        while event.generation == self.generation:
             try:
-                self._events.put(event, timeout=look)
+                self._events.put(event, timeout=period)
             except queue.Full:
                 continue
             return True
@@ -69,7 +68,8 @@ class Publisher(threading.Thread):
             )
 
     def close(self, timeout: float = 5.0) -> None:
-        """End after the event under way; call it once everything before counts as stopped."""
+        """End after the event under way; what waits is void."""
+        self.generation += 1
         if self.is_alive():
             with contextlib.suppress(queue.Full):
                 self._events.put(None, timeout=timeout)
@@ -79,7 +79,7 @@ class Publisher(threading.Thread):
         """Thread body."""
         while (event := self._events.get()) is not None:
             try:
-                if not self._stopped(event.generation):
+                if event.generation == self.generation:
                     self._publish(event)
             except Exception as error:  # a message that cannot be made must not end the thread
                 reason = f'the result cannot be published: {type(error).__name__}: {error}'

@@ -51,6 +51,6 @@ class QueryScheduler:
         """A chunk of so many seconds, made of images of the time ``observed``, is there."""
         since = observed if self._due == -math.inf else max(self._due, observed - LONGEST_WAIT)
         # Never so long that chunks are replaced before half of them is played.
-        self._reaction.add(min(max(now - since, 0.0), seconds / 2))
+        self._reaction.append(min(max(now - since, 0.0), seconds / 2))
         executed = max(min(self._end, now) - observed, 0.0)
         self._end, self._seconds = now + max(seconds - executed, 0.0), seconds

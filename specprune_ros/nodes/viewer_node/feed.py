@@ -21,9 +21,8 @@ from visualization_msgs.msg import Marker, MarkerArray
 from specprune_ros.msg import ActionChunk, PruneStats
 from specprune_ros.nodes.common import patch_mask
 from specprune_ros.nodes.common.images import ImageError, compressed_to_rgb, to_rgb
-from specprune_ros.nodes.common.task_results import from_message as task_result
+from specprune_ros.nodes.common.messages import chunk_of, task_result_of
 from specprune_ros.nodes.common.time import SECOND_NS, nanoseconds, stamp_ns
-from specprune_ros.nodes.executor_node.node import chunk_of
 from specprune_ros.nodes.patch_cloud_node import cloud_of, depth_of
 from specprune_ros.nodes.viewer_node.page import BAD, GOOD, NEUTRAL, WARNING, Layers, Object, Page
 from specprune_ros.nodes.viewer_node.robot_model import RobotModel, RobotModelError
@@ -299,7 +298,7 @@ class Feed:
         executor, chunk = self._status.get('Executor'), self._last.get('chunk')
         caption = f'“{chunk.instruction}”' if chunk is not None else ''
         if task is not None:
-            result = task_result(task)
+            result = task_result_of(task)
             caption = f'“{result.instruction}”: {result.outcome.replace("_", " ")}'
             if result.final:
                 caption += f', {result.seconds:.1f} s'

@@ -15,7 +15,7 @@ import viser
 from specprune_ros.nodes.viewer_node.controls import Controls, Parameter
 from specprune_ros.nodes.viewer_node.robot_model import RobotModel
 from specprune_ros.nodes.viewer_node.timelines import Timelines
-from specprune_ros.policy.constants import COLOURS
+from specprune_ros.policy.overlay import COLOURS
 
 LEFT, RIGHT = 450, 390  # pixels, width of the panels
 GAP = 6  # pixels between two cameras

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import torch
 
@@ -13,10 +12,10 @@ from specprune_ros.policy.batch_step import batchable, forward_batch
 from specprune_ros.policy.forward_step import (
     Decode,
     GraphKey,
+    HostStageTimer,
     StepInputs,
     StepOutputs,
     forward_step,
-    plain_decode,
     read,
     stage_timer_on,
 )
@@ -24,12 +23,14 @@ from specprune_ros.pruning.params import PruningParams
 
 
 class EagerEngine:
-    """Answers steps one operator at a time. ``decode`` runs the language model."""
+    """Runs queries one operator at a time. ``decode`` runs the language model in the place of the
+    package's own decoder.
+    """
 
     status = 'eager'
     trouble = ''
 
-    def __init__(self, loaded: LoadedModel, decode: Decode = plain_decode) -> None:
+    def __init__(self, loaded: LoadedModel, decode: Decode | None = None) -> None:
         self.loaded, self.decode = loaded, decode
         self.device = next(loaded.model.parameters()).device
 
@@ -41,16 +42,19 @@ class EagerEngine:
         details: bool = False,
     ) -> StepOutputs:
         """Run one query and wait for its numbers. Raises ``Cancelled`` once ``cancelled``."""
-        timer = stage_timer_on(self.device)
-        inputs = inputs if self.device.type == 'cpu' else inputs.on(self.device)
-        decode = partial(plain_decode, cancelled=cancelled) if cancelled else self.decode
-        given = forward_step(self.loaded, key, inputs, timer, decode, details=details)
+        on_cpu = self.device.type == 'cpu'
+        timer = HostStageTimer() if on_cpu else stage_timer_on(self.device)
+        inputs = inputs if on_cpu else inputs.on(self.device)
+        decode = None if cancelled else self.decode
+        given = forward_step(
+            self.loaded, key, inputs, timer, decode, details=details, cancelled=cancelled
+        )
         numbers = given.packed.cpu().numpy()
         return read(given, numbers, self.loaded.config.chunk, timer.seconds())
 
     def can_batch(self, key: GraphKey, inputs: StepInputs) -> bool:
         """Whether queries of this key can run together: same shapes, whatever the data."""
-        return self.decode is plain_decode and batchable(self.loaded.model, key, inputs)
+        return self.decode is None and batchable(self.loaded.model, key, inputs)
 
     def run_batch(self, key: GraphKey, batch: Sequence[StepInputs]) -> list[StepOutputs]:
         """Run queries of one key together; ``seconds`` are those of the whole batch."""

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from torch.serialization import safe_globals
 
-from specprune_ros.policy.policy import PolicyError
+from specprune_ros.policy.result import PolicyError
 from specprune_ros.robot.geometry import (
     Pose,
     Quaternion,

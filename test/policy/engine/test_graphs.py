@@ -342,7 +342,7 @@ def test_an_answer_survives_the_next_one(loaded, made):
 
 
 def test_actions_that_are_not_finite_do_not_leave_a_replay_either(loaded, made):
-    from specprune_ros.policy.policy import PolicyError
+    from specprune_ros.policy.result import PolicyError
 
     own = random_policy_model('tiny', seed=1)
     policy, _ = graphed(own, made)
