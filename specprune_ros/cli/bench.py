@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
+
+from specprune_ros.cli import options
 
 SWEEP_STEP = 32  # rows
 
@@ -14,7 +15,12 @@ SWEEP_STEP = 32  # rows
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     """Declare the command."""
     parser = subparsers.add_parser(
-        'bench', help='time stock, dense and pruned queries, interleaved, on one model'
+        'bench',
+        parents=[
+            options.device(),
+            options.param('a pruning parameter for every pruner, e.g. alpha=0.6'),
+        ],
+        help='time stock, dense and pruned queries, interleaved, on one model',
     )
     parser.add_argument(
         '--pruner',
@@ -29,8 +35,6 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         'openvla-oft-7b or pi05-3b (docs/how-to/bench.md)',
     )
     parser.add_argument('--checkpoint', default='', help='checkpoint folder instead of --model')
-    parser.add_argument('--device', default='auto', help='cpu, cuda, cuda:N or auto')
-    parser.add_argument('--dtype', default='auto', help='float32, bfloat16, float16 or auto')
     parser.add_argument(
         '--fp8',
         action='store_true',
@@ -39,13 +43,6 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser.add_argument('--threads', type=int, default=0, help='CPU threads (0: all but one)')
     parser.add_argument('--repeats', type=int, default=11, help='timed queries of each')
     parser.add_argument('--seed', type=int, default=0, help='seed of the weights and images')
-    parser.add_argument(
-        '--param',
-        action='append',
-        default=[],
-        metavar='NAME=VALUE',
-        help='a pruning parameter for every pruner, e.g. alpha=0.6 (VALUE as in YAML)',
-    )
     parser.add_argument('--no-stock', action='store_true', help='leave the stock loop out')
     parser.add_argument(
         '--no-graphs', action='store_true', help='leave the CUDA graphs out (a CPU has none)'
@@ -87,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
             threads=args.threads,
             repeats=args.repeats,
             seed=args.seed,
-            changes=parse_changes(args.param),
+            changes=options.parse_changes(args.param),
             stock=not args.no_stock,
             graphs=not args.no_graphs,
             sweep_step=args.sweep,
@@ -103,17 +100,3 @@ def run(args: argparse.Namespace) -> int:
         print(f'specprune bench: {error}', file=sys.stderr)
         return 1
     return 0
-
-
-def parse_changes(items: list[str]) -> dict[str, Any]:
-    """``NAME=VALUE`` items to parameters; VALUE is read as JSON, else taken as text."""
-    changes: dict[str, Any] = {}
-    for item in items:
-        name, equals, value = item.partition('=')
-        if not equals:
-            raise SystemExit(f'--param {item}: must be NAME=VALUE')
-        try:
-            changes[name] = json.loads(value)
-        except json.JSONDecodeError:
-            changes[name] = value
-    return changes

@@ -8,27 +8,26 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from specprune_ros.cli import options
+
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     """Declare the command."""
     parser = subparsers.add_parser(
         'describe',
+        parents=[options.checkpoint()],
         help='write the specprune.json of a checkpoint: what its actions mean, and what to state',
     )
     parser.add_argument('path', type=Path, help='local folder of a downloaded checkpoint')
-    parser.add_argument('--unnorm-key', default=None, help='which robot of the statistics')
-    parser.add_argument('--platform', help='robot or benchmark the checkpoint was trained for')
     parser.add_argument('--json', type=Path, help='write it to this file as well')
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
     """Exit status 0 where everything is known, 1 where something must be stated or is wrong."""
-    from specprune_ros.models.checkpoint.limited import inspect_limited
     from specprune_ros.models.checkpoint.meaning import describe
 
-    overrides = {'platform': args.platform} if args.platform else None
-    data = inspect_limited(args.path, args.unnorm_key, overrides)
+    data = options.inspected(args)
     if data['config'] is None:
         print('\n'.join(data['problems']), file=sys.stderr)
         return 1

@@ -7,18 +7,17 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from specprune_ros.cli import options
+
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     """Declare the command."""
     parser = subparsers.add_parser(
         'doctor',
+        parents=[options.robot(), options.checkpoint()],
         help='say what an arm lacks before it may move: topics, clocks, frames, joints, limits',
     )
-    parser.add_argument('--robot', required=True, help='robot profile: a name or a YAML file')
-    parser.add_argument('--robot-sn', default='', help='serial number for profiles that need one')
     parser.add_argument('--checkpoint', type=Path, help='whether this one fits the arm, too')
-    parser.add_argument('--unnorm-key', default=None, help='which robot of its statistics')
-    parser.add_argument('--platform', help='robot or benchmark it was trained for')
     parser.add_argument(
         '--seconds', type=float, default=5.0, help='how long to listen (default 5)'
     )

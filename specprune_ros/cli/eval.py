@@ -10,13 +10,17 @@ import time
 from pathlib import Path
 from typing import Any
 
+from specprune_ros.cli import options
+
 FAMILIES = ('move', 'lift', 'put', 'two_step')
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     """Declare the command."""
     parser = subparsers.add_parser(
-        'eval', help='closed-loop success of every pruner on the same episodes, with controls'
+        'eval',
+        parents=[options.param('a pruning parameter for every --pruner, e.g. alpha=0.6')],
+        help='closed-loop success of every pruner on the same episodes, with controls',
     )
     parser.add_argument('--bed', choices=('sim', 'libero'), default='sim', help='which tasks')
     parser.add_argument('--suite', default='spatial', help='LIBERO suite: spatial, object, ...')
@@ -34,13 +38,6 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         '--pruner',
         default='',
         help='instead of a table, names separated by commas; NAME:PRESET starts from that preset',
-    )
-    parser.add_argument(
-        '--param',
-        action='append',
-        default=[],
-        metavar='NAME=VALUE',
-        help='a pruning parameter for every --pruner, e.g. alpha=0.6',
     )
     parser.add_argument(
         '--episodes',
@@ -209,7 +206,6 @@ def _is_curves(args: argparse.Namespace) -> bool:
 
 def chosen(name: str, pruners: str, params: list[str]) -> list[Any]:
     """The rows requested. Raises ``ValueError`` or ``ParamError`` naming a wrong one."""
-    from specprune_ros.cli.bench import parse_changes
     from specprune_ros.pruning.params import PruningParams
     from specprune_ros.sim.evaluation.settings import DENSE, EvaluationSetting, table, with_control
 
@@ -217,7 +213,7 @@ def chosen(name: str, pruners: str, params: list[str]) -> list[Any]:
         if params:
             raise ValueError('--param: goes with --pruner; a table has its own parameters')
         return table(name)
-    changes = parse_changes(params)
+    changes = options.parse_changes(params)
     rows = [DENSE]
     for item in filter(None, (part.strip() for part in pruners.split(','))):
         method, _, preset = item.partition(':')

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from specprune_ros.cli import options
+
 if TYPE_CHECKING:
     from specprune_ros.bench.explain import Record
     from specprune_ros.models.load import LoadedModel
@@ -14,7 +16,15 @@ if TYPE_CHECKING:
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     """Declare the command."""
-    parser = subparsers.add_parser('explain', help='draw what pruning kept in one query, and why')
+    parser = subparsers.add_parser(
+        'explain',
+        parents=[
+            options.robot('sim_arm'),
+            options.device(),
+            options.param('a pruning parameter, e.g. alpha=0.6'),
+        ],
+        help='draw what pruning kept in one query, and why',
+    )
     parser.add_argument(
         'observation',
         type=Path,
@@ -36,10 +46,6 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         '--live', action='store_true', help="take the observation from the arm's topics now"
     )
     parser.add_argument(
-        '--robot', default='sim_arm', help='robot profile of --bag and --live: a name or a file'
-    )
-    parser.add_argument('--robot-sn', default='', help='serial number for profiles that need one')
-    parser.add_argument(
         '--instruction', default='', help='instruction, where --bag or --live have none'
     )
     parser.add_argument('--out', type=Path, default=Path('out/explain.png'), help='PNG or SVG')
@@ -53,10 +59,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         "simulated arm saw, a recording's own, else random weights)",
     )
     parser.add_argument('--model', default='', help='named sizes with random weights instead')
-    parser.add_argument('--device', default='auto', help='cpu, cuda, cuda:N or auto')
-    parser.add_argument('--dtype', default='auto', help='float32, bfloat16, float16 or auto')
     parser.add_argument('--seed', type=int, default=0, help='seed of random weights')
-    parser.add_argument('--param', action='append', default=[], metavar='NAME=VALUE')
     parser.add_argument('--json', type=Path, help='write the numbers here')
     return parser
 
@@ -65,7 +68,6 @@ def run(args: argparse.Namespace) -> int:
     """Exit status 0, or 1 with the reason."""
     from specprune_ros.bench.explain import explain
     from specprune_ros.bench.explain_figure import draw
-    from specprune_ros.cli.bench import parse_changes
     from specprune_ros.cli.output import working, write_json
     from specprune_ros.policy.build import build_policy
     from specprune_ros.pruning.params import PruningParams
@@ -76,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
         if args.previous and not args.observation:
             raise ValueError('--previous goes with an observation file')
         params = PruningParams.preset_of(args.preset).replace(
-            pruner=args.pruner, **parse_changes(args.param)
+            pruner=args.pruner, **options.parse_changes(args.param)
         )
         path = _weights(args)
         if not path:

@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from specprune_ros.cli import options
+
 if TYPE_CHECKING:
     from specprune_ros.models.checkpoint.report import Report
 
@@ -16,23 +18,20 @@ SHOWN = 12  # lines of a long list of tensors
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     """Declare the command."""
     parser = subparsers.add_parser(
-        'inspect', help='say what a checkpoint folder holds and whether it would load'
+        'inspect',
+        parents=[options.checkpoint()],
+        help='say what a checkpoint folder holds and whether it would load',
     )
     parser.add_argument('path', type=Path, help='local folder of a downloaded checkpoint')
-    parser.add_argument('--unnorm-key', default=None, help='which robot of the statistics')
-    parser.add_argument('--platform', help='robot or benchmark the checkpoint was trained for')
     parser.add_argument('--json', type=Path, help='write the report to this file')
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
     """Exit status 0 where ``model.path`` would work, 1 where it would not."""
-    overrides = {'platform': args.platform} if args.platform else None
-    from specprune_ros.models.checkpoint.limited import inspect_limited
-
-    data = inspect_limited(args.path, args.unnorm_key, overrides)
     from specprune_ros.models.checkpoint.report import Report
 
+    data = options.inspected(args)
     report = Report.from_dict(data)
     show(report)
     if args.json:

@@ -6,15 +6,16 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from specprune_ros.cli import options
+
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     """Declare the command."""
     parser = subparsers.add_parser(
         'jog',
+        parents=[options.robot()],
         help='move an arm for the first time: a little up and back, the gripper open and closed',
     )
-    parser.add_argument('--robot', required=True, help='robot profile: a name or a YAML file')
-    parser.add_argument('--robot-sn', default='', help='serial number for profiles that need one')
     parser.add_argument('--up', type=float, default=0.02, help='metres up (default 0.02)')
     parser.add_argument('--seconds', type=float, default=2.0, help='each way (default 2)')
     parser.add_argument('--no-gripper', action='store_true', help='leave the gripper alone')

@@ -6,17 +6,19 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from specprune_ros.cli import options
+
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     """Declare the command."""
     parser = subparsers.add_parser(
-        'replay', help='play a rosbag2 recording through a live policy node, with /clock'
+        'replay',
+        parents=[options.robot('sim_arm'), options.param('parameter of the node')],
+        help='play a rosbag2 recording through a live policy node, with /clock',
     )
     parser.add_argument(
         'bag', type=Path, help='an MCAP or sqlite3 recording: its folder, or one file'
     )
-    parser.add_argument('--robot', default='sim_arm', help='robot profile: a name or a YAML file')
-    parser.add_argument('--robot-sn', default='', help='serial number for profiles that need one')
     parser.add_argument(
         '--checkpoint',
         default='',
@@ -29,9 +31,6 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         '--header-clock',
         action='store_true',
         help="time goes by the messages' own stamps, for recordings made in simulated time",
-    )
-    parser.add_argument(
-        '--param', action='append', default=[], metavar='NAME=VALUE', help='parameter of the node'
     )
     parser.add_argument('--json', type=Path, help='write the numbers to this file')
     parser.add_argument(

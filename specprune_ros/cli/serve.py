@@ -11,11 +11,18 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from specprune_ros.cli import options
+
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     """Declare the command."""
     parser = subparsers.add_parser(
-        'serve', help='answer robots over a WebSocket (openpi protocol); needs no ROS'
+        'serve',
+        parents=[
+            options.device(),
+            options.param('a pruning parameter that sessions begin with, e.g. alpha=0.6'),
+        ],
+        help='answer robots over a WebSocket (openpi protocol); needs no ROS',
     )
     parser.add_argument(
         'checkpoint', nargs='?', type=Path, help='folder (default: the weights that are shipped)'
@@ -23,21 +30,12 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser.add_argument('--preset', default='', help='instead of a checkpoint, random weights')
     parser.add_argument('--host', default='127.0.0.1', help='0.0.0.0 listens on every network')
     parser.add_argument('--port', type=int, default=8000, help='0 takes a free one')
-    parser.add_argument('--device', default='auto', help='cpu, cuda, cuda:N or auto')
-    parser.add_argument('--dtype', default='auto', help='float32, bfloat16, float16 or auto')
     parser.add_argument('--threads', type=int, default=0, help='CPU threads; 0: all cores but one')
     parser.add_argument('--unnorm-key', default='', help='statistics, where there are several')
     parser.add_argument(
         '--cuda-graphs',
         action='store_true',
         help='answer by CUDA graphs, one query after the other: fastest for one robot',
-    )
-    parser.add_argument(
-        '--param',
-        action='append',
-        default=[],
-        metavar='NAME=VALUE',
-        help='a pruning parameter that sessions begin with, e.g. alpha=0.6',
     )
     parser.add_argument(
         '--image-key',
@@ -130,14 +128,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _hub(args: argparse.Namespace) -> Any:
-    from specprune_ros.cli.bench import parse_changes
     from specprune_ros.policy.build import build_policy
     from specprune_ros.pruning.params import PruningParams
     from specprune_ros.serving.session import Hub, Limits
     from specprune_ros.sim.training.export import SHIPPED
 
     path = args.checkpoint or ('' if args.preset else SHIPPED)
-    changes = parse_changes(args.param)
+    changes = options.parse_changes(args.param)
     params = PruningParams.from_mapping(changes)
     keys = dict(_pair(item) for item in args.image_key)
     policy = build_policy(

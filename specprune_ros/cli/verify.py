@@ -10,6 +10,8 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from specprune_ros.cli import options
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -27,7 +29,9 @@ if TYPE_CHECKING:
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     """Declare the command."""
     parser = subparsers.add_parser(
-        'verify', help='run the golden packs of a family, then a checkpoint: dense and pruned'
+        'verify',
+        parents=[options.device()],
+        help='run the golden packs of a family, then a checkpoint: dense and pruned',
     )
     parser.add_argument('path', type=Path, help='local folder of a downloaded checkpoint')
     parser.add_argument(
@@ -38,8 +42,6 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     )
     parser.add_argument('--instruction', help='instruction; default that of the observation')
     parser.add_argument('--unnorm-key', default='', help='which robot of the statistics')
-    parser.add_argument('--device', default='auto', help='cpu, cuda, or auto')
-    parser.add_argument('--dtype', default='auto', help='float32, bfloat16, float16, or auto')
     parser.add_argument(
         '--packs', type=Path, help='folder of golden packs; default: those of the sources'
     )

@@ -7,15 +7,17 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from specprune_ros.cli import options
+
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     """Declare the command."""
     parser = subparsers.add_parser(
-        'view', help='show and steer running nodes in the browser, or look through a recording'
+        'view',
+        parents=[options.robot('sim_arm')],
+        help='show and steer running nodes in the browser, or look through a recording',
     )
     parser.add_argument('--bag', type=Path, help='an MCAP or sqlite3 recording instead of nodes')
-    parser.add_argument('--robot', default='sim_arm', help='robot profile: a name or a YAML file')
-    parser.add_argument('--robot-sn', default='', help='serial number for profiles that need one')
     parser.add_argument(
         '--host',
         default='127.0.0.1',
@@ -39,9 +41,9 @@ def run(args: argparse.Namespace) -> int:
     from specprune_ros.apps.view import ViewOptions, run_view
     from specprune_ros.robot.profile import ProfileError
 
-    options = {field.name: getattr(args, field.name) for field in fields(ViewOptions)}
+    chosen = {field.name: getattr(args, field.name) for field in fields(ViewOptions)}
     try:
-        return run_view(ViewOptions(**options))
+        return run_view(ViewOptions(**chosen))
     except (ProfileError, OSError) as error:
         print(error)
         return 2

@@ -9,7 +9,7 @@ import torch
 
 from specprune_ros.bench import calibration, ceilings, measure, race
 from specprune_ros.bench.calibration import Sweep
-from specprune_ros.cli import bench
+from specprune_ros.cli import bench, options
 from specprune_ros.models import presets
 from specprune_ros.models.flops import count, dense_flops, scheduled_work
 from specprune_ros.models.presets import preset
@@ -158,7 +158,7 @@ def test_parameters_and_presets_reach_the_pruners():
     assert list(made) == ['dense', 'specprune:paper', 'fastv']
     assert made['specprune:paper'].camera_factor == (1.0, 0.8)
     assert made['fastv'].alpha == 0.5
-    assert bench.parse_changes(['alpha=0.5', 'mode=fine', 'tau=[0.9]']) == {
+    assert options.parse_changes(['alpha=0.5', 'mode=fine', 'tau=[0.9]']) == {
         'alpha': 0.5,
         'mode': 'fine',
         'tau': [0.9],
@@ -171,7 +171,7 @@ def test_mistakes_are_named():
     with pytest.raises(ParamError, match='ours'):
         race.chosen('specprune:ours', {})
     with pytest.raises(SystemExit, match='NAME=VALUE'):
-        bench.parse_changes(['alpha'])
+        options.parse_changes(['alpha'])
 
 
 @pytest.mark.parametrize(
