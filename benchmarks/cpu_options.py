@@ -47,7 +47,7 @@ class Option:
     vision: list[float] = field(default_factory=list)
     deviation: list[float] = field(default_factory=list)
 
-    def ask(self, observation: Observation) -> np.ndarray:
+    def query(self, observation: Observation) -> np.ndarray:
         """One timed query; its actions."""
         begin = time.perf_counter()
         result = self.policy.act(observation)
@@ -131,7 +131,7 @@ def race(model: str, options: list[str], repeats: int) -> list[dict[str, Any]]:
         turn = number % len(entered)
         actions = {}
         for option in entered[turn:] + entered[:turn]:
-            actions[option.name, option.pruner] = option.ask(observation)
+            actions[option.name, option.pruner] = option.query(observation)
         for option in entered:
             plain_actions = actions['float32', option.pruner]
             difference = np.abs(actions[option.name, option.pruner] - plain_actions).max()

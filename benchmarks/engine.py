@@ -139,9 +139,9 @@ def main() -> int:
     rows = {'rows': result.rows, 'sweep': result.sweep_rows, 'sweep_says': reported}
     write(args.json, {'benchmark': 'engine', **rows, 'peak_device_mib': result.peak_mib})
     if args.plot:
-        from specprune_ros.bench.roofline import draw
+        from specprune_ros.bench.report import draw_roofline
 
-        draw(result.rows, args.plot)
+        draw_roofline(result.rows, args.plot)
     return 0
 
 

@@ -62,9 +62,9 @@ def main() -> int:
     print_tables(result)
     write(args.json, {'benchmark': 'flow', 'rows': result.rows})
     if args.plot:
-        from specprune_ros.bench.roofline import draw
+        from specprune_ros.bench.report import draw_roofline
 
-        draw(result.rows, args.plot)
+        draw_roofline(result.rows, args.plot)
     return 0
 
 

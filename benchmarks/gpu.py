@@ -22,10 +22,9 @@ from typing import Any
 import torch
 from record import write
 
-from specprune_ros.bench.ceilings import measure
 from specprune_ros.bench.measure import bench
-from specprune_ros.bench.report import print_tables
-from specprune_ros.bench.roofline import draw
+from specprune_ros.bench.report import draw_roofline, print_tables
+from specprune_ros.bench.roofline import measure
 from specprune_ros.models.accel.device_memory import weight_bytes
 from specprune_ros.models.presets import BENCH_INSTRUCTION
 from specprune_ros.policy.build import build_policy
@@ -61,7 +60,7 @@ def columns(args: argparse.Namespace, model: str) -> dict[str, Any]:
     )
     print_tables(result)
     if args.plots:
-        draw(result.rows, args.plots / f'roofline_{model}.png')
+        draw_roofline(result.rows, args.plots / f'roofline_{model}.png')
     reported = result.sweep.summary() if result.sweep else ''
     return {'rows': result.rows, 'sweep': result.sweep_rows, 'sweep_says': reported}
 

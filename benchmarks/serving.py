@@ -136,7 +136,7 @@ class Arm:
         self.state = 0.1 * rng.standard_normal(8)
         self.took, self.resets, self.step = [], 0, 0
 
-    def ask(self) -> None:
+    def query(self) -> None:
         """One query."""
         from specprune_ros.policy.observation import CameraImage, Observation
         from specprune_ros.pruning.controller import SpeedSample
@@ -156,11 +156,11 @@ class Arm:
         self.resets += result.reset is not None
         self.step += 1
 
-    def ask_for(self, seconds: float) -> None:
+    def query_for(self, seconds: float) -> None:
         """Ask without a pause."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
-            self.ask()
+            self.query()
 
 
 def arms(count: int, seconds: float, rounds: int) -> dict:
@@ -178,7 +178,7 @@ def arms(count: int, seconds: float, rounds: int) -> dict:
         for _ in range(rounds):
             for name, each in there.items():
                 begin = time.monotonic()
-                list(pool.map(Arm.ask_for, each, [seconds] * count))
+                list(pool.map(Arm.query_for, each, [seconds] * count))
                 spent[name] += time.monotonic() - begin
         for each in there.values():
             for arm in each:
@@ -223,8 +223,8 @@ def batch(sizes=(2, 4, 8), repeats: int = 15) -> dict:
     for number in range(max(sizes)):
         arm = Arm.__new__(Arm)
         arm.begin(Policy(loaded, engine=engine), number)
-        arm.ask()
-        arm.ask()  # pruned, with a prior
+        arm.query()
+        arm.query()  # pruned, with a prior
     pruned = [one for one in requested if one[0].mode.value == 'coarse']
     key, rows = pruned[0][0], []
     with torch.inference_mode():

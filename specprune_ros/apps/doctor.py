@@ -427,9 +427,7 @@ def _gpu() -> list[Row]:
         return [Row('GPU', WARN, 'PyTorch is not installed', 'only model.server can be used here')]
     if torch.cuda.is_available():
         return [Row('GPU', OK, f'{torch.cuda.get_device_name()}, {_gpu_memory() / 1e9:.0f} GB')]
-    cure = (
-        'a released 7B policy takes seconds a query without one; model.server asks another machine'
-    )
+    cure = 'a released 7B policy takes seconds a query without one; model.server: another machine'
     return [Row('GPU', WARN, 'none', cure)]
 
 

@@ -215,7 +215,7 @@ def _header(chunk: Chunk) -> Any:
 
 
 def run_jog(options: JogOptions) -> int:
-    """Preview, ask, move. Exit status 0 where the arm did what was previewed, else 1."""
+    """Preview, have it confirmed, move. Exit status 0 where the arm did as previewed, else 1."""
     console = Console(soft_wrap=True)
     console.width = max(console.width, 100)
     profile = load(

@@ -1,6 +1,6 @@
 """The decoder as published pruning code runs it, to compare with; the benchmark's alone.
 
-Those codes ask the modelling code for attention maps, which rules out fused attention: every layer
+Those codes need the attention maps, which rules out fused attention: every layer
 forms its whole softmax ``[H, L, L]`` and all of them are handed out. Queries, keys, values, gate
 and up are products of their own, norms and rotations are spelled out, the last layer computes
 every row. Written from that description; the weights are the decoder's own, as views.

@@ -12,8 +12,8 @@ from rich.progress import track
 
 from specprune_ros.bench import calibration
 from specprune_ros.bench.calibration import Sweep, bench_layout
-from specprune_ros.bench.ceilings import Ceilings, measure
 from specprune_ros.bench.race import Contestant, contestants, race
+from specprune_ros.bench.roofline import Ceilings, measure
 from specprune_ros.bench.table import table
 from specprune_ros.models.accel.device_memory import weight_bytes
 from specprune_ros.models.accel.fp8 import number_format

@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from specprune_ros.bench.ceilings import Ceilings
 from specprune_ros.bench.race import Contestant
-from specprune_ros.bench.weight_bytes_read import weight_traffic
+from specprune_ros.bench.roofline import Ceilings, weight_traffic
 from specprune_ros.models.accel.fp8 import number_format
 from specprune_ros.models.config import PolicyConfig
 from specprune_ros.models.decoder import LayerRows

@@ -93,9 +93,9 @@ def run(args: argparse.Namespace) -> int:
         print_tables(result)
         write_json(args.json, result.rows + result.sweep_rows)
         if args.plot:
-            from specprune_ros.bench.roofline import draw
+            from specprune_ros.bench.report import draw_roofline
 
-            draw(result.rows, args.plot)
+            draw_roofline(result.rows, args.plot)
     except (ValueError, OSError, RuntimeError) as error:
         print(f'specprune bench: {error}', file=sys.stderr)
         return 1

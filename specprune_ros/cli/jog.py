@@ -20,12 +20,14 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser.add_argument('--seconds', type=float, default=2.0, help='each way (default 2)')
     parser.add_argument('--no-gripper', action='store_true', help='leave the gripper alone')
     parser.add_argument(
-        '--dry-run', action='store_true', help='send nothing to the arm, and ask nobody'
+        '--dry-run',
+        action='store_true',
+        help='send nothing to the arm, and do not wait for a confirmation',
     )
     parser.add_argument(
         '--yes',
         action='store_true',
-        help='ask nobody; for the simulated arm, or with --fake',
+        help='do not wait for a confirmation; for the simulated arm, or with --fake',
     )
     parser.add_argument(
         '--fake', action='store_true', help='with --yes: the drivers are fake, no arm moves'

@@ -18,7 +18,7 @@ from specprune_ros.bounded_files import reason
 from specprune_ros.models import conventions
 from specprune_ros.models.accel.device_memory import check_device_memory
 from specprune_ros.models.build import Network, build, cast, empty
-from specprune_ros.models.checkpoint import cogact, dexbotic, oft, own, pi0, pi0_statistics
+from specprune_ros.models.checkpoint import cogact, dexbotic, native, oft, pi0, pi0_statistics
 from specprune_ros.models.checkpoint.files import (
     CheckpointError,
     check_values,
@@ -26,7 +26,7 @@ from specprune_ros.models.checkpoint.files import (
 )
 from specprune_ros.models.checkpoint.meaning import FILE as OVERRIDES
 from specprune_ros.models.checkpoint.meaning import meaning, paths, require_stated, without_nulls
-from specprune_ros.models.checkpoint.own import save_policy_model
+from specprune_ros.models.checkpoint.native import save_policy_model
 from specprune_ros.models.checkpoint.report import Report, human
 from specprune_ros.models.checkpoint.tokenizer_file import check_tokenizer
 from specprune_ros.models.config import ConfigError, PolicyConfig
@@ -125,7 +125,7 @@ def is_released(path: Path | str) -> bool:
     Raises ``CheckpointError`` for a folder that is neither.
     """
     folder = Path(path)
-    return _family(folder, _config(folder))[0] != own.FORMAT
+    return _family(folder, _config(folder))[0] != native.FORMAT
 
 
 def inspect_checkpoint(
@@ -171,7 +171,7 @@ def _inspect(report: Report, key: str | None, overrides: dict[str, Any]) -> None
             report.statistics = read_json(statistics)
             report.statistics_keys = keys = tuple(report.statistics)
             report.requested_key = key or (keys[0] if len(keys) == 1 else None)
-        elif family != own.FORMAT:
+        elif family != native.FORMAT:
             report.problem(
                 f'{statistics} is absent: actions cannot be scaled without it (the sets in '
                 'config.json are those of pre-training); download it'
@@ -215,8 +215,8 @@ def _config(folder: Path) -> dict[str, Any]:
 
 def _family(folder: Path, config: Mapping[str, Any]) -> tuple[str, Any]:
     kind = config.get('model_type')
-    if config.get('format') == own.FORMAT:
-        return own.FORMAT, own
+    if config.get('format') == native.FORMAT:
+        return native.FORMAT, native
     if kind == 'openvla':
         return 'openvla-oft', oft
     if isinstance(kind, str) and kind in dexbotic.BASES:

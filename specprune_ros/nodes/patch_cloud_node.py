@@ -19,10 +19,10 @@ from sensor_msgs.msg import CameraInfo, Image, PointCloud2, PointField
 from specprune_ros.nodes.common.bounded_subscription import subscribe
 from specprune_ros.nodes.common.images import ImageError, check_size
 from specprune_ros.nodes.common.lifecycle import AutoLifecycleNode, run
+from specprune_ros.nodes.common.log import Throttle
 from specprune_ros.nodes.common.parameters import NodeParameters, ParameterSpec
 from specprune_ros.nodes.common.patch_mask import KEPT, colours, from_message
 from specprune_ros.nodes.common.qos import every, newest
-from specprune_ros.nodes.common.throttle import Throttle
 from specprune_ros.nodes.common.time import SECOND_NS, stamp_ns
 
 DEPTHS = 16  # depth images kept, to find the one nearest to a mask

@@ -22,10 +22,10 @@ from specprune_ros.msg import PruneStats
 from specprune_ros.nodes.common.bounded_subscription import subscribe
 from specprune_ros.nodes.common.images import to_message
 from specprune_ros.nodes.common.lifecycle import AutoLifecycleNode, run
+from specprune_ros.nodes.common.log import Throttle
 from specprune_ros.nodes.common.messages import task_result_message
 from specprune_ros.nodes.common.parameters import NodeParameters, ParameterSpec
 from specprune_ros.nodes.common.qos import every, latched, newest
-from specprune_ros.nodes.common.throttle import Throttle
 from specprune_ros.sim.arm.urdf import urdf
 from specprune_ros.sim.arm.world import World
 from specprune_ros.sim.tasks.task_evaluator import TaskEvaluator
@@ -208,7 +208,7 @@ class SimArm(AutoLifecycleNode):
         self._epoch += self._world.time  # published time goes on
         self._world.reset(values['seed'], layout)
         self._commanded_ns = None
-        self._tell(self._task_evaluator.clear())
+        self._publish_task_result(self._task_evaluator.clear())
 
     def _tick(self) -> None:
         world = self._world
@@ -224,7 +224,7 @@ class SimArm(AutoLifecycleNode):
         world.advance(step)
         verdict = self._task_evaluator.step()
         if verdict is not None:
-            self._tell(verdict)
+            self._publish_task_result(verdict)
         timeout = self.get_parameter('command_timeout').value
         if self._commanded_ns is not None and (now - self._commanded_ns) / 1e9 > timeout:
             world.hold()
@@ -317,16 +317,16 @@ class SimArm(AutoLifecycleNode):
         self._commanded_ns = self._now_ns()
         if self._first_words:
             words, self._first_words = self._first_words, ''
-            self._tell(self._task_evaluator.on_instruction(words))
+            self._publish_task_result(self._task_evaluator.on_instruction(words))
 
     def _on_instruction(self, message: String) -> None:
         self._first_words = ''
-        self._tell(self._task_evaluator.on_instruction(message.data))
+        self._publish_task_result(self._task_evaluator.on_instruction(message.data))
 
     def _refuse(self, topic: str, reason: str) -> None:
         self._throttle.warning(topic, reason)
 
-    def _tell(self, verdict: TaskResult) -> None:
+    def _publish_task_result(self, verdict: TaskResult) -> None:
         """Publish how the instruction in force stands, and log it once it is known."""
         self._verdicts.publish(task_result_message(verdict))
         if verdict.outcome == UNKNOWN:

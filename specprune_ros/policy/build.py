@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable
 
+import numpy as np
 import torch
 
 from specprune_ros.models.accel import fused
-from specprune_ros.models.accel.fp8 import check_float8
+from specprune_ros.models.accel.fp8 import check_float8, convert
 from specprune_ros.models.accel.packed import pack
 from specprune_ros.models.load import (
     LoadedModel,
@@ -16,14 +18,16 @@ from specprune_ros.models.load import (
     load_policy_model,
     random_policy_model,
 )
+from specprune_ros.models.presets import BENCH_INSTRUCTION
 from specprune_ros.policy.engine.capture import graph_capturer_on
 from specprune_ros.policy.engine.cuda_graph import CudaGraphEngine
 from specprune_ros.policy.engine.eager import EagerEngine
-from specprune_ros.policy.float8 import to_float8
 from specprune_ros.policy.policy import Policy
+from specprune_ros.policy.synthetic import observations
 from specprune_ros.pruning.params import PruningParams
 
 DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
+DRAWN = 3  # made-up observations that float8 is judged by, all of them dense
 BFLOAT16_FROM = (8, 0)  # compute capability: Ampere
 
 
@@ -88,7 +92,7 @@ def build_policy(
     last with the loaded model, before an engine is made for it (``bench.calibration.calibrator``
     finds the tokens that cost nothing on this device). What a pruner keeps then depends on the
     device, so that comparisons across devices leave it out. With ``fp8`` the decoder's linear
-    layers run in float8 (:func:`~specprune_ros.policy.float8.to_float8`).
+    layers run in float8 (:func:`to_float8`).
 
     On a CPU with units for bfloat16, ``dtype`` ``auto`` takes it for a checkpoint of the models'
     authors, who run theirs in it; a policy of our own was judged in float32 and keeps that.
@@ -131,7 +135,7 @@ def build_policy(
 
 
 def _settle_on(place: torch.device) -> None:
-    """What a thread that asks a GPU sets once."""
+    """What a thread that uses a GPU sets once."""
     # Events and streams belong to the current device, which is the first one unless said.
     torch.cuda.set_device(place)
     # cuDNN's attention, PyTorch's first choice on Hopper, makes a plan for every number of rows
@@ -148,3 +152,41 @@ def engine_for(loaded: LoadedModel, graphs: bool) -> EagerEngine | CudaGraphEngi
         engine.trouble = f'no CUDA graphs: {error}'
         return engine
     return engine if capturer is None else CudaGraphEngine(loaded, capturer)
+
+
+def to_float8(loaded: LoadedModel) -> np.ndarray:
+    """Convert ``loaded`` in place and return its action deviation: the largest |difference| per
+    dimension, in action units ``[action_dim]``, for the same observations before and after. A
+    message about it joins ``loaded.notes``.
+
+    Raises ``ValueError``, which names ``model.fp8``, where it cannot be, and ``PolicyError`` where
+    an action is not finite.
+    """
+    weight = loaded.model.decoder.norm.weight
+    check_float8(weight.device, weight.dtype)
+    before = _dense_actions(loaded)
+    left = convert(loaded.model.decoder)
+    if weight.is_cuda:
+        torch.cuda.empty_cache()  # the bfloat16 weights' memory, which graphs cannot use
+    moved = np.abs(_dense_actions(loaded) - before).max((0, 1))
+    named = zip(loaded.config.action.dims, moved, strict=True)
+    note = (
+        f'decoder in float8 (model.fp8): on {DRAWN} made-up observations the actions differ from '
+        f'bfloat16 by at most {", ".join(f"{name} {value:.2g}" for name, value in named)} '
+        '(action units)'
+    )
+    if left:
+        note += f'; {", ".join(left)} stayed in bfloat16, as float8 GEMMs take multiples of 16'
+    if weight.device.type == 'cpu':
+        note += '; on a CPU it is slower than bfloat16, and good to see the numbers only'
+    loaded.notes.append(note)
+    return moved
+
+
+def _dense_actions(loaded: LoadedModel) -> np.ndarray:
+    """Actions in action units, float64 ``[DRAWN, chunk, action_dim]``."""
+    policy = Policy(loaded, PruningParams(pruner='dense'), max_normalised_action=np.inf)
+    policy.wants_overlay = False
+    scene = observations(policy, BENCH_INSTRUCTION, seed=0)
+    drawn = itertools.islice(scene, DRAWN)
+    return np.stack([policy.act(observation).actions for observation in drawn])

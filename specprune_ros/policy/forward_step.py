@@ -117,7 +117,7 @@ def _of_the_pass(params: PruningParams) -> PruningParams:
 
 
 def compares(params: PruningParams) -> bool:
-    """Whether a query with these parameters looks at a past image."""
+    """Whether a query with these parameters compares with a past image."""
     return params.refresh_change < 1.0 or uses_similarity(params)
 
 

@@ -67,7 +67,7 @@ class ImageBuffer:
     """A time-stamped ring of images per camera. Pushed from callbacks, read by the inference
     thread.
 
-    ``preprocess`` turns a camera's image into what the policy sees (``None``: nobody here looks);
+    ``preprocess`` turns a camera's image into what the policy sees (``None``: not needed here);
     ``span_ns`` is how far back images are kept (20 control steps in this package), ``CAPACITY``
     bounds their number whatever the camera rate. The newest image is known even where it was
     thinned out or everything was forgotten, so that it is never preprocessed again.

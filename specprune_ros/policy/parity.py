@@ -1,7 +1,7 @@
 """Golden packs: a tiny checkpoint, inputs, and what its authors' own code made of them.
 
 A pack is a folder with ``checkpoint/`` and ``cases.npz`` (its README.md tells). :func:`run` loads
-the checkpoint through the public loader, asks :meth:`Policy.act` the same in float32, dense, and
+the checkpoint through the public loader, gives :meth:`Policy.act` the same in float32, dense, and
 compares. Packs lie in ``test/data/parity`` of the sources; they are not installed.
 """
 

@@ -1,7 +1,7 @@
 """Golden packs of pi0 and pi0.5: a tiny checkpoint, inputs, and what lerobot made of them.
 
 A pack is a folder with ``checkpoint/`` and ``cases.npz`` (see its README.md). :func:`run` loads
-the checkpoint through the public loader, asks :meth:`Policy.act` the same questions in float32,
+the checkpoint through the public loader, gives :meth:`Policy.act` the same inputs in float32,
 dense, and compares prompt ids, images, states, the sampler's x on the way, attention and actions,
 with and without real-time chunking.
 """

@@ -508,7 +508,7 @@ class _InForce:
     """Parameters in force, their version, and what follows from them for every query.
 
     ``prior_key``: what the scores carried from query to query mean, that is who observed where and
-    which rows. ``compares``: queries look at a past image. ``thresholds``: the controller's (SI).
+    which rows. ``compares``: queries compare with one. ``thresholds``: the controller's (SI).
     """
 
     params: PruningParams

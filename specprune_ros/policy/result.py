@@ -112,7 +112,7 @@ class PolicyResult:
     per action dimension, where that was requested.
     ``normalised`` are the actions as the model gave them, what a next chunk goes on from.
     ``kept_recall`` is the share of what that dense pass attended to most that was kept.
-    ``overlay`` is ``None`` where the model was not run or nobody looks. ``details`` are there
+    ``overlay`` is ``None`` where the model was not run or nobody subscribes. ``details`` are there
     where they were requested.
     """
 

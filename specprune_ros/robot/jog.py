@@ -1,7 +1,7 @@
 """A first motion without a policy: a little up and back to the start, and what it will come to.
 
 Absolute poses, so that nothing depends on when a chunk arrives: the place at a time of the motion
-is the same whoever asks. Time is that of the executor's axis of executed seconds.
+is the same whoever plans. Time is that of the executor's axis of executed seconds.
 """
 
 from __future__ import annotations

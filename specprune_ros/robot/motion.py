@@ -21,7 +21,6 @@ from specprune_ros.robot import profile as profiles
 from specprune_ros.robot.chunk import Chunk, ChunkRules, LateChunkError
 from specprune_ros.robot.geometry import Pose, Twist, add, rotate, scale, twist_between
 from specprune_ros.robot.joint_states import JointStates
-from specprune_ros.robot.kinematics import joint_velocities
 from specprune_ros.robot.plausible import CONFIRM_S, OLD, PlausibleState, pose_distance
 from specprune_ros.robot.profile import Profile
 from specprune_ros.robot.safety import (
@@ -33,7 +32,7 @@ from specprune_ros.robot.safety import (
     Stop,
     joint_limits,
 )
-from specprune_ros.robot.speed import JointSpeed, JointStateError
+from specprune_ros.robot.speed import JointSpeed, JointStateError, joint_velocities
 from specprune_ros.robot.stop_motion import MotionState
 from specprune_ros.robot.timeline import AddResult, ChunkTimeline, Setpoint
 from specprune_ros.robot.watchdog import State, Watchdog, WatchdogDecision

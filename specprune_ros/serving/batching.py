@@ -1,8 +1,8 @@
 """Queries of several sessions that wait for the model at the same time run as one batch.
 
-Sessions ask from threads of their own and wait; one thread owns the model. It takes the query that
-has waited longest and those behind it that share its :class:`GraphKey`: layout, parameters, mode
-and what is compared, so that every shape of the pass is the same. Nothing is padded.
+Sessions query from threads of their own and wait; one thread owns the model. It takes the query
+that has waited longest and those behind it that share its :class:`GraphKey`: layout, parameters,
+mode and what is compared, so that every shape of the pass is the same. Nothing is padded.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ class BatchingEngine:
             if len(batch) == 1 or not self._run_together(batch):
                 for one in batch:
                     self._run_alone(one)
-            batch.clear()  # while nobody asks, nobody's tensors are held
+            batch.clear()  # while nobody queries, nobody's tensors are held
 
     def _run_alone(self, one: _Waiting) -> None:
         try:

@@ -92,7 +92,7 @@ class Connection:
             raise ServerError(f'{self.url} sent no metadata: is it a policy server?')
         return found
 
-    def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
+    def request(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Send a request and wait for its reply."""
         end = time.monotonic() + self.timeout
         try:
@@ -239,7 +239,7 @@ class RemotePolicy:
         """
         try:
             with self._connect() as connection:
-                connection.ask({EXTENSION: {'check': params.as_dict()}})
+                connection.request({EXTENSION: {'check': params.as_dict()}})
         except RefusedError as error:
             name, _, reason = error.reason.partition(': ')
             raise ParamError(name, reason or error.reason) from error
@@ -276,7 +276,7 @@ class RemotePolicy:
                     proprio=np.zeros(dim) if dim else None,
                 )
                 begin = time.monotonic()
-                connection.ask(request_of(observation, params=self.params.as_dict()))
+                connection.request(request_of(observation, params=self.params.as_dict()))
                 seconds = time.monotonic() - begin
         return seconds
 
@@ -328,7 +328,7 @@ class RemotePolicy:
             ours['measure_deviation'] = True
         past = self._past(observation, params) if self._compares else {}
         try:
-            reply = connection.ask(request_of(replace(observation, past=past), **ours))
+            reply = connection.request(request_of(replace(observation, past=past), **ours))
         except RefusedError as error:
             if error.kind == BAD_REQUEST:
                 raise ObservationError(f'{self.url}: {error.reason}') from error

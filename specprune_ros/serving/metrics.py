@@ -60,7 +60,7 @@ class Metrics:
         self.bytes_out = Counter('specprune_sent_bytes', 'Bytes of replies.', registry=registry)
 
     def gauge(self, name: str, text: str, value: Callable[[], float]) -> None:
-        """Add a value that is read when somebody asks."""
+        """Add a value that is read when it is collected."""
         Gauge(f'specprune_{name}', text, registry=self.registry).set_function(value)
 
     def text(self) -> bytes:

@@ -46,7 +46,7 @@ from specprune_ros.serving.protocol import (
 )
 
 LOG = logging.getLogger('specprune.serve')
-ACTIVE_FOR = 1.0  # s after its last query that a session is expected to ask again
+ACTIVE_FOR = 1.0  # s after its last query that a session is expected to send another
 
 
 class Transport(Protocol):
@@ -285,7 +285,7 @@ class Hub:
         if self.stopping or self.lost:
             return self._error(STOPPING, self.lost or 'the server is stopping: connect again')
         if self.pending > self.limits.queue:
-            return self._error(BUSY, f'{self.limits.queue} queries are under way: ask again')
+            return self._error(BUSY, f'{self.limits.queue} queries are under way: try again')
         loop = asyncio.get_running_loop()
         reply = await loop.run_in_executor(
             self._pool, self._answer_in_thread, peer, frame, arrived

@@ -1,4 +1,4 @@
-"""A model server for the evaluation harness ``vla-eval`` that asks a policy server of ours.
+"""A model server for the evaluation harness ``vla-eval`` that queries a policy server of ours.
 
 ``python -m specprune_ros.serving.vla_eval_server --args.url=ws://HOST:8000 --port=8001`` in an
 environment with ``vla-eval`` (no PyTorch is needed there); ``vla-eval run`` is then pointed at
@@ -57,7 +57,7 @@ class _Robot:
         self.policy.reset('new episode')
 
     def act(self, seen: dict[str, Any], executed: int) -> np.ndarray:
-        """The next action row ``[action_dim]``; asks the server where the chunk is used up."""
+        """The next action row ``[action_dim]``; queries the server where the chunk is used up."""
         policy, config = self.policy, self.policy.config
         self.stamp_ns += round(policy.step_dt * SECOND_NS)
         shown = list(seen['images'].values())

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from specprune_ros.bench.weight_bytes_read import weight_traffic
+from specprune_ros.bench.roofline import weight_traffic
 from specprune_ros.models.build import cast, empty
 from specprune_ros.models.decoder import LayerRows
 from specprune_ros.models.presets import PI0_3B, PI05_3B

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from toy_models import EVERY, RecordingPass, keep_all, layout
 
-from specprune_ros.bench.weight_bytes_read import weight_traffic
+from specprune_ros.bench.roofline import weight_traffic
 from specprune_ros.models.accel import fp8, fused
 from specprune_ros.models.accel.device_memory import weight_bytes
 from specprune_ros.models.build import build, empty

@@ -306,14 +306,14 @@ def test_every_thread_of_the_executor_asks_for_real_time_and_it_says_what_it_got
     # In a process of its own: what a thread is given, those it makes later inherit.
     code = (
         'import os, threading\n'
-        'from specprune_ros.nodes.common.realtime import ask_for_priority\n'
+        'from specprune_ros.nodes.common.realtime import request_priority\n'
         'wait = threading.Event()\n'
         'other = threading.Thread(target=wait.wait)\n'
         'other.start()\n'
         'both = (0, other.native_id)\n'
-        'print(ask_for_priority(0), [os.sched_getscheduler(t) for t in both], sep="|")\n'
-        'print(ask_for_priority(1000), [os.sched_getscheduler(t) for t in both], sep="|")\n'
-        'print(ask_for_priority(5), [os.sched_getscheduler(t) for t in both], sep="|")\n'
+        'print(request_priority(0), [os.sched_getscheduler(t) for t in both], sep="|")\n'
+        'print(request_priority(1000), [os.sched_getscheduler(t) for t in both], sep="|")\n'
+        'print(request_priority(5), [os.sched_getscheduler(t) for t in both], sep="|")\n'
         'wait.set()\n'
     )
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT)

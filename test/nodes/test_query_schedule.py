@@ -37,9 +37,9 @@ class World:
             if self.busy_until == self.now:
                 self.deliver()
             elif self.busy_until is None and self.pace.early(self.now / 1000) <= 0:
-                self.ask()
+                self.query()
 
-    def ask(self):
+    def query(self):
         if self.image != self.rows_requested:
             self.rows_requested = self.image
             self.busy_until = self.now + round(1000 * self.rng.uniform(*self.latency))

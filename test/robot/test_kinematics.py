@@ -3,8 +3,7 @@ import pytest
 
 from specprune_ros.robot import geometry
 from specprune_ros.robot.geometry import Twist
-from specprune_ros.robot.kinematics import joint_velocities
-from specprune_ros.robot.speed import JointSpeed
+from specprune_ros.robot.speed import JointSpeed, joint_velocities
 from specprune_ros.sim.arm import rizon4
 from specprune_ros.sim.arm.urdf import urdf
 

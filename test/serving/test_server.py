@@ -104,11 +104,11 @@ def test_one_connection_may_speak_for_several_robots(loaded, server):
         for step in range(0, 24, 8):
             for number, key in enumerate(alone):
                 ours = {'session': key, 'stamp_ns': observation(step, number).stamp_ns}
-                reply = connection.ask(libero(step, number, specprune=ours))
+                reply = connection.request(libero(step, number, specprune=ours))
                 seen = replace(observation(step, number), speed=None, position=None)
                 assert (reply['actions'] == alone[key].act(seen).actions).all()
         with pytest.raises(RefusedError, match='at most 64 characters'):
-            connection.ask(libero(specprune={'session': 'x' * 65}))
+            connection.request(libero(specprune={'session': 'x' * 65}))
 
 
 def test_parameters_are_a_session_s_own(server, remote):
@@ -187,7 +187,7 @@ def test_openpi_s_keys_are_understood(loaded, server):
     ]
     for request in requests:
         with Connection(server.url, timeout=60) as connection:
-            reply = connection.ask(request)
+            reply = connection.request(request)
         assert (reply['actions'] == expected).all()
         assert reply['server_timing']['infer_ms'] > reply['policy_timing']['infer_ms'] > 0
         assert reply['specprune']['mode'] == 'dense'
@@ -196,8 +196,8 @@ def test_openpi_s_keys_are_understood(loaded, server):
 
 def test_a_client_that_sends_no_stamps_has_a_past_too(server):
     with Connection(server.url, timeout=60) as connection:
-        first = connection.ask(libero(0))['specprune']
-        second = connection.ask(libero(8))['specprune']
+        first = connection.request(libero(0))['specprune']
+        second = connection.request(libero(8))['specprune']
     assert (first['mode'], second['mode']) == ('dense', 'fine')  # no speed is known: fine
     assert 'speed unknown' in second['reason']
     assert second['history_age'] > 0
@@ -210,12 +210,12 @@ def test_images_may_be_jpeg_or_png_files(loaded, server):
     Image.fromarray(pixels).save(file, 'PNG')
     expected = Policy(loaded).act(replace(observation(0), speed=None, position=None)).actions
     with Connection(server.url, timeout=60) as connection:
-        reply = connection.ask(libero(**{'observation/image': file.getvalue()}))
+        reply = connection.request(libero(**{'observation/image': file.getvalue()}))
         assert (reply['actions'] == expected).all()
         smooth = Image.linear_gradient('L').convert('RGB').resize((128, 128))
         file = io.BytesIO()
         smooth.save(file, 'JPEG', quality=95)
-        assert len(connection.ask(libero(**{'observation/image': file.getvalue()}))['actions'])
+        assert len(connection.request(libero(**{'observation/image': file.getvalue()}))['actions'])
 
 
 def test_a_camera_s_key_is_recognised(loaded):
@@ -223,8 +223,10 @@ def test_a_camera_s_key_is_recognised(loaded):
         running.hub.reader.__dict__['image_keys'] = {'agent': 'cam/front'}
         with Connection(running.url, timeout=60) as connection:
             with pytest.raises(RefusedError, match="camera 'agent' is missing.*cam/front"):
-                connection.ask(libero())
-            assert len(connection.ask(libero(cam={'front': libero()['observation/image']}))) == 4
+                connection.request(libero())
+            assert (
+                len(connection.request(libero(cam={'front': libero()['observation/image']}))) == 4
+            )
 
 
 # ------------------------------------------------------------------ errors are replies
@@ -276,25 +278,25 @@ BROKEN = [
 
 def test_what_is_wrong_is_said_and_the_connection_lives_on(server):
     with Connection(server.url, timeout=60) as connection:
-        first = connection.ask(libero(0, specprune={'stamp_ns': 10**12}))
+        first = connection.request(libero(0, specprune={'stamp_ns': 10**12}))
         assert first['specprune']['reset'] == 'start'
         for request, said in BROKEN:
             with pytest.raises(RefusedError, match=said) as refused:
-                connection.ask(request)
+                connection.request(request)
             assert refused.value.kind == BAD_REQUEST
         # Nothing of it touched the session.
-        again = connection.ask(libero(8, specprune={'stamp_ns': 10**12 + 8 * STEP}))
+        again = connection.request(libero(8, specprune={'stamp_ns': 10**12 + 8 * STEP}))
         assert again['specprune']['reset'] is None
         assert again['specprune']['prior_valid']
 
 
 def test_a_policy_s_own_doubt_is_an_error_and_begins_a_new_episode(server):
     with Connection(server.url, timeout=60) as connection:
-        connection.ask(libero(0))
+        connection.request(libero(0))
         with pytest.raises(RefusedError, match='max_normalised_action') as refused:
-            connection.ask(libero(0, specprune={'max_normalised_action': 1e-6}))
+            connection.request(libero(0, specprune={'max_normalised_action': 1e-6}))
         assert refused.value.kind == FAILED
-        again = connection.ask(libero(0, specprune={'max_normalised_action': 10.0}))
+        again = connection.request(libero(0, specprune={'max_normalised_action': 10.0}))
         assert 'after an error' in again['specprune']['reset']
 
 
@@ -440,12 +442,12 @@ def test_a_full_queue_is_said_at_once(loaded):
         asking = threading.Thread(target=busy.act, args=(observation(0),))
         asking.start()
         assert engine.entered.wait(10)
-        with pytest.raises(RefusedError, match='ask again') as refused:
-            other.ask(libero())
+        with pytest.raises(RefusedError, match='try again') as refused:
+            other.request(libero())
         assert refused.value.kind == BUSY
         engine.gate.set()
         asking.join()
-        assert len(other.ask(libero())['actions'])
+        assert len(other.request(libero())['actions'])
         busy.close()
         other.close()
 
@@ -468,7 +470,7 @@ def test_a_stop_lets_accepted_queries_end_and_takes_no_more(loaded):
         while not running.hub.stopping and time.monotonic() < end:
             time.sleep(0.01)
         with pytest.raises(RefusedError, match='stopping'):
-            idle.ask(libero())
+            idle.request(libero())
         with pytest.raises(ServerError, match='503 stopping'):
             Connection(running.url)
         engine.gate.set()
@@ -545,7 +547,7 @@ def test_another_server_s_words_are_refused():
 def test_the_reply_is_one_that_json_can_say(server):
     """But for arrays: whoever logs it finds numbers, text, lists and maps."""
     with Connection(server.url, timeout=60) as connection:
-        reply = connection.ask(libero())
+        reply = connection.request(libero())
     assert json.loads(json.dumps(reply['specprune']))['tokens']['total'] == 512
     assert issubclass(ServerError, PolicyError)
 
@@ -565,9 +567,9 @@ def test_a_flow_policy_is_served_to_openpi_s_clients():
                 'prompt': INSTRUCTION,
                 'specprune': {'stamp_ns': 10**12},
             }
-            reply = connection.ask(request)
+            reply = connection.request(request)
             del request['observation/wrist_image']
-            alone = connection.ask(request)
+            alone = connection.request(request)
         first, wrist = pi0.config.cameras[:2]
         stamped = {
             first: CameraImage(images['agent'], 10**12),

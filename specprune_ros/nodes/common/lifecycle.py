@@ -176,11 +176,11 @@ def run(make_node: Callable[[], AutoLifecycleNode], arguments: Sequence[str] | N
     )
     requested: list[int] = []
 
-    def ask(number: int, frame: FrameType | None) -> None:
+    def on_signal(number: int, frame: FrameType | None) -> None:
         requested.append(number)
 
     for number in ENDING:
-        signal.signal(number, ask)
+        signal.signal(number, on_signal)
     executor = SingleThreadedExecutor()
     try:
         node = make_node()

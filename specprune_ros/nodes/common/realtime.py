@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 
-def ask_for_priority(priority: int) -> str:
+def request_priority(priority: int) -> str:
     """Put every thread of this process under the real-time scheduler; what came of it, in words.
 
     All of them, the middleware's too: a loop of high priority else waits for a lock that a thread

@@ -81,7 +81,7 @@ class ActionPort:
         def answered(future: Any) -> None:
             handle = future.result()
             if handle is None or not handle.accepted:
-                self._tell(goal, number, 'refused')
+                self._report_failure(goal, number, 'refused')
                 return
             goal.accepted(number)
             handle.get_result_async().add_done_callback(ended)
@@ -92,13 +92,15 @@ class ActionPort:
             if status == GoalStatus.STATUS_SUCCEEDED:
                 goal.succeeded(number)
             elif status == GoalStatus.STATUS_CANCELED:
-                self._tell(goal, number, 'cancelled')
+                self._report_failure(goal, number, 'cancelled')
             else:
-                self._tell(goal, number, 'aborted', stalled=True)
+                self._report_failure(goal, number, 'aborted', stalled=True)
 
         client.send_goal_async(message).add_done_callback(answered)
 
-    def _tell(self, goal: GripperGoal, number: int, reason: str, stalled: bool = False) -> None:
+    def _report_failure(
+        self, goal: GripperGoal, number: int, reason: str, stalled: bool = False
+    ) -> None:
         goal.failed(number, f'goal {reason}', time.monotonic_ns(), stalled)
 
     def close(self) -> None:

@@ -28,13 +28,13 @@ from specprune_ros.bounded_files import read_text
 from specprune_ros.msg import ActionChunk
 from specprune_ros.nodes.common.bounded_subscription import subscribe
 from specprune_ros.nodes.common.lifecycle import AutoLifecycleNode, run
+from specprune_ros.nodes.common.log import SAME, Throttle
 from specprune_ros.nodes.common.messages import chunk_of
 from specprune_ros.nodes.common.parameters import NodeParameters
 from specprune_ros.nodes.common.qos import every, newest
 from specprune_ros.nodes.common.rates import Percentiles, RateMeter
-from specprune_ros.nodes.common.realtime import ask_for_priority, freeze_gc
+from specprune_ros.nodes.common.realtime import freeze_gc, request_priority
 from specprune_ros.nodes.common.remapping import find_profile, profile_arguments
-from specprune_ros.nodes.common.throttle import SAME, Throttle
 from specprune_ros.nodes.executor_node.arm_ports import SECOND_NS, ArmPort, make_port, pose_message
 from specprune_ros.nodes.executor_node.arm_state import ArmState
 from specprune_ros.nodes.executor_node.dry_run import TOPIC as DRY_RUN
@@ -185,7 +185,7 @@ class ChunkExecutor(AutoLifecycleNode):
                     mentions=self._policy.split('/')[-1],
                 )
             )
-        self._scheduling = ask_for_priority(self._settings.values()['realtime_priority'])
+        self._scheduling = request_priority(self._settings.values()['realtime_priority'])
         self._last_tick = self._sent_at = None
         self._dry_stops.clear()
         self._too_slow = ''
@@ -261,7 +261,7 @@ class ChunkExecutor(AutoLifecycleNode):
             return
         self._lasts = chunk.horizon * chunk.step_dt
         self._delays.append(joined.skipped)
-        self._tell_executed(self._moved_at or now, f'chunk {chunk.stamp_ns}')
+        self._publish_executed(self._moved_at or now, f'chunk {chunk.stamp_ns}')
         if joined.new_start:
             self._counts['new episodes'] += 1
             self._throttle.info('chunk', f'episode {chunk.episode}: earlier motion dropped')
@@ -277,7 +277,7 @@ class ChunkExecutor(AutoLifecycleNode):
         """A robot description is in use: the only one until this node is configured anew."""
         self._description_sha256 = sha256
         if self._supervisor is not None:
-            self._supervisor.tell_limits(self._motion.joint_limits)
+            self._supervisor.send_limits(self._motion.joint_limits)
 
     def _on_diagnostics(self, message: DiagnosticArray) -> None:
         policy = self._policy
@@ -306,7 +306,7 @@ class ChunkExecutor(AutoLifecycleNode):
         self.get_logger().info(response.message)
         return response
 
-    def _tell_executed(self, now: int, source: str = '') -> None:
+    def _publish_executed(self, now: int, source: str = '') -> None:
         """Publish how many seconds of motion have been executed; ``source`` names the chunk that
         was just taken in, by its stamp.
         """
@@ -358,7 +358,7 @@ class ChunkExecutor(AutoLifecycleNode):
         self._moved_at = now
         # A policy that goes on from its last chunk counts in what was executed.
         if abs(self._motion.timeline.axis - self._reported) >= EXECUTED_EVERY:
-            self._tell_executed(now)
+            self._publish_executed(now)
         verdict = tick.verdict
         stopped = verdict.latched or verdict.reason in (DISABLED, DRIVER, HELD)
         if self._gripper.update(tick.gripper, now, stopped):

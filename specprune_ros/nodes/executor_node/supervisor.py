@@ -154,7 +154,7 @@ class Supervisor:
         self.stopping = True
         self._send(TAKE_OVER)
 
-    def tell_limits(self, joints: Mapping[str, JointLimit]) -> None:
+    def send_limits(self, joints: Mapping[str, JointLimit]) -> None:
         """The joint limits in force, which a robot description may have tightened."""
         self._send(
             json.dumps({name: list(asdict(x).values()) for name, x in joints.items()}).encode()
@@ -174,7 +174,7 @@ class Supervisor:
         self._socket, self._started = ours, time.monotonic()
         self.ready = self.stopping = False
         self._send(json.dumps(asdict(self._setup)).encode())
-        self.tell_limits(self._joints)
+        self.send_limits(self._joints)
 
     def _send(self, message: bytes) -> None:
         if self._socket is None:
@@ -378,7 +378,7 @@ def main(arguments: list[str]) -> int:
     from rclpy.node import Node
     from rclpy.signals import SignalHandlerOptions
 
-    from specprune_ros.nodes.common.realtime import ask_for_priority, freeze_gc
+    from specprune_ros.nodes.common.realtime import freeze_gc, request_priority
 
     enclave = ['--enclave', setup.enclave] if setup.enclave else []
     rclpy.init(
@@ -394,7 +394,7 @@ def main(arguments: list[str]) -> int:
     )
     try:
         sender = StopSender(node, setup)
-        ask_for_priority(setup.priority)
+        request_priority(setup.priority)
         freeze_gc()
         Guard(link, setup, sender, sender.joints).run()
     finally:

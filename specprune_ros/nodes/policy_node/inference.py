@@ -163,7 +163,7 @@ class InferenceThread(threading.Thread):
             if not self._observation_buffer.wait(PATIENCE, schedule.newer_for):
                 reason = self._observation_buffer.unready(self._clock.now().nanoseconds)
                 if reason and self._active.is_set():
-                    self._say(reason, self._publisher.generation)
+                    self._refuse(reason, self._publisher.generation)
                 continue
             self._begun, self._busy, self._slack_used = time.monotonic(), True, False
             try:
@@ -236,7 +236,7 @@ class InferenceThread(threading.Thread):
             if self._follow is not None:
                 self._follow(result, end)
         except (NotReady, ObservationError, PolicyError) as error:
-            self._say(str(error), generation)
+            self._refuse(str(error), generation)
             return True
         except Exception as error:  # whatever fails must stop the arm, and say so
             failure = error.with_traceback(None)  # whose frames would hold the query's tensors
@@ -257,23 +257,23 @@ class InferenceThread(threading.Thread):
 
             fault = fault_of(error, device)
         if fault is None:
-            self._say(f'the policy failed: {type(error).__name__}: {error}', generation)
+            self._refuse(f'the policy failed: {type(error).__name__}: {error}', generation)
             return True
         if not fault.lost:
-            self._say(fault.message, generation)
+            self._refuse(fault.message, generation)
             release(device)
             return True
         try:
             check_alive(device)
         except Exception:  # of whatever kind: it cannot add 1 to 0
-            # Letting go of its tensors asks the device, and would end the process unreported.
+            # Letting go of its tensors calls the device, and would end the process unreported.
             _DEAD.append(self.policy)
             self._active.clear()
             self._lose(fault.message)
             return False
         # One call was wrong, and nothing else.
-        self._say(f'{device} refused a call: {fault.said}', generation)
+        self._refuse(f'{device} refused a call: {fault.said}', generation)
         return True
 
-    def _say(self, reason: str, generation: int) -> None:
+    def _refuse(self, reason: str, generation: int) -> None:
         self._publisher.put(QueryEvent(generation, reason))

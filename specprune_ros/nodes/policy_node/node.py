@@ -28,12 +28,12 @@ from specprune_ros.msg import ActionChunk, PruneStats
 from specprune_ros.nodes.common import patch_mask
 from specprune_ros.nodes.common.images import to_message
 from specprune_ros.nodes.common.lifecycle import AutoLifecycleNode, find_trim, run
+from specprune_ros.nodes.common.log import Throttle
 from specprune_ros.nodes.common.parameters import NodeParameters
 from specprune_ros.nodes.common.qos import every, newest
 from specprune_ros.nodes.common.rates import Percentiles, RateMeter
 from specprune_ros.nodes.common.realtime import release_heap
 from specprune_ros.nodes.common.remapping import refuse_random_weights
-from specprune_ros.nodes.common.throttle import Throttle
 from specprune_ros.nodes.common.time import SECOND_NS, time_message
 from specprune_ros.nodes.policy_node import chunk_continuation
 from specprune_ros.nodes.policy_node.chunk_continuation import ChunkContinuation
@@ -277,7 +277,7 @@ class SpecPruneNode(AutoLifecycleNode):
         self._observation_buffer.put_speed(sample(speed), now_ns)
 
     def _publish_overlays(self, header: Header, result: PolicyResult) -> None:
-        """What was kept, drawn and as masks, for those who look; a waiting chunk comes first."""
+        """What was kept, drawn and as masks, for subscribers; a waiting chunk comes first."""
         overlay, thread = result.overlay, self._thread
         if overlay is None:
             return

@@ -138,15 +138,15 @@ def serve(host: str, port: int, access: Access) -> viser.ViserServer:
 @contextlib.contextmanager
 def _guarded(access: Access) -> Iterator[None]:
     """viser has no hook for requests: for the moment in which it starts listening, what it listens
-    with asks ``access`` first.
+    with consults ``access`` first.
     """
     listen: Callable[..., Any] = websockets.asyncio.server.serve
 
     def guarded(*args: Any, process_request: Callable[..., Any], **options: Any) -> Any:
-        def ask(connection: Any, request: Any) -> Any:
+        def check(connection: Any, request: Any) -> Any:
             return access.refuse(connection, request) or process_request(connection, request)
 
-        return listen(*args, process_request=ask, **options)
+        return listen(*args, process_request=check, **options)
 
     with mock.patch.object(websockets.asyncio.server, 'serve', guarded):
         yield

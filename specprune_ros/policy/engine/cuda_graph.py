@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -20,20 +20,23 @@ from torch import Tensor
 from specprune_ros.models.load import LoadedModel
 from specprune_ros.models.tokens import Prompt, id_rows
 from specprune_ros.policy.engine.eager import EagerEngine
-from specprune_ros.policy.engine.graph_keys import enumerate_graph_keys, uncapturable_reason
 from specprune_ros.policy.forward_step import (
     DeviceOutputs,
     GraphKey,
     StageTimer,
     StepInputs,
     StepOutputs,
+    compares,
     forward_step,
     read,
     stage_timer_on,
 )
+from specprune_ros.pruning.interface import Mode, TokenLayout
 from specprune_ros.pruning.params import PruningParams
+from specprune_ros.pruning.registry import is_capturable, pruner
 
 LIMIT = 24  # graphs kept, the longest unused leaves first
+REPEATS = 4  # pruned queries until a method that remembers several queries remembers as many
 PATIENCE = 3  # captures that may fail in a row before no more are tried
 
 
@@ -190,7 +193,7 @@ class CudaGraphEngine:
             if key in self._refused or self._failures >= PATIENCE:
                 return f'no CUDA graph: {self._refused.get(key, self._last_failure)}'
             if self._busy or self._jobs:
-                return ''  # it may be this very key; if not, the next query asks again
+                return ''  # it may be this very key; if not, the next query tries again
             self._jobs.append(_CaptureJob(key.params, inputs.prompt))
             # Forms that no rehearsal thinks of.
             copies = {name: tensor.clone() for name, tensor in inputs.tensors().items()}
@@ -322,3 +325,48 @@ class CudaGraphEngine:
             if key not in self._buffers:
                 self._buffers[key] = make(like)
             return self._buffers[key]
+
+
+def enumerate_graph_keys(
+    layout: TokenLayout,
+    params: PruningParams,
+    inputs: StepInputs,
+    visit: Callable[[GraphKey, StepInputs], DeviceOutputs | None],
+) -> bool:
+    """Visit every key of an episode once, each with the past that the one before left, until
+    there is no answer; whether there always was one. ``inputs`` has the images for all.
+    """
+    carry: Mapping[str, Tensor] = {}
+    seen: set[GraphKey] = set()
+    for number, mode in enumerate(episode(params)):
+        compared = number and mode is not Mode.DENSE and compares(params)
+        variant = replace(
+            inputs, carry=carry, reference_images=inputs.images if compared else None
+        )
+        key = variant.graph_key(layout, params, mode)
+        if key in seen:
+            continue
+        seen.add(key)
+        given = visit(key, variant)
+        if given is None:
+            return False
+        carry = given.carry
+    return True
+
+
+def episode(params: PruningParams) -> tuple[Mode, ...]:
+    """Modes that queries with these parameters can have, from a reset on."""
+    pruned = (Mode.COARSE, Mode.FINE) if params.mode == 'auto' else (Mode(params.mode),)
+    first = (Mode.DENSE,) if params.first_dense else ()
+    again = (Mode.DENSE,) if params.refresh_period or params.refresh_change < 1.0 else ()
+    return (*first, *pruned * REPEATS, *again)
+
+
+def uncapturable_reason(key: GraphKey) -> str:
+    """Why a key cannot be captured at all, or an empty text."""
+    method = pruner(key.params.pruner)
+    if not is_capturable(method.name):
+        return f'pruner {method.name} decides on the host; it is answered eagerly'
+    if not method.plan(key.layout, key.params, key.mode).static:
+        return 'exact budgets have no fixed size; they are answered eagerly'
+    return ''

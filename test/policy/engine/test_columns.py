@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from tape import TapeCapturer
 
-from specprune_ros.bench.ceilings import Ceilings
 from specprune_ros.bench.race import contestants, race
+from specprune_ros.bench.roofline import Ceilings
 from specprune_ros.bench.table import table
 from specprune_ros.models.load import random_policy_model
 from specprune_ros.models.presets import BENCH_INSTRUCTION

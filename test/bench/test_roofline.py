@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from specprune_ros.bench.ceilings import Ceilings, measure
+from specprune_ros.bench.roofline import Ceilings, measure
 
 
 def test_the_floor_is_the_slower_of_arithmetic_and_memory():
@@ -22,8 +22,8 @@ def test_float8_can_only_raise_the_ceiling(monkeypatch):
         called.append(call())
         return next(took)
 
-    monkeypatch.setattr('specprune_ros.bench.ceilings._fastest', fastest)
-    monkeypatch.setattr('specprune_ros.bench.ceilings.SIDES', {'cpu': (64, 128)})
+    monkeypatch.setattr('specprune_ros.bench.roofline._fastest', fastest)
+    monkeypatch.setattr('specprune_ros.bench.roofline.SIDES', {'cpu': (64, 128)})
     ceilings = measure('cpu', torch.bfloat16, float8=True)
     assert ceilings.tflops == pytest.approx(2 * 64**3 / 2.0 / 1e12)
     assert called[1].dtype is torch.bfloat16 and (called[1] == 64).all()
