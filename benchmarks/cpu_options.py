@@ -27,7 +27,7 @@ from specprune_ros.models.presets import BENCH_INSTRUCTION
 from specprune_ros.policy.device import device_name
 from specprune_ros.policy.observation import Observation
 from specprune_ros.policy.policy import Policy
-from specprune_ros.policy.synthetic import observations
+from specprune_ros.policy.synthetic_observations import observations
 from specprune_ros.pruning.params import PruningParams
 
 WARM = 4

@@ -28,7 +28,7 @@ from specprune_ros.bench.roofline import measure
 from specprune_ros.models.accel.device_memory import weight_bytes
 from specprune_ros.models.presets import BENCH_INSTRUCTION
 from specprune_ros.policy.build import build_policy
-from specprune_ros.policy.synthetic import observations
+from specprune_ros.policy.synthetic_observations import observations
 from specprune_ros.pruning.params import PruningParams
 
 MODELS = 'openvla-oft-7b,db-oft-7b,cogact-7b'

@@ -23,7 +23,7 @@ from specprune_ros.models.presets import BENCH_INSTRUCTION
 from specprune_ros.policy.build import build_policy
 from specprune_ros.policy.observation import Observation
 from specprune_ros.policy.policy import Policy
-from specprune_ros.policy.synthetic import observations
+from specprune_ros.policy.synthetic_observations import observations
 
 OBJECTS = 200  # more of them after the warm-up is growth (10 000 queries would leave 10 000)
 PYTHON_KIB = 64.0

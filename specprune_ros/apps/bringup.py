@@ -38,7 +38,7 @@ from specprune_ros.apps.launch_arguments import (
     Arm,
 )
 from specprune_ros.nodes.common.compat import dds_profile_variable
-from specprune_ros.nodes.common.parent import PARENT
+from specprune_ros.nodes.common.parent_process import PARENT
 from specprune_ros.nodes.common.remapping import ros_arguments, share
 
 PACKAGE = 'specprune_ros'

@@ -251,7 +251,7 @@ def examine(options: DoctorOptions, console: Console) -> list[Row]:
     if options.checkpoint is None:
         rows.append(Row('checkpoint', SKIP, 'none given', '--checkpoint FOLDER'))
     else:
-        from specprune_ros.models.checkpoint.limited import inspect_limited
+        from specprune_ros.models.checkpoint.limited_inspection import inspect_limited
 
         overrides = {'platform': options.platform} if options.platform else None
         data = inspect_limited(options.checkpoint, options.unnorm_key, overrides)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-from specprune_ros.nodes.common.parent import PARENT
+from specprune_ros.nodes.common.parent_process import PARENT
 
 STOP_PATIENCE = 15.0  # s from SIGINT to SIGKILL
 

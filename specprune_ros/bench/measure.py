@@ -21,7 +21,7 @@ from specprune_ros.models.load import LoadedModel
 from specprune_ros.models.presets import BENCH_INSTRUCTION
 from specprune_ros.policy.build import build_policy
 from specprune_ros.policy.engine.capture import graph_capturer_on
-from specprune_ros.policy.synthetic import copies_ms, observations
+from specprune_ros.policy.synthetic_observations import copies_ms, observations
 from specprune_ros.pruning.interface import Mode
 from specprune_ros.pruning.specprune import free_tokens
 

@@ -25,7 +25,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     """Exit status 0 where everything is known, 1 where something must be stated or is wrong."""
-    from specprune_ros.models.checkpoint.meaning import describe
+    from specprune_ros.models.checkpoint.action_meaning import describe
 
     data = options.inspected(args)
     if data['config'] is None:

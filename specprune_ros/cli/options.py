@@ -59,7 +59,7 @@ def parse_changes(items: list[str]) -> dict[str, Any]:
 
 def inspected(args: argparse.Namespace) -> dict[str, Any]:
     """The report on the checkpoint at ``args.path``, made in a limited child process."""
-    from specprune_ros.models.checkpoint.limited import inspect_limited
+    from specprune_ros.models.checkpoint.limited_inspection import inspect_limited
 
     overrides = {'platform': args.platform} if args.platform else None
     return inspect_limited(args.path, args.unnorm_key, overrides)

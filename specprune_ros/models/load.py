@@ -19,13 +19,18 @@ from specprune_ros.models import conventions
 from specprune_ros.models.accel.device_memory import check_device_memory
 from specprune_ros.models.build import Network, build, cast, empty
 from specprune_ros.models.checkpoint import cogact, dexbotic, native, oft, pi0, pi0_statistics
+from specprune_ros.models.checkpoint.action_meaning import FILE as OVERRIDES
+from specprune_ros.models.checkpoint.action_meaning import (
+    meaning,
+    paths,
+    require_stated,
+    without_nulls,
+)
 from specprune_ros.models.checkpoint.files import (
     CheckpointError,
     check_values,
     read_json,
 )
-from specprune_ros.models.checkpoint.meaning import FILE as OVERRIDES
-from specprune_ros.models.checkpoint.meaning import meaning, paths, require_stated, without_nulls
 from specprune_ros.models.checkpoint.native import save_policy_model
 from specprune_ros.models.checkpoint.report import Report, human
 from specprune_ros.models.checkpoint.tokenizer_file import check_tokenizer

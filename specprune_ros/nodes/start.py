@@ -11,7 +11,7 @@ import signal
 import sys
 from types import FrameType
 
-from specprune_ros.nodes.common import parent  # noqa: F401  remembers who started this process
+from specprune_ros.nodes.common import parent_process  # noqa: F401  remembers who started this process
 
 MODULES = {
     'specprune_node': 'nodes.policy_node.node',

@@ -23,7 +23,7 @@ from specprune_ros.policy.engine.capture import graph_capturer_on
 from specprune_ros.policy.engine.cuda_graph import CudaGraphEngine
 from specprune_ros.policy.engine.eager import EagerEngine
 from specprune_ros.policy.policy import Policy
-from specprune_ros.policy.synthetic import observations
+from specprune_ros.policy.synthetic_observations import observations
 from specprune_ros.pruning.params import PruningParams
 
 DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from specprune_ros.robot.plausible import OLD, PlausibleState, joint_distance, turn_distance
+from specprune_ros.robot.plausibility import OLD, PlausibleState, joint_distance, turn_distance
 from specprune_ros.robot.safety import JointLimit
 from specprune_ros.robot.speed import JointStateError, check_joint_count
 

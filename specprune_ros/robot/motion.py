@@ -21,7 +21,7 @@ from specprune_ros.robot import profile as profiles
 from specprune_ros.robot.chunk import Chunk, ChunkRules, LateChunkError
 from specprune_ros.robot.geometry import Pose, Twist, add, rotate, scale, twist_between
 from specprune_ros.robot.joint_states import JointStates
-from specprune_ros.robot.plausible import CONFIRM_S, OLD, PlausibleState, pose_distance
+from specprune_ros.robot.plausibility import CONFIRM_S, OLD, PlausibleState, pose_distance
 from specprune_ros.robot.profile import Profile
 from specprune_ros.robot.safety import (
     NO_POSE,

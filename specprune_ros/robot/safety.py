@@ -16,7 +16,7 @@ from pydantic import Field
 
 from specprune_ros.robot import geometry
 from specprune_ros.robot.geometry import Pose, Twist, Vector
-from specprune_ros.robot.plausible import pose_distance
+from specprune_ros.robot.plausibility import pose_distance
 from specprune_ros.robot.stop_motion import (
     AXIS_SHARE,
     INSIDE,

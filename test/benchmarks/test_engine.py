@@ -9,7 +9,7 @@ import torch
 from specprune_ros.models.load import random_policy_model
 from specprune_ros.models.presets import BENCH_INSTRUCTION
 from specprune_ros.policy.build import build_policy
-from specprune_ros.policy.synthetic import observations
+from specprune_ros.policy.synthetic_observations import observations
 
 sys.path.insert(0, str(Path(__file__).parents[2] / 'benchmarks'))
 

@@ -13,7 +13,7 @@ import torch
 
 from specprune_ros.cli import describe, inspect, verify
 from specprune_ros.models.build import build
-from specprune_ros.models.checkpoint import limited
+from specprune_ros.models.checkpoint import limited_inspection
 from specprune_ros.models.load import inspect_checkpoint, save_policy_model
 from specprune_ros.models.presets import TINY
 from specprune_ros.models.statistics import Statistics
@@ -66,7 +66,7 @@ def test_what_an_action_means_is_said_and_never_guessed_in_silence(capsys, tmp_p
     """A fine-tune of a lab's own arm has LIBERO's dimensions, and was taken for LIBERO."""
     # Ten times a child process that imports PyTorch is a minute; one test above has it.
     monkeypatch.setattr(
-        limited, 'inspect_limited', lambda *what: inspect_checkpoint(*what).to_dict()
+        limited_inspection, 'inspect_limited', lambda *what: inspect_checkpoint(*what).to_dict()
     )
     folder = synthetic.write_oft(tmp_path / 'x', key='libero_spatial_no_noops').folder
     assert specprune('inspect', folder) == 0

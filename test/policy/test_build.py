@@ -13,7 +13,7 @@ from specprune_ros.models.load import is_released, random_policy_model
 from specprune_ros.policy import build, float8
 from specprune_ros.policy.build import build_policy
 from specprune_ros.policy.result import PolicyError
-from specprune_ros.policy.synthetic import observations
+from specprune_ros.policy.synthetic_observations import observations
 
 OURS = Path(__file__).parents[2] / 'specprune_ros' / 'sim' / 'weights'
 

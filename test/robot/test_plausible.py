@@ -7,7 +7,7 @@ import math
 import pytest
 
 from specprune_ros.robot.geometry import Pose
-from specprune_ros.robot.plausible import (
+from specprune_ros.robot.plausibility import (
     PlausibleState,
     joint_distance,
     nearest_turn,

@@ -21,7 +21,7 @@ from rclpy.signals import SignalHandlerOptions
 
 from specprune_ros.nodes.common.compat import lifecycle_state
 from specprune_ros.nodes.common.parameters import declare_read_only
-from specprune_ros.nodes.common.parent import parent_gone
+from specprune_ros.nodes.common.parent_process import parent_gone
 
 # How often the loop looks whether a signal requested it to end, in seconds.
 SIGNAL_POLL = 0.1

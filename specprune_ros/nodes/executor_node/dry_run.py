@@ -14,7 +14,7 @@ from specprune_ros.nodes.common.qos import newest
 from specprune_ros.nodes.executor_node.arm_ports import pose_message
 from specprune_ros.robot.geometry import Pose
 from specprune_ros.robot.motion import ArmMotion
-from specprune_ros.robot.plausible import pose_distance
+from specprune_ros.robot.plausibility import pose_distance
 
 TOPIC = '~/dry_run'
 SPACING = (0.002, 0.02)  # m, rad between two points of the path

@@ -9,7 +9,7 @@ from specprune_ros.bench.roofline import Ceilings
 from specprune_ros.bench.table import table
 from specprune_ros.models.load import random_policy_model
 from specprune_ros.models.presets import BENCH_INSTRUCTION
-from specprune_ros.policy.synthetic import observations
+from specprune_ros.policy.synthetic_observations import observations
 
 
 def test_graphs_race_beside_the_eager_ones_and_are_measured_against_the_dense_graph():
