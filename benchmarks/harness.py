@@ -74,7 +74,7 @@ class Run:
         rclpy.init(context=self.context)
         # Sending and receiving in nodes and threads of their own: neither delays the other.
         self.node = rclpy.create_node('cameras', context=self.context)
-        self._topics = TopicListener('ear')
+        self._topics = TopicListener('benchmark')
         self._topics.subscribe(ActionChunk, f'{TOP}/action_chunk', self._on_chunk)
         self._topics.subscribe(PruneStats, f'{TOP}/prune_stats', self.stats.append)
         self._topics.subscribe(

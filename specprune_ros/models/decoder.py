@@ -408,7 +408,7 @@ class Decoder(nn.Module):
                 cache.reset()
         for group in groups:
             if group is not RowGroup.ACTION or not rows.layout.expert_rows:  # those come later
-                self._listen(rows, number, group, prune, x, queries, keys)
+                self._observe(rows, number, group, prune, x, queries, keys)
         # Tokens that are only present through the cache are still present.
         rows.tokens.append(rows.layout.vision_tokens if rows.reusing else rows.vision)
         if rows.context is not None:
@@ -446,7 +446,7 @@ class Decoder(nn.Module):
         columns = torch.arange(keys.shape[2], device=keys.device)
         return Mask(tensor=columns <= columns[first:stop, None])
 
-    def _listen(
+    def _observe(
         self,
         rows: _Rows,
         number: int,

@@ -127,7 +127,7 @@ class _Batch:
         else:
             keys, values = block.attn.project_keys(x, self.cos, self.sin)
         if groups := self.schedule.observed_layers.get(number, ()):
-            self._listen(number, groups, x, queries, keys)
+            self._observe(number, groups, x, queries, keys)
         keys, values = self._heads(keys), self._heads(values)
         mask = Mask(causal=self.decoder.config.causal)
         if read is not None:
@@ -145,7 +145,7 @@ class _Batch:
         for query, hidden in zip(self.queries, self._apart(self.hidden), strict=True):
             query.hidden = hidden
 
-    def _listen(
+    def _observe(
         self, number: int, groups: tuple, x: Tensor, queries: Tensor | None, keys: Tensor
     ) -> None:
         n = self.length
@@ -153,7 +153,7 @@ class _Batch:
             mine = slice(index * n, (index + 1) * n)
             selected = None if queries is None else queries[:, :, mine]
             for group in groups:
-                self.decoder._listen(
+                self.decoder._observe(
                     query, number, group, prune, x[:, mine], selected, keys[:, :, mine]
                 )
 

@@ -80,7 +80,7 @@ class Memory:
         Rules, in order: a reset that was requested (start, service, activation), time going
         backwards, a gap longer than ``gap_limit_s``, other cameras or another image size; these
         forget the past images as well. Then another instruction, or another ``method`` (the
-        pruner and what it listens to, which is what the carried scores mean): the images stay
+        pruner and what it observes, which is what the carried scores mean): the images stay
         true.
         """
         # Taken first: a request that comes in meanwhile is for the next query.
@@ -126,7 +126,7 @@ class Memory:
         if observation.instruction != last.instruction:
             return 'new instruction', False
         if method != self._method:
-            return 'the pruner or what it listens to changed', False
+            return 'the pruner or what it observes changed', False
         return None, False
 
     def follows(self, observation: Observation) -> bool:

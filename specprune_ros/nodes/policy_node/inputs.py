@@ -120,7 +120,7 @@ class Inputs:
         if compressed:
             self._decoder = ImageDecoder(self._node, compressed_to_rgb, self._on_image)
         for camera in self._observation_buffer.cameras:
-            self._listen(
+            self._add_subscription(
                 CompressedImage if compressed else Image,
                 f'~/image/{camera}',
                 partial(self._on_image, camera),
@@ -129,16 +129,22 @@ class Inputs:
             )
         refuse = self._refuse_instruction
         for durable in both_durabilities():
-            self._listen(String, '~/instruction', self._on_instruction, durable, refuse)
+            self._add_subscription(String, '~/instruction', self._on_instruction, durable, refuse)
         for topic in ('~/joint_states', '~/gripper_states'):
-            self._listen(JointState, topic, self._on_joints, newest(), self._refuse_joints)
+            self._add_subscription(
+                JointState, topic, self._on_joints, newest(), self._refuse_joints
+            )
         if values['proprio.pose_from'] == 'topic':
-            self._listen(PoseStamped, '~/ee_pose', self._on_pose, newest(), self._refuse_pose)
+            self._add_subscription(
+                PoseStamped, '~/ee_pose', self._on_pose, newest(), self._refuse_pose
+            )
         if values['speed.source'] == 'twist':
             refuse = self._refuse_twist
-            self._listen(TwistStamped, '~/ee_twist', self._on_twist, newest(), refuse)
+            self._add_subscription(TwistStamped, '~/ee_twist', self._on_twist, newest(), refuse)
             # Flexiv's v1 drivers publish the velocity in an AccelStamped.
-            self._listen(AccelStamped, '~/ee_twist_accel', self._on_accel, newest(), refuse)
+            self._add_subscription(
+                AccelStamped, '~/ee_twist_accel', self._on_accel, newest(), refuse
+            )
         if 'joint_states' in (values['speed.source'], values['proprio.pose_from']):
             if values['robot_description']:
                 self._use_description(values['robot_description'])
@@ -158,7 +164,7 @@ class Inputs:
                     another=refuse,
                 )
 
-    def _listen(
+    def _add_subscription(
         self,
         kind: type,
         topic: str,

@@ -53,7 +53,7 @@ class FastV:
     pure = True
 
     def plan(self, layout: TokenLayout, params: PruningParams, mode: Mode) -> PruneSchedule:
-        """Listen at layer K, prune behind it."""
+        """Observe at layer K, prune behind it."""
         if mode is Mode.DENSE:
             return PruneSchedule()
         boundary = at_boundary(params.fastv_layer, layout, 'fastv_layer')

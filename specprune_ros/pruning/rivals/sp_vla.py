@@ -139,7 +139,7 @@ class SPVLA:
     parameters = SPVLAParams
 
     def plan(self, layout: TokenLayout, params: PruningParams, mode: Mode) -> PruneSchedule:
-        """Listen to the text at one layer, prune behind it."""
+        """Observe the text at one layer, prune behind it."""
         if mode is Mode.DENSE:
             return PruneSchedule()
         boundary = max(1, at_boundary(params.sp_vla_layer, layout, 'sp_vla_layer'))

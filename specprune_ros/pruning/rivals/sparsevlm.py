@@ -102,7 +102,7 @@ class SparseVLM:
     pure = True
 
     def plan(self, layout: TokenLayout, params: PruningParams, mode: Mode) -> PruneSchedule:
-        """Listen and prune at each sparsification layer; all sizes are known."""
+        """Observe and prune at each sparsification layer; all sizes are known."""
         if mode is Mode.DENSE:
             return PruneSchedule()
         stages = self.stages(layout, params)

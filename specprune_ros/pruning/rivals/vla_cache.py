@@ -97,7 +97,7 @@ class VLACache:
     uses_similarity = True
 
     def plan(self, layout: TokenLayout, params: PruningParams, mode: Mode) -> PruneSchedule:
-        """Listen to the text in every layer; stop computing at four boundaries."""
+        """Observe the text in every layer; stop computing at four boundaries."""
         group = rows_or_action(layout, 'text', [])
         observe = {layer: (group,) for layer in range(1, layout.depth + 1)}
         if mode is Mode.DENSE:

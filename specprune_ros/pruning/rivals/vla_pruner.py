@@ -78,7 +78,7 @@ class VLAPruner:
     pure = True
 
     def plan(self, layout: TokenLayout, params: PruningParams, mode: Mode) -> PruneSchedule:
-        """Listen to all rows at the pruning layer, to the action rows in the middle."""
+        """Observe all rows at the pruning layer, to the action rows in the middle."""
         middle = scale_layer(params.vla_pruner_action_layer, layout.depth)
         observe: dict[int, tuple[RowGroup, ...]] = {middle: (RowGroup.ACTION,)}
         if mode is Mode.DENSE:
