@@ -14,6 +14,7 @@ MOST = 45  # functions outside models/ and pruning/
 
 @pytest.mark.slow
 @pytest.mark.ros
+@pytest.mark.timeout(310)
 def test_a_query_enters_fewer_functions_than_the_house_allows(tmp_path):
     result = tmp_path / 'hops.json'
     done = subprocess.run(
