@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from specprune_ros.bench import calibration, ceilings, measure, race
+from specprune_ros.bench import calibration, measure, race, roofline
 from specprune_ros.bench.calibration import Sweep
 from specprune_ros.cli import bench, options
 from specprune_ros.models import presets
@@ -117,8 +117,8 @@ def test_float8_is_named_counts_a_byte_a_weight_and_has_no_stock_loop(own_cache)
 
 
 def test_what_is_known_to_be_free_here_is_kept_and_said(own_cache, monkeypatch):
-    known = ceilings.Ceilings(tflops=0.1, gbs=10.0)  # measured elsewhere, and slow to measure
-    monkeypatch.setattr(ceilings, 'measure', lambda *_: known)
+    known = roofline.Ceilings(tflops=0.1, gbs=10.0)  # measured elsewhere, and slow to measure
+    monkeypatch.setattr(measure, 'measure', lambda *_: known)
     name = calibration.key(build_policy(preset='tiny', device='cpu', threads=1).loaded)
     calibration.keep(name, Sweep((100, 512), (193, 605), (5.0, 5.0), '2026-11-21'))
     pruners, few = 'specprune,specprune:paper', {'repeats': 1, 'threads': 1, 'stock': False}
@@ -189,7 +189,7 @@ def test_mistakes_are_named():
     ],
 )
 def test_bad_input_ends_with_a_instruction(words, said, capsys, monkeypatch):
-    monkeypatch.setattr(ceilings, 'measure', None)  # it is said before anything is measured
+    monkeypatch.setattr(measure, 'measure', None)  # it is said before anything is measured
     assert bench.run(parse(*words)) == 1
     error = capsys.readouterr().err
     assert error.startswith('specprune bench: ') and said in error

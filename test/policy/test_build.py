@@ -10,7 +10,7 @@ import torch
 from specprune_ros.models.accel import fused
 from specprune_ros.models.accel.fp8 import Float8Linear
 from specprune_ros.models.load import is_released, random_policy_model
-from specprune_ros.policy import build, float8
+from specprune_ros.policy import build
 from specprune_ros.policy.build import build_policy
 from specprune_ros.policy.result import PolicyError
 from specprune_ros.policy.synthetic_observations import observations
@@ -62,15 +62,15 @@ def test_only_a_released_checkpoint_takes_bfloat16_on_a_cpu(units, tmp_path):
         dtype_of(path=str(tmp_path / 'nowhere'))
 
 
-def test_float8_tells_how_far_the_actions_move():
+def test_float8_reports_how_far_the_actions_move():
     policy = build_policy(preset='tiny', device='cpu', threads=1, fp8=True)
     assert type(policy.loaded.model.decoder.layers[0].down) is Float8Linear
     (note,) = [note for note in policy.loaded.notes if 'model.fp8' in note]
     assert 'on 3 made-up observations' in note and 'action units' in note
     again = random_policy_model('tiny', dtype=torch.bfloat16)
-    plain = float8._answers(again)
-    moved = float8.to_float8(again)
-    assert np.array_equal(moved, np.abs(float8._answers(again) - plain).max((0, 1)))
+    plain = build._dense_actions(again)
+    moved = build.to_float8(again)
+    assert np.array_equal(moved, np.abs(build._dense_actions(again) - plain).max((0, 1)))
     assert moved.shape == (7,) and (moved > 0).all() and moved.max() < np.abs(plain).max()
     for name, value in zip(again.config.action.dims, moved, strict=True):
         assert f'{name} {value:.2g}' in again.notes[-1]
