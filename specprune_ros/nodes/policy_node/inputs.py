@@ -17,8 +17,7 @@ from std_msgs.msg import String
 
 from specprune_ros.nodes.common.bounded_subscription import subscribe
 from specprune_ros.nodes.common.description import DescriptionReader
-from specprune_ros.nodes.common.image_decoder import ImageDecoder
-from specprune_ros.nodes.common.images import ImageError, compressed_to_rgb, to_rgb
+from specprune_ros.nodes.common.images import ImageDecoder, ImageError, compressed_to_rgb, to_rgb
 from specprune_ros.nodes.common.qos import both_durabilities, newest
 from specprune_ros.nodes.common.rates import RateMeter
 from specprune_ros.nodes.common.time import SECOND_NS, stamp_ns
