@@ -16,7 +16,7 @@ from PIL import ImageOps
 from sensor_msgs.msg import CompressedImage, Image
 
 from specprune_ros.bounded_files import one_line
-from specprune_ros.nodes.common.image_limits import ImageError, check_size, essential
+from specprune_ros.nodes.common.image_bytes import ImageError, check_size, essential
 
 LONGEST = 0.5  # s; an image that took longer to decode is of no use to a policy
 # Channels per pixel, and which of them are red, green, blue.

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
-from specprune_ros.nodes.common.image_limits import MAX_SCANS, ImageError, essential
+from specprune_ros.nodes.common.image_bytes import MAX_SCANS, ImageError, essential
 
 PIXELS = np.random.default_rng(0).integers(0, 255, (48, 64, 3), dtype=np.uint8)
 
