@@ -2,8 +2,10 @@
 
 Those marked ``ros`` or ``gpu`` say why not where they cannot run. Those that start processes and
 wait for them on the wall clock may fail on a machine that gives no time to one of them: the
-runner's closing lines list each that was run again as RERUN. ``make test`` runs the files on a
-worker per core (pytest-xdist), but all that start nodes on one of them.
+runner's closing lines list each that was run again as RERUN.
+
+``make test`` runs the files on a worker per core (pytest-xdist). Those that judge times of the
+arm's motion, ``TIMED``, run first, one after the other, and the rest gives way to them.
 """
 
 from __future__ import annotations
@@ -51,8 +53,13 @@ def one_thread() -> Iterator[None]:
 
 
 WORKER = 'PYTEST_XDIST_WORKER' in os.environ
-# Folders of tests that wait for nodes on the wall clock.
-NODES = frozenset({'apps', 'fault_injection', 'launch', 'nodes'})
+TIMED = frozenset(
+    f'test_{name}'
+    for name in (
+        'chunk_executor', 'gripper_actions', 'process_ends', 'publisher', 'query_schedule',
+        'real_time_chunking', 'sim_arm', 'supervisor',
+    )
+)  # fmt: skip
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -65,7 +72,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object | None:
-    """Whole files to a worker; those that start nodes all to one: two would disturb each other."""
+    """Whole files to a worker, and what is timed to one."""
     if config.getvalue('dist') != 'loadfile':
         return None
     from xdist.scheduler import LoadFileScheduling
@@ -73,21 +80,21 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object | 
     class Scheduling(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = super()._split_scope(nodeid)
-            return 'nodes' if PurePath(file).parent.name in NODES else file
+            return 'timed' if PurePath(file).stem in TIMED else file
 
     return Scheduling(config, log)
 
 
 @functools.cache
 def give_way() -> None:
-    """Leave the processor to what waits on the wall clock, as another worker does."""
+    """Leave the processor to what is timed on another worker."""
     os.nice(5)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """A worker that does not run the nodes gives way to the one that does."""
-    if WORKER and item.path.parent.name not in NODES:
+    """A worker gives way from its first test on that is not timed."""
+    if WORKER and item.path.stem not in TIMED:
         give_way()
 
 
@@ -96,7 +103,10 @@ REAL_TIME = frozenset({'arm', 'bench', 'domain', 'rig', 'rig_with', 'robot', 'sh
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what this machine has not, with the reason; a second try for what waits for others."""
+    """What is timed comes first; skip what this machine has not, with the reason; a second try for
+    what waits for others.
+    """
+    items.sort(key=lambda item: item.path.stem not in TIMED)
     for item in items:
         nodes = item.path.parent.name in ('nodes', 'launch') and REAL_TIME.intersection(
             getattr(item, 'fixturenames', ())
