@@ -19,6 +19,9 @@ import hypothesis
 import pytest
 from ros_processes import new_domain
 
+# Tiny matrices run faster on one thread, above all beside other work; programs inherit it.
+os.environ.setdefault('OMP_NUM_THREADS', '1')
+
 # How long an example takes says nothing on a machine shared with others.
 hypothesis.settings.register_profile('shared machine', deadline=None)
 hypothesis.settings.load_profile('shared machine')

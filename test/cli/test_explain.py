@@ -90,7 +90,11 @@ def test_without_an_earlier_observation_nothing_moved(records, tmp_path):
     assert json.loads(numbers.read_text())['sets']['dynamic'] == 0
 
 
-@pytest.mark.parametrize('name', ['divprune', 'team_vla', 'vla_cache', 'adp', 'dense'])
+@pytest.mark.parametrize(
+    'name',
+    ['vla_cache', 'adp', 'dense']
+    + [pytest.param(name, marks=pytest.mark.slow) for name in ('divprune', 'team_vla')],
+)
 def test_rivals_can_be_drawn(records, tmp_path, name):
     out = tmp_path / 'p.png'
     assert call(records / 'now.npz', '--pruner', name, '--out', out) == 0

@@ -113,6 +113,7 @@ class Rig:
         self.pose = publish(PoseStamped, f'{top}/ee_pose', every())
         self.instruction = publish(String, f'{top}/instruction', latched())
         self.description = publish(String, f'{top}/robot_description', latched())
+        self.frame = ''  # that the tool's pose names
         self.pixels = np.random.default_rng(0).integers(0, 255, (2, 224, 224, 3), dtype=np.uint8)
 
     def close(self):
@@ -160,7 +161,7 @@ class Rig:
         joints.header.stamp = stamp
         self.joints.publish(joints)
         if pose:
-            self.pose_alone(stamp)
+            self.pose_alone(stamp, self.frame)
 
     def pose_alone(self, stamp=None, frame=''):
         """The tool pose without joint states, in a frame it may name."""

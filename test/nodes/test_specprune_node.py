@@ -171,7 +171,10 @@ def test_images_in_chunks_out_parameters_live(rig):
 
 def test_what_is_chosen_explicitly_wins_over_the_preset(rig_with):
     # At start, live, together in one request, and again after configuring anew.
-    rig = running(rig_with(pruning__preset='authors', pruning__first_dense=True))
+    rig = rig_with(pruning__preset='authors', pruning__first_dense=True, base_frame='fr3_link0')
+    rig.frame = 'fr3_link0'  # of the tool's pose
+    running(rig)
+    assert rig.chunks[-1].header.frame_id == 'fr3_link0' and 'ee_pose' not in rig.process.text()
     assert rig.get('pruning.first_dense') is True
     assert rig.get('pruning.k_global') == 12
     assert rig.set(pruning__alpha=0.4) == [(True, '')]
@@ -305,7 +308,8 @@ def test_overlays_and_masks_of_kept_patches_come_when_requested(rig):
 
 @pytest.mark.parametrize('times', [2, pytest.param(10, marks=pytest.mark.slow)])
 def test_lifecycle_many_times_and_clean_exits(rig_with, times):
-    rig = rig_with(autostart=False, model__prepare_on_arrival='on')
+    rig = rig_with(autostart=False, model__prepare_on_arrival='on', base_frame='')
+    rig.frame = 'world'  # any will do where none is set
     assert rig.state() == 'unconfigured'
     for cycle in range(times):
         assert rig.transition(CONFIGURE), rig.process.text()
@@ -318,15 +322,15 @@ def test_lifecycle_many_times_and_clean_exits(rig_with, times):
         rig.feed(0.3)
         assert len(rig.chunks) == have, 'an inactive node made a chunk'
         assert rig.transition(CLEANUP)
+    assert rig.chunks[-1].header.frame_id == '' and 'ee_pose' not in rig.process.text()
     assert rig.set(model__preset='tiny') == [(True, '')]  # unconfigured: may change again
     assert rig.process.stop(patience=30.0) == 0
     assert 'Traceback' not in rig.process.text()
 
 
 def test_bad_values_at_start_are_refused_and_can_be_mended(rig_with):
-    # Three at once: each takes seconds to start.
-    rig = rig_with(cameras=['agent'])
-    contradictory = rig_with(pruning__history_min=9, pruning__history_max=3)
+    # Two at once: each takes seconds to start.
+    rig = rig_with(pruning__history_min=9, pruning__history_max=3)
     wrong_type = rig_with(query_rate='fast')
 
     assert wrong_type.wait(lambda: not wrong_type.process.alive(), 60.0)
@@ -334,16 +338,12 @@ def test_bad_values_at_start_are_refused_and_can_be_mended(rig_with):
     assert 'Traceback' not in wrong_type.process.text()
     assert wrong_type.process.stop() == 2
 
-    assert contradictory.wait(lambda: 'cannot configure' in contradictory.process.text(), 60.0)
-    assert 'history_min' in contradictory.process.text()
-    assert 'Traceback' not in contradictory.process.text()
-    assert contradictory.process.alive()
-
     assert rig.wait(lambda: 'cannot configure' in rig.process.text(), 60.0)
-    assert 'cameras names 1 (agent), but the model reads 2' in rig.process.text()
+    assert 'history_min' in rig.process.text()
+    assert 'Traceback' not in rig.process.text()
     assert rig.state() == 'unconfigured'
-    assert rig.wait(lambda: 'the model reads 2' in rig.health())
-    assert rig.set(cameras=['agent', 'wrist']) == [(True, '')]
+    assert rig.wait(lambda: 'history_min' in rig.health())
+    assert rig.set(together=True, pruning__history_min=2, pruning__history_max=3)[0]
     assert rig.transition(CONFIGURE), rig.process.text()
 
 
@@ -351,6 +351,7 @@ def test_start_up_values_are_checked_too(rig_with):
     # One process, each mistake in turn: configuring fails, says why, and can be tried again.
     rig = rig_with(autostart=False)
     for name, wrong, reason in (
+        ('cameras', ['agent'], 'cameras names 1 (agent), but the model reads 2'),
         ('model__path', '/nowhere/at/all', '/nowhere/at/all'),
         ('model__preset', 'huge', 'huge'),
         ('model__device', 'cuda:7', 'cuda:7'),
@@ -382,7 +383,7 @@ def test_start_up_values_are_checked_too(rig_with):
 
 def test_signals_while_it_starts_loads_or_warms_up_leave_no_traceback(rig_with):
     """At once: each takes seconds to start. Large enough to be loading when the signal comes."""
-    rigs = [rig_with(model__preset='oft-medium') for _ in range(4)]
+    rigs = [rig_with(model__preset='oft-medium') for _ in range(3)]
 
     def end(rig, seconds):
         rig.spin(seconds)
@@ -392,7 +393,7 @@ def test_signals_while_it_starts_loads_or_warms_up_leave_no_traceback(rig_with):
     # From its first lines on, which the caught SIGTERM shows; before them the process is Python's.
     assert rigs[0].wait(lambda: rigs[0].process.catches(signal.SIGTERM), 60.0)
     end(rigs[0], 0.0)
-    for rig, seconds in zip(rigs[1:], (0.0, 0.4, 1.5), strict=True):
+    for rig, seconds in zip(rigs[1:], (0.0, 1.0), strict=True):
         assert rig.wait(lambda rig=rig: 'loading' in rig.process.text(), 90.0)
         end(rig, seconds)
 
@@ -405,10 +406,8 @@ def test_bad_images_make_no_chunks_and_say_why(rig):
 
         return lambda: (rig.move(), rig.show(change=change))
 
+    # Two of the faults of test_images, which has all.
     quiet(rig, spoiled(encoding='yuv422'), "encoding 'yuv422' is not read")
-    quiet(rig, spoiled(step=3), 'step is 3 bytes')
-    quiet(rig, spoiled(height=225), 'data has 150528 bytes')
-    quiet(rig, spoiled(width=0, height=0, data=b''), '0 x 0 pixels')
     quiet(rig, spoiled(width=7680, height=4320), '7680 x 4320')
     assert rig.diagnostic('images prepared') == 'on arrival'
     assert rig.diagnostic('engine') == 'eager'
@@ -453,23 +452,6 @@ def test_bad_state_and_instructions_make_no_chunks_and_say_why(rig):
         quiet(rig, lambda: (rig.move(names=names), rig.show()), reason)
     rig.say('lift the green cube')
     fresh(rig)
-
-
-def test_a_pose_in_the_base_frame_or_in_any_where_none_is_set_makes_chunks(rig_with):
-    pairs = (('fr3_link0', 'fr3_link0'), ('', 'world'))
-    rigs = [rig_with(base_frame=base) for base, _ in pairs]  # at once: each takes seconds to start
-    for rig, (base, named) in zip(rigs, pairs, strict=True):
-
-        def look(rig=rig, named=named):
-            rig.move(pose=False)
-            rig.pose_alone(frame=named)
-            rig.show()
-            rig.spin(0.05)
-            return len(rig.chunks) >= 2
-
-        assert rig.wait(look, 60.0), rig.health()
-        assert rig.chunks[-1].header.frame_id == base
-        assert 'ee_pose' not in rig.process.text()
 
 
 def test_speed_from_joint_states_steers_and_bad_joints_mean_care(rig_with):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from small_models import query, small_decoder, small_input, small_layout
 
+from specprune_ros.cli.main import main
 from specprune_ros.pruning import registry
 from specprune_ros.pruning.interface import Mode
 from specprune_ros.pruning.params import METHODS, ParamError, PruningParams, specs
@@ -91,7 +92,7 @@ def specprune(*words):
     )
 
 
-def test_the_command_takes_a_plugin(tmp_path):
+def test_the_command_takes_a_plugin(tmp_path, capsys, monkeypatch):
     out = tmp_path / 'rows.json'
     done = specprune(
         'bench', '--plugin', EXAMPLE, '--pruner', 'brightest', '--model', 'tiny', '--repeats', 1,
@@ -100,6 +101,7 @@ def test_the_command_takes_a_plugin(tmp_path):
     assert done.returncode == 0, done.stderr
     rows = {row['pruner']: row for row in json.loads(out.read_text())}
     assert rows['brightest']['flops_ratio'] < rows['dense']['flops_ratio'] == 1.0
-    broken = specprune('bench', '--plugin', tmp_path / 'absent.py')
-    assert broken.returncode == 1
-    assert broken.stderr.startswith('specprune bench: plugin ') and 'no such file' in broken.stderr
+    monkeypatch.setenv('SPECPRUNE_PLUGINS', '')  # which the command adds to
+    assert main(['bench', '--plugin', str(tmp_path / 'absent.py')]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith('specprune bench: plugin ') and 'no such file' in said

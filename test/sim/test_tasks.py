@@ -27,7 +27,7 @@ def world():
     made.close()
 
 
-@pytest.mark.parametrize('episodes', [3, pytest.param(10, marks=pytest.mark.slow)])
+@pytest.mark.parametrize('episodes', [1, pytest.param(10, marks=pytest.mark.slow)])
 @pytest.mark.parametrize('family', FAMILIES)
 def test_expert_does_its_tasks(world, family, episodes):
     """10 of 10 here; 500 of 500 on each family when measured."""
