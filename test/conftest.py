@@ -57,12 +57,16 @@ def one_thread() -> Iterator[None]:
 
 WORKER = 'PYTEST_XDIST_WORKER' in os.environ
 TIMED = frozenset(
-    f'test_{name}'
+    f'nodes/test_{name}.py'
     for name in (
         'chunk_executor', 'gripper_actions', 'process_ends', 'publisher', 'query_schedule',
         'real_time_chunking', 'sim_arm', 'supervisor',
     )
 )  # fmt: skip
+
+
+def is_timed(path: PurePath) -> bool:
+    return '/'.join(path.parts[-2:]) in TIMED
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -83,7 +87,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object | 
     class Scheduling(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = super()._split_scope(nodeid)
-            return 'timed' if PurePath(file).stem in TIMED else file
+            return 'timed' if is_timed(PurePath(file)) else file
 
     return Scheduling(config, log)
 
@@ -97,7 +101,7 @@ def give_way() -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """A worker gives way from its first test on that is not timed."""
-    if WORKER and item.path.stem not in TIMED:
+    if WORKER and not is_timed(item.path):
         give_way()
 
 
@@ -109,7 +113,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What is timed comes first; skip what this machine has not, with the reason; a second try for
     what waits for others.
     """
-    items.sort(key=lambda item: item.path.stem not in TIMED)
+    items.sort(key=lambda item: not is_timed(item.path))
     for item in items:
         nodes = item.path.parent.name in ('nodes', 'launch') and REAL_TIME.intersection(
             getattr(item, 'fixturenames', ())
