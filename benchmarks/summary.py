@@ -55,6 +55,27 @@ def images() -> list[str]:
     return lines
 
 
+def pixels() -> list[str]:
+    """OpenCV against what it replaced."""
+    result = read('pixels')
+    cost = result['libraries']['opencv']
+    lines = [
+        '**OpenCV** against the NumPy and Pillow code that it replaced, CPU time on images of '
+        f'640 x 480 ({where(result)}, shared machine, `{result["command"]}`). It adds '
+        f'{cost["size_mb"]:.0f} MB installed, {cost["import_cpu_ms"]:.0f} ms of CPU at start-up '
+        f'and {cost["memory_mib"]:.0f} MiB of memory:',
+        '',
+        '| | NumPy, Pillow | OpenCV | largest difference of a pixel |',
+        '|---|---|---|---|',
+    ]
+    for row in result['rows']:
+        lines.append(
+            f'| {row["task"]} | {row["numpy_pillow_ms"]:.2f} ms | {row["opencv_ms"]:.2f} ms | '
+            f'{row["largest_difference"]} |'
+        )
+    return lines
+
+
 def pruners() -> list[str]:
     """Every pruner against dense, in one interleaved run."""
     result = read('pruners_oft_medium_cpu')
@@ -195,7 +216,7 @@ def headline() -> str:
 
 def markdown() -> str:
     """docs/reference/measurements.md."""
-    parts = [engine(), pruners(), closed_loop(), overhead(), images()]
+    parts = [engine(), pruners(), closed_loop(), overhead(), images(), pixels()]
     return '\n\n'.join('\n'.join(part) for part in parts) + '\n'
 
 

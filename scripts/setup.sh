@@ -186,6 +186,8 @@ install_host() {
   fi
   numpy=$("$python" -c 'import numpy; print(numpy.__version__)')
   "$python" -c 'import pinocchio' 2>/dev/null || apt_install "No Pinocchio" "ros-$ROS_DISTRO-pinocchio" || exit 1
+  # The wheel needs NumPy 2, Jazzy has 1.26.
+  "$python" -c 'import cv2' 2>/dev/null || apt_install "No OpenCV" python3-opencv || exit 1
   grep -vE '^(numpy|pin|pytest|pytest-rerunfailures|packaging|pyyaml|ros-.*)==' constraints.txt >"$venv/constraints.txt"
   echo "numpy==$numpy" >>"$venv/constraints.txt"
   if pytest=$("$python" -c "import pytest; print(pytest.__version__)" 2>/dev/null); then
@@ -194,7 +196,7 @@ install_host() {
   local files=(requirements/{run,sim,view,test,docs}.txt)
   have colcon || files+=(requirements/build.txt)
   requirements_without_torch "${files[@]}"
-  sed -i '/^pin$/d' "$venv/requirements.txt"
+  sed -i -E '/^(pin|opencv-python-headless)$/d' "$venv/requirements.txt"
   say "installing what your ROS $ROS_DISTRO lacks (NumPy stays at $numpy)"
   install_torch "$venv/constraints.txt"
   pip_install -c "$venv/constraints.txt" -r "$venv/requirements.txt"

@@ -21,7 +21,13 @@ ROOT = Path(__file__).parents[1]
 NODES = ('chunk_executor', 'patch_cloud', 'sim_arm', 'specprune_node', 'viewer_node')
 # Import name to distribution, where they differ.
 IMPORT_OF_KEY = {'python3-pil': 'PIL', 'python3-opencv': 'cv2'}
-DISTRIBUTION = {'PIL': 'pillow', 'yaml': 'pyyaml', 'pinocchio': 'pin', 'OpenGL': 'pyopengl'}
+DISTRIBUTION = {
+    'PIL': 'pillow',
+    'yaml': 'pyyaml',
+    'pinocchio': 'pin',
+    'cv2': 'opencv-python-headless',
+    'OpenGL': 'pyopengl',
+}
 
 
 def normal(name):

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import cv2
 import numpy as np
 
 if TYPE_CHECKING:  # viewers have no PyTorch
@@ -87,23 +88,25 @@ def draw(overlay: Overlay, camera: int, zoom: int = 1) -> np.ndarray:
     """
     image = overlay.images[camera]
     if zoom > 1:
-        image = image.repeat(zoom, axis=0).repeat(zoom, axis=1)
-    rows, columns = overlay.grid
-    kept = overlay.kept.reshape(-1, rows, columns)[camera]
+        image = cv2.resize(image, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_NEAREST)
     if overlay.kept.all():
         return np.array(image)
+    rows, columns = overlay.grid
+    kept = overlay.kept.reshape(-1, rows, columns)[camera]
     height, width = image.shape[0] // rows, image.shape[1] // columns
+    size = (columns * width, rows * height)
+    image = np.ascontiguousarray(image[: size[1], : size[0]])
+
+    def spread(patches: np.ndarray) -> np.ndarray:
+        return cv2.resize(patches.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
+
     colours, coloured = patch_colours(overlay, camera)
-    shade = np.full((height, width), TINT)
-    shade[[0, -1], :] = shade[:, [0, -1]] = EDGE
-    strength = np.tile(shade, (rows, columns)) * _spread(coloured & kept, height, width)
-    image = image[: rows * height, : columns * width].astype(np.float64)
-    tint = _spread(colours, height, width)
-    drawn = image * (1 - strength[..., None]) + tint * strength[..., None]
-    grey = image.mean(axis=2, keepdims=True) * DIM
-    drawn = np.where(_spread(kept, height, width)[..., None], drawn, grey)
-    return np.clip(np.rint(drawn), 0, 255).astype(np.uint8)
-
-
-def _spread(patches: np.ndarray, height: int, width: int) -> np.ndarray:
-    return patches.repeat(height, axis=0).repeat(width, axis=1)
+    tint = spread(np.rint(colours))
+    rim = np.zeros((height, width), np.uint8)
+    rim[[0, -1], :] = rim[:, [0, -1]] = 1
+    drawn = cv2.addWeighted(image, 1 - TINT, tint, TINT, 0)
+    edge = cv2.addWeighted(image, 1 - EDGE, tint, EDGE, 0)
+    cv2.copyTo(edge, np.tile(rim, (rows, columns)), drawn)
+    cv2.copyTo(image, spread(kept & ~coloured), drawn)
+    cv2.copyTo(cv2.transform(image, np.full((3, 3), DIM / 3)), spread(~kept), drawn)
+    return drawn

@@ -22,15 +22,14 @@ holds what openpi has no word for, all of it optional:
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
-from PIL import Image as PilImage
 
 from specprune_ros.models.config import PolicyConfig
+from specprune_ros.policy.image_bytes import ImageError, decode
 from specprune_ros.policy.input_limits import MAX_SIDE
 from specprune_ros.policy.observation import CameraImage, Observation, ObservationError
 from specprune_ros.policy.result import (
@@ -214,17 +213,11 @@ def read_image(value: object, camera: str, max_side: int = MAX_SIDE) -> np.ndarr
 
 def _decoded(data: bytes, camera: str, max_side: int) -> np.ndarray:
     try:
-        with PilImage.open(io.BytesIO(data), formats=('JPEG', 'PNG')) as image:
-            if max(image.size) > max_side:  # known before anything is decoded
-                raise ObservationError(
-                    f"camera '{camera}': {image.width} x {image.height} pixels; at most "
-                    f'{max_side} on a side are taken'
-                )
-            return np.array(image.convert('RGB'))
-    except ObservationError:
-        raise
-    except Exception as error:  # a decoder may raise anything for bytes from a network
-        raise ObservationError(f"camera '{camera}': no JPEG or PNG file ({error})") from error
+        return decode(data, max_side)
+    except ImageError as error:
+        raise ObservationError(
+            f"camera '{camera}': no JPEG or PNG file to read ({error})"
+        ) from error
 
 
 def _whole(values: Mapping[str, Any], name: str, default: int | None) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from test_image_bytes import encoded, many_scans
+from image_files import encoded, many_scans
 
 pytestmark = [pytest.mark.ros, pytest.mark.timeout(240)]
 

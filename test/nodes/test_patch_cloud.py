@@ -75,6 +75,21 @@ def test_points_lie_where_the_camera_sees_them():
     assert len(cloud_of(depth, (50.0, 60.0, 39.5, 19.5), mask, max_range=1.0)[0]) == 0
 
 
+def test_the_reader_of_sensor_msgs_py_finds_points_and_colours():
+    """On a ROS host; its wheels do not have that package."""
+    reader = pytest.importorskip('sensor_msgs_py.point_cloud2')
+    from specprune_ros.nodes.patch_cloud_node import cloud_message
+
+    rng = np.random.default_rng(0)
+    points = rng.random((50, 3)).astype(np.float32)
+    colour = rng.integers(0, 256, (50, 3), dtype=np.uint8)
+    read = reader.read_points(cloud_message(points, colour))
+    assert read.dtype.names == ('x', 'y', 'z', 'rgb')
+    assert np.array_equal(np.stack([read[name] for name in 'xyz'], axis=1), points)
+    packed = np.ascontiguousarray(read['rgb']).view(np.uint32)
+    assert np.array_equal(np.stack([packed >> 16, packed >> 8, packed], axis=1) & 255, colour)
+
+
 @pytest.mark.slow
 @pytest.mark.real_time
 def test_the_node_joins_mask_depth_and_camera_over_dds(tmp_path):

@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 import array
-import io
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+import cv2
 import numpy as np
-from PIL import Image as PillowImage
-from PIL import ImageOps
 from sensor_msgs.msg import CompressedImage, Image
 
 from specprune_ros.bounded_files import one_line
-from specprune_ros.nodes.common.image_bytes import ImageError, check_size, essential
+from specprune_ros.policy.image_bytes import ImageError, check_size, decode
 
 LONGEST = 0.5  # s; an image that took longer to decode is of no use to a policy
-# Channels per pixel, and which of them are red, green, blue.
+# Channels per pixel, and OpenCV's conversion to RGB.
 ENCODINGS = {
-    'rgb8': (3, (0, 1, 2)),
-    'bgr8': (3, (2, 1, 0)),
-    'rgba8': (4, (0, 1, 2)),
-    'bgra8': (4, (2, 1, 0)),
-    'mono8': (1, (0, 0, 0)),
+    'rgb8': (3, None),
+    'bgr8': (3, cv2.COLOR_BGR2RGB),
+    'rgba8': (4, cv2.COLOR_RGBA2RGB),
+    'bgra8': (4, cv2.COLOR_BGRA2RGB),
+    'mono8': (1, cv2.COLOR_GRAY2RGB),
 }
 
 
@@ -40,7 +38,7 @@ def to_rgb(message: Image) -> np.ndarray:
             f"encoding '{one_line(message.encoding, 40)}' is not read; use one of "
             f'{", ".join(ENCODINGS)}'
         )
-    channels, order = ENCODINGS[message.encoding]
+    channels, conversion = ENCODINGS[message.encoding]
     height, width, step = message.height, message.width, message.step
     check_size(width, height)
     if step < width * channels:
@@ -54,26 +52,14 @@ def to_rgb(message: Image) -> np.ndarray:
         )
     rows = np.frombuffer(message.data, np.uint8).reshape(height, step)[:, : width * channels]
     pixels = rows.reshape(height, width, channels)
-    if order == (0, 1, 2) and channels == 3:
-        return np.array(pixels)
-    return np.ascontiguousarray(pixels[:, :, list(order)])
+    return np.array(pixels) if conversion is None else cv2.cvtColor(pixels, conversion)
 
 
 def compressed_to_rgb(message: CompressedImage) -> np.ndarray:
-    """Decode a JPEG or PNG image to uint8 ``[height, width, 3]`` RGB, upright where Exif says how;
-    of 16 bits the upper eight. Raises :class:`ImageError`.
-    """
+    """Decode a JPEG or PNG image as :func:`decode` does. Raises :class:`ImageError`."""
     try:
-        # Bounded first: what a decoder would do with these bytes is known before it does it.
-        data = essential(bytes(message.data))
-        with PillowImage.open(io.BytesIO(data), formats=('JPEG', 'PNG')) as image:
-            # Upright, as OpenCV's imdecode and so image_transport have it.
-            upright = ImageOps.exif_transpose(image)
-            if upright.mode.startswith('I'):  # 16 bits of grey, which convert() would clip
-                grey = np.asarray(upright).astype(np.uint16) >> 8
-                return np.repeat(grey.astype(np.uint8)[:, :, None], 3, axis=2)
-            return np.array(upright.convert('RGB'))
-    except Exception as error:  # decoders raise whatever they like for broken data
+        return decode(bytes(message.data))
+    except ImageError as error:
         raise ImageError(
             f"compressed image (format '{one_line(message.format, 40)}') is no readable JPEG or "
             f'PNG: {one_line(error)}'

@@ -11,32 +11,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, PngImagePlugin
+from image_files import PIXELS, encoded, many_scans
+from PIL import Image, ImageOps, PngImagePlugin
 
-from specprune_ros.nodes.common.image_bytes import MAX_SCANS, ImageError, essential
-
-PIXELS = np.random.default_rng(0).integers(0, 255, (48, 64, 3), dtype=np.uint8)
-
-
-def encoded(form, pixels=PIXELS, **options):
-    out = io.BytesIO()
-    Image.fromarray(pixels).save(out, form, **options)
-    return out.getvalue()
+from specprune_ros.policy.image_bytes import MAX_SCANS, ImageError, decode, essential
 
 
 def decoded(data):
     with Image.open(io.BytesIO(data)) as image:
         return np.array(image.convert('RGB'))
-
-
-def many_scans(scans, size=(4096, 4096)):
-    """A progressive JPEG that refines one coefficient again and again: 99 bytes a scan."""
-    data = encoded('JPEG', np.zeros((*size[::-1], 3), np.uint8), progressive=True, quality=10)
-    first = data.index(b'\xff\xda')
-    after = data.index(b'\xff', first + 2)
-    while data[after + 1] == 0:
-        after = data.index(b'\xff', after + 2)
-    return data[:after] + data[first:after] * scans + b'\xff\xd9'
 
 
 @pytest.mark.parametrize(
@@ -53,6 +36,23 @@ def many_scans(scans, size=(4096, 4096)):
 )
 def test_an_image_comes_through_with_the_same_pixels(data):
     assert np.array_equal(decoded(essential(data)), decoded(data))
+    # OpenCV and Pillow may bring different versions of a decoder.
+    assert np.abs(decode(data).astype(int) - decoded(data)).max() <= 2
+
+
+@pytest.mark.parametrize('orientation', range(1, 9))
+def test_which_way_is_up_is_read_as_pillow_does(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded('JPEG', quality=90, exif=exif)
+    with Image.open(io.BytesIO(data)) as image:
+        upright = np.array(ImageOps.exif_transpose(image))
+    assert np.abs(decode(data).astype(int) - upright).max() <= 2
+
+
+def test_of_16_bits_the_upper_eight_are_taken():
+    deep = np.random.default_rng(1).integers(0, 1 << 16, (48, 64)).astype(np.uint16)
+    assert np.array_equal(decode(encoded('PNG', deep)), np.repeat((deep >> 8)[..., None], 3, 2))
 
 
 def test_a_palette_and_its_transparency_stay():
@@ -106,6 +106,9 @@ BAD = {
     + chunk(b'IDAT', zlib.compress(b'0')),
     'PNG cut short': encoded('PNG')[:60],
     'JPEG cut before its pixels': encoded('JPEG')[:80],
+    'JPEG cut in its pixels': encoded('JPEG')[:-200],
+    'JPEG without its end': encoded('JPEG')[:-2],
+    'JPEG cut between scans': encoded('JPEG', progressive=True).rpartition(b'\xff\xda')[0],
     'JPEG of many segments': b'\xff\xd8' + b'\xff\xfe\x00\x02' * 10_000,
     'JPEG in JPEG': encoded('JPEG')[:-2] + encoded('JPEG')[2:],
     'JPEG of padding': b'\xff\xd8' + b'\xff' * 100_000,

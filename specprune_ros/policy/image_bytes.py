@@ -1,4 +1,4 @@
-"""Bounds on compressed images, from their bytes alone, before any decoder sees them.
+"""JPEG and PNG bytes to pixels, bounded from the bytes alone before the decoder sees them.
 
 A decoder's work is not bounded by the size of the image: a progressive JPEG may refine the same
 pixels a thousand times, a PNG may bring megabytes of compressed text or a million empty chunks.
@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import struct
 import zlib
+
+import cv2
+import numpy as np
 
 from specprune_ros.policy.input_limits import MAX_SIDE, MIN_SIDE
 
@@ -24,32 +27,45 @@ _SOS, _EOI = 0xDA, 0xD9
 _JPEG_DROPPED = frozenset((*range(0xE1, 0xEE), 0xEF, 0xFE))
 
 
+cv2.setNumThreads(1)  # the cores belong to the policy
+
+
 class ImageError(ValueError):
-    """An image message that cannot be read; says which field and what would do."""
+    """An image that cannot be read; says what is wrong and what would do."""
 
 
-def check_size(width: int, height: int) -> None:
+def check_size(width: int, height: int, most: int = MAX_SIDE) -> None:
     """Raise :class:`ImageError` for an image that is empty or larger than is read."""
-    if not (MIN_SIDE <= width <= MAX_SIDE and MIN_SIDE <= height <= MAX_SIDE):
+    if not (MIN_SIDE <= width <= most and MIN_SIDE <= height <= most):
         raise ImageError(
-            f'{width} x {height} pixels; each side must be between {MIN_SIDE} and {MAX_SIDE}'
+            f'{width} x {height} pixels; each side must be between {MIN_SIDE} and {most}'
         )
 
 
-def essential(data: bytes) -> bytes:
+def decode(data: bytes, max_side: int = MAX_SIDE) -> np.ndarray:
+    """Decode a JPEG or PNG to uint8 ``[height, width, 3]`` RGB, upright where Exif says how; of
+    16 bits the upper eight, without transparency. Raises :class:`ImageError`.
+    """
+    pixels = cv2.imdecode(np.frombuffer(essential(data, max_side), np.uint8), cv2.IMREAD_COLOR)
+    if pixels is None:
+        raise ImageError('broken image data')
+    return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB, pixels)
+
+
+def essential(data: bytes, max_side: int = MAX_SIDE) -> bytes:
     """The JPEG or PNG without metadata. Raises :class:`ImageError` where it is neither, its
     size is out of bounds, or decoding it would take too long.
 
     The first Exif segment of a JPEG stays, because it says which way is up.
     """
     if data[:2] == b'\xff\xd8':
-        return _jpeg(data)
+        return _jpeg(data, max_side)
     if data[:8] == _PNG:
-        return _png(data)
+        return _png(data, max_side)
     raise ImageError('neither JPEG nor PNG')
 
 
-def _jpeg(data: bytes) -> bytes:
+def _jpeg(data: bytes, max_side: int) -> bytes:
     kept = [b'\xff\xd8']
     at, scans, pixels, parts, exif = 2, 0, 0, 0, False
     while at + 4 <= len(data):
@@ -75,7 +91,7 @@ def _jpeg(data: bytes) -> bytes:
             if pixels or length < 8:
                 raise ImageError('JPEG with more than one frame, or a broken one')
             height, width = struct.unpack_from('>HH', data, at + 5)
-            check_size(width, height)
+            check_size(width, height, max_side)
             pixels = width * height
         elif 0xC3 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             raise ImageError('JPEG of a rare kind (lossless, hierarchical or arithmetic)')
@@ -97,6 +113,8 @@ def _jpeg(data: bytes) -> bytes:
             kept.append(data[end:at])
     if not scans:
         raise ImageError('JPEG without image data')
+    if data[at : at + 2] != b'\xff\xd9':
+        raise ImageError('JPEG is cut short')
     kept.append(b'\xff\xd9')
     return b''.join(kept)
 
@@ -106,15 +124,15 @@ def _scan_end(data: bytes, at: int) -> int:
     for _ in range(len(data)):
         at = data.find(b'\xff', at)
         if at < 0 or at + 1 >= len(data):
-            return len(data)
+            break
         if data[at + 1] == 0 or 0xD0 <= data[at + 1] <= 0xD7:
             at += 2
             continue
         return at
-    return len(data)
+    raise ImageError('JPEG is cut short')
 
 
-def _png(data: bytes) -> bytes:
+def _png(data: bytes, max_side: int) -> bytes:
     at, parts, pixels = len(_PNG), 0, []
     kept: dict[bytes, bytes] = {}
     while at + 12 <= len(data):
@@ -137,7 +155,7 @@ def _png(data: bytes) -> bytes:
         at = end
     if len(kept.get(b'IHDR', b'')) != 13 or not pixels:
         raise ImageError('PNG without a header or without image data')
-    check_size(*struct.unpack_from('>II', kept[b'IHDR']))
+    check_size(*struct.unpack_from('>II', kept[b'IHDR']), max_side)
     order = [(k, kept[k]) for k in (b'IHDR', b'PLTE', b'tRNS') if k in kept]
     # One chunk of image data: decoders go through them one by one.
     chunks = [*order, (b'IDAT', b''.join(pixels)), (b'IEND', b'')]
