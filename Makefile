@@ -25,7 +25,7 @@ demo: ## the simulated arm, the policy and the executor on real ROS 2, pruned ag
 	@$(READY) && specprune demo $(ARGS)
 
 test: ## the tests, without the slow ones (ARGS="-m slow" runs those)
-	@$(READY) && python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
+	@$(READY) && python -m pytest $(ARGS)
 
 bench: ## how much pruning saves on this machine
 	@$(READY) && specprune bench $(ARGS)

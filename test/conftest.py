@@ -4,8 +4,8 @@ Those marked ``ros`` or ``gpu`` say why not where they cannot run. Those that st
 wait for them on the wall clock may fail on a machine that gives no time to one of them: the
 runner's closing lines list each that was run again as RERUN.
 
-``make test`` runs the files on a worker per core (pytest-xdist). Those that judge times of the
-arm's motion, ``TIMED``, run first, one after the other, and the rest gives way to them.
+With ``-n 2`` whole files run on two workers (pytest-xdist). Those that judge times of the arm's
+motion, ``TIMED``, run first, one after the other, and the rest gives way to them.
 """
 
 from __future__ import annotations
@@ -80,8 +80,9 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object | None:
     """Whole files to a worker, and what is timed to one."""
-    if config.getvalue('dist') != 'loadfile':
+    if config.getvalue('dist') not in ('load', 'loadfile'):
         return None
+    config.option.loadscopereorder = False
     from xdist.scheduler import LoadFileScheduling
 
     class Scheduling(LoadFileScheduling):
