@@ -427,6 +427,7 @@ def test_tool_motion_becomes_joint_motion_with_times_and_velocities(bench):
     assert (
         f'{MAX_JOINTS + 7} names; at most {MAX_JOINTS}' in b.dut._throttle._last['joint states'][0]
     )
+    assert b.run(20.0, until=lambda: len(sent[-1][1].points) == 1)  # the last one has arrived
     hold = sent[-1][1].points
     # It holds where the motion has come to, which is within the limits of the command before.
     before = np.array(sent[-2][1].points[0].positions)
