@@ -131,8 +131,10 @@ torch_choice() {
 # names it 2.13.0+cpu; one that has not gives the larger build, which runs on a CPU as well.
 install_torch() { # install_torch CONSTRAINTS
   local choice version
+  forget_unfinished
   choice=$(torch_choice)
   version=$(sed -n 's/^torch==//p' constraints.txt)
+  if stamped torch "$choice" && installed_version torch | grep -qx "${version//./\\.}\(+.*\)\?"; then return; fi
   case $choice in
     cpu)
       pip_install "torch==$version+cpu" -c "$1" 2>/dev/null || {
@@ -155,6 +157,19 @@ requirements_without_torch() { # requirements_without_torch FILE...
     system | none) grep -hvE '^(torch|transformers)$' "$@" >"$venv/requirements.txt" ;;
     *) cat "$@" >"$venv/requirements.txt" ;;
   esac
+}
+
+installed_version() {
+  "$venv/bin/python" -c 'import sys, importlib.metadata as m; print(m.version(sys.argv[1]))' "$1" 2>/dev/null
+}
+
+# A pip that was killed leaves packages without the record of their files, which the next one takes for
+# installed.
+forget_unfinished() {
+  local info
+  for info in "$venv"/lib/python3.*/site-packages/*.dist-info; do
+    if [ -d "$info" ] && [ ! -f "$info/RECORD" ]; then rm -rf "$info"; fi
+  done
 }
 
 pip_install() {

@@ -431,3 +431,16 @@ def test_setup_names_a_missing_compiler_before_it_downloads_anything(tmp_path):
     assert done.returncode == 1
     assert 'sudo apt-get install gcc g++' in done.stderr
     assert not (tmp_path / 'checkout/.venv').exists()
+
+
+def test_setup_forgets_what_a_killed_pip_left_unfinished(tmp_path):
+    """Without the record of its files a package counts as installed for the next pip."""
+    packages = tmp_path / 'lib/python3.11/site-packages'
+    for name, file in (('whole', 'RECORD'), ('half', 'METADATA')):
+        (packages / f'{name}-1.0.dist-info').mkdir(parents=True)
+        (packages / f'{name}-1.0.dist-info' / file).touch()
+    text = (ROOT / 'scripts/setup.sh').read_text()
+    (function,) = re.findall(r'^forget_unfinished\(\).*?^}', text, re.M | re.S)
+    script = f'set -eu\nvenv={tmp_path}\n{function}\nforget_unfinished'
+    subprocess.run(['bash', '-c', script], check=True)
+    assert [path.name for path in packages.iterdir()] == ['whole-1.0.dist-info']

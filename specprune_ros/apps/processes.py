@@ -13,7 +13,7 @@ from types import FrameType
 
 from specprune_ros.nodes.common.parent_process import PARENT
 
-STOP_PATIENCE = 15.0  # s from SIGINT to SIGKILL
+STOP_PATIENCE = 60.0  # s from SIGINT to SIGKILL; a policy on a starved machine needed more than 15
 
 
 class NodeDied(RuntimeError):
