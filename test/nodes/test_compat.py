@@ -1,11 +1,14 @@
 """What is used of rclpy without a promise works on the version that is installed."""
 
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
 
 pytestmark = pytest.mark.ros
-PINS = (Path(__file__).parents[2] / 'constraints.txt').read_text()
+ROOT = Path(__file__).parents[2]
+PINS = (ROOT / 'constraints.txt').read_text()
 
 
 def test_the_pinned_version_is_one_that_is_known():
@@ -56,3 +59,24 @@ def test_a_node_of_an_rclpy_that_is_not_known_is_refused_with_the_versions_that_
     with pytest.raises(RuntimeError, match=KNOWN[-1]):
         lifecycle_state(Other())
     assert start_overrides(Other()) == {}
+
+
+@pytest.mark.parametrize(
+    ('distro', 'name', 'other'),
+    [
+        ('jazzy', 'FASTRTPS_DEFAULT_PROFILES_FILE', 'FASTDDS_DEFAULT_PROFILES_FILE'),
+        ('kilted', 'FASTDDS_DEFAULT_PROFILES_FILE', 'FASTRTPS_DEFAULT_PROFILES_FILE'),
+        ('lyrical', 'FASTDDS_DEFAULT_PROFILES_FILE', 'FASTRTPS_DEFAULT_PROFILES_FILE'),
+    ],
+)
+def test_the_environment_names_the_dds_profile_as_the_distribution_reads_it(distro, name, other):
+    shell = f'. {ROOT}/scripts/env.sh && echo "${{{name}:-}}|${{{other}:-}}"'
+    done = subprocess.run(
+        ['bash', '-c', shell],
+        env={'PATH': os.environ['PATH'], 'ROS_DISTRO': distro},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    named, unnamed = done.stdout.strip().split('|')
+    assert named.startswith(str(ROOT / 'config/fastdds')) and not unnamed
