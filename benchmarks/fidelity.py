@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / 'results'
-TABLES = ('main', 'pruners', 'tuning')
-EXECUTED = (2, 4, 6, 8)
+TABLES = ('main', 'two_step', 'pruners')
 LONGEST = 'put the red cube on the blue plate'
 
 
@@ -28,10 +27,10 @@ def markdown(name: str) -> str:
     result = read(name)
     rows = result['rows']
     tasks = list(dict.fromkeys(row['task'] for row in rows))
-    pooled = tasks[-1]
+    pooled = tasks[-1]  # over all families, where there are several
     by = {(row['pruner'], row['task']): row for row in rows}
     head = ['pruner', *(f'{task}' for task in tasks), 'below dense', 'above random', 'tokens']
-    head += ['FLOPs', 'recall', 'off dense']
+    head += ['FLOPs', 'decoder', 'recall', 'off dense']
     lines = [
         f'*{result["machine"]["cpu"]}, {result["date"]}, seeds {result["seeds"]}, '
         f'`{result["command"]}`*',
@@ -47,22 +46,12 @@ def markdown(name: str) -> str:
             cells.append('' if row is None else success(row))
         cells += [points(whole, 'paired_loss'), points(whole, 'against_gain')]
         cells += [f'{whole["tokens_mean"]:.0f}', f'{whole["flops_ratio"]:.0%}']
+        decoder = whole.get('decoder_flops')
+        cells.append('' if decoder is None else f'{decoder:.0%}')
         recall, deviation = whole['recall'], whole['action_deviation']
         cells.append('' if recall is None else f'{recall:.0%}')
         cells.append('' if deviation is None else f'{1e3 * deviation:.1f} mm')
         lines.append('| ' + ' | '.join(cells) + ' |')
-    return '\n'.join(lines)
-
-
-def executed() -> str:
-    """Dense success on tuning seeds by the rows of a chunk that are played, a row per number."""
-    tables = {count: read(f'executed_{count}')['rows'] for count in EXECUTED}
-    tasks = list(dict.fromkeys(row['task'] for row in tables[EXECUTED[0]]))[:-1]
-    lines = [f'| rows played | {" | ".join(tasks)} | queries |', '|---' * (len(tasks) + 2) + '|']
-    for count, rows in tables.items():
-        dense = {row['task']: row for row in rows}
-        cells = [success(dense[task]) for task in tasks]
-        lines.append(f'| {count} | {" | ".join(cells)} | {dense["all"]["queries"]:.1f} |')
     return '\n'.join(lines)
 
 
@@ -113,6 +102,4 @@ def points(row: dict[str, Any], name: str) -> str:
 if __name__ == '__main__':
     print(f'no vision token left after layer 2: {floor():.0%} of the dense operations\n')
     for table in TABLES:
-        if (RESULTS / f'fidelity_{table}.json').exists():
-            print(f'{table}\n\n{markdown(table)}\n')
-    print(executed())
+        print(f'{table}\n\n{markdown(table)}\n')

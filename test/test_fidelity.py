@@ -11,15 +11,14 @@ def test_its_tables_are_the_recorded_ones():
     # Made anew by: python benchmarks/fidelity.py
     made = runpy.run_path(str(ROOT / 'benchmarks' / 'fidelity.py'))
     for name in made['TABLES']:
-        if (made['RESULTS'] / f'fidelity_{name}.json').exists():
-            assert made['markdown'](name) in PAGE, name
-    assert made['executed']() in PAGE
+        assert made['markdown'](name) in PAGE, name
     assert f'{made["floor"]():.0%}'.replace('%', ' %') in PAGE
 
 
-def test_the_record_is_of_the_shipped_weights():
+def test_the_records_are_of_the_shipped_weights():
     from specprune_ros.sim.evaluation.trials import weights_hash
     from specprune_ros.sim.training.export import SHIPPED
 
     made = runpy.run_path(str(ROOT / 'benchmarks' / 'fidelity.py'))
-    assert made['read']('main')['weights'] == weights_hash(SHIPPED)
+    for name in made['TABLES']:
+        assert made['read'](name)['weights'] == weights_hash(SHIPPED), name

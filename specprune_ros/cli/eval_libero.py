@@ -105,5 +105,6 @@ def _play_task(
             policy.measure_deviation = measures
             results.clear()
             played = bed.play(runner, trial, args.executed, blind=setting.control == 'blind')
-            done.add([summed_up(keys[setting.label], family, trial, played, results)])
+            key = keys[setting.label]
+            done.add([summed_up(key, family, trial, played, results, policy.config)])
     return len(todo)

@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
         for stage in recipe.stages:
             done = args.work / stage.name / 'policy'
             if not (done / 'config.json').exists():
-                record_all(recipe, stage, args.work / 'data' / stage.data, args.processes)
+                record_all(recipe, stage, args.work / 'data' / stage.data, args.processes, before)
                 results = train_stage(recipe, stage, args.work, device, before)
             before = done
         args.out.mkdir(parents=True, exist_ok=True)
@@ -97,11 +97,15 @@ def train_stage(
     from specprune_ros.sim.training.recipe import policy_config, tokenizer
     from specprune_ros.sim.training.train import Frames, Trainer, fit
 
-    data = work / 'data' / stage.data
-    shards = [load_shard(shard_path(data, i)) for i in range(stage.shards)]
-    held_out = max(1, len(shards) // 40) if len(shards) > 1 else 0
-    frames = Frames(shards[: len(shards) - held_out], recipe, stage)
-    print(f'{stage.name}: {len(frames)} frames of {stage.shards * stage.shard_episodes} episodes')
+    data = [
+        [load_shard(shard_path(work / 'data' / name, i)) for i in range(count)]
+        for name, count in recipe.data(stage)
+    ]
+    own, others = data[0], [shard for shards in data[1:] for shard in shards]
+    held_out = max(1, len(own) // 40) if len(own) > 1 else 0
+    trained = own[: len(own) - held_out] + others
+    frames = Frames(trained, recipe, stage)
+    print(f'{stage.name}: {len(frames)} frames of {len(trained) * stage.shard_episodes} episodes')
     config = policy_config(recipe, stage)
     start = None if before is None else grown(before, config, tokenizer(), recipe.seed)
     trainer = Trainer(recipe, frames, device, start)
@@ -119,10 +123,10 @@ def train_stage(
     if before is not None:
         results['began_with'] = json.loads((before / RECIPE).read_text())['weights_sha256']
     if held_out:
-        check = trainer.validate(Frames(shards[-held_out:], recipe, stage, frames.statistics))
+        check = trainer.validate(Frames(own[-held_out:], recipe, stage, frames.statistics))
         results['validation'] = {k: round(v, 4) for k, v in check.items()}
         print('held-out frames: ' + ', '.join(f'{k} {v:.4f}' for k, v in check.items()))
-    export(trainer, work / stage.name / 'policy', data_hash(shards), results)
+    export(trainer, work / stage.name / 'policy', data_hash(own + others), results)
     return results
 
 
@@ -168,7 +172,9 @@ def change(settings: list[str]) -> Any:
     return recipe
 
 
-def record_all(recipe: Any, stage: Any, folder: Path, processes: int) -> None:
+def record_all(
+    recipe: Any, stage: Any, folder: Path, processes: int, before: Path | None = None
+) -> None:
     """Record the missing shards in several processes."""
     from concurrent.futures import ProcessPoolExecutor, as_completed
     from multiprocessing import get_context
@@ -189,7 +195,10 @@ def record_all(recipe: Any, stage: Any, folder: Path, processes: int) -> None:
         set_num_threads,
         (1,),
     ) as pool:
-        jobs = [pool.submit(record, recipe, stage, folder, [number]) for number in missing]
+        jobs = [
+            pool.submit(record, recipe, stage, folder, [number], before=before)
+            for number in missing
+        ]
         try:
             for done, job in enumerate(as_completed(jobs), start=1):
                 job.result()

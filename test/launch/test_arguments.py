@@ -42,6 +42,24 @@ def test_every_argument_says_what_it_is(name):
         assert len(argument.description) > 10, argument.name
 
 
+@pytest.mark.parametrize('name', FILES)
+def test_arguments_are_shown_without_torch(name):
+    """``--show-args`` answers at once: importing PyTorch would take seconds."""
+    code = (
+        'import runpy, sys\n'
+        "sys.modules['torch'] = None\n"
+        'file = runpy.run_path(sys.argv[1])\n'
+        "print(len(file['generate_launch_description']().get_launch_arguments()))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, '-c', code, str(LAUNCH / f'{name}.launch.py')],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0 and int(done.stdout) > 3, done.stderr
+
+
 def test_the_arguments_that_are_promised():
     arguments = load_file('specprune').generate_launch_description().get_launch_arguments()
     promised = {'robot', 'checkpoint', 'instruction', 'robot_sn', 'dry_run', 'params_file'}

@@ -234,6 +234,7 @@ def test_an_episode_is_fixed_by_its_seed(checkpoint):
         player.close()
     assert replace(first, milliseconds=0.0) == replace(second, milliseconds=0.0)
     assert first.tokens < 128 and first.flops < 1.0 and first.deviation > 0
+    assert first.decoder_flops < first.flops and blind.decoder_flops == pytest.approx(1.0)
     assert blind.tokens == 128 and blind.flops == 1.0 and math.isnan(blind.deviation)
     assert first.key != blind.key
 

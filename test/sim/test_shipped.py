@@ -39,27 +39,19 @@ def test_weights_match_their_recipe(runner):
     assert size <= 16 * 2**20
 
 
-# A second or two each. docs/explanation/fidelity.md has hundreds per row, with intervals.
+# With the five below 20 episodes; docs/explanation/fidelity.md has hundreds per row, with
+# intervals.
 @pytest.mark.parametrize(
-    ('family', 'episodes', 'least'),
-    [('move', 3, 3), ('lift', 3, 2)]
-    + [
-        pytest.param(*row, marks=pytest.mark.slow)
-        for row in (('move', 6, 6), ('lift', 5, 4), ('put', 4, 2))
-    ],
+    ('family', 'episodes', 'least'), [('move', 6, 6), ('lift', 5, 4), ('put', 4, 2)]
 )
 @pytest.mark.timeout(600)
 def test_it_does_what_is_instructed(world, runner, family, episodes, least):
-    row = run_row(world, runner, family, 'asked', range(REPORT_SEED, REPORT_SEED + episodes))
+    row = run_row(world, runner, family, 'instructed', range(REPORT_SEED, REPORT_SEED + episodes))
     assert row.successes >= least, row
 
 
-@pytest.mark.parametrize(
-    ('episodes', 'most'), [(1, 0), pytest.param(5, 1, marks=pytest.mark.slow)]
-)
 @pytest.mark.timeout(600)
-def test_it_listens(world, runner, episodes, most):
+def test_it_listens(world, runner):
     """Another cube named: the one requested at first is left alone."""
-    seeds = range(REPORT_SEED, REPORT_SEED + episodes)
-    row = run_row(world, runner, 'move', 'wrong colour', seeds)
-    assert row.successes <= most, row
+    row = run_row(world, runner, 'move', 'wrong colour', range(REPORT_SEED, REPORT_SEED + 5))
+    assert row.successes <= 1, row

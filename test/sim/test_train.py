@@ -183,7 +183,7 @@ def test_the_export_is_a_policy_that_plays(exported):
     world = World()
     results = []
     runner = PolicyRunner(policy, results.append)
-    row = run_row(world, runner, 'move', 'asked', [3])
+    row = run_row(world, runner, 'move', 'instructed', [3])
     world.close()
     assert row.episodes == 1 and len(results) >= 3
     assert results[0].reset is not None and results[1].reset is None
@@ -219,7 +219,9 @@ def test_stages_share_what_stays_and_end_at_ofts_proportions():
     last = Recipe().stages[-1]
     config = policy_config(Recipe())
     assert config.grid == (16, 16) and config.decoder.depth >= 12 and config.control_hz == 20
-    assert set(last.families) == {'move', 'lift', 'put', 'two_step'}
+    trained_on = {name for name, _ in Recipe().data(last)}
+    families = {f for s in Recipe().stages if s.data in trained_on for f in s.families}
+    assert families == {'move', 'lift', 'put', 'two_step'}
     assert Recipe.from_dict(json.loads(json.dumps(Recipe().to_dict()))) == Recipe()
     first = Recipe().stages[0]
     assert first.pace == FAST and first.things == 2 and last.things == 4
@@ -298,6 +300,38 @@ def test_a_later_stage_goes_on_from_the_one_before(shards, exported, tmp_path):
     record = check_shipped(folder)
     assert Recipe.from_dict(record['recipe']) == SMALL
     assert load_policy_model(folder, progress=False).config == policy_config(SMALL)
+
+
+def test_the_policy_drives_and_the_expert_takes_over(exported):
+    """Frames begin where the policy has driven; their labels are the expert's own rows."""
+    stage = replace(
+        STAGE, name='recover', data='recover', policy_share=1.0, also=('slow',), families=('put',)
+    )
+    recipe = replace(SMALL, stages=(STAGE, stage))
+    assert recipe.data(stage) == [('recover', 2), ('slow', 2)]
+    with pytest.raises(ValueError, match='needs the policy of a stage before'):
+        dataset.EpisodeRecorder(recipe, stage)
+    other = replace(stage, also=('nothing',))
+    with pytest.raises(ValueError, match='also.*nothing'):
+        replace(recipe, stages=(STAGE, other)).data(other)
+    recorder = dataset.EpisodeRecorder(recipe, stage, exported)
+
+    class Upwards:
+        def reset(self):
+            pass
+
+        def __call__(self, look):
+            return np.tile([0.0, 0.0, 0.006, 0.0, 0.0, 0.0, 1.0], (8, 1))
+
+    try:
+        assert len(recorder.episode(1)) > 3  # a real, if random, policy drives
+        recorder.runner = Upwards()
+        frames = recorder.episode(1)
+    finally:
+        recorder.close()
+    highest, *_, lowest = sorted(frames, key=lambda frame: -frame['proprio'][2])
+    assert highest['proprio'][2] > lowest['proprio'][2] + 0.05
+    assert highest['valid'][:4].all() and highest['actions'][:4, 2].mean() < -0.002  # down
 
 
 def test_a_colour_stays_with_its_noun():

@@ -11,8 +11,7 @@ from specprune_ros.sim.arm.world import World, rotation_vector
 from specprune_ros.sim.tasks.expert import Expert
 from specprune_ros.sim.tasks.tasks import CONTROL_HZ, SLOW, Episode, Judge, Outcome, Pace
 
-# Rows of a chunk played before the next query: the whole chunk, as OpenVLA-OFT does,
-# and as did best on the tuning seeds (docs/explanation/fidelity.md).
+# Rows of a chunk played before the next query: the whole chunk, as OpenVLA-OFT does.
 EXECUTED = 8
 SLACK_STEPS = 2  # control steps before a query at which its prior is made anew
 MAX_SHIFT, MAX_TURN = 0.04, 0.3  # m and rad of one row that are played at most

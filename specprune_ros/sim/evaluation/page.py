@@ -92,4 +92,4 @@ def _changes(setting: EvaluationSetting) -> str:
     standard, params = PruningParams().as_dict(), setting.params.as_dict()
     changed = {name: value for name, value in params.items() if value != standard[name]}
     words = [f'{name}={json.dumps(value)}' for name, value in changed.items()]
-    return ', '.join(([] if setting.control == 'asked' else [setting.control]) + words)
+    return ', '.join(([] if setting.control == 'instructed' else [setting.control]) + words)

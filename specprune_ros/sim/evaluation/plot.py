@@ -20,7 +20,7 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
     matplotlib.use('Agg')
     from matplotlib import pyplot
 
-    plain = [row for row in rows if row['control'] == 'asked']
+    plain = [row for row in rows if row['control'] == 'instructed']
     tasks = list(dict.fromkeys(row['task'] for row in plain))
     numbers = {label: n for n, label in enumerate(dict.fromkeys(r['pruner'] for r in plain), 1)}
     columns = min(2, len(tasks))

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 HEAD = ('pruner', 'success', '95 %', 'below dense', 'above random', 'steps')
-HEAD += ('queries', 'tokens', 'FLOPs', 'slack', 'recall', 'off dense', 'ms')
+HEAD += ('queries', 'tokens', 'FLOPs', 'decoder', 'slack', 'recall', 'off dense', 'ms')
 LEGEND = (
     '95 %: Wilson. below dense, above random: percentage points on the same episodes, p by '
-    "McNemar's exact test. FLOPs: of the whole query, towers included; slack: between queries, on "
-    'top. recall: share of what the deep layers attend to that the previous query foretold. off '
-    'dense: largest difference of a translation row from dense at the same look.'
+    "McNemar's exact test. FLOPs: of the whole query, towers included; decoder: of it alone; "
+    'slack: between queries, on top. recall: share of what the deep layers attend to that the '
+    'previous query foretold. off dense: largest difference of a translation row from dense at '
+    'the same look.'
 )
 WIDTH = 190  # where the output is no terminal
 
@@ -47,6 +48,7 @@ def cells(row: dict[str, Any]) -> list[str]:
         _number(row['queries'], '.1f'),
         _number(row['tokens_mean'], '.0f'),
         _number(row['flops_ratio'], '.0%'),
+        _number(row.get('decoder_flops'), '.0%'),
         _number(row.get('refresh_flops') or None, '+.0%'),
         _number(row['recall'], '.0%'),
         '' if row['action_deviation'] is None else f'{1e3 * row["action_deviation"]:.1f} mm',

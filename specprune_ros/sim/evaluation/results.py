@@ -27,8 +27,9 @@ def table_rows(
     """One row per setting and family, and one over all families where there are several.
 
     Rates are shares, ``ms_p50`` milliseconds, ``action_deviation`` metres per control step,
-    ``flops_ratio`` the share of the dense query's operations, on the critical path; what a prior
-    made anew in the slack costs on top is ``refresh_flops``. ``paired_loss`` is dense's success
+    ``flops_ratio`` the share of the dense query's operations, on the critical path, of which
+    ``decoder_flops`` is the same of the decoder alone; what a prior made anew in the slack costs
+    on top is ``refresh_flops``. ``paired_loss`` is dense's success
     rate less this row's on the episodes that both played, ``against`` the row's own control with
     ``against_gain`` the other way round; both with 95 % interval and McNemar's p. What was not
     measured is ``None``; a setting without episodes has no row.
@@ -51,7 +52,7 @@ def table_rows(
             if not mine:
                 continue
             rows.append(_row(task, setting, mine))
-            if setting.label != DENSE.label and setting.control == 'asked':
+            if setting.label != DENSE.label and setting.control == 'instructed':
                 loss = _paired(played.get(DENSE.label, {}), mine)
                 rows[-1].update(_named('paired_loss', loss))
             if setting.against in played:
@@ -79,6 +80,7 @@ def _row(task: str, setting: EvaluationSetting, trials: dict[Any, Trial]) -> dic
         'queries': _mean(trial.queries for trial in some),
         'tokens_mean': _mean(trial.tokens for trial in some),
         'flops_ratio': _mean(trial.flops for trial in some),
+        'decoder_flops': _mean(trial.decoder_flops for trial in some),
         'refresh_flops': _mean(trial.refresh_flops for trial in some),
         'recall': _mean(trial.recall for trial in some),
         'action_deviation': _mean(trial.deviation for trial in some),

@@ -14,7 +14,7 @@ from specprune_ros.pruning.interface import Pruner
 from specprune_ros.pruning.params import PRESETS, PruningParams
 from specprune_ros.pruning.registry import names, pruner, sources
 
-CONTROLS = ('asked', 'wrong colour', 'blind')
+CONTROLS = ('instructed', 'wrong colour', 'blind')
 ALPHAS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2)  # P1 section 5.3 and beyond
 REFRESH = (2, 4, 8, 16)  # queries; 0, never, is the default
 
@@ -28,14 +28,14 @@ EPISODES = tuple(f'sim/evaluation/{name}.py' for name in ('episode', 'evaluate',
 class EvaluationSetting:
     """A row of a table.
 
-    ``control``: ``asked`` shows the policy what is there and says what is wanted, ``wrong colour``
-    names another cube, ``blind`` shows black images. ``against`` is the label of the row this one
-    is also compared with, beside dense. Rows of one ``curve`` differ in one knob.
+    ``control``: ``instructed`` shows the policy what is there and says what is wanted,
+    ``wrong colour`` names another cube, ``blind`` shows black images. ``against`` is the label of
+    the row this one is also compared with, beside dense. Rows of one ``curve`` differ in one knob.
     """
 
     label: str
     params: PruningParams = field(default_factory=PruningParams)
-    control: str = 'asked'
+    control: str = 'instructed'
     against: str = ''
     curve: str = ''
 
@@ -217,7 +217,11 @@ def curve_table() -> list[EvaluationSetting]:
                 replace(row, against=control.label),
                 control,
                 EvaluationSetting(
-                    f'{name} {value}, slack', slack, 'asked', control.label, 'specprune, slack'
+                    f'{name} {value}, slack',
+                    slack,
+                    'instructed',
+                    control.label,
+                    'specprune, slack',
                 ),
             ]
     for kept in LOCAL:

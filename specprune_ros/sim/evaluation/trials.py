@@ -18,6 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from specprune_ros.bounded_files import boundary, file_hash, parse_json, read_text
+from specprune_ros.models.config import PolicyConfig
+from specprune_ros.models.flops import count
 from specprune_ros.policy.build import build_policy
 from specprune_ros.policy.policy import Policy
 from specprune_ros.policy.result import PolicyResult
@@ -39,7 +41,8 @@ class Trial:
     """One episode of one setting.
 
     ``key`` names the setting (:meth:`EvaluationSetting.key`). ``steps`` are control steps.
-    ``tokens``, ``flops`` (share of dense) and ``recall`` are means over the queries,
+    ``tokens``, ``flops`` (share of dense), ``decoder_flops`` (the same of the decoder alone, with
+    what the pruner computes beside it) and ``recall`` are means over the queries,
     ``milliseconds`` their median; ``deviation`` is the mean of the largest difference in metres
     from dense, along any axis of any row, of the same query. NaN where nothing was measured.
     ``refresh_flops``: what was spent in the slack, over as many dense queries.
@@ -57,6 +60,7 @@ class Trial:
     deviation: float
     milliseconds: float
     refresh_flops: float = 0.0
+    decoder_flops: float = math.nan
 
     def check(self) -> None:
         """Raise ``ValueError`` for a field of another type."""
@@ -142,13 +146,19 @@ class Player:
             watches=uses_similarity(setting.params) or setting.params.refresh_change < 1.0,
         )
         key = setting.key(self.weights, self.executed)
-        return summed_up(key, family, seed, played, self._results)
+        return summed_up(key, family, seed, played, self._results, self.policy.config)
 
 
 def summed_up(
-    key: str, family: str, seed: int, played: EpisodeResult, results: Sequence[PolicyResult]
+    key: str,
+    family: str,
+    seed: int,
+    played: EpisodeResult,
+    results: Sequence[PolicyResult],
+    config: PolicyConfig,
 ) -> Trial:
-    """The trial that an episode and the results of its queries make."""
+    """The trial that an episode and the results of its queries by a policy make."""
+    others = count(config, ()).flops  # towers, projector, head: nothing prunes them
     return Trial(
         key=key,
         family=family,
@@ -158,6 +168,11 @@ def summed_up(
         queries=played.queries,
         tokens=_mean(r.tokens.mean for r in results),
         flops=_mean(r.flops_ratio for r in results),
+        decoder_flops=_mean(
+            (r.flops - others) / (r.flops / r.flops_ratio - others)
+            for r in results
+            if r.flops_ratio
+        ),
         recall=_mean(r.prior_recall for r in results),
         deviation=_mean(
             None if r.action_deviation is None else float(r.action_deviation[:3].max())
@@ -242,8 +257,10 @@ def play_all(
     """Play ``todo`` in ``processes`` processes; ``tick`` receives how many more were played."""
     if not todo:
         return
-    count = max(1, min(processes, len(todo)))
-    with ProcessPoolExecutor(count, get_context('spawn'), _begin, (checkpoint, executed)) as pool:
+    workers = max(1, min(processes, len(todo)))
+    with ProcessPoolExecutor(
+        workers, get_context('spawn'), _begin, (checkpoint, executed)
+    ) as pool:
         try:
             for job in as_completed([pool.submit(_play, job) for job in todo]):
                 trials = job.result()

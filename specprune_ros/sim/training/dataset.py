@@ -17,8 +17,11 @@ import numpy as np
 
 from specprune_ros.bounded_files import boundary, read_npz, replacing
 from specprune_ros.models.preprocess import Preprocessor
+from specprune_ros.policy.build import build_policy
+from specprune_ros.pruning.params import PruningParams
 from specprune_ros.sim.arm.world import World
 from specprune_ros.sim.evaluation.episode import apply, look
+from specprune_ros.sim.evaluation.policy_runner import PolicyRunner
 from specprune_ros.sim.tasks.expert import Expert
 from specprune_ros.sim.tasks.tasks import FAST, TIME_LIMIT, Judge, Pace, Task, make_episode
 from specprune_ros.sim.training.recipe import Recipe, Stage, policy_config
@@ -67,9 +70,16 @@ def shard_path(folder: Path, number: int) -> Path:
 class EpisodeRecorder:
     """Plays expert episodes and records frames."""
 
-    def __init__(self, recipe: Recipe, stage: Stage) -> None:
+    def __init__(self, recipe: Recipe, stage: Stage, before: Path | None = None) -> None:
+        """``before``: checkpoint of the stage before, for a stage with a ``policy_share``."""
         self.recipe, self.stage = recipe, stage
         self.config = policy_config(recipe, stage)
+        self.runner: PolicyRunner | None = None
+        if stage.policy_share:
+            if before is None:
+                raise ValueError(f'recipe: stage {stage.name} needs the policy of a stage before')
+            params = PruningParams(pruner='dense')
+            self.runner = PolicyRunner(build_policy(str(before), device='cpu', params=params))
         self.world = World(image_size=(_RENDERED, _RENDERED), cameras=self.config.cameras)
         self.preprocess = Preprocessor(self.config)
 
@@ -101,6 +111,12 @@ class EpisodeRecorder:
         # As many steps as an episode may have, more where the arm is slower.
         most = TIME_LIMIT[task.family] * FAST.speed / pace.speed * pace.control_hz
         kicked = _disturbances(rng, round(most), pace)
+        policy = None if rng.uniform() >= self.stage.policy_share else self.runner
+        driven = _stretches(rng, round(most), chunk) if policy is not None else frozenset()
+        if policy is not None:
+            kicked = {}
+            policy.reset()
+        rows = np.empty((0, 7))
         frames: list[dict[str, np.ndarray]] = []
         actions: list[np.ndarray] = []
         disturbed: list[bool] = []
@@ -109,24 +125,38 @@ class EpisodeRecorder:
             action = expert()
             step = len(actions)
             far = self._far(expert)
-            if over < 3 and (
-                step == 0 or rng.uniform() < self.stage.keep * _KEEP[far] / pace.control_hz
+            taken_over = step - 1 in driven
+            # Where the policy drives, the expert's next rows are not known.
+            if (
+                over < 3
+                and (over or step not in driven)
+                and (
+                    step == 0
+                    or taken_over
+                    or rng.uniform() < self.stage.keep * _KEEP[far] / pace.control_hz
+                )
             ):
                 frames.append({'step': np.int64(step), **self._frame(task.instruction, task, far)})
             actions.append(action)
             kick = kicked.get(step) if not over else None
+            if policy is not None and step in driven and not over:
+                if not len(rows):
+                    rows = policy(look(world, task.instruction))
+                kick, rows = rows[0], rows[1:]
+            else:
+                rows = rows[:0]
             disturbed.append(kick is not None)
             apply(world, action if kick is None else kick, 1 / pace.control_hz)
             over += int(judge.step() != 'running')
         if judge.outcome == 'collision':
             return []
-        rows, hit = np.stack(actions).astype(np.float32), np.array(disturbed)
+        played, hit = np.stack(actions).astype(np.float32), np.array(disturbed)
         for frame in frames:
             step = int(frame.pop('step'))
-            ahead = np.minimum(np.arange(step, step + chunk), len(rows) - 1)
-            frame['actions'] = rows[ahead]
+            ahead = np.minimum(np.arange(step, step + chunk), len(played) - 1)
+            frame['actions'] = played[ahead]
             before = np.concatenate([[False], np.cumsum(hit[ahead])[:-1] > 0])
-            frame['valid'] = ~before & (np.arange(step, step + chunk) < len(rows))
+            frame['valid'] = ~before & (np.arange(step, step + chunk) < len(played))
         return frames
 
     def _scatter(self, rng: np.random.Generator) -> None:
@@ -187,6 +217,17 @@ def _disturbances(rng: np.random.Generator, steps: int, pace: Pace) -> dict[int,
     return kicks
 
 
+def _stretches(rng: np.random.Generator, steps: int, chunk: int) -> frozenset[int]:
+    """Control steps at which the policy drives: one to six chunks; then the expert two to four."""
+    driven: set[int] = set()
+    step = int(rng.integers(0, 2)) * chunk
+    while step < steps:
+        end = step + int(rng.integers(1, 7)) * chunk
+        driven.update(range(step, end))
+        step = end + int(rng.integers(2 * chunk, 4 * chunk + 1))
+    return frozenset(driven)
+
+
 def save_shard(shard: Shard, path: Path) -> None:
     """Write a shard so that a file of that name is always whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -206,14 +247,18 @@ def record(
     folder: Path,
     numbers: Iterable[int],
     tick: Callable[[int], None] = lambda number: None,
+    before: Path | None = None,
 ) -> None:
-    """Record the shards that are not there yet; ``tick`` receives each finished number."""
+    """Record the shards that are not there yet; ``tick`` receives each finished number.
+
+    ``before``: as for :class:`EpisodeRecorder`.
+    """
     recorder: EpisodeRecorder | None = None
     try:
         for number in numbers:
             path = shard_path(folder, number)
             if not path.exists():
-                recorder = recorder or EpisodeRecorder(recipe, stage)
+                recorder = recorder or EpisodeRecorder(recipe, stage, before)
                 save_shard(recorder.shard(number), path)
             tick(number)
     finally:

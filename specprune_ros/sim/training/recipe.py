@@ -30,8 +30,11 @@ class Stage:
 
     ``shards`` of ``shard_episodes`` expert episodes at ``pace``, their tasks taken in turn from
     ``families``; ``keep`` scales how many of their frames are recorded. Stages of the same data
-    (``data`` names it) share it. ``patch`` pixels, ``depth`` decoder layers and ``tower_depth``
-    may grow or shrink from the stage before (``grow``). First ``ground_steps`` of
+    (``data`` names it) share it; ``also`` names data of earlier stages that are trained on too.
+    In ``policy_share`` of the episodes the policy of the stage before drives the arm, dense, and
+    the expert takes over again and again, so that the frames show where that policy ends up
+    (dataset aggregation, Ross et al. 2011). ``patch`` pixels, ``depth`` decoder layers and
+    ``tower_depth`` may grow or shrink from the stage before (``grow``). First ``ground_steps`` of
     ``ground_batch`` frames train towers and projector alone to mark the named thing, which is
     cheap; then ``steps`` of ``batch`` frames train everything to act. ``far_share`` of a batch
     comes from frames further than ``dataset.FAR`` from where the tool should go, so that choosing
@@ -47,6 +50,8 @@ class Stage:
     shards: int = 4
     shard_episodes: int = 100
     keep: float = 0.6
+    policy_share: float = 0.0
+    also: tuple[str, ...] = ()
     patch: int = 16
     depth: int = 8
     tower_depth: int = 3
@@ -67,8 +72,9 @@ class Stage:
         for name in ('shards', 'shard_episodes', 'steps', 'batch', 'depth'):
             if getattr(self, name) < 1:
                 raise ValueError(f'recipe.{name}: {getattr(self, name)}, want 1 or more')
-        if not 0.0 <= self.far_share <= 1.0:
-            raise ValueError(f'recipe.far_share: {self.far_share}, want 0..1')
+        for name in ('far_share', 'policy_share'):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f'recipe.{name}: {getattr(self, name)}, want 0..1')
 
 
 STAGES = (
@@ -93,6 +99,12 @@ STAGES = (
     Stage(
         'more', 'slow', shards=8, patch=8, depth=16, ground_steps=150, steps=240, batch=16,
         learning_rate=4e-4, warm_up=20,
+    ),
+    # Where the policy itself ends up, and how the expert goes on from there.
+    Stage(
+        'recover', 'recover', families=('put', 'two_step'), policy_share=1.0, also=('slow',),
+        keep=1.0, patch=8, depth=16, ground_steps=60, steps=360, batch=16, learning_rate=4e-4,
+        warm_up=20,
     ),
 )  # fmt: skip
 
@@ -128,6 +140,16 @@ class Recipe:
         """Plain values, for JSON."""
         return dataclasses.asdict(self)
 
+    def data(self, stage: Stage) -> list[tuple[str, int]]:
+        """Name and number of shards of everything ``stage`` trains on, its own first."""
+        most = {each.data: 0 for each in self.until(stage).stages}
+        for each in self.until(stage).stages:
+            most[each.data] = max(most[each.data], each.shards)
+        unknown = set(stage.also) - set(most)
+        if unknown:
+            raise ValueError(f'recipe.also: {sorted(unknown)}, want data of {sorted(most)}')
+        return [(stage.data, stage.shards), *((name, most[name]) for name in stage.also)]
+
     def until(self, stage: Stage) -> Recipe:
         """This recipe without the stages after ``stage``."""
         return dataclasses.replace(self, stages=self.stages[: self.stages.index(stage) + 1])
@@ -136,7 +158,14 @@ class Recipe:
     def from_dict(cls, data: dict[str, Any]) -> Recipe:
         """Inverse of :meth:`to_dict` (and of JSON)."""
         stages = tuple(
-            Stage(**{**s, 'pace': Pace(**s['pace']), 'families': tuple(s['families'])})
+            Stage(
+                **{
+                    **s,
+                    'pace': Pace(**s['pace']),
+                    'families': tuple(s['families']),
+                    'also': tuple(s.get('also', ())),
+                }
+            )
             for s in data['stages']
         )
         return cls(**{**data, 'stages': stages})
