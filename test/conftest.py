@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import PurePath
 
@@ -21,6 +22,10 @@ from ros_processes import new_domain
 
 # Tiny matrices run faster on one thread, above all beside other work; programs inherit it.
 os.environ.setdefault('OMP_NUM_THREADS', '1')
+
+# A shell starts background jobs with Ctrl-C ignored, and so would be every program started here.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # How long an example takes says nothing on a machine shared with others.
 hypothesis.settings.register_profile('shared machine', deadline=None)
