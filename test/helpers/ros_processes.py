@@ -44,6 +44,12 @@ def catches(pid: int, number: int) -> bool:
     return bool(int(mask.split()[1], 16) >> (number - 1) & 1)
 
 
+def strict_messages() -> dict[str, str]:
+    """Environment in which every field of a message is checked, as strictly as on Lyrical."""
+    folders = [str(Path(__file__).parent / 'strict_messages'), os.environ.get('PYTHONPATH', '')]
+    return {'ROS_PYTHON_CHECK_FIELDS': '1', 'PYTHONPATH': os.pathsep.join(filter(None, folders))}
+
+
 class Process:
     """A node's process with its output in a file."""
 
@@ -55,7 +61,7 @@ class Process:
             [sys.executable, *map(str, program), *arguments],
             stdout=self._file,
             stderr=subprocess.STDOUT,
-            env={**os.environ, 'ROS_DOMAIN_ID': str(domain)},
+            env={**os.environ, **strict_messages(), 'ROS_DOMAIN_ID': str(domain)},
         )
 
     def alive(self) -> bool:

@@ -2,9 +2,11 @@
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from ros_processes import strict_messages
 
 pytestmark = pytest.mark.ros
 ROOT = Path(__file__).parents[2]
@@ -80,3 +82,17 @@ def test_the_environment_names_the_dds_profile_as_the_distribution_reads_it(dist
     )
     named, unnamed = done.stdout.strip().split('|')
     assert named.startswith(str(ROOT / 'config/fastdds')) and not unnamed
+
+
+@pytest.mark.parametrize(('value', 'status'), [('[]', 0), ('()', 0), ('set()', 1), ('["x"]', 1)])
+def test_nodes_are_tested_with_messages_that_refuse_sets(value, status):
+    """As Lyrical will: the processes of all node tests run in this environment."""
+    program = f'from sensor_msgs.msg import JointState; JointState().position = {value}'
+    done = subprocess.run(
+        [sys.executable, '-c', program],
+        env={**os.environ, **strict_messages()},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == status, done.stderr
+    assert status == 0 or 'AssertionError' in done.stderr
