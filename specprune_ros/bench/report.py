@@ -150,25 +150,21 @@ def draw_roofline(rows: list[dict[str, Any]], path: Path) -> None:
     axes.axvline(edge, color='grey', linewidth=0.8, linestyle=':')
     colours = pyplot.get_cmap('tab20')
     for number, row in enumerate(points):
-        reached = 1e3 * row['tflops_decoder']
-        share = reached / min(peak, row['intensity_decoder'] * memory)
-        axes.plot(
-            row['intensity_decoder'],
-            reached,
-            'os^Dv'[number % 5],
-            color=colours(number % 20),
-            label=f'{name(row)}: {row["ms_decoder_p50"]:.4g} ms, {share:.0%}',
-        )
-        if 'intensity_expert' in row:
-            reached = 1e3 * row['tflops_expert']
-            share = reached / min(peak, row['intensity_expert'] * memory)
+        for part, time, fill, label in (
+            ('decoder', 'decoder', 'full', name(row)),
+            ('expert', 'head', 'none', '  its expert'),
+        ):
+            if f'intensity_{part}' not in row:
+                continue
+            intensity, reached = row[f'intensity_{part}'], 1e3 * row[f'tflops_{part}']
             axes.plot(
-                row['intensity_expert'],
+                intensity,
                 reached,
                 'os^Dv'[number % 5],
                 color=colours(number % 20),
-                fillstyle='none',
-                label=f'  its expert: {row["ms_head_p50"]:.4g} ms, {share:.0%}',
+                fillstyle=fill,
+                label=f'{label}: {row[f"ms_{time}_p50"]:.4g} ms, '
+                f'{reached / min(peak, intensity * memory):.0%}',
             )
     axes.set_xlabel('operations per byte of weights read (FLOP/byte)')
     axes.set_ylabel('GFLOP/s of the decoder')

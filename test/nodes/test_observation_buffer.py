@@ -34,10 +34,10 @@ def test_images_state_and_a_instruction_make_an_observation():
     box = observation_buffer()
     show(box, 0.0)
     box.put_speed(SpeedSample(0.1, 0.2, -0.1, 'twist'), ns(-0.1))
-    look = box.take(ns(0.01))
-    assert list(look.images) == ['agent', 'wrist']
-    assert look.stamp_ns == ns(0)
-    assert look.speed.age_s == pytest.approx(0.11)
+    observation = box.take(ns(0.01))
+    assert list(observation.images) == ['agent', 'wrist']
+    assert observation.stamp_ns == ns(0)
+    assert observation.speed.age_s == pytest.approx(0.11)
 
 
 @pytest.mark.parametrize(
@@ -156,14 +156,14 @@ def test_cameras_of_different_rates_are_paired_by_nearest_stamps(one, other):
         [(i / one, 'agent') for i in range(1, int(6 * one))]
         + [(i / other, 'wrist') for i in range(1, int(6 * other))]
     )
-    looks = []
+    observations = []
     for seconds, camera in shown:
         show(box, seconds, [camera])
         if seconds > 0.5:
             assert box.unready(ns(seconds)) is None
             if box.wait(0.0):
-                looks.append(box.take(ns(seconds)))
-    for look in looks:
-        stamps = [image.stamp_ns for image in look.images.values()]
+                observations.append(box.take(ns(seconds)))
+    for observation in observations:
+        stamps = [image.stamp_ns for image in observation.images.values()]
         assert max(stamps) - min(stamps) <= 0.05 * SECOND
-    assert len(looks) > 5 * min(one, other) * 0.5
+    assert len(observations) > 5 * min(one, other) * 0.5

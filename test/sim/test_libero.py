@@ -211,7 +211,7 @@ def listened(policy):
 class Constant(PolicyRunner):
     """Always the same chunk, for what does not depend on the policy."""
 
-    def __call__(self, look):
+    def __call__(self, observation):
         return np.array([[*MOVE, 1.0]] * 8)
 
 

@@ -6,7 +6,7 @@ from specprune_ros.sim.arm.world import World
 from specprune_ros.sim.evaluation.episode import apply
 from specprune_ros.sim.tasks.expert import Expert
 from specprune_ros.sim.tasks.task_evaluator import TaskEvaluator
-from specprune_ros.sim.tasks.tasks import TIME_LIMIT, ask, layout_for
+from specprune_ros.sim.tasks.tasks import TIME_LIMIT, layout_for, named_task
 
 LIFT, MOVE = 'lift the blue cube', 'move above the red cube'
 
@@ -24,7 +24,7 @@ def task_evaluator(world):
 
 def obey(world, task_evaluator, words, seconds=20.0):
     """Let the expert do it in ticks as short as a driver's; the verdict."""
-    expert = Expert(world, ask(world, words))
+    expert = Expert(world, named_task(world, words))
     while world.time < seconds:
         action = expert()
         action[:6] /= 10  # the same motion, cut in ten

@@ -5,16 +5,16 @@ import pytest
 
 from specprune_ros.sim.arm.layout import Layout, NoRoom, Thing, random_layout
 from specprune_ros.sim.arm.world import World
-from specprune_ros.sim.evaluation.episode import apply, look, play, play_expert
+from specprune_ros.sim.evaluation.episode import apply, observe, play, play_expert
 from specprune_ros.sim.tasks.expert import Expert
 from specprune_ros.sim.tasks.tasks import (
     FAMILIES,
     Judge,
     Task,
-    ask,
     colour_share,
     layout_for,
     make_episode,
+    named_task,
     wrong_colour,
 )
 from specprune_ros.sim.tasks.vocabulary import compounds, instructions, vocabulary
@@ -134,13 +134,13 @@ def test_a_collision_ends_the_episode(world):
 
 def test_ask_reads_free_instructions(world):
     world.reset(0, Layout(cubes=(Thing('red', 0.5, -0.1),), plates=(Thing('blue', 0.6, 0.0),)))
-    assert ask(world, 'Raise the red cube ') == Task('lift', 'raise the red cube', 0)
-    assert ask(world, 'put the red cube on the blue plate').plate == 0
+    assert named_task(world, 'Raise the red cube ') == Task('lift', 'raise the red cube', 0)
+    assert named_task(world, 'put the red cube on the blue plate').plate == 0
     with pytest.raises(ValueError, match='red cube, blue plate'):
-        ask(world, 'lift the green cube')
+        named_task(world, 'lift the green cube')
     episode = make_episode(2, 'two_step')
     world.reset(episode.seed, episode.layout)
-    assert ask(world, episode.task.instruction) == episode.task
+    assert named_task(world, episode.task.instruction) == episode.task
     assert {plate for _, plate in episode.task.parts} == {0, 1}
 
 
@@ -150,8 +150,8 @@ def test_a_scene_for_instructions_holds_what_they_name(world):
         layout = layout_for(requested, seed)
         world.reset(seed, layout)
         assert (
-            ask(world, requested[0]).family == 'lift'
-            and ask(world, requested[1]).plate is not None
+            named_task(world, requested[0]).family == 'lift'
+            and named_task(world, requested[1]).plate is not None
         )
         assert len({thing.colour for thing in layout.cubes}) == 4
         assert len({thing.colour for thing in layout.plates}) == 2
@@ -169,10 +169,10 @@ def test_every_instruction_is_covered_by_the_vocabulary():
 
 def test_look_has_what_a_policy_needs(world):
     world.reset(1)
-    seen = look(world, 'lift the red cube')
+    seen = observe(world, 'lift the red cube')
     assert set(seen.images) == {'agent', 'wrist'} and seen.proprio.shape == (8,)
     assert np.allclose(seen.proprio[3:6], (0, np.pi / 2, 0), atol=0.2)  # tool down, no jump near
-    assert all(not p.any() for p in look(world, 'x', blind=True).images.values())
+    assert all(not p.any() for p in observe(world, 'x', blind=True).images.values())
 
 
 def test_bad_input_names_the_field(world):

@@ -320,7 +320,7 @@ def test_the_policy_drives_and_the_expert_takes_over(exported):
         def reset(self):
             pass
 
-        def __call__(self, look):
+        def __call__(self, observation):
             return np.tile([0.0, 0.0, 0.006, 0.0, 0.0, 0.0, 1.0], (8, 1))
 
     try:

@@ -34,7 +34,7 @@ class EpisodeObservation:
 
 
 Actor = Callable[[EpisodeObservation], np.ndarray]
-"""A look to actions ``[K, 7]`` (m, rad, gripper 1 open), each from where the last ended."""
+"""From an observation actions ``[K, 7]`` (m, rad, gripper 1 open), each from the one before."""
 
 
 @dataclass
@@ -61,7 +61,7 @@ def proprioception(world: World) -> np.ndarray:
     )
 
 
-def look(world: World, instruction: str, blind: bool = False) -> EpisodeObservation:
+def observe(world: World, instruction: str, blind: bool = False) -> EpisodeObservation:
     """What the policy would see now; ``blind`` gives black images."""
     if blind:
         black = np.zeros((*world.image_size, 3), np.uint8)
@@ -108,7 +108,7 @@ def play(
     chunk, row = np.empty((0, 7)), 0
     while played.outcome == 'running':
         if row >= min(executed, len(chunk)):
-            seen = look(world, words, blind)
+            seen = observe(world, words, blind)
             chunk, row = np.asarray(runner(seen), np.float64), 0
             played.queries += 1
             if keep_frames:
@@ -118,7 +118,7 @@ def play(
             if not np.isfinite(chunk).all():
                 raise ValueError('runner: gave actions that are not finite')
         elif watch is not None or slack is not None:
-            seen = look(world, words, blind)
+            seen = observe(world, words, blind)
             if watch is not None:
                 watch(seen)
             if slack is not None and row == min(executed, len(chunk)) - SLACK_STEPS:

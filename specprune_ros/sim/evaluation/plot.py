@@ -51,8 +51,9 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
 
 
 def draw_curves(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Draw a line per method over its retention knob: success, and the distance from dense at the
-    same look, both over the operations on the critical path. Over all families, or the only one.
+    """Draw a line per method over its retention knob: success, and the distance from dense on
+    the same observation, both over the operations on the critical path. Over all families, or the
+    only one.
     """
     import matplotlib
 
@@ -86,7 +87,7 @@ def draw_curves(rows: Sequence[dict[str, Any]], path: Path) -> None:
     success.set_ylabel('closed-loop success, 95 % Wilson interval')
     success.yaxis.set_major_formatter('{x:.0%}')
     success.set_ylim(-0.03, 1.05)
-    deviation.set_ylabel('off dense at the same look, mm')
+    deviation.set_ylabel('off dense on the same observation, mm')
     for panel in (success, deviation):
         panel.set_xlabel('operations on the critical path, share of dense')
         panel.xaxis.set_major_formatter('{x:.0%}')

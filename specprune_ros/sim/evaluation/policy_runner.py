@@ -34,35 +34,37 @@ class PolicyRunner:
         self._begin = self._last + 10 * _SECOND_NS
         self.policy.reset('new episode')
 
-    def watch(self, look: EpisodeObservation) -> dict[str, CameraImage]:
+    def watch(self, observation: EpisodeObservation) -> dict[str, CameraImage]:
         """Put images into the policy's frame history."""
-        self._last = self._begin + round(look.time * _SECOND_NS)
-        images = {name: CameraImage(pixels, self._last) for name, pixels in look.images.items()}
+        self._last = self._begin + round(observation.time * _SECOND_NS)
+        images = {
+            name: CameraImage(pixels, self._last) for name, pixels in observation.images.items()
+        }
         for name, image in images.items():
             self.policy.history.push(name, image)
         return images
 
-    def refresh(self, look: EpisodeObservation) -> None:
+    def refresh(self, observation: EpisodeObservation) -> None:
         """Make the prior anew in the slack, where the policy's parameters request it."""
-        self.policy.refresh(self._observation(look), lambda: False)
+        self.policy.refresh(self._observation(observation), lambda: False)
 
-    def __call__(self, look: EpisodeObservation) -> np.ndarray:
+    def __call__(self, observation: EpisodeObservation) -> np.ndarray:
         """Actions ``[K, 7]`` in metres, radians and gripper opening."""
-        result = self.policy.act(self._observation(look))
+        result = self.policy.act(self._observation(observation))
         self.seen(result)
         return result.actions
 
-    def _observation(self, look: EpisodeObservation) -> Observation:
-        linear, angular = look.twist[:3], look.twist[3:]
+    def _observation(self, observation: EpisodeObservation) -> Observation:
+        linear, angular = observation.twist[:3], observation.twist[3:]
         return Observation(
-            images=self.watch(look),
-            instruction=look.instruction,
-            proprio=look.proprio,
+            images=self.watch(observation),
+            instruction=observation.instruction,
+            proprio=observation.proprio,
             speed=SpeedSample(
                 v_t=float(math.hypot(*linear)),
                 v_r=float(math.hypot(*angular)),
                 dz=float(linear[2]),
                 source='simulator',
             ),
-            position=look.proprio[:3],
+            position=observation.proprio[:3],
         )

@@ -12,7 +12,7 @@ LEGEND = (
     "McNemar's exact test. FLOPs: of the whole query, towers included; decoder: of it alone; "
     'slack: between queries, on top. recall: share of what the deep layers attend to that the '
     'previous query foretold. off dense: largest difference of a translation row from dense at '
-    'the same look.'
+    'the same observation.'
 )
 WIDTH = 190  # where the output is no terminal
 

@@ -23,7 +23,7 @@ from vla_eval.specs import (
 
 from specprune_ros.sim.arm.render_backend import choose
 from specprune_ros.sim.arm.world import World
-from specprune_ros.sim.evaluation.episode import EpisodeObservation, apply, look
+from specprune_ros.sim.evaluation.episode import EpisodeObservation, apply, observe
 from specprune_ros.sim.tasks.tasks import FAMILIES, Judge, make_episode
 
 
@@ -67,7 +67,7 @@ class SimArmBenchmark(StepBenchmark):
         self._world.reset(episode.seed, episode.layout)
         self._judge = Judge(self._world, episode.task)
         self._instruction = episode.task.instruction
-        return look(self._world, self._instruction)
+        return observe(self._world, self._instruction)
 
     def step(self, action: dict[str, Any]) -> StepResult:
         """Play one row (m, rad, gripper 1 closed, -1 open)."""
@@ -77,7 +77,7 @@ class SimArmBenchmark(StepBenchmark):
         apply(self._world, row)
         outcome = self._judge.step()
         done = outcome != 'running'
-        seen = look(self._world, self._instruction)
+        seen = observe(self._world, self._instruction)
         return StepResult(seen, float(outcome == 'success'), done, {'outcome': outcome})
 
     def make_obs(self, raw_obs: EpisodeObservation, task: dict[str, Any]) -> dict[str, Any]:

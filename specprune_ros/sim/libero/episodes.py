@@ -138,19 +138,19 @@ class LiberoTask:
         played = EpisodeResult('running', 0, 0)
         chunk, row = np.empty((0, ACTION_DIM)), 0
         while played.outcome == 'running':
-            look = _look(seen, before, cameras, words, played.steps / CONTROL_HZ, blind)
+            observation = _observe(seen, before, cameras, words, played.steps / CONTROL_HZ, blind)
             if row >= min(executed, len(chunk)):
                 try:
-                    chunk, row = runner(look), 0
+                    chunk, row = runner(observation), 0
                 except PolicyError as error:
                     # The authors' script counts an error as a failure and goes on.
                     played.outcome, played.reason = 'time_out', str(error)
                     break
                 played.queries += 1
                 if keep_frames:
-                    played.frames.append(look.images)
+                    played.frames.append(observation.images)
             elif watch:
-                runner.watch(look)
+                runner.watch(observation)
             before, (seen, done) = seen, self._step(command(chunk[row]))
             row += 1
             played.steps += 1
@@ -198,7 +198,7 @@ def command(action: np.ndarray) -> list[float]:
     return row.tolist()
 
 
-def _look(
+def _observe(
     seen: Mapping[str, Any],
     before: Mapping[str, Any],
     cameras: Sequence[str],

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from specprune_ros.sim.arm.world import World
 from specprune_ros.sim.tasks.task_result import RUNNING, UNKNOWN, TaskResult
-from specprune_ros.sim.tasks.tasks import CONTROL_HZ, Judge, ask
+from specprune_ros.sim.tasks.tasks import CONTROL_HZ, Judge, named_task
 
 
 class TaskEvaluator:
@@ -30,7 +30,7 @@ class TaskEvaluator:
         """Judge this instruction from now on; one that cannot be judged is ``unknown``."""
         self._judge, number = None, self.verdict.number + 1
         try:
-            task = ask(self._world, instruction)
+            task = named_task(self._world, instruction)
         except ValueError as error:
             self.verdict = TaskResult(instruction, UNKNOWN, 0.0, str(error), number)
             return self.verdict
@@ -44,7 +44,7 @@ class TaskEvaluator:
         """Look at the world; call it at least at the control rate. The verdict, once
         it is final.
 
-        At most one look per control period counts, as where the tasks are played offline.
+        At most one check per control period counts, as where the tasks are played offline.
         """
         judge, now = self._judge, self._world.time
         if judge is None or now - self._due < 1.0 / CONTROL_HZ - 1e-6:

@@ -133,7 +133,7 @@ def wrong_colour(episode: Episode) -> str:
     )
 
 
-def ask(world: World, instruction: str) -> Task:
+def named_task(world: World, instruction: str) -> Task:
     """The task an instruction names in the world's present scene, for scoring free instructions.
 
     Raises ``ValueError`` where the instruction is none of ours or names a thing that is not there.

@@ -20,7 +20,7 @@ from specprune_ros.models.preprocess import Preprocessor
 from specprune_ros.policy.build import build_policy
 from specprune_ros.pruning.params import PruningParams
 from specprune_ros.sim.arm.world import World
-from specprune_ros.sim.evaluation.episode import apply, look
+from specprune_ros.sim.evaluation.episode import apply, observe
 from specprune_ros.sim.evaluation.policy_runner import PolicyRunner
 from specprune_ros.sim.tasks.expert import Expert
 from specprune_ros.sim.tasks.tasks import FAST, TIME_LIMIT, Judge, Pace, Task, make_episode
@@ -141,7 +141,7 @@ class EpisodeRecorder:
             kick = kicked.get(step) if not over else None
             if policy is not None and step in driven and not over:
                 if not len(rows):
-                    rows = policy(look(world, task.instruction))
+                    rows = policy(observe(world, task.instruction))
                 kick, rows = rows[0], rows[1:]
             else:
                 rows = rows[:0]
@@ -169,7 +169,7 @@ class EpisodeRecorder:
             self.world.advance(0.1)
 
     def _frame(self, words: str, task: Task, far: bool) -> dict[str, np.ndarray]:
-        seen = look(self.world, words)
+        seen = observe(self.world, words)
         images = [self.preprocess.image(seen.images[name]) for name in self.config.cameras]
         named = [
             None if number is None else self.world.thing_pose(f'{kind}{number}')[0]
