@@ -259,6 +259,11 @@ class Policy:
         """What a dense query took, the longest of the last few; 0 before the first."""
         return max(self._refresher.took, default=0.0)
 
+    @property
+    def refreshes(self) -> Refreshes:
+        """The refreshes since the last query, which the next one will report."""
+        return self._refresher.account
+
     def refresh(self, observation: Observation, cancelled: Callable[[], bool]) -> bool:
         """Between two queries: a dense pass on ``observation``, whose attention is the next
         query's prior. Returns whether it ended.

@@ -136,6 +136,7 @@ class Player:
             self.policy.set_params(setting.params)
         self.policy.measure_deviation = deviation and setting.params.pruner != 'dense'
         self._results.clear()
+        before = self.policy.refreshes.flops  # of the episode before, reported by this one's first
         played = play_control(
             self._world,
             self._actor,
@@ -146,7 +147,8 @@ class Player:
             watches=uses_similarity(setting.params) or setting.params.refresh_change < 1.0,
         )
         key = setting.key(self.weights, self.executed)
-        return summed_up(key, family, seed, played, self._results, self.policy.config)
+        rest = self.policy.refreshes.flops - before
+        return summed_up(key, family, seed, played, self._results, self.policy.config, rest)
 
 
 def summed_up(
@@ -156,8 +158,12 @@ def summed_up(
     played: EpisodeResult,
     results: Sequence[PolicyResult],
     config: PolicyConfig,
+    refresh_flops: float = 0.0,
 ) -> Trial:
-    """The trial that an episode and the results of its queries by a policy make."""
+    """The trial that an episode and the results of its queries by a policy make.
+
+    ``refresh_flops``: of refreshes that no result reports, less those of an earlier episode.
+    """
     others = count(config, ()).flops  # towers, projector, head: nothing prunes them
     return Trial(
         key=key,
@@ -178,7 +184,7 @@ def summed_up(
             None if r.action_deviation is None else float(r.action_deviation[:3].max())
             for r in results
         ),
-        refresh_flops=sum(r.refreshes.flops for r in results)
+        refresh_flops=(sum(r.refreshes.flops for r in results) + refresh_flops)
         / max(sum(r.flops / r.flops_ratio for r in results if r.flops_ratio), 1.0),
         milliseconds=1e3 * float(np.median([r.times.total for r in results] or [math.nan])),
     )
