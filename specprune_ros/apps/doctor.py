@@ -28,7 +28,7 @@ from std_msgs.msg import String
 
 from specprune_ros.nodes.common.bounded_subscription import DESCRIPTION, subscribe
 from specprune_ros.nodes.common.qos import latched, newest
-from specprune_ros.nodes.common.remapping import find_profile, share
+from specprune_ros.nodes.common.remapping import find_profile, load_profile, share
 from specprune_ros.nodes.common.time import SECOND_NS, stamp_ns
 from specprune_ros.nodes.executor_node.arm_ports import MissingMessages
 from specprune_ros.nodes.executor_node.arm_ports import load as message_class
@@ -220,12 +220,10 @@ def run_doctor(options: DoctorOptions) -> int:
 def examine(options: DoctorOptions, console: Console) -> list[Row]:
     """All checks, in the order in which they should be mended."""
     try:
-        path = find_profile(options.robot)
-        serial = {'robot_sn': options.robot_sn} if options.robot_sn else {}
-        profile = profiles.load(path, serial)
+        profile = load_profile(options.robot, options.robot_sn)
     except ProfileError as error:
         return [Row('profile', FAIL, str(error), 'docs/how-to/robots.md lists every key')]
-    rows = [Row('profile', OK, str(path)), _dds(), *_gpu()]
+    rows = [Row('profile', OK, str(find_profile(options.robot))), _dds(), *_gpu()]
     gpu = _gpu_memory()
     rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
     listener = Listener(profile)

@@ -11,12 +11,11 @@ from typing import Any
 from sensor_msgs.msg import CompressedImage, Image
 
 from specprune_ros.apps.bag import BagReader
+from specprune_ros.apps.launch_arguments import COMPRESSED
 from specprune_ros.nodes.common.images import compressed_to_rgb, to_message
 from specprune_ros.nodes.common.lifecycle import AutoLifecycleNode, run
 from specprune_ros.nodes.common.parameters import declare_read_only
 from specprune_ros.nodes.common.qos import newest
-
-SUFFIX = '/compressed'
 
 
 class Play(AutoLifecycleNode):
@@ -35,20 +34,22 @@ class Play(AutoLifecycleNode):
     def setup(self) -> None:
         """Read the whole recording: it is small, and nothing is decoded while playing."""
         with BagReader(Path(self.get_parameter('recording').value)) as bag:
-            topics = {topic: CompressedImage for topic in bag.topics() if topic.endswith(SUFFIX)}
+            topics = {
+                topic: CompressedImage for topic in bag.topics() if topic.endswith(COMPRESSED)
+            }
             moments: dict[int, dict[str, Image]] = {}
             for recorded in bag.messages(topics):
                 stamp = recorded.message.header.stamp
                 key = stamp.sec * 10**9 + stamp.nanosec
                 image = to_message(compressed_to_rgb(recorded.message))
-                moments.setdefault(key, {})[recorded.topic.removesuffix(SUFFIX)] = image
+                moments.setdefault(key, {})[recorded.topic.removesuffix(COMPRESSED)] = image
             whole = [key for key in sorted(moments) if len(moments[key]) == len(topics)]
             if len(whole) < 2:
                 raise ValueError(f'{bag.path}: fewer than two moments with images of all cameras')
         self._images = [moments[key] for key in whole]
         self._period = (whole[-1] - whole[0]) / (len(whole) - 1) / 1e9
         for topic in topics:
-            name = topic.removesuffix(SUFFIX)
+            name = topic.removesuffix(COMPRESSED)
             self._outputs[name] = self.create_publisher(
                 Image, name.lstrip('/'), newest(reliable=True)
             )

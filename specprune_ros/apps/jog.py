@@ -31,13 +31,13 @@ from std_srvs.srv import SetBool
 from specprune_ros.apps.processes import NodeDied, NodeProcess, end_on_signals, stop_all
 from specprune_ros.msg import ActionChunk
 from specprune_ros.nodes.common.qos import every, newest
-from specprune_ros.nodes.common.remapping import find_profile, ros_arguments
+from specprune_ros.nodes.common.remapping import find_profile, load_profile, ros_arguments
 from specprune_ros.nodes.executor_node.arm_state import ArmState
 from specprune_ros.robot.chunk import Chunk
 from specprune_ros.robot.geometry import Pose, norm, subtract
 from specprune_ros.robot.jog import EVERY, Jog, Preview, preview
 from specprune_ros.robot.motion import ArmMotion
-from specprune_ros.robot.profile import NO_GRIPPER, Profile, load
+from specprune_ros.robot.profile import NO_GRIPPER, Profile
 
 EXECUTOR = 'jog_executor'
 FIND = 15.0  # s to find the arm
@@ -218,9 +218,7 @@ def run_jog(options: JogOptions) -> int:
     """Preview, have it confirmed, move. Exit status 0 where the arm did as previewed, else 1."""
     console = Console(soft_wrap=True)
     console.width = max(console.width, 100)
-    profile = load(
-        find_profile(options.robot), {'robot_sn': options.robot_sn} if options.robot_sn else {}
-    )
+    profile = load_profile(options.robot, options.robot_sn)
     steps: list[Step] = []
     rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
     end_on_signals()

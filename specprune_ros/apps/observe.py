@@ -14,7 +14,8 @@ from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import String
 
 from specprune_ros.apps.bag import BagError, BagReader
-from specprune_ros.apps.replay import POLICY, SUFFIX, choose_topics
+from specprune_ros.apps.launch_arguments import COMPRESSED
+from specprune_ros.apps.replay import POLICY, choose_topics
 from specprune_ros.bench.explain import Record
 from specprune_ros.models.config import PolicyConfig
 from specprune_ros.nodes.common.images import ImageError, compressed_to_rgb
@@ -117,7 +118,7 @@ def _of_recording(
         newest = 0
         window = until - round(LOOK_BACK * SECOND_NS), until + 1
         for recorded in bag.messages(others, *window):
-            topic, message = recorded.topic.removesuffix(SUFFIX), recorded.message
+            topic, message = recorded.topic.removesuffix(COMPRESSED), recorded.message
             if isinstance(message, CompressedImage):
                 message = _raw(message, bag.path)
             name = private.get(topic, private.get(recorded.topic, ''))

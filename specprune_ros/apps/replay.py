@@ -22,6 +22,7 @@ from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import String
 
 from specprune_ros.apps.bag import BagError, BagReader, Recorded, own_weights
+from specprune_ros.apps.launch_arguments import COMPRESSED
 from specprune_ros.apps.monitor import Monitor
 from specprune_ros.apps.processes import NodeDied, NodeProcess, end_on_signals, stop_all
 from specprune_ros.bench.host_info import as_json, host_info
@@ -36,7 +37,6 @@ from specprune_ros.nodes.common.time import stamp_ns
 from specprune_ros.robot.profile import Profile
 
 POLICY = 'specprune_node'
-SUFFIX = '/compressed'
 START_PATIENCE = 120.0  # s for the model to load
 CLOCK_STEP = 0.01  # s of recorded time between two /clock messages
 MOST_GAP = 60.0  # s of recorded time without a message that are waited for
@@ -63,12 +63,12 @@ def choose_topics(bag: BagReader, profile: Profile) -> tuple[dict[str, type], di
     """
     seen, there = profile.observation, bag.topics()
     # A profile may name either form of an image topic, and so may the recording.
-    cameras = [camera.topic.removesuffix(SUFFIX) for camera in seen.cameras.values()]
+    cameras = [camera.topic.removesuffix(COMPRESSED) for camera in seen.cameras.values()]
     raw = [topic for topic in cameras if there.get(topic) == 'sensor_msgs/msg/Image']
     packed = [
-        topic + SUFFIX
+        topic + COMPRESSED
         for topic in cameras
-        if there.get(topic + SUFFIX) == 'sensor_msgs/msg/CompressedImage'
+        if there.get(topic + COMPRESSED) == 'sensor_msgs/msg/CompressedImage'
     ]
     if len(raw) == len(cameras):
         chosen: dict[str, type] = dict.fromkeys(raw, Image)
@@ -79,7 +79,8 @@ def choose_topics(bag: BagReader, profile: Profile) -> tuple[dict[str, type], di
     else:
         raise BagError(
             f'{bag.path}: needs images on {", ".join(cameras)} (sensor_msgs/msg/Image, or '
-            f'CompressedImage on the same names with {SUFFIX}); it has {", ".join(sorted(there))}'
+            f'CompressedImage on the same names with {COMPRESSED}); it has '
+            f'{", ".join(sorted(there))}'
         )
     twist = AccelStamped if seen.ee_twist_type == 'accel_stamped' else TwistStamped
     for topic, kind in (
@@ -211,7 +212,7 @@ def _play(
     remappings = policy_remappings(options.profile)
     packed = parameters['image_transport'] == 'compressed'
     remappings = {
-        private: topic.removesuffix(SUFFIX) + SUFFIX * packed
+        private: topic.removesuffix(COMPRESSED) + COMPRESSED * packed
         if private.startswith('~/image/')
         else topic
         for private, topic in remappings.items()

@@ -38,11 +38,6 @@ class Ceilings:
     tflops: float
     gbs: float
 
-    @property
-    def balance(self) -> float:
-        """Operations per byte from which on arithmetic, not memory, is the limit."""
-        return 1000 * self.tflops / self.gbs
-
     def floor(self, flops: float, bytes_: float) -> float:
         """The least seconds for so many operations and bytes."""
         return max(flops / (1e12 * self.tflops), bytes_ / (1e9 * self.gbs))

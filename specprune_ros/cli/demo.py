@@ -46,7 +46,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         '--query-when',
         choices=('rate', 'chunk'),
         default='chunk',
-        help='query once per chunk (default), which the shipped policy does best '
+        help='query once per chunk (default), as the shipped policy was evaluated '
         '(docs/explanation/fidelity.md), or at a rate',
     )
     parser.add_argument(

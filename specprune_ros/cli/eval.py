@@ -22,7 +22,13 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         parents=[options.param('a pruning parameter for every --pruner, e.g. alpha=0.6')],
         help='closed-loop success of every pruner on the same episodes, with controls',
     )
-    parser.add_argument('--bed', choices=('sim', 'libero'), default='sim', help='which tasks')
+    parser.add_argument(
+        '--bed',
+        choices=('sim', 'libero'),
+        default='sim',
+        help='which tasks; libero takes no --first, --seeds, --families, --processes, --ray, '
+        '--plot',
+    )
     parser.add_argument('--suite', default='spatial', help='LIBERO suite: spatial, object, ...')
     parser.add_argument(
         '--checkpoint', type=Path, help='checkpoint folder (default: the weights that are shipped)'
@@ -185,6 +191,9 @@ def _on_libero(args: argparse.Namespace) -> dict[str, Any]:
     from specprune_ros.sim.evaluation.report import print_rows
     from specprune_ros.sim.evaluation.results import ALL
 
+    for name in ('plot', 'ray'):
+        if getattr(args, name):
+            raise ValueError(f'--{name}: not with --bed libero')
     found = evaluate(args, _settings(args))
     if not found['rows']:
         raise ValueError(f'{args.work}: holds no episode of these rows; leave out --report-only')

@@ -136,7 +136,6 @@ def _records(args: argparse.Namespace, loaded: LoadedModel) -> tuple[Record, Rec
 
 
 def _profile(args: argparse.Namespace) -> Any:
-    from specprune_ros.nodes.common.remapping import find_profile
-    from specprune_ros.robot.profile import load
+    from specprune_ros.nodes.common.remapping import load_profile
 
-    return load(find_profile(args.robot), {'robot_sn': args.robot_sn} if args.robot_sn else {})
+    return load_profile(args.robot, args.robot_sn)

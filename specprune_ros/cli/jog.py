@@ -39,12 +39,11 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> int:
     """0: done as previewed; 1: not, and why is printed; 2: wrong arguments."""
     from specprune_ros.apps.jog import JogOptions, run_jog
-    from specprune_ros.nodes.common.remapping import find_profile
-    from specprune_ros.robot.profile import ProfileError, load
+    from specprune_ros.nodes.common.remapping import load_profile
+    from specprune_ros.robot.profile import ProfileError
 
     try:
-        serial = {'robot_sn': args.robot_sn} if args.robot_sn else {}
-        profile = load(find_profile(args.robot), serial)
+        profile = load_profile(args.robot, args.robot_sn)
     except ProfileError as error:
         print(error)
         return 2

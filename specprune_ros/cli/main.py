@@ -33,7 +33,8 @@ COMMANDS = (
 
 EXIT_STATUS = """\
 exit status: 0 done; 1 it could not be done, or what was checked is not right (the reason is
-printed); 2 the command line, or a file that it names, is wrong; 130 interrupted by Ctrl-C."""
+printed); 2 the command line is wrong (jog, replay, verify, view: also a file that it names); 130
+interrupted by Ctrl-C."""
 
 WITHOUT_ROS = (
     'from a checkout: `make setup`, then `. scripts/env.sh` (no ROS needed), or on a ROS host '
@@ -50,7 +51,7 @@ MISSING = {
 OF_ROS = ('rclpy', 'rcl_', 'rosidl_', 'rosgraph_', 'ament_', 'builtin_')
 
 # Commands that run a pruning method, which may come from a file of the user's.
-TAKE_PLUGINS = ('bench', 'eval', 'explain', 'params', 'verify')
+TAKE_PLUGINS = ('bench', 'eval', 'explain', 'params', 'serve')
 
 
 def parser() -> argparse.ArgumentParser:
@@ -73,7 +74,7 @@ def parser() -> argparse.ArgumentParser:
                 action='append',
                 default=[],
                 metavar='FILE',
-                help='a Python file that registers a pruning method (docs: add a method)',
+                help='a Python file that registers a pruning method (docs/how-to/add_a_method.md)',
             )
     return top
 

@@ -30,7 +30,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     """Declare the command."""
     parser = subparsers.add_parser(
         'verify',
-        parents=[options.device()],
+        parents=[options.device(), options.checkpoint()],
         help='run the golden packs of a family, then a checkpoint: dense and pruned',
     )
     parser.add_argument('path', type=Path, help='local folder of a downloaded checkpoint')
@@ -41,7 +41,6 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         'task_description; default: seeded noise',
     )
     parser.add_argument('--instruction', help='instruction; default that of the observation')
-    parser.add_argument('--unnorm-key', default='', help='which robot of the statistics')
     parser.add_argument(
         '--packs', type=Path, help='folder of golden packs; default: those of the sources'
     )
@@ -59,7 +58,8 @@ def run(args: argparse.Namespace) -> int:
             path=str(args.path),
             device=args.device,
             dtype=args.dtype,
-            unnorm_key=args.unnorm_key,
+            unnorm_key=args.unnorm_key or '',
+            platform=args.platform or '',
             progress=True,
         )
         observation = read_observation(policy.config, args.observation, args.instruction)

@@ -220,7 +220,8 @@ CONVENTIONS: tuple[Convention, ...] = (
         'absolute; the last two of 16 numbers are padding',
     ),
 )
-PLATFORMS = tuple(dict.fromkeys(convention.platform for convention in CONVENTIONS))
+OPENPI = ('libero', 'droid', 'aloha', 'aloha_sim')  # checkpoint/pi0.py says what they mean
+PLATFORMS = tuple(dict.fromkeys([*(each.platform for each in CONVENTIONS), *OPENPI]))
 _FOLDER = re.compile(r'(simpler|libero|calvin|maniskill2|robotwin)-db-(?:oft|cogact)', re.I)
 _STATISTICS = {'bridge_orig': 'bridge', 'fractal20220817_data': 'fractal'}
 

@@ -244,11 +244,6 @@ class Pruner(Protocol):
         """Start a pass."""
 
 
-def no_vision_lost(selection: Selection, current: int) -> bool:
-    """Whether a selection keeps every current row and adds none (host-side check for tests)."""
-    return selection.merge is None and selection.keep.tolist() == list(range(current))
-
-
 # What costs this share more still counts as costing nothing: the noise of a median of replays is
 # about half a per cent, and inside a tile attention and norms go on growing a little with the
 # rows. It is also the most that the decoder can lose by keeping free tokens.

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 
 from specprune_ros.robot.plausibility import OLD, PlausibleState, joint_distance, turn_distance
 from specprune_ros.robot.safety import JointLimit
-from specprune_ros.robot.speed import JointStateError, check_joint_count
+from specprune_ros.robot.speed import FASTER, JointStateError, check_joint_count
 
 JOINT_SLACK = 0.05  # rad
 JOINT_SPEED = 20.0  # rad/s, of a joint whose speed limit nobody knows
-FASTER = 2.0  # times its own speed limit a joint may be moved at, by whomever
 
 
 @dataclass

@@ -124,8 +124,3 @@ def joint_distance(a: float, b: float) -> tuple[float]:
 def turn_distance(a: float, b: float) -> tuple[float]:
     """Radians between two positions of a continuous joint, the shorter way."""
     return (abs(math.remainder(b - a, math.tau)),)
-
-
-def nearest_turn(angle: float, reference: float) -> float:
-    """The equivalent of ``angle`` (whole turns added) that is nearest to ``reference``, rad."""
-    return reference + math.remainder(angle - reference, math.tau)

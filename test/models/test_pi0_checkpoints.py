@@ -11,7 +11,9 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
 from specprune_ros.models.checkpoint.files import CheckpointError
+from specprune_ros.models.checkpoint.pi0 import ROBOTS
 from specprune_ros.models.checkpoint.tensor_names import pi0_model
+from specprune_ros.models.conventions import OPENPI
 from specprune_ros.models.families import paligemma
 from specprune_ros.models.families.paligemma import FlowPrompts, read_tokenizer, state_bins
 from specprune_ros.models.load import inspect_checkpoint, load_policy_model
@@ -366,6 +368,10 @@ def test_pi0_libero_adds_the_state_and_pi05_does_not(tmp_path):
     assert config.action.gripper_sense == 'one_is_closed'
     assert config.action.gripper_range == (-1, 1)
     assert config.rows_run == 5
+
+
+def test_the_node_admits_every_platform_that_openpi_has():
+    assert set(ROBOTS) == set(OPENPI)
 
 
 def test_droid_has_eight_columns_of_joint_velocity(tmp_path):

@@ -8,7 +8,7 @@ from pruning_strategies import changes, check_rows, layouts, parameters, quick
 from small_models import KVCache, query, similarity, small_decoder, small_input, small_layout
 
 from specprune_ros.pruning.budget import after_drop, budgets, scale_layers
-from specprune_ros.pruning.interface import Mode, PruneSchedule, Selection, no_vision_lost
+from specprune_ros.pruning.interface import Mode, PruneSchedule, Selection
 from specprune_ros.pruning.params import PruningParams
 from specprune_ros.pruning.registry import names
 
@@ -117,7 +117,7 @@ class Keep:
 
     def select(self, boundary, rows):
         keep = Selection(torch.arange(rows.shape[0]))
-        assert no_vision_lost(keep, rows.shape[0])
+        assert keep.merge is None and keep.keep.tolist() == list(range(rows.shape[0]))
         return keep
 
 

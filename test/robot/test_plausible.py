@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
-import pytest
-
 from specprune_ros.robot.geometry import Pose
 from specprune_ros.robot.plausibility import (
     PlausibleState,
     joint_distance,
-    nearest_turn,
     pose_distance,
     turn_distance,
 )
@@ -66,14 +61,6 @@ def test_a_continuous_joint_is_near_itself_across_pi():
     gate = PlausibleState(turn_distance, (4.0,), (0.05,), ('rad',))
     gate.offer(3.13, 0)
     assert gate.offer(-3.13, 10 * MS) == ''
-
-
-@pytest.mark.parametrize(
-    ('angle', 'reference', 'expected'),
-    [(-3.13, 3.13, 2 * math.pi - 3.13), (0.0, 6.2, 2 * math.pi), (1.0, 0.9, 1.0)],
-)
-def test_the_nearest_equivalent_of_an_angle(angle, reference, expected):
-    assert nearest_turn(angle, reference) == pytest.approx(expected)
 
 
 def test_after_forgetting_the_next_state_is_believed():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from specprune_ros.sim.arm.layout import Layout, NoRoom, Thing, random_layout
+from specprune_ros.sim.arm.layout import COLOURS, Layout, NoRoom, Thing, random_layout
 from specprune_ros.sim.arm.world import World
 from specprune_ros.sim.evaluation.episode import apply, observe, play, play_expert
 from specprune_ros.sim.tasks.expert import Expert
@@ -11,7 +11,6 @@ from specprune_ros.sim.tasks.tasks import (
     FAMILIES,
     Judge,
     Task,
-    colour_share,
     layout_for,
     make_episode,
     named_task,
@@ -53,7 +52,9 @@ def test_scenes_vary_and_colours_are_balanced():
     assert {len(layout.distractors) for layout in layouts} == {0, 1}
     turns = [thing.yaw for layout in layouts for thing in layout.cubes]
     assert min(turns) < -2 and max(turns) > 2
-    shares = colour_share()
+    episodes = [make_episode(seed, 'lift') for seed in range(600)]
+    named = [episode.layout.cubes[episode.task.cube].colour for episode in episodes]
+    shares = {colour: named.count(colour) / len(named) for colour in COLOURS}
     assert all(0.1 < share < 0.24 for share in shares.values()), shares
 
 

@@ -16,8 +16,7 @@ def nanoseconds(stamp: Any) -> int:
 
 def stamp_ns(message: Any) -> int:
     """A message's header stamp in nanoseconds."""
-    stamp = message.header.stamp
-    return stamp.sec * SECOND_NS + stamp.nanosec
+    return nanoseconds(message.header.stamp)
 
 
 def time_message(nanoseconds: int) -> Time:

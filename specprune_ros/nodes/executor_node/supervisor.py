@@ -124,11 +124,6 @@ class Supervisor:
         """Seconds of silence after which it stops the arm."""
         return self._setup.limit
 
-    @property
-    def process_id(self) -> int | None:
-        """The supervisor's process id."""
-        return None if self._process is None else self._process.pid
-
     def trouble(self) -> str:
         """Why the arm must not move, or nothing. Reads what came, and starts a lost one again."""
         self._read()

@@ -71,8 +71,8 @@ NODE_PARAMETERS = (
         'model.platform',
         '',
         'Robot or benchmark the checkpoint was trained for: what its numbers mean '
-        '(docs/how-to/checkpoints.md). Empty: by its sizes (OpenVLA-OFT), folder (Dexbotic) or '
-        'key (CogACT).',
+        '(docs/how-to/checkpoints.md). Empty: by its sizes (OpenVLA-OFT), folder (Dexbotic), key '
+        '(CogACT) or the name under assets/ (openpi).',
         choices=('', *PLATFORMS),
     ),
     ParameterSpec(

@@ -7,13 +7,12 @@ from collections.abc import Callable
 
 import numpy as np
 
+from specprune_ros.policy.memory import SECOND_NS
 from specprune_ros.policy.observation import CameraImage, Observation
 from specprune_ros.policy.policy import Policy
 from specprune_ros.policy.result import PolicyResult
 from specprune_ros.pruning.controller import SpeedSample
 from specprune_ros.sim.evaluation.episode import EpisodeObservation
-
-_SECOND_NS = 1_000_000_000
 
 
 class PolicyRunner:
@@ -31,12 +30,12 @@ class PolicyRunner:
 
     def reset(self) -> None:
         """Forget the previous episode; its clock goes on, since time never runs backwards."""
-        self._begin = self._last + 10 * _SECOND_NS
+        self._begin = self._last + 10 * SECOND_NS
         self.policy.reset('new episode')
 
     def watch(self, observation: EpisodeObservation) -> dict[str, CameraImage]:
         """Put images into the policy's frame history."""
-        self._last = self._begin + round(observation.time * _SECOND_NS)
+        self._last = self._begin + round(observation.time * SECOND_NS)
         images = {
             name: CameraImage(pixels, self._last) for name, pixels in observation.images.items()
         }

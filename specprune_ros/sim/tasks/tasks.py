@@ -232,17 +232,3 @@ class Judge:
         beside = math.hypot(*(place - self.world.thing_pose(f'plate{plate}')[0])[:2])
         rests = abs(place[2] - (PLATE_HEIGHT + CUBE_HALF)) < 0.008
         return beside < 0.05 and rests and not self.world.touches(f'cube{cube}', 'finger')
-
-
-def with_instruction(episode: Episode, instruction: str) -> Episode:
-    """The same scene and goal, in other words (controls)."""
-    return replace(episode, task=replace(episode.task, instruction=instruction))
-
-
-def colour_share(count: int = 600) -> dict[str, float]:
-    """How often each colour is the target cube's, over ``count`` seeds (a check of balance)."""
-    named = [
-        episode.layout.cubes[episode.task.cube].colour
-        for episode in (make_episode(seed, 'lift') for seed in range(count))
-    ]
-    return {colour: named.count(colour) / count for colour in COLOURS}
