@@ -155,7 +155,11 @@ def closed_loop() -> list[str]:
             low, high = (0 - 100 * whole[f'paired_loss_{end}'] for end in ('high', 'low'))
             gain = f'{0 - 100 * whole["paired_loss"]:+.1f} points ({low:+.1f} to {high:+.1f})'
         lines.append(f'| {label} | {" | ".join(cells)} | {gain} | {whole["flops_ratio"]:.0%} |')
-    return lines
+    two = read('fidelity_two_step')
+    counts = ', '.join(
+        f'{row["pruner"]} {row["successes"]} of {row["episodes"]}' for row in two['rows']
+    )
+    return [*lines, '', f'Instructions of two parts (`{two["command"]}`): {counts}.']
 
 
 def demo() -> list[str]:

@@ -64,7 +64,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         '--families',
         default='move,lift,put',
-        help='move, lift, put, and two_step, which the shipped policy has hardly learned',
+        help='move, lift, put, and two_step, whose instructions have two parts',
     )
     parser.add_argument(
         '--deviation-episodes',

@@ -106,6 +106,22 @@ STAGES = (
         keep=1.0, patch=8, depth=16, ground_steps=60, steps=360, batch=16, learning_rate=4e-4,
         warm_up=20,
     ),
+    # Which step of an instruction is next, on large patches again: four times the frames a minute.
+    Stage(
+        'decide', 'recover', families=('put', 'two_step'), policy_share=1.0, also=('slow',),
+        keep=1.0, depth=16, ground_steps=120, steps=1100,
+    ),
+    # Where the policy ends up by now.
+    Stage(
+        'again', 'again', families=('two_step', 'put', 'two_step'), shards=3, policy_share=1.0,
+        also=('slow', 'recover'), keep=1.0, depth=16, ground_steps=40, steps=1000,
+    ),
+    # Small patches again.
+    Stage(
+        'sharp', 'again', families=('two_step', 'put', 'two_step'), shards=3, policy_share=1.0,
+        also=('slow', 'recover'), keep=1.0, patch=8, depth=16, ground_steps=60, steps=320,
+        batch=16, learning_rate=4e-4, warm_up=20,
+    ),
 )  # fmt: skip
 
 
