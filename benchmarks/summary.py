@@ -157,7 +157,9 @@ def closed_loop() -> list[str]:
         lines.append(f'| {label} | {" | ".join(cells)} | {gain} | {whole["flops_ratio"]:.0%} |')
     two = read('fidelity_two_step')
     counts = ', '.join(
-        f'{row["pruner"]} {row["successes"]} of {row["episodes"]}' for row in two['rows']
+        f'{row["pruner"]} {row["successes"]} of {row["episodes"]}'
+        for row in two['rows']
+        if row['task'] == 'two_step'
     )
     return [*lines, '', f'Instructions of two parts (`{two["command"]}`): {counts}.']
 
