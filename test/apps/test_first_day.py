@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tarfile
 import time
 from pathlib import Path
 
@@ -146,10 +145,10 @@ class FirstDay:
             policy_remappings,
             ros_arguments,
         )
+        from specprune_ros.policy.parity import unpack
 
-        with tarfile.open(ROOT / 'test' / 'data' / 'parity' / 'oft_libero.tar.xz') as pack:
-            pack.extractall(folder, filter='data')
-        checkpoint = next(folder.rglob('config.json')).parent
+        pack = unpack(ROOT / 'test' / 'data' / 'parity' / 'oft_libero.tar.xz', folder)
+        checkpoint = next(pack.rglob('config.json')).parent
         file = franka(folder)
         profile = load(file)
         self.arm = FakeArm(domain, profile, follows=False)
