@@ -83,7 +83,7 @@ def test_a_signal_while_it_loads_or_warms_up_ends_it_at_once():
         (['--image-key', 'nose'], 'want CAMERA=KEY'),
         (['--batch', '-1'], 'batch limit -1'),
         (['--certificate', '/no/such/file'], 'No such file'),
-        (['--host', '203.0.113.1'], 'bind on'),
+        (['--host', '203.0.113.1'], "('203.0.113.1', 0)"),
     ],
 )
 def test_what_cannot_be_served_is_said(arguments, said, capsys):

@@ -133,7 +133,7 @@ def test_a_collision_ends_the_episode(world):
     assert judge.outcome == 'collision' and world.collision
 
 
-def test_ask_reads_free_instructions(world):
+def test_named_task_reads_free_instructions(world):
     world.reset(0, Layout(cubes=(Thing('red', 0.5, -0.1),), plates=(Thing('blue', 0.6, 0.0),)))
     assert named_task(world, 'Raise the red cube ') == Task('lift', 'raise the red cube', 0)
     assert named_task(world, 'put the red cube on the blue plate').plate == 0

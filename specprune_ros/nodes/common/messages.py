@@ -5,7 +5,7 @@ from __future__ import annotations
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 
 from specprune_ros.msg import ActionChunk
-from specprune_ros.nodes.common.time import SECOND_NS
+from specprune_ros.nodes.common.time import SECOND_NS, stamp_ns
 from specprune_ros.robot.chunk import Chunk
 from specprune_ros.sim.tasks.task_result import OPEN, SUCCESS, TaskResult
 
@@ -44,9 +44,9 @@ def task_result_of(message: DiagnosticStatus) -> TaskResult:
 
 def chunk_of(message: ActionChunk) -> Chunk:
     """The fields of a message that motion depends on."""
-    stamp, step = message.header.stamp, message.step_dt
+    step = message.step_dt
     return Chunk(
-        stamp_ns=stamp.sec * SECOND_NS + stamp.nanosec,
+        stamp_ns=stamp_ns(message),
         frame=message.header.frame_id,
         sequence=message.sequence,
         episode=message.episode,
