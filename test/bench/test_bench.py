@@ -141,6 +141,15 @@ def test_the_paper_preset_costs_what_the_paper_says():
     assert spent.observing / spent.decoder < 1e-3
 
 
+def test_the_default_keeps_as_many_tokens_as_the_paper():
+    for mode in (Mode.COARSE, Mode.FINE):
+        paper, ours = (
+            pruner('specprune').plan(OFT, PruningParams.preset_of(name), mode).prune
+            for name in ('paper', 'default')
+        )
+        assert paper == ours
+
+
 def test_work_of_skipped_and_reused_layers():
     tight = PruningParams.from_mapping({'pruner': 'efficientvla'})
     schedule = pruner('efficientvla').plan(OFT, tight, Mode.COARSE)

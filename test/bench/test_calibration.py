@@ -224,7 +224,7 @@ def test_a_policy_plans_by_what_was_measured(caplog):
     calibration.keep(calibration.key(built(calibrate=calibrator('never', LOG)).loaded), floor)
     policy = built(calibrate=calibrator('always', LOG))
     layout = bench_layout(policy.loaded)
-    params = PruningParams().replace(mode='coarse')
+    params = PruningParams().replace(mode='coarse', alpha=0.8)
     counts = make_plan(layout, params, Mode.COARSE).counts
     assert set(counts.values()) == {300}
     embedded = policy.layout('lift the red cube')

@@ -363,7 +363,7 @@ CONTRADICTORY = (
 )
 RESTORED = {
     'pruning.pruner': 'specprune',
-    'pruning.alpha': 0.8,
+    'pruning.alpha': 0.7,
     'pruning.refresh_period': 0,
     'query_rate': 10.0,
     'max_age.image': 0.5,

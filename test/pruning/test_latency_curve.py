@@ -96,7 +96,7 @@ def test_free_rows_are_measured_no_fewer_and_no_dearer(stairs, rows):
 
 def test_a_plan_takes_what_is_free_layer_by_layer():
     layout = replace(OFT, latency_curve=TILES)  # 93 rows besides the images
-    params = PruningParams()
+    params = PruningParams().replace(alpha=0.8)
     plain = make_plan(OFT, params, Mode.COARSE)
     plan = make_plan(layout, params, Mode.COARSE)
     assert plain.counts == plain.planned == {2: 224, 5: 202, 10: 182, 15: 164, 20: 148}

@@ -92,10 +92,10 @@ def test_a_bad_value_is_refused_by_name(name, value, why):
 @pytest.mark.parametrize(
     ('changes', 'name', 'why'),
     [
-        # 160 x 0.8 x 40/24 = 213 fits, 200 x 0.8 x 40/24 = 267 does not.
-        ({'k_local': 200}, 'k_local', 'a camera has 256'),
+        # 200 x 0.7 x 40/24 = 233 fits, 230 x 0.7 x 40/24 = 268 does not.
+        ({'k_local': 230}, 'k_local', 'a camera has 256'),
         ({'k_global': 100, 'alpha': 2.0}, 'k_global', 'a camera has 256'),
-        ({'k_dynamic': 100, 'camera_factor_dynamic': [1.0, 3.0]}, 'k_dynamic', '400 tokens'),
+        ({'k_dynamic': 100, 'camera_factor_dynamic': [1.0, 3.0]}, 'k_dynamic', '350 tokens'),
         ({'prune_layers': [2, 10]}, 'prune_layers', 'not after the static prune at layer 2'),
         ({'update_layers': [14, 19]}, 'prune_layers', 'before the first score'),
         ({'update_layers': []}, 'prune_layers', 'before the first score'),
@@ -116,7 +116,7 @@ def test_contradictions_are_refused_together(changes, name, why):
 
 
 def test_what_contradicts_alone_may_fit_together():
-    PruningParams.from_mapping({'k_local': 200, 'alpha': 0.5, 'fine_factor': 2.0})
+    PruningParams.from_mapping({'k_local': 230, 'alpha': 0.5, 'fine_factor': 2.0})
     PruningParams.from_mapping({'fine_factor': 0.5, 'fine_may_shrink': True})
     PruningParams.from_mapping({'update_layers': [14], 'prune_unscored': True})
 

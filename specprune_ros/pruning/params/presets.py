@@ -7,6 +7,7 @@ from typing import Any
 PRESETS: dict[str, dict[str, Any]] = {
     'default': {},
     'paper': {
+        'alpha': 0.8,
         'camera_factor': (1.0, 0.8),
         'camera_factor_dynamic': (1.0, 0.8),
         'bucket': 16,

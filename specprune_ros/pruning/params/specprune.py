@@ -73,9 +73,9 @@ class PruningParams:
 
     # Budgets of the static union.
     alpha: float = param(
-        0.8,
+        0.7,
         'Retention scale: every budget is multiplied by it, so larger keeps more.',
-        'P2: 0.8 everywhere',
+        'P2: 0.8 everywhere; ours: docs/explanation/fidelity.md',
         low=0.05,
         high=2.0,
     )

@@ -171,7 +171,7 @@ def test_parameters_take_over_when_their_graphs_are_there(loaded, made):
     assert policy.pending_version == version
     before = capturer.replayed
     during = policy.act(look(1))
-    assert (during.alpha, during.params_version) == (0.8, version - 1)
+    assert (during.alpha, during.params_version) == (0.7, version - 1)
     assert capturer.replayed == before + 1  # by the graph of the old ones, without waiting
     assert 'capturing' in engine.status
     capturer.held.set()
