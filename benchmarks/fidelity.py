@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / 'results'
-TABLES = ('main', 'two_step', 'pruners')
+TABLES = ('main', 'pruners')
 LONGEST = 'put the red cube on the blue plate'
 
 

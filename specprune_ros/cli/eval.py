@@ -63,8 +63,8 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     )
     parser.add_argument(
         '--families',
-        default='move,lift,put',
-        help='move, lift, put, and two_step, whose instructions have two parts',
+        default=','.join(FAMILIES),
+        help='separated by commas; the instructions of two_step have two parts',
     )
     parser.add_argument(
         '--deviation-episodes',

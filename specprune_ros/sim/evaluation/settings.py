@@ -117,10 +117,10 @@ def with_control(setting: EvaluationSetting) -> list[EvaluationSetting]:
 
 def main_table() -> list[EvaluationSetting]:
     """Dense with its controls; SpecPrune and random at its layers and counts; SpecPrune with fewer
-    tokens and its prior made anew in the slack.
+    tokens, its prior made anew in the slack and so no dense first query.
     """
     default = specprune('specprune')
-    fewer = specprune('specprune, slack', alpha=0.25, refresh_when='slack')
+    fewer = specprune('specprune, slack', alpha=0.4, refresh_when='slack', first_dense=False)
     return [
         DENSE,
         EvaluationSetting('dense, wrong colour', DENSE.params, 'wrong colour'),

@@ -116,11 +116,17 @@ STAGES = (
         'again', 'again', families=('two_step', 'put', 'two_step'), shards=3, policy_share=1.0,
         also=('slow', 'recover'), keep=1.0, depth=16, ground_steps=40, steps=1000,
     ),
+    # And once more.
+    Stage(
+        'settle', 'settle', families=('two_step', 'put', 'two_step', 'two_step'), shards=4,
+        policy_share=1.0, also=('slow', 'recover', 'again'), keep=1.0, depth=16, ground_steps=40,
+        steps=1300,
+    ),
     # Small patches again.
     Stage(
-        'sharp', 'again', families=('two_step', 'put', 'two_step'), shards=3, policy_share=1.0,
-        also=('slow', 'recover'), keep=1.0, patch=8, depth=16, ground_steps=60, steps=320,
-        batch=16, learning_rate=4e-4, warm_up=20,
+        'sharp', 'settle', families=('two_step', 'put', 'two_step', 'two_step'), shards=4,
+        policy_share=1.0, also=('slow', 'recover', 'again'), keep=1.0, patch=8, depth=16,
+        ground_steps=60, steps=360, batch=16, learning_rate=4e-4, warm_up=20,
     ),
 )  # fmt: skip
 
