@@ -83,8 +83,8 @@ def pruners() -> list[str]:
         "**The pruners.** The preset `oft-medium` (OFT's 605 rows, 32 decoder layers, random "
         'weights), every method interleaved in one run '
         f'({where(result)}, `{result["command"]}`). The speed-up is end to end, against dense in '
-        'the same round; the FLOPs are those of the whole query, towers included. specprune ran '
-        'with alpha 0.8, the default then. Speed says nothing of success.',
+        'the same round; the FLOPs are those of the whole query, towers included. Speed says '
+        'nothing of success.',
         '',
         '| pruner | vision tokens, mean | FLOPs | p50 | speed-up (quartiles) |',
         '|---|---|---|---|---|',
@@ -106,8 +106,7 @@ def engine() -> list[str]:
         '**The engine.** Four ways to run one query of `oft-medium` in float32, interleaved '
         f'({first["queries"]} rounds, {first["device"]}, {result["date"]}, '
         f'`{result["command"]}`). Stock: attention maps in every layer, as published pruning '
-        'codes run; transformers: its own LlamaModel with SDPA. SpecPrune ran with alpha 0.8, '
-        'the default then. Floor: the least time that the '
+        'codes run; transformers: its own LlamaModel with SDPA. Floor: the least time that the '
         'operations and bytes allow on this machine. Only the ratio of the last two rows is due '
         'to pruning.',
         '',
