@@ -55,6 +55,26 @@ def markdown(name: str) -> str:
     return '\n'.join(lines)
 
 
+def foretold() -> str:
+    """What the previous query foretells, of some of the layers that prior_recall.py measured."""
+    lines = [
+        '| attention of | recall, k 24 | k 30 | k 40 | mass, k 30 '
+        '| prior averaged over queries, k 30 |',
+        '|' + '---|' * 6,
+    ]
+    names = {'text': 'the words', 'action': 'the action rows'}
+    for row in json.loads((RESULTS / 'prior_recall.json').read_text())['rows']:
+        layers = row['layers']
+        if len(layers) == 1 and (row['rows'] == 'action' or layers[0] not in (1, 4, 6, 8, 12, 16)):
+            continue
+        which = f'layer{"s" * (len(layers) > 1)} {" and ".join(map(str, layers))}'
+        prior = ' (V_global)' if len(layers) > 1 and row['rows'] == 'text' else ''
+        shares = ('recall_24', 'recall_30', 'recall_40', 'mass_30', 'averaged_30')
+        cells = ' | '.join(f'{row[name]:.0%}'.replace('%', ' %') for name in shares)
+        lines.append(f'| {names[row["rows"]]}, {which}{prior} | {cells} |')
+    return '\n'.join(lines)
+
+
 def floor() -> float:
     """Share of the dense operations that the shipped policy keeps with no vision token left.
 
@@ -103,3 +123,4 @@ if __name__ == '__main__':
     print(f'no vision token left after layer 2: {floor():.0%} of the dense operations\n')
     for table in TABLES:
         print(f'{table}\n\n{markdown(table)}\n')
+    print(foretold())

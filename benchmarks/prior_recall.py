@@ -13,12 +13,12 @@ takes the mean of all earlier queries, each older one counting half as much.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
+from statistics import fmean
 
-import numpy as np
 import torch
 from record import write
+from torch import Tensor
 
 from specprune_ros import (
     BasePrunePass,
@@ -30,11 +30,16 @@ from specprune_ros import (
     register_pruner,
 )
 from specprune_ros.policy.build import build_policy
+from specprune_ros.policy.policy import Policy
+from specprune_ros.pruning.budget import scale_layers
 from specprune_ros.pruning.interface import RowGroup
+from specprune_ros.pruning.metrics import recall
+from specprune_ros.pruning.scores import ema, image_to_text, shares, top_k
 from specprune_ros.sim.arm.render_backend import choose
 from specprune_ros.sim.arm.world import World
 from specprune_ros.sim.evaluation.evaluate import TUNING_SEED, play_control
 from specprune_ros.sim.evaluation.policy_runner import PolicyRunner
+from specprune_ros.sim.evaluation.trials import weights_hash
 from specprune_ros.sim.tasks.tasks import make_episode
 from specprune_ros.sim.training.export import SHIPPED
 
@@ -44,10 +49,10 @@ COUNTS = (12, 24, 30, 40)  # tokens per camera
 
 @register_pruner
 class Watcher:
-    """Drops nothing, observes every layer; ``queries`` holds float32 ``[layers, 2, V]`` each."""
+    """Drops nothing; ``queries`` holds every layer's scores, float32 ``[layers, 2, V]`` each."""
 
     name = 'watcher'
-    queries: list[np.ndarray] = []
+    queries: list[Tensor] = []
 
     def plan(self, layout: TokenLayout, params: PruningParams, mode: Mode) -> PruneSchedule:
         """All layers, both groups of rows."""
@@ -61,24 +66,21 @@ class Watcher:
 class WatcherPass(BasePrunePass):
     """One query."""
 
-    def observe(self, layer: int, group: RowGroup, attention: torch.Tensor) -> None:
+    def observe(self, layer: int, group: RowGroup, attention: Tensor) -> None:
         """Mean over the rows, ``[rows, V]`` to ``[V]``."""
         if layer == 1 and group is GROUPS[0]:
             shape = (self.layout.depth, len(GROUPS), self.layout.vision_tokens)
-            Watcher.queries.append(np.zeros(shape, np.float32))
-        Watcher.queries[-1][layer - 1, GROUPS.index(group)] = attention.float().mean(0).numpy()
+            Watcher.queries.append(torch.zeros(shape))
+        Watcher.queries[-1][layer - 1, GROUPS.index(group)] = image_to_text(attention)
 
 
-def top(scores: np.ndarray, k: int) -> np.ndarray:
+def top(scores: Tensor, k: int, cameras: int) -> Tensor:
     """Mask of the k highest of each camera: ``[layers, V]`` to bool ``[V]``, over the layers."""
-    views = scores.reshape(len(scores), 2, -1)
-    mask = np.zeros(views.shape, bool)
-    np.put_along_axis(mask, np.argsort(-views, -1, kind='stable')[..., :k], True, -1)
-    return mask.any(0).reshape(-1)
+    return top_k(scores.unflatten(1, (cameras, -1)), torch.tensor(k)).any(0).flatten()
 
 
 def measure(
-    episodes: list[np.ndarray], layers: list[int], group: int, k: int, keep: float = 0.0
+    episodes: list[Tensor], layers: list[int], group: int, k: int, cameras: int, keep: float = 0.0
 ) -> tuple[float, float]:
     """Recall and mass, means over the queries but each episode's first.
 
@@ -86,29 +88,27 @@ def measure(
     """
     recalls, masses = [], []
     for queries in episodes:
-        seen = queries[:, [layer - 1 for layer in layers], group]
-        seen = seen / seen.sum(-1, keepdims=True)
+        seen = shares(queries[:, [layer - 1 for layer in layers], group])
         prior = seen[0]
         for now in seen[1:]:
-            named, wanted = top(prior, k), top(now, k)
-            recalls.append((named & wanted).sum() / wanted.sum())
-            masses.append(now[:, named].sum() / now[:, wanted].sum())
-            prior = keep * prior + (1 - keep) * now
-    return float(np.mean(recalls)), float(np.mean(masses))
+            named, wanted = top(prior, k, cameras), top(now, k, cameras)
+            recalls.append(recall(named, wanted) or 0.0)
+            masses.append(float(now[:, named].sum() / now[:, wanted].sum()))
+            prior = ema(prior, now, 1 - keep)
+    return fmean(recalls), fmean(masses)
 
 
-def play(families: list[str], count: int, report: Callable[[str], None]) -> list[np.ndarray]:
+def play(policy: Policy, families: list[str], count: int) -> list[Tensor]:
     """``[queries, layers, 2, V]`` of each episode."""
     choose()
-    policy = build_policy(str(SHIPPED), device='cpu', params=PruningParams(pruner='watcher'))
     runner, world = PolicyRunner(policy), World(cameras=policy.config.cameras)
     episodes = []
     for family in families:
         for seed in range(TUNING_SEED, TUNING_SEED + count):
             Watcher.queries.clear()
             played = play_control(world, runner, make_episode(seed, family), 'instructed')
-            episodes.append(np.stack(Watcher.queries))
-            report(f'{family} {seed}: {played.outcome}, {played.queries} queries')
+            episodes.append(torch.stack(Watcher.queries))
+            print(f'{family} {seed}: {played.outcome}, {played.queries} queries')
     world.close()
     return episodes
 
@@ -120,24 +120,27 @@ def main() -> None:
     parser.add_argument('--episodes', type=int, default=3, help='of each family')
     parser.add_argument('--json', type=Path)
     options = parser.parse_args()
-    episodes = play(options.families.split(','), options.episodes, print)
-    depth = episodes[0].shape[1]
-    chosen = [[depth // 2, depth], *([layer] for layer in range(1, depth + 1))]
+    params = PruningParams(pruner='watcher')
+    policy = build_policy(str(SHIPPED), device='cpu', params=params)
+    episodes = play(policy, options.families.split(','), options.episodes)
+    depth, cameras = policy.config.decoder.depth, len(policy.config.cameras)
+    globals_ = list(scale_layers(params.layers_global, depth))
+    chosen = [globals_, *([layer] for layer in range(1, depth + 1))]
     rows = []
     for index, group in enumerate(GROUPS):
         for layers in chosen:
             row: dict[str, object] = {'rows': group.value, 'layers': layers}
             for k in COUNTS:
-                row[f'recall_{k}'], row[f'mass_{k}'] = measure(episodes, layers, index, k)
-            row['averaged_30'] = measure(episodes, layers, index, 30, 0.5)[0]
+                row[f'recall_{k}'], row[f'mass_{k}'] = measure(episodes, layers, index, k, cameras)
+            row['averaged_30'] = measure(episodes, layers, index, 30, cameras, 0.5)[0]
             rows.append(row)
             shares = '  '.join(
                 f'k {k}: {row[f"recall_{k}"]:.0%} ({row[f"mass_{k}"]:.0%})' for k in COUNTS
             )
             name = ' and '.join(map(str, layers))
             print(f'{group.value:7} layer {name:7} {shares}  averaged {row["averaged_30"]:.0%}')
-    queries = sum(map(len, episodes))
-    write(options.json, {'episodes': len(episodes), 'queries': queries, 'rows': rows})
+    counts = {'episodes': len(episodes), 'queries': sum(map(len, episodes))}
+    write(options.json, {'weights': weights_hash(SHIPPED), **counts, 'rows': rows})
 
 
 if __name__ == '__main__':

@@ -1,5 +1,6 @@
 """The page on what pruning costs says what was recorded."""
 
+import json
 import runpy
 from pathlib import Path
 
@@ -12,6 +13,7 @@ def test_its_tables_are_the_recorded_ones():
     made = runpy.run_path(str(ROOT / 'benchmarks' / 'fidelity.py'))
     for name in made['TABLES']:
         assert made['markdown'](name) in PAGE, name
+    assert made['foretold']() in PAGE
     assert f'{made["floor"]():.0%}'.replace('%', ' %') in PAGE
 
 
@@ -20,5 +22,7 @@ def test_the_records_are_of_the_shipped_weights():
     from specprune_ros.sim.training.export import SHIPPED
 
     made = runpy.run_path(str(ROOT / 'benchmarks' / 'fidelity.py'))
-    for name in made['TABLES']:
-        assert made['read'](name)['weights'] == weights_hash(SHIPPED), name
+    records = [f'fidelity_{name}.json' for name in made['TABLES']]
+    for name in (*records, 'prior_recall.json'):
+        record = json.loads((made['RESULTS'] / name).read_text())
+        assert record['weights'] == weights_hash(SHIPPED), name
