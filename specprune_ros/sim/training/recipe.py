@@ -77,6 +77,11 @@ class Stage:
                 raise ValueError(f'recipe.{name}: {getattr(self, name)}, want 0..1')
 
 
+# Instructions of two parts once more, from where the policy ends up by now.
+SETTLE = Stage(
+    'settle', 'settle', families=('two_step', 'put', 'two_step', 'two_step'), policy_share=1.0,
+    also=('slow', 'recover', 'again'), keep=1.0, depth=16, ground_steps=40, steps=1300,
+)  # fmt: skip
 STAGES = (
     # What the arm does, on few large patches and few layers, at a tenth of the cost.
     Stage(
@@ -116,17 +121,11 @@ STAGES = (
         'again', 'again', families=('two_step', 'put', 'two_step'), shards=3, policy_share=1.0,
         also=('slow', 'recover'), keep=1.0, depth=16, ground_steps=40, steps=1000,
     ),
-    # And once more.
-    Stage(
-        'settle', 'settle', families=('two_step', 'put', 'two_step', 'two_step'), shards=4,
-        policy_share=1.0, also=('slow', 'recover', 'again'), keep=1.0, depth=16, ground_steps=40,
-        steps=1300,
-    ),
-    # Small patches again.
-    Stage(
-        'sharp', 'settle', families=('two_step', 'put', 'two_step', 'two_step'), shards=4,
-        policy_share=1.0, also=('slow', 'recover', 'again'), keep=1.0, patch=8, depth=16,
-        ground_steps=60, steps=360, batch=16, learning_rate=4e-4, warm_up=20,
+    SETTLE,
+    # The same on small patches again.
+    dataclasses.replace(
+        SETTLE, name='sharp', patch=8, ground_steps=60, steps=360, batch=16, learning_rate=4e-4,
+        warm_up=20,
     ),
 )  # fmt: skip
 
