@@ -162,7 +162,7 @@ def test_images_in_chunks_out_parameters_live(rig):
     assert rig.set(pruning__preset='paper') == [(True, '')]
     assert rig.get('pruning.history_max') == 11
     assert rig.get('pruning.alpha') == pytest.approx(0.8)
-    assert rig.set(pruning__preset='default')[0] == (True, '')
+    assert rig.set(pruning__preset='default', pruning__alpha=0.8)[0] == (True, '')
 
     # Another pruner, live.
     assert rig.set(pruning__pruner='random') == [(True, '')]

@@ -220,7 +220,7 @@ def jobs(
     deviation_episodes: int = 20,
 ) -> Iterator[Job]:
     """What is still to be played, a few seeds at a time over all settings."""
-    # Two labels may name the same thing: alpha 0.7 is the default.
+    # Two labels may name the same thing: one of the alphas is the default.
     once = {setting.key(weights, executed): setting for setting in reversed(settings)}
     for first in range(seeds.start, seeds.stop, AT_ONCE):
         some = range(first, min(first + AT_ONCE, seeds.stop))
