@@ -112,3 +112,13 @@ def test_a_clock_that_goes_back_does_not_hold_queries_up():
     assert world.pace.early(world.now / 1000 - 100.0) <= 0
     world.pace.reset()
     assert world.pace.early(world.now / 1000) <= 0
+
+
+def test_time_that_stands_still_between_two_looks_is_not_a_clock_that_goes_back():
+    # Simulated time does, and sums of its seconds are rounded: 5.08 + 0.4 - 5.08 > 0.4.
+    from specprune_ros.nodes.policy_node.query_schedule import QueryScheduler
+
+    for now in np.arange(1.0, 25.0, 0.004):
+        pace = QueryScheduler()
+        pace.delivered(now - 0.1, now, 0.4)
+        assert pace.early(now) > 0.0, now

@@ -37,11 +37,11 @@ class QueryScheduler:
 
     def reset(self) -> None:
         """Nothing moves: a query is due at once."""
-        self._due, self._end, self._seconds = -math.inf, -math.inf, 0.0
+        self._due = self._end = self._delivered = -math.inf
 
     def early(self, now: float) -> float:
         """Seconds until a query is due; none or less: it is."""
-        if self._end - now > self._seconds:  # the clock went back
+        if now < self._delivered:  # the clock went back
             self.reset()
         reaction = self._reaction.at(95)[0]
         self._due = self._end - (0.0 if math.isnan(reaction) else reaction)
@@ -53,4 +53,4 @@ class QueryScheduler:
         # Never so long that chunks are replaced before half of them is played.
         self._reaction.append(min(max(now - since, 0.0), seconds / 2))
         executed = max(min(self._end, now) - observed, 0.0)
-        self._end, self._seconds = now + max(seconds - executed, 0.0), seconds
+        self._end, self._delivered = now + max(seconds - executed, 0.0), now
