@@ -55,6 +55,44 @@ def markdown(name: str) -> str:
     return '\n'.join(lines)
 
 
+def curves(name: str = 'curves') -> str:
+    """A row per method and family, from many tokens to few: operations and successes."""
+    result = read(name)
+    rows = [row for row in result['rows'] if row['task'] != 'all']
+    points = max(sum(row['curve'] == 'specprune' for row in rows if row['task'] == task)
+                 for task in {row['task'] for row in rows})  # fmt: skip
+    lines = [
+        f'*{result["machine"]["cpu"]}, {result["date"]}, seeds {result["seeds"]}, '
+        f'`{result["command"]}`*',
+        '',
+        '| family | method | ' + ' | '.join(['operations: successes, off dense'] * points) + ' |',
+        '|' + '---|' * (points + 2),
+    ]
+    for task, curve in dict.fromkeys((row['task'], row['curve']) for row in rows):
+        some = [row for row in rows if (row['task'], row['curve']) == (task, curve)]
+        cells = []
+        for row in sorted(some, key=lambda row: -row['flops_ratio']):
+            deviation = row['action_deviation']
+            off = '' if deviation is None else f', {1e3 * deviation:.1f} mm'
+            done = f'{row["successes"]} of {row["episodes"]}'
+            cells.append(f'{percent(row["flops_ratio"])}: **{done}**{off}')
+        cells += [''] * (points - len(cells))
+        lines.append(f'| {task} | {curve or "dense"} | ' + ' | '.join(cells) + ' |')
+    return '\n'.join(lines)
+
+
+def pooled(label: str, name: str) -> float:
+    """Mean of ``name`` over all queries of a row of the main table, not over its episodes."""
+    rows = [row for row in read('main')['rows'] if row['pruner'] == label and row['task'] != 'all']
+    queries = [row['queries'] * row['episodes'] for row in rows]
+    return sum(n * row[name] for n, row in zip(queries, rows, strict=True)) / sum(queries)
+
+
+def percent(share: float) -> str:
+    """A share as prose writes it."""
+    return f'{share:.0%}'.replace('%', ' %')
+
+
 def foretold() -> str:
     """What the previous query foretells, of some of the layers that prior_recall.py measured."""
     lines = [
@@ -70,7 +108,7 @@ def foretold() -> str:
         which = f'layer{"s" * (len(layers) > 1)} {" and ".join(map(str, layers))}'
         prior = ' (V_global)' if len(layers) > 1 and row['rows'] == 'text' else ''
         shares = ('recall_24', 'recall_30', 'recall_40', 'mass_30', 'averaged_30')
-        cells = ' | '.join(f'{row[name]:.0%}'.replace('%', ' %') for name in shares)
+        cells = ' | '.join(percent(row[name]) for name in shares)
         lines.append(f'| {names[row["rows"]]}, {which}{prior} | {cells} |')
     return '\n'.join(lines)
 

@@ -14,7 +14,18 @@ def test_its_tables_are_the_recorded_ones():
     for name in made['TABLES']:
         assert made['markdown'](name) in PAGE, name
     assert made['foretold']() in PAGE
-    assert f'{made["floor"]():.0%}'.replace('%', ' %') in PAGE
+    assert made['percent'](made['floor']()) in PAGE
+
+
+def test_the_shares_of_all_queries_together_are_the_recorded_ones():
+    made = runpy.run_path(str(ROOT / 'benchmarks' / 'fidelity.py'))
+    prose = ' '.join(PAGE.split())
+    for label, words in (
+        ('specprune', "SpecPrune {} of the operations, {} of the decoder's"),
+        ('specprune, slack', 'with slack refresh {} and {} on the critical path'),
+    ):
+        shares = (made['pooled'](label, name) for name in ('flops_ratio', 'decoder_flops'))
+        assert words.format(*map(made['percent'], shares)) in prose, label
 
 
 def test_the_records_are_of_the_shipped_weights():
