@@ -13,6 +13,7 @@ def test_its_tables_are_the_recorded_ones():
     made = runpy.run_path(str(ROOT / 'benchmarks' / 'fidelity.py'))
     for name in made['TABLES']:
         assert made['markdown'](name) in PAGE, name
+    assert made['curves']() in PAGE
     assert made['foretold']() in PAGE
     assert made['percent'](made['floor']()) in PAGE
 
@@ -33,7 +34,7 @@ def test_the_records_are_of_the_shipped_weights():
     from specprune_ros.sim.training.export import SHIPPED
 
     made = runpy.run_path(str(ROOT / 'benchmarks' / 'fidelity.py'))
-    records = [f'fidelity_{name}.json' for name in made['TABLES']]
+    records = [f'fidelity_{name}.json' for name in (*made['TABLES'], 'curves')]
     for name in (*records, 'prior_recall.json'):
         record = json.loads((made['RESULTS'] / name).read_text())
         assert record['weights'] == weights_hash(SHIPPED), name
