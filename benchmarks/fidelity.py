@@ -32,8 +32,7 @@ def markdown(name: str) -> str:
     head = ['pruner', *(f'{task}' for task in tasks), 'below dense', 'above random', 'tokens']
     head += ['FLOPs', 'decoder', 'recall', 'off dense']
     lines = [
-        f'*{result["machine"]["cpu"]}, {result["date"]}, seeds {result["seeds"]}, '
-        f'`{result["command"]}`*',
+        source(result),
         '',
         '| ' + ' | '.join(head) + ' |',
         '|' + '---|' * len(head),
@@ -48,9 +47,9 @@ def markdown(name: str) -> str:
         cells += [f'{whole["tokens_mean"]:.0f}', f'{whole["flops_ratio"]:.0%}']
         decoder = whole.get('decoder_flops')
         cells.append('' if decoder is None else f'{decoder:.0%}')
-        recall, deviation = whole['recall'], whole['action_deviation']
+        recall = whole['recall']
         cells.append('' if recall is None else f'{recall:.0%}')
-        cells.append('' if deviation is None else f'{1e3 * deviation:.1f} mm')
+        cells.append('' if whole['action_deviation'] is None else millimetres(whole))
         lines.append('| ' + ' | '.join(cells) + ' |')
     return '\n'.join(lines)
 
@@ -59,26 +58,25 @@ def curves() -> str:
     """A row per method and family, from many tokens to few: operations and successes."""
     result = read('curves')
     rows = [row for row in result['rows'] if row['task'] != 'all']
-    points = max(sum(row['curve'] == 'specprune' for row in rows if row['task'] == task)
-                 for task in {row['task'] for row in rows})  # fmt: skip
-    lines = [
-        f'*{result["machine"]["cpu"]}, {result["date"]}, seeds {result["seeds"]}, '
-        f'`{result["command"]}`*',
+    lines = [(row['task'], row['curve']) for row in rows]
+    width = max(lines.count(line) for line in lines)
+    table = [
+        source(result),
         '',
-        '| family | method | operations: successes, off dense |' + ' |' * (points - 1),
-        '|' + '---|' * (points + 2),
+        '| family | method | operations: successes, off dense |' + ' |' * (width - 1),
+        '|' + '---|' * (width + 2),
     ]
-    for task, curve in dict.fromkeys((row['task'], row['curve']) for row in rows):
+    for task, curve in dict.fromkeys(lines):
         some = [row for row in rows if (row['task'], row['curve']) == (task, curve)]
         cells = []
         for row in sorted(some, key=lambda row: -row['flops_ratio']):
-            deviation = row['action_deviation']
-            off = '' if deviation is None else f', {1e3 * deviation:.1f} mm'
             done = f'{row["successes"]} of {row["episodes"]}'
-            cells.append(f'{percent(row["flops_ratio"])}: **{done}**{off}')
-        cells += [''] * (points - len(cells))
-        lines.append(f'| {task} | {curve or "dense"} | ' + ' | '.join(cells) + ' |')
-    return '\n'.join(lines)
+            cells.append(f'{percent(row["flops_ratio"])}: **{done}**')
+            if row['action_deviation'] is not None:
+                cells[-1] += f', {millimetres(row)}'
+        cells += [''] * (width - len(cells))
+        table.append(f'| {task} | {curve or "dense"} | ' + ' | '.join(cells) + ' |')
+    return '\n'.join(table)
 
 
 def pooled(label: str, name: str) -> float:
@@ -86,6 +84,19 @@ def pooled(label: str, name: str) -> float:
     rows = [row for row in read('main')['rows'] if row['pruner'] == label and row['task'] != 'all']
     queries = [row['queries'] * row['episodes'] for row in rows]
     return sum(n * row[name] for n, row in zip(queries, rows, strict=True)) / sum(queries)
+
+
+def source(result: dict[str, Any]) -> str:
+    """Machine, day, seeds and command of a run."""
+    return (
+        f'*{result["machine"]["cpu"]}, {result["date"]}, seeds {result["seeds"]}, '
+        f'`{result["command"]}`*'
+    )
+
+
+def millimetres(row: dict[str, Any]) -> str:
+    """How far a row is off dense."""
+    return f'{1e3 * row["action_deviation"]:.1f} mm'
 
 
 def percent(share: float) -> str:

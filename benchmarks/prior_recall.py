@@ -134,11 +134,11 @@ def main() -> None:
                 row[f'recall_{k}'], row[f'mass_{k}'] = measure(episodes, layers, index, k, cameras)
             row['averaged_30'] = measure(episodes, layers, index, 30, cameras, 0.5)[0]
             rows.append(row)
-            shares = '  '.join(
+            found = '  '.join(
                 f'k {k}: {row[f"recall_{k}"]:.0%} ({row[f"mass_{k}"]:.0%})' for k in COUNTS
             )
             name = ' and '.join(map(str, layers))
-            print(f'{group.value:7} layer {name:7} {shares}  averaged {row["averaged_30"]:.0%}')
+            print(f'{group.value:7} layer {name:7} {found}  averaged {row["averaged_30"]:.0%}')
     counts = {'episodes': len(episodes), 'queries': sum(map(len, episodes))}
     write(options.json, {'weights': weights_hash(SHIPPED), **counts, 'rows': rows})
 
