@@ -342,6 +342,10 @@ class PolicyConfig:
             hidden = (width,) if dexbotic else (4 * self.vision_width, width)
             object.__setattr__(self, 'projector', hidden)
         _require(
+            not self.pre_resize or not self.resize.startswith(('pad_pillow', 'pad_bilinear')),
+            f'pre_resize does nothing before resize {self.resize}; must be 0',
+        )
+        _require(
             self.stop_id < self.decoder.vocab,
             f'stop_id: {self.stop_id} must be below decoder.vocab {self.decoder.vocab}',
         )

@@ -27,6 +27,7 @@ from specprune_ros.models.checkpoint.action_meaning import (
     without_nulls,
 )
 from specprune_ros.models.checkpoint.files import (
+    AGAIN,
     CheckpointError,
     check_values,
     read_json,
@@ -40,7 +41,7 @@ from specprune_ros.models.families.paligemma import FlowPrompts, read_tokenizer
 from specprune_ros.models.preprocess import Preprocessor
 from specprune_ros.models.presets import default_tokenizer, preset
 from specprune_ros.models.statistics import Statistics, StatisticsError, choose_key
-from specprune_ros.models.tokens import Prompt, PromptTokenizer
+from specprune_ros.models.tokens import VECTORS, Prompt, PromptTokenizer
 from specprune_ros.pruning.interface import TokenLayout
 
 __all__ = [
@@ -96,7 +97,8 @@ class LoadedModel:
         """What the user should know of a query's inputs, in sentences."""
         found = []
         if self.config.proprio_dim and proprio is not None:
-            far = self.statistics.far_outside(proprio)
+            state = pi0_robots.model_state(self.config.flow, proprio)
+            far = self.statistics.far_outside(state)
             found += [far] if far else []
         if prompt.unknown:
             found.append(
@@ -171,7 +173,9 @@ def _inspect(report: Report, key: str | None, overrides: dict[str, Any]) -> None
     report.family = family
     report.fact('family', family, 'config.json')
     statistics = folder / 'dataset_statistics.json'
-    if part not in (dexbotic, pi0):
+    if part is pi0:
+        report.requested_key = key or None
+    elif part is not dexbotic:
         if statistics.exists():
             report.statistics = read_json(statistics)
             report.statistics_keys = keys = tuple(report.statistics)
@@ -191,10 +195,9 @@ def _inspect(report: Report, key: str | None, overrides: dict[str, Any]) -> None
     require_stated(report)
     scales = None
     report.family = policy.family
-    if part is pi0:
-        pi0.tokenizer(report, policy)
-    else:
-        _tokenizer(report, policy)
+    report.tokenizer = pi0.tokenizer(report) if part is pi0 else _tokenizer(report, policy)
+    if report.tokenizer is not None:
+        _check_prompts(report, policy)
     if report.statistics is not None or report.scales:
         scales = _scales(report, policy, key)
         report.unnorm_key = scales.key
@@ -255,17 +258,21 @@ def _scales(report: Report, policy: PolicyConfig, key: str | None) -> Statistics
     )
 
 
-def _tokenizer(report: Report, policy: PolicyConfig) -> None:
+def _tokenizer(report: Report, policy: PolicyConfig) -> Path | None:
     path = report.path / 'tokenizer.json'
-    if not path.exists():
-        cure = (
-            'copy the tokenizer.json of Llama 2 (any OpenVLA checkpoint has it) into the folder'
-            if policy.family == 'cogact'
-            else 'download it'
-        )
-        report.problem(f'{path} is absent: {cure}')
-        return
-    report.tokenizer = path
+    if path.exists():
+        return path
+    cure = (
+        'copy the tokenizer.json of Llama 2 (any OpenVLA checkpoint has it) into the folder'
+        if policy.family == 'cogact'
+        else 'download it'
+    )
+    report.problem(f'{path} is absent: {cure}')
+    return None
+
+
+def _check_prompts(report: Report, policy: PolicyConfig) -> None:
+    path = report.tokenizer
     try:
         _prompts(path, policy).encode('pick up the cube')
     except BaseException as error:  # a panic of the library is no Exception
@@ -283,7 +290,13 @@ def _prompts(path: Path, policy: PolicyConfig) -> PromptTokenizer | FlowPrompts:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception
         raise CheckpointError(f'not a tokenizer ({error}); download it again') from error
-    return PromptTokenizer(tokenizer, policy.template, policy.max_prompt, policy.decoder.vocab)
+    prompts = PromptTokenizer(tokenizer, policy.template, policy.max_prompt, policy.decoder.vocab)
+    text, ids = VECTORS.get(policy.decoder.vocab, ('', ()))
+    whole = tokenizer.get_vocab_size() > 30_000  # not cut down for a test
+    got = tuple(tokenizer.encode(text).ids) if text and whole else ids
+    if got != ids:
+        raise CheckpointError(f'{path}: {text!r} gives ids {list(got)}, want {list(ids)}; {AGAIN}')
+    return prompts
 
 
 def flow_prompts(tokenizer: Tokenizer, policy: PolicyConfig) -> FlowPrompts:

@@ -65,6 +65,14 @@ TEMPLATES = {
 }
 
 
+# What the vocabularies of released checkpoints make of a text: embedding rows (Llama 2 of OpenVLA,
+# Qwen 2.5), text, ids.
+VECTORS = {
+    32064: ('what action', (1, 825, 3158)),
+    152064: ('USER: ', (6448, 25, 220)),
+}
+
+
 class PromptTokenizer:
     """A ``tokenizers.Tokenizer`` with a template; the last prompts are kept."""
 
@@ -81,6 +89,13 @@ class PromptTokenizer:
         self.tokenizer, self.template_name = tokenizer, template
         self.template, self.max_tokens, self.vocab = TEMPLATES[template], max_tokens, vocab
         self.unknown_id = unknown_id(tokenizer)
+        # Left in the file by whoever saved it after use; transformers undoes them at each call.
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        if self.template.bos and not (tokenizer.encode('a').special_tokens_mask or [0])[0]:
+            raise ValueError(
+                f'the tokenizer puts no begin token first, as template {template} needs'
+            )
         self._append = []
         for piece in self.template.append:
             number = tokenizer.token_to_id(piece)

@@ -603,6 +603,53 @@ def test_nan_weights_are_refused_while_loading(tmp_path):
 
 
 @pytest.mark.parametrize(
+    'setting',
+    [{'padding': {'strategy': {'Fixed': 30}, 'direction': 'Right', 'pad_to_multiple_of': None,
+                  'pad_id': 0, 'pad_type_id': 0, 'pad_token': '<unk>'}},
+     {'truncation': {'direction': 'Right', 'max_length': 4, 'strategy': 'LongestFirst',
+                     'stride': 0}}],
+    ids=['padding', 'truncation'],
+)  # fmt: skip
+def test_padding_and_truncation_left_in_a_tokenizer_do_not_change_a_prompt(
+    folders, tmp_path, setting
+):
+    folder = shutil.copytree(folders['oft'].folder, tmp_path / 'x')
+    want = load_policy_model(folder, progress=False).tokenizer.encode('pick up the red cube')
+    path = folder / 'tokenizer.json'
+    path.write_text(json.dumps({**json.loads(path.read_text()), **setting}))
+    loaded = load_policy_model(folder, progress=False)
+    assert loaded.tokenizer.encode('pick up the red cube') == want
+
+
+def test_a_tokenizer_that_puts_no_begin_token_first_is_refused(folders, tmp_path):
+    """Images would have come after the first word."""
+    folder = shutil.copytree(folders['oft'].folder, tmp_path / 'x')
+    path = folder / 'tokenizer.json'
+    path.write_text(json.dumps({**json.loads(path.read_text()), 'post_processor': None}))
+    assert 'puts no begin token first' in inspect_checkpoint(folder).problems[0]
+
+
+def test_a_vocabulary_of_the_right_size_and_other_ids_is_refused(tmp_path):
+    folder = shutil.copytree(OFT, tmp_path / 'x')
+    assert not any('gives ids' in text for text in inspect_checkpoint(folder).problems)
+    path = folder / 'tokenizer.json'
+    tree = json.loads(path.read_text())
+    words = tree['model']['vocab']
+    words['\u2581what'], words['\u2581action'] = words['\u2581action'], words['\u2581what']
+    path.write_text(json.dumps(tree))
+    assert any(
+        "'what action' gives ids [1, 3158, 825], want [1, 825, 3158]" in text
+        for text in inspect_checkpoint(folder).problems
+    )
+
+
+def test_scaled_positions_of_an_oft_checkpoint_are_refused(folders, tmp_path):
+    folder = shutil.copytree(folders['oft'].folder, tmp_path / 'x')
+    edit_config(folder, lambda c: c['text_config'].update(rope_scaling={'type': 'linear'}))
+    assert 'text_config.rope_scaling is' in inspect_checkpoint(folder).problems[0]
+
+
+@pytest.mark.parametrize(
     ('change', 'message'),
     [
         ({'mm_vision_tower': 'google/siglip-clip'}, 'only CLIP towers'),
@@ -614,6 +661,9 @@ def test_nan_weights_are_refused_while_loading(tmp_path):
         ({'action_model_type': 'Discrete'}, "'Discrete', only DiT, Linear can be run"),
         ({'architectures': ['HybridOFT']}, 'Hybrid class of Dexbotic also answers in text'),
         ({'rope_scaling': {'type': 'yarn'}}, 'rope_scaling is'),
+        ({'rope_parameters': {'rope_type': 'yarn'}}, "rope_parameters.rope_type is 'yarn'"),
+        ({'llm_config': {'rope_scaling': {'type': 'yarn'}}}, 'rope_scaling is'),
+        ({'llm_config': {'hidden_act': 'gelu'}}, 'hidden_act'),
         ({'use_sliding_window': True, 'sliding_window': 100}, 'sliding_window of 100: shorter'),
         ({'chunk_size': 'many'}, 'chunk_size must be a whole number above 0'),
         ({'hidden_size': None}, 'hidden_size must be a whole number above 0'),

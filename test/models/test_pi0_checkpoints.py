@@ -374,6 +374,38 @@ def test_the_node_admits_every_platform_that_openpi_has():
     assert set(ROBOTS) == set(OPENPI)
 
 
+def test_aloha_in_simulation_is_its_own_platform_and_flips_joints_too(tmp_path):
+    """Its asset id holds the other's name: relative actions and three cameras were expected."""
+    asset = 'lerobot/aloha_sim_transfer_cube_human'
+    report = inspect_checkpoint(openpi_folder(tmp_path / 'c', 'pi0_lerobot', asset, 50))
+    assert next(f.value for f in report.facts if f.name == 'platform') == 'aloha_sim'
+    config = report.config
+    assert (config.flow.relative, config.flow.robot) == ((), 'aloha')
+    assert len(config.cameras) == 1
+
+
+def test_the_platform_is_that_of_the_robot_that_was_chosen(tmp_path):
+    folder = openpi_folder(tmp_path / 'c', 'pi0_lerobot', 'droid', 50)
+    stats = (folder / 'assets/droid/norm_stats.json').read_text()
+    (folder / 'assets/trossen').mkdir()
+    (folder / 'assets/trossen/norm_stats.json').write_text(stats)
+    config = inspect_checkpoint(folder, 'trossen').config
+    assert (config.action_dim, config.flow.robot, config.action.kind) == (
+        14, 'aloha', 'joint_position',
+    )  # fmt: skip
+    assert inspect_checkpoint(folder, 'droid').config.action_dim == 8
+
+
+def test_normalised_images_of_lerobot_are_refused(pack):
+    folder = pack('pi0_lerobot') / 'checkpoint'
+    path = folder / 'policy_preprocessor.json'
+    tree = json.loads(path.read_text())
+    step = next(s for s in tree['steps'] if s['registry_name'] == 'normalizer_processor')
+    step['config']['norm_map']['VISUAL'] = 'MEAN_STD'
+    path.write_text(json.dumps(tree))
+    assert "normalises VISUAL by 'MEAN_STD'" in problems(folder)
+
+
 def test_droid_has_eight_columns_of_joint_velocity(tmp_path):
     folder = openpi_folder(tmp_path / 'c', 'pi05_lerobot', 'droid', 15)
     config = inspect_checkpoint(folder).config

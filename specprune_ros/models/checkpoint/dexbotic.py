@@ -13,7 +13,7 @@ from typing import Any
 from specprune_ros.models import conventions
 from specprune_ros.models.checkpoint import shards, tensor_names
 from specprune_ros.models.checkpoint.files import CheckpointError, read_json
-from specprune_ros.models.checkpoint.report import Report
+from specprune_ros.models.checkpoint.report import Report, check_rope
 from specprune_ros.models.checkpoint.vision_sizes import Shapes, clip_sizes, count_layers
 from specprune_ros.models.config import DDIMConfig, DecoderConfig, DiTConfig, PolicyConfig
 from specprune_ros.models.presets import CLIP_L_336, DB_COGACT_7B, DB_OFT_7B
@@ -54,6 +54,10 @@ def inspect(report: Report, config: Mapping[str, Any], overrides: Mapping[str, A
     """Fill the report for a DB-OFT or DB-CogACT folder."""
     where = report.path / 'config.json'
     kind = config['model_type']
+    llm = config.get('llm_config')
+    if isinstance(llm, Mapping):  # a hand-made folder: Dexbotic writes a name
+        own = {name: config.get(name) for name in ('model_type', 'architectures')}
+        config = {**config, **llm, **own}
     _check(report, config)
     found = shards.find(report.path, report)
     shapes = found.shapes
@@ -136,11 +140,7 @@ def _check(report: Report, config: Mapping[str, Any]) -> None:
     name = str(tower).lower()
     if tower is None or 'sig' in name or 'clip' not in name:
         report.problem(f'{where}: mm_vision_tower is {tower!r}, only CLIP towers are supported')
-    if config.get('rope_scaling') is not None:
-        report.problem(
-            f'{where}: rope_scaling is {config["rope_scaling"]!r}, which turns every position '
-            'otherwise; only null is supported'
-        )
+    check_rope(report, config)
 
 
 def _count(where: object, config: Mapping[str, Any], name: str, default: int) -> int:
@@ -212,9 +212,6 @@ def _convention(
 
 def _decoder(report: Report, config: Mapping[str, Any], shapes: Shapes) -> DecoderConfig:
     where = report.path / 'config.json'
-    llm = config.get('llm_config')
-    if isinstance(llm, Mapping):  # a hand-made folder: Dexbotic writes a name
-        config = {**config, **llm}
     names = {
         'width': 'hidden_size',
         'depth': 'num_hidden_layers',

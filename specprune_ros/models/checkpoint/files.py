@@ -125,8 +125,10 @@ def safetensors_header(path: Path) -> dict[str, TensorInfo]:
 def _entry(path: Path, name: str, entry: Any) -> tuple[TensorInfo, tuple[int, int]]:
     shape, dtype = tuple(entry['shape']), entry['dtype']
     begin, end = entry['data_offsets']
-    if not isinstance(dtype, str) or not all(
-        type(n) is int and 0 <= n < 1 << 62 for n in (*shape, begin, end)
+    if (
+        len(shape) > 8
+        or not isinstance(dtype, str)
+        or not all(type(n) is int and 0 <= n < 1 << 62 for n in (*shape, begin, end))
     ):
         raise CheckpointError(f'{path}: {name!r:.100} has a broken entry; download it again')
     width = DTYPES[dtype].itemsize if dtype in DTYPES else None

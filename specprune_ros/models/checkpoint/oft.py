@@ -10,7 +10,7 @@ from specprune_ros import validation
 from specprune_ros.models import conventions
 from specprune_ros.models.checkpoint import lora, shards, tensor_names
 from specprune_ros.models.checkpoint.files import CheckpointError, TensorDict, load_pt, read_json
-from specprune_ros.models.checkpoint.report import Report, entry_bytes, human
+from specprune_ros.models.checkpoint.report import Report, check_rope, entry_bytes, human
 from specprune_ros.models.checkpoint.vision_sizes import Shapes, timm_sizes
 from specprune_ros.models.config import ConfigError, DecoderConfig, PolicyConfig, VisionConfig
 from specprune_ros.models.presets import DINOV2_L, LLAMA2_7B, SIGLIP_SO400M
@@ -140,6 +140,7 @@ def _decoder(report: Report, config: Mapping[str, Any]) -> DecoderConfig:
     text = config.get('text_config') or {}
     if not isinstance(text, Mapping):
         raise CheckpointError(f'{report.path / "config.json"}: text_config must be an object')
+    check_rope(report, text, 'text_config.')
     known = LLAMA2_7B
     eps = text.get('rms_norm_eps', 1e-6)
     if eps != 1e-6:

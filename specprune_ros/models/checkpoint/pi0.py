@@ -16,8 +16,9 @@ from specprune_ros.models.checkpoint.report import Report
 from specprune_ros.models.checkpoint.vision_sizes import Shapes, count_layers, side
 from specprune_ros.models.config import ActionConfig, FlowConfig, PolicyConfig
 from specprune_ros.models.conventions import plain_action
-from specprune_ros.models.families.paligemma import PLACES, find_tokenizer, read_tokenizer
+from specprune_ros.models.families.paligemma import PLACES, find_tokenizer
 from specprune_ros.models.presets import GEMMA_300M, PI0_3B, SIGLIP_224, expert_of
+from specprune_ros.models.statistics import choose_key
 
 CONVERTER = 'examples/convert_jax_model_to_pytorch.py of openpi'
 # What no file says; beside the fields of PolicyConfig.
@@ -63,7 +64,7 @@ ROBOTS: dict[str, dict[str, Any]] = {
     },
     'aloha_sim': {
         'cameras': CAMERAS[:1], 'proprio_dim': 14, 'action_dim': 14, 'control_hz': 50.0,
-        'action': _ALOHA,
+        'action': _ALOHA, 'robot': 'aloha',  # adapt_to_pi is not switched off there
     },
 }  # fmt: skip
 
@@ -439,22 +440,21 @@ def _openpi(
     if given is not None and given not in ROBOTS:
         report.problem(f'platform {given!r} is none of {", ".join(ROBOTS)}')
         return None
-    platform = given or next((n for n in ROBOTS if any(n in key for key in robots)), None)
-    if platform is None and any('trossen' in key for key in robots):
-        platform = 'aloha'
+    asset = choose_key(robots, report.requested_key, f'{report.path}: statistics')
+    named = [name for name in ROBOTS if name in asset]  # aloha_sim is aloha too
+    platform = given or max(named, key=len, default='aloha' if 'trossen' in asset else None)
     constants = dict(ROBOTS.get(platform, {}))
-    report.fact('platform', platform or 'unknown', 'given' if given else 'assets/')
+    report.fact('platform', platform or 'unknown', 'given' if given else f'assets/{asset}')
     report.reported = f'openpi, platform {platform}' if constants else ''
     robot, relative = constants.pop('robot', 'none'), constants.pop('relative', {}).get(family, ())
     state = constants.pop('state', {}).get(family, 'prompt' if family == 'pi05' else 'token')
     state = options.get('state', state)
     rope = options.get('rope', 'exact')
     report.fact('rope', rope, 'given' if 'rope' in options else 'trained in JAX')
-    first = next(iter(robots.values()))
     width = sizes['flow'].width
 
     def dim(part: str) -> int:
-        return min(len(first[part][0]), width)
+        return min(len(robots[asset][part][0]), width)
 
     known = {'action_dim': dim('action'), 'proprio_dim': dim('proprio'), 'cameras': CAMERAS}
     known |= constants
@@ -476,17 +476,12 @@ def _openpi(
     return _fields(report, family, sizes, flow, rope, known, overrides)
 
 
-def tokenizer(report: Report, policy: PolicyConfig) -> None:
-    """Find PaliGemma's tokenizer and check it."""
+def tokenizer(report: Report) -> Path | None:
+    """PaliGemma's tokenizer in the folder; its absence is a problem."""
     path = find_tokenizer(report.path)
     if path is None:
         report.problem(
             f'{report.path / "tokenizer.json"} is absent, and so is tokenizer.model: no '
             f'checkpoint of pi0 has one; put into the folder {PLACES}'
         )
-        return
-    report.tokenizer = path
-    try:
-        read_tokenizer(path, policy.decoder.vocab)
-    except CheckpointError as error:
-        report.problem(str(error))
+    return path

@@ -37,6 +37,12 @@ def lerobot_scales(
             continue
         mode = str((step['config'].get('norm_map') or {}).get(feature, ''))
         part = 'proprio' if feature == 'STATE' else 'action'
+        images = (step['config'].get('norm_map') or {}).get('VISUAL') or 'IDENTITY'
+        if images != 'IDENTITY':
+            report.problem(
+                f'{report.path}: {kind} normalises VISUAL by {images!r}; only images as they are '
+                '(IDENTITY) are supported'
+            )
         report.fact(f'{part} scale', mode, f'policy_{"pre" if steps is pre else "post"}processor')
         if mode != 'IDENTITY' and mode not in _SCALES:
             report.problem(

@@ -44,7 +44,7 @@ class Report:
     ``stated`` says of dotted fields of ``PolicyConfig`` who gave them; ``row`` is the row of the
     table of conventions in force, ``reported`` what else says what actions mean. ``guess`` names
     the platform where dimensions alone told it (or ``unknown``), and ``unstated`` the fields that
-    must be stated before the checkpoint loads. ``meaning``: see :mod:`.meaning`.
+    must be stated before the checkpoint loads. ``meaning``: see :mod:`.action_meaning`.
     """
 
     path: Path
@@ -232,3 +232,19 @@ def _facts(facts: list[Fact]) -> list[dict[str, Any]]:
 
 def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
+
+
+def check_rope(report: Report, config: Mapping[str, Any], at: str = '') -> None:
+    """Make a problem of rotary positions that are scaled; ``config`` is the language model's."""
+    where, rope = report.path / 'config.json', config.get('rope_parameters')
+    kind = rope.get('rope_type', rope.get('type')) if isinstance(rope, Mapping) else None
+    if kind not in (None, 'default'):
+        report.problem(
+            f'{where}: {at}rope_parameters.rope_type is {kind!r}, which turns every position '
+            "otherwise; only 'default' is supported"
+        )
+    if config.get('rope_scaling') is not None:
+        report.problem(
+            f'{where}: {at}rope_scaling is {config["rope_scaling"]!r}, which turns every position '
+            'otherwise; only null is supported'
+        )

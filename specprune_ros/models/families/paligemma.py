@@ -52,6 +52,8 @@ def read_tokenizer(path: Path, vocab: int) -> Tokenizer:
             tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare Exception
             raise CheckpointError(f'{path}: not a tokenizer ({error}); get {PLACES}') from error
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
     size = tokenizer.get_vocab_size()
     if size > vocab or (vocab == VOCABULARY and size != VOCABULARY):
         raise CheckpointError(
