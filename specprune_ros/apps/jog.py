@@ -335,7 +335,11 @@ def _confirm(
             raise JogError(
                 'a person must confirm at a terminal (--yes is for arms that are not real)'
             )
-        if input('Type move to move the arm: ').strip().lower() != 'move':
+        try:
+            said = input('Type move to move the arm: ')
+        except EOFError:
+            said = ''
+        if said.strip().lower() != 'move':
             raise JogError('not confirmed: nothing was sent')
     jogger.spin(0.5)
     far = norm(subtract(jogger.pose.position, jog.start.position))

@@ -85,6 +85,7 @@ def choose_topics(bag: BagReader, profile: Profile) -> tuple[dict[str, type], di
     twist = AccelStamped if seen.ee_twist_type == 'accel_stamped' else TwistStamped
     for topic, kind in (
         (seen.joint_states, JointState),
+        (seen.gripper_states, JointState),
         (seen.ee_pose, PoseStamped),
         (seen.ee_twist, twist),
         (seen.robot_description, String),
@@ -150,7 +151,7 @@ def run_replay(options: ReplayOptions) -> int:
             first, messages = _first(bag, topics)
             if options.header_clock:
                 ahead = header_offset(bag, topics)
-                first = replace(first, stamp_ns=first.stamp_ns + ahead)
+                [first] = shifted(iter([first]), ahead)
                 messages = shifted(messages, ahead)
         except BagError as error:
             console.print(f'[red]{error}[/]')
@@ -175,8 +176,10 @@ def with_policy(options: ReplayOptions, bag: BagReader, console: Console) -> Rep
 
 
 def shifted(messages: Iterator[Recorded], by_ns: int) -> Iterator[Recorded]:
-    """The messages with their times of receipt moved onto the clock of their headers."""
-    return (replace(recorded, stamp_ns=recorded.stamp_ns + by_ns) for recorded in messages)
+    """The messages with their times of receipt moved onto the clock of their headers, which may
+    have begun later than the recorder: not before its beginning.
+    """
+    return (replace(m, stamp_ns=max(1, m.stamp_ns + by_ns)) for m in messages)
 
 
 def header_offset(bag: BagReader, topics: Mapping[str, type]) -> int:

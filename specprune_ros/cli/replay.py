@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     from specprune_ros.nodes.common.remapping import load_profile
     from specprune_ros.robot.profile import ProfileError
 
-    if not args.rate > 0:
+    if not 0 < args.rate < float('inf'):
         print(f'--rate is {args.rate}; a number above 0 is needed')
         return 2
     parameters: dict[str, Any] = {'model.path': args.checkpoint, 'instruction': args.instruction}

@@ -51,6 +51,8 @@ class GripperHysteresis:
         """The opening to send now, or ``None`` to send nothing. NaN sends nothing."""
         if not math.isfinite(opening):
             return None
+        if now_ns < self._since_ns:  # the clock went back
+            self._pending = None
         opening = min(1.0, max(0.0, opening))
         wanted = self._wanted(opening)
         if wanted is None:
@@ -94,7 +96,7 @@ class GripperGoal:
     """Sees one opening at a time through: sent again where it was refused, aborted or lost.
 
     ``retries`` times, ``retry_s`` seconds apart; then it has failed until another opening
-    is requested or :meth:`again` is called. A goal that nobody accepts or refuses within
+    is requested or :meth:`forget` is called. A goal that nobody accepts or refuses within
     ``ANSWER_S`` counts as lost. A server that came back is sent the goal anew.
     With ``stall_is_success`` a closing goal (below ``closing``) that aborts counts as done: the
     driver means that an object stopped the fingers.
@@ -120,8 +122,13 @@ class GripperGoal:
         self.opening = opening
         self.again()
 
+    def forget(self) -> None:
+        """Nothing is requested any more; an answer to what was does not count."""
+        self.opening, self.state, self.reason = None, GoalState.IDLE, ''
+        self.number += 1
+
     def again(self) -> None:
-        """Try the present opening from the beginning: a person says so, or the server is new."""
+        """Try the present opening from the beginning: it is another, or the server is."""
         if self.opening is not None:
             self.state, self.reason = GoalState.WAITING, ''
             self._tried = self._after_ns = 0

@@ -126,7 +126,9 @@ class ArmMotion:
         else:
             self._tool = self._output = SafetyFilter(limits, period, tracked=tracked)
         self.watchdog = Watchdog(profile.watchdog, needed(profile), enabled=False)
-        ee = (chunks.KIND_EE_DELTA, chunks.KIND_EE_POSE)
+        # Without a measured pose nobody knows the way to an absolute one.
+        absolute = (chunks.KIND_EE_POSE,) if profile.measures_pose else ()
+        ee = (chunks.KIND_EE_DELTA, *absolute)
         joint = (chunks.KIND_JOINT_POSITION, chunks.KIND_JOINT_DELTA)
         frames = tuple(f for f in (profile.base_frame, profile.tool_frame) if f)
         self.timeline = ChunkTimeline(
@@ -134,6 +136,7 @@ class ArmMotion:
                 frames,
                 profile.joints if self.commands_joints else (),
                 ee + joint if self.commands_joints else ee,
+                self._turning(),
             ),
             joining or profile.joining,
             profile.tool_frame,
@@ -181,6 +184,8 @@ class ArmMotion:
         if not pose.finite():
             self._complain(POSE, f'is not finite or its quaternion is not of unit length: {pose}')
             return
+        if self._ahead(POSE, stamp_ns, now_ns):
+            return
         pose = Pose(pose.position, geometry.normalised(pose.orientation))
         wrong = self._pose.offer(pose, stamp_ns)
         if wrong:
@@ -196,6 +201,8 @@ class ArmMotion:
 
         Each joint keeps its newest value and stamp; joints of other parts are ignored.
         """
+        if self._ahead(JOINTS, stamp_ns, now_ns):
+            return
         try:
             _, wrong = self._known.take(names, positions, (), stamp_ns)
         except JointStateError as error:
@@ -206,6 +213,17 @@ class ArmMotion:
         if self._known.impossible:
             self.watchdog.implausible(f'{JOINTS} {self._known.impossible}', now_ns)
         self._judge_joints()
+
+    def _ahead(self, what: str, stamp_ns: int, now_ns: int) -> bool:
+        """Whether a stamp is so far ahead that its age would say nothing."""
+        ahead = (stamp_ns - now_ns) * 1e-9
+        if ahead <= self.profile.watchdog.state_age:
+            return False
+        self._complain(
+            what,
+            f'is stamped {ahead:.3f} s ahead: do both hosts use the same clock (use_sim_time)?',
+        )
+        return True
 
     def _judge_joints(self) -> None:
         """How old what is known of the joints is: as old as the oldest of them."""
@@ -243,15 +261,19 @@ class ArmMotion:
         """``robot_description`` was read. Raises ``ValueError`` where it and the profile leave no
         range to a joint.
         """
-        self.kinematics = kinematics
-        if kinematics is not None:
-            self._known.wanted |= set(kinematics.joint_names)
         if kinematics is not None and self.commands_joints:
             limits = self.profile.limits.joints
             both = joint_limits(self.profile.joints, kinematics.limits(), limits)
             self.joint_limits.update(_with_reserve(both))
-        turning = frozenset(n for n in self.profile.joints if self._limit(n).continuous)
-        self.timeline.rules = dataclasses.replace(self.timeline.rules, continuous=turning)
+        self.kinematics = kinematics
+        if kinematics is not None:
+            self._known.wanted |= set(kinematics.joint_names)
+        rules = dataclasses.replace(self.timeline.rules, continuous=self._turning())
+        self.timeline.rules = rules
+
+    def _turning(self) -> frozenset[str]:
+        """The joints that may turn for ever."""
+        return frozenset(name for name in self.profile.joints if self._limit(name).continuous)
 
     def _limit(self, name: str) -> JointLimit:
         return self.joint_limits.get(name, JointLimit())
@@ -263,6 +285,7 @@ class ArmMotion:
         self._fresh_ns, self._reset_ns = now_ns, None
         self.forget_states()
         self.timeline.reset()
+        self.watchdog.forget_states()
         self.watchdog.reset()
         self.watchdog.stand_down()
         self.watchdog.enable(self.profile.enabled_at_start)
@@ -312,7 +335,7 @@ class ArmMotion:
     def chunk(self, chunk: Chunk, now_ns: int) -> AddResult:
         """Take a chunk in. Raises ``ChunkError``."""
         if chunk.stamp_ns < self._fresh_ns:
-            raise LateChunkError('its observation is from before a person let the arm move')
+            raise LateChunkError('its observation is from before the arm was let move')
         at = self._output.positions if self.commands_joints else {}
         at = at or self.joints
         joints = [at.get(name, math.nan) for name in self.profile.joints]
@@ -403,7 +426,7 @@ class ArmMotion:
         """One period of the stop under way, if any."""
         if self._phase is _Phase.NONE:
             return Tick(verdict)
-        if not self._placed and self.profile.stop_action == profiles.HOLD:
+        if not self._placed and self.profile.command.adapter != profiles.TWIST:
             self._end_stop()
             return Tick(verdict, braking=True, ended=True)
         if self._phase is _Phase.YIELD:
@@ -467,8 +490,9 @@ class ArmMotion:
             return
         if command.positions is not None:
             self._virtual_joints = dict(zip(command.joints, command.positions, strict=True))
-            if self.kinematics is not None:
-                self._virtual_pose = self._tool_at(self.joints)
+            at, kinematics = self.joints, self.kinematics
+            if kinematics is not None and all(name in at for name in kinematics.joint_names):
+                self._virtual_pose = self._tool_at(at)
         elif command.pose is not None:
             self._virtual_pose = command.pose
         elif self.pose is not None:
@@ -482,7 +506,14 @@ class ArmMotion:
         self.watchdog.queue(setpoint.done, now_ns)
         if setpoint.joint_velocities is not None:
             return self._output.filter(self._joint_setpoint(setpoint), self.pose, self.joints)
+        if setpoint.twist is None and self.commands_joints:  # nothing to do
+            still = Command(
+                joints=self.profile.joints, velocities=(0.0,) * len(self.profile.joints)
+            )
+            return self._output.filter(still, self.pose, self.joints)
         twist = self._wanted_twist(setpoint)
+        if twist is None:
+            return Stop(NO_POSE, f'no pose is known, and {setpoint.frame} turns with the tool')
         out = self._tool.filter(Command(twist=twist, gripper=setpoint.gripper), self.pose)
         if isinstance(out, Stop) or not self.commands_joints:
             return out
@@ -491,11 +522,12 @@ class ArmMotion:
             return wanted
         return self._output.filter(wanted, self.pose, self.joints)
 
-    def _wanted_twist(self, setpoint: Setpoint) -> Twist:
+    def _wanted_twist(self, setpoint: Setpoint) -> Twist | None:
         twist = setpoint.twist or Twist()
         pose = self._tool.pose or self.pose
         if setpoint.frame and setpoint.frame == self.profile.tool_frame:
-            # Stale or missing poses never get here: the watchdog needs one.
+            if pose is None:
+                return None
             turn = pose.orientation
             return Twist(rotate(turn, twist.linear), rotate(turn, twist.angular))
         if setpoint.pose is not None and pose is not None:

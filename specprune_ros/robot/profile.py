@@ -206,24 +206,41 @@ class Profile:
     def __post_init__(self) -> None:
         topics, adapter = self.observation, self.command.adapter
         cartesian = adapter in (POSE, MOTION_FORCE)
-        measures_pose = bool(topics.ee_pose or self.tool_link)
+        if self.tool_link and not (topics.ee_pose or topics.joint_states):
+            raise ValueError('observation.joint_states: is needed to find tool_link')
         if topics.speed_source == speed.JOINT_STATES and not self.tool_link:
             raise ValueError("tool_link: is needed for speed_source 'joint_states'")
         if adapter == JOINT_TRAJECTORY:
             if not topics.joint_states:
                 raise ValueError('observation.joint_states: is needed to command joints')
+            if not self.joints or len(set(self.joints)) < len(self.joints):
+                raise ValueError('joints: must name each joint to command, once')
+            if self.command.reach_s * self.command.rate < 1.0:
+                raise ValueError(
+                    f'command.reach_s: is {self.command.reach_s}, below one period of '
+                    f'command.rate {self.command.rate:g}'
+                )
             missing = [j for j in self.joints if j not in self.limits.joints]
             if missing:
                 raise ValueError(f'limits.joints: lacks {", ".join(missing)}')
             for joint in self.joints:
                 if math.isinf(self.limits.joints[joint].acceleration):
                     raise ValueError(f'limits.joints.{joint}.acceleration: is needed to brake')
-        if cartesian and not measures_pose:
+        if cartesian and not self.measures_pose:
             raise ValueError(f"observation.ee_pose: is needed for command.adapter '{adapter}'")
         if cartesian and self.stop_action == ZERO:
             raise ValueError(f"stop_action: must be 'hold' with command.adapter '{adapter}'")
-        if self.limits.workspace and not measures_pose:
+        if adapter == TWIST and self.stop_action == HOLD:
+            raise ValueError(f"stop_action: must be 'zero' with command.adapter '{adapter}'")
+        if self.limits.workspace and not self.measures_pose:
             raise ValueError('observation.ee_pose: is needed to keep limits.workspace')
+        if self.tool_frame and not self.measures_pose:
+            raise ValueError('observation.ee_pose: is needed to move along tool_frame')
+
+    @property
+    def measures_pose(self) -> bool:
+        """Whether the tool pose is known: reported, or from the joints."""
+        return bool(self.observation.ee_pose or self.tool_link)
 
 
 def load(path: str | Path, arguments: Mapping[str, str] | None = None) -> Profile:

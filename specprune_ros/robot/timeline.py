@@ -154,6 +154,11 @@ class ScheduledChunk:
         return min(max(row, 0), self.chunk.horizon - 1)
 
 
+def _form(chunk: Chunk) -> tuple[object, ...]:
+    """What chunks must share to be mixed."""
+    return chunk.kind, chunk.frame, chunk.rotation, chunk.gripper_dim, tuple(chunk.dims)
+
+
 class ChunkTimeline:
     """Takes chunks in, gives setpoints out.
 
@@ -258,9 +263,7 @@ class ChunkTimeline:
         new_start = newest is not None and (
             chunk.episode != newest.episode or chunk.sequence <= newest.sequence
         )
-        if new_start:
-            self._laid.clear()
-        moving = not self.idle
+        moving = not self.idle and not new_start
         origin = self.executed(chunk.stamp_ns)
         skipped = (self._axis - origin) / chunk.step_dt
         if skipped >= chunk.horizon:
@@ -277,9 +280,14 @@ class ChunkTimeline:
             # In an ensemble a row counts in full at the middle of its step.
             steps = {LATEST: 1.0, ADAPTIVE_ENSEMBLE: 0.5}.get(self.rule, max(1.0, overlap))
             laid.fade = chunk.step_dt * steps
-            if previous.chunk.kind != chunk.kind or previous.chunk.frame != chunk.frame:
+            if _form(previous.chunk) != _form(chunk):
                 self._laid.clear()
                 laid.fade = 0.0
+            elif laid.knots is not None and chunk.kind == KIND_JOINT_POSITION:
+                # Both along the same turn, or their mean lies on the far side.
+                turns = (previous.place(self._axis) - laid.place(self._axis)) / math.tau
+                turning = [j in self.rules.continuous for j in self.rules.joints]
+                laid.knots[:, turning] += math.tau * np.round(turns[turning])
         else:
             # The axis starts with the first setpoint, not with the last one before the pause.
             self._laid.clear()

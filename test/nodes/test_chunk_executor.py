@@ -146,6 +146,26 @@ def test_disable_stops_and_enable_waits_for_a_new_chunk(bench):
     assert b.run(20.0, until=lambda: len(b.commands) > count + 10)
 
 
+def test_enable_moves_no_gripper_before_a_chunk_requests_it(bench):
+    """What was requested before a person took over was sent anew, about a hand perhaps."""
+    from std_msgs.msg import Float64
+
+    b = bench(gripper__adapter='float64', gripper__name='/hand')
+    sent = []
+    b.listen(Float64, '/hand', sent)
+    b.row[6] = 0.0
+    assert b.run(20.0, until=lambda: bool(sent) and len(b.commands) > 5)
+    b.alive.discard('chunks')
+    assert b.enable(False).success
+    b.run(0.3)
+    before = len(sent)
+    assert b.enable(True).success
+    b.run(0.5)
+    assert len(sent) == before
+    b.alive.add('chunks')
+    assert b.run(20.0, until=lambda: len(sent) > before)
+
+
 def test_a_latched_stop_waits_for_a_person(bench):
     b = bench(watchdog__latched=['stale_state'])
     b.moving()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import time
 
 import numpy as np
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ros_processes import new_domain
 
-from specprune_ros.nodes.executor_node.supervisor import decode, enclave, encode
+from specprune_ros.nodes.executor_node.supervisor import Guard, StopSender, decode, enclave, encode
 from specprune_ros.robot.stop_motion import MotionState
 
 pytestmark = [pytest.mark.ros, pytest.mark.timeout(120)]
@@ -136,6 +137,19 @@ def test_no_description_ends_the_executor_or_lifts_its_limits(rig):
         assert max(np.diff([begin, *times]), default=0) < 1.5 * SECOND
     assert rig.process.poll() is None
     assert len(rig.commands[-1][1].points[0].positions) == len(JOINTS)
+
+
+def test_what_is_sent_again_is_never_the_rest_of_an_earlier_motion():
+    """A stop of long ago was commanded anew when the first period of a motion was held up."""
+    sender = StopSender.__new__(StopSender)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        guard = Guard(theirs, None, sender, ())
+        sender._last = 'rest of the stop before', 0
+        guard._take(encode(None, 1))
+        assert sender._last is not None
+        guard._take(encode(MotionState(np.zeros((2, 6)), np.zeros(2), 0.01, None, None), 2))
+        assert sender._last is None
 
 
 numbers = st.floats(-10.0, 10.0)

@@ -45,6 +45,14 @@ def test_dwell_waits_for_a_lasting_change():
     assert gripper.update(0.0, 80_000_000) == 0.0
 
 
+def test_a_clock_that_went_back_does_not_lengthen_the_dwell():
+    gripper = GripperHysteresis(dwell_s=0.5)
+    assert gripper.update(1.0, 1000 * SECOND) == 1.0
+    assert gripper.update(0.0, 1001 * SECOND) is None
+    assert gripper.update(0.0, 1 * SECOND) is None
+    assert gripper.update(0.0, 2 * SECOND) == 0.0
+
+
 def test_reset_sends_again():
     gripper = GripperHysteresis()
     feed(gripper, [1.0])

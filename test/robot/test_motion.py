@@ -472,12 +472,15 @@ def test_a_joint_that_is_named_no_more_stops_the_arm():
     assert world.stops == {'stale_state': 1}
 
 
-def test_continuous_joints_take_the_shorter_way_across_pi():
-    """A goal of -3.1 from 3.1 went the long way round and stopped as not following 6.27 rad."""
-    names = ('turn', 'lift')
+TURNING = ('turn', 'lift')
+
+
+def turning() -> profile.Profile:
+    """Two joints that may turn for ever, without a description."""
+    names = TURNING
     limits = {n: {'velocity': 1.0, 'acceleration': 4.0} for n in names}
     arm = make_profile(profile.JOINT_TRAJECTORY)
-    tree = dataclasses.replace(
+    return dataclasses.replace(
         arm,
         joints=names,
         tool_link='',
@@ -488,27 +491,118 @@ def test_continuous_joints_take_the_shorter_way_across_pi():
             workspace=None,
         ),
     )
-    motion = ArmMotion(tree)
+
+
+def test_continuous_joints_take_the_shorter_way_across_pi():
+    """A goal of -3.1 from 3.1 went the long way round and stopped as not following 6.27 rad, and
+    before a description came it always did.
+    """
+    names, motion = TURNING, ArmMotion(turning())
     motion.begin()
     motion.enable(True)
-    motion.described(None)
     q, now, swept = np.array([3.1, 0.0]), SECOND, 0.0
-    rows = np.linspace([3.1, 0.0], [3.3, 0.1], 8)
+    rows = np.linspace([3.2, 0.0], [3.5, 0.1], 4)
     rows[:, 0] = [math.remainder(x, math.tau) for x in rows[:, 0]]
-    for tick in range(100):
+    for tick in range(300):
         now += TICK
         measured = [math.remainder(x, math.tau) for x in q]
         motion.measured_joints(names, measured, now, now)
         if tick == 2:
             kind = chunks.KIND_JOINT_POSITION
-            chunk = Chunk(now - TICK, '', 1, 1, 0.05, 8, names, kind, 0, 0, rows)
+            chunk = Chunk(now - TICK, '', 1, 1, 0.4, 4, names, kind, 0, 0, rows)
             motion.chunk(chunk, now)
         out = motion.tick(now)
         if out.command is not None:
             swept += abs(out.command.positions[0] - q[0])
             q = np.array(out.command.positions)
         assert out.verdict.reason in ('', 'dry_queue')
-    assert 3.2 < q[0] < 3.4 and swept < 0.3
+    assert 3.4 < q[0] < 3.6 and swept < 0.5
+
+
+def test_an_arm_that_follows_velocities_is_always_sent_a_stop():
+    """With stop_action hold nothing was sent, and the last velocity stayed commanded."""
+    with pytest.raises(profile.ProfileError, match="must be 'zero' with command.adapter 'twist'"):
+        make_profile(profile.TWIST, stop_action='hold')
+    world = World(profile.TWIST, 5)
+    _until_moving(world)
+    world.motion.enable(False)
+    sent = []
+    for _ in range(100):
+        world.now += TICK
+        tick = world.motion.tick(world.now)
+        sent.append(tick.command)
+        if tick.ended:
+            break
+    assert tick.ended and not any(sent[-1].twist.six)
+
+
+@pytest.mark.parametrize('adapter', ADAPTERS)
+def test_a_state_from_the_future_is_not_believed(adapter):
+    """Its age would say nothing: a silent driver went unnoticed, and any place was plausible."""
+    world = World(adapter, 6)
+    world.run(60)
+    before = world.motion.measured
+    ahead = world.now + 100 * SECOND
+    world.motion.measured_joints(NAMES, world.q + 1.5, ahead, world.now)
+    world.motion.measured_pose(Pose((0.2, 0.9, 0.9), (0.0, 1.0, 0.0, 0.0)), ahead, world.now)
+    assert world.motion.measured == before
+    assert 'is stamped 100.000 s ahead: do both hosts use the same clock' in world.said[-1]
+    world.run(20)
+    assert not world.stops
+
+
+def test_a_description_that_is_refused_is_not_used():
+    limits = {n: {'velocity': 1.0, 'acceleration': 4.0} for n in NAMES}
+    limits[NAMES[0]] |= {'lower': 5.0, 'upper': 6.0}
+    base = make_profile(profile.JOINT_TRAJECTORY)
+    limits = dataclasses.replace(base.limits, joints={n: JointLimit(**limits[n]) for n in NAMES})
+    motion = ArmMotion(dataclasses.replace(base, limits=limits))
+    with pytest.raises(ValueError, match='lower'):
+        motion.described(ARM)
+    assert motion.kinematics is None
+
+
+def tool_chunk(world: World, sequence: int) -> None:
+    rows = np.tile([0.005, 0, 0, 0, 0, 0], (8, 1))
+    chunk = Chunk(
+        world.now, 'tcp', sequence, 1, 0.05, 8, ('x', 'y', 'z', 'rx', 'ry', 'rz'),
+        chunks.KIND_EE_DELTA, chunks.ROTATION_VECTOR, chunks.REFERENCE_PREVIOUS_STEP, rows,
+    )  # fmt: skip
+    world.motion.chunk(chunk, world.now)
+
+
+def test_a_chunk_along_the_tool_before_the_first_pose_waits_for_it():
+    """After deactivation and activation the old stamps were fresh still, and the node ended."""
+    world = World(profile.TWIST, 7, tool_frame='tcp')
+    world.queries = False
+    world.run(20)
+    world.end()
+    world.begin()
+    world.now += TICK
+    tool_chunk(world, 1)
+    tick = world.motion.tick(world.now)
+    assert tick.command is None and not tick.verdict.latched
+
+
+def test_absolute_poses_need_a_measured_one():
+    base = make_profile(profile.TWIST)
+    blind = dataclasses.replace(
+        base,
+        tool_link='',
+        observation=dataclasses.replace(base.observation, ee_pose='', speed_source='action'),
+        limits=dataclasses.replace(base.limits, workspace=None),
+    )
+    motion = ArmMotion(blind)
+    motion.begin()
+    rows = np.tile([0.5, 0, 0.3, 0, 0, 0], (8, 1))
+    chunk = Chunk(
+        SECOND, 'base_link', 1, 1, 0.05, 8, ('x', 'y', 'z', 'rx', 'ry', 'rz'), chunks.KIND_EE_POSE,
+        chunks.ROTATION_VECTOR, chunks.REFERENCE_NONE, rows,
+    )  # fmt: skip
+    with pytest.raises(ChunkError, match='kind'):
+        motion.chunk(chunk, SECOND)
+    with pytest.raises(profile.ProfileError, match='is needed to move along tool_frame'):
+        dataclasses.replace(blind, tool_frame='tcp')
 
 
 # A person's word.

@@ -210,6 +210,27 @@ def test_a_missing_argument_is_requested():
         ({'command__adapter': 'pose'}, "stop_action: must be 'hold' with command.adapter 'pose'"),
         ({'command__adapter': 'joint_trajectory'}, 'limits.joints: lacks joint1'),
         (
+            {'command__adapter': 'joint_trajectory', 'joints': []},
+            'joints: must name each joint to command, once',
+        ),
+        (
+            {'command__adapter': 'joint_trajectory', 'joints': ['joint1', 'joint1']},
+            'joints: must name each joint to command, once',
+        ),
+        (
+            {'command__adapter': 'joint_trajectory', 'command__rate': 10},
+            'command.reach_s: is 0.05, below one period of command.rate 10',
+        ),
+        (
+            {
+                'observation__speed_source': 'action',
+                'observation__ee_pose': ...,
+                'observation__joint_states': ...,
+            },
+            'observation.joint_states: is needed to find tool_link',
+        ),
+        ({'stop_action': 'hold'}, "stop_action: must be 'zero' with command.adapter 'twist'"),
+        (
             {'gripper__adapter': 'claw'},
             'gripper.adapter: is "claw"; it should be .none., .float64.',
         ),

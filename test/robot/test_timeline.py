@@ -321,6 +321,47 @@ def test_the_adaptive_ensemble_runs_what_cogacts_runs(horizon):
         assert found.gripper == float(expected[6] > 0.5)
 
 
+def test_an_ensemble_does_not_mix_chunks_of_other_columns():
+    arm = Arm(timeline.ADAPTIVE_ENSEMBLE)
+    arm.add(chunk(np.full((8, 6), 0.01), stamp=arm.now, dims=XYZ_RV[:6], gripper_dim=-1))
+    arm.run(0.1)
+    arm.add(chunk(along_x(*[0.02] * 8), stamp=arm.now, sequence=2))
+    arm.run(0.1)
+    assert arm.setpoints[-1].gripper == 1.0
+    assert arm.speeds[-1] == pytest.approx(0.2)
+
+
+def test_chunks_begun_on_different_turns_of_a_joint_are_mixed_on_one():
+    """After a pause one began where the driver said, -2.78, the next where the commands were,
+    3.5: their mean lay on the far side, and the arm swung out and back.
+    """
+    rules = ChunkRules(('base',), JOINTS, (chunks.KIND_JOINT_POSITION,), frozenset('a'))
+    line = ChunkTimeline(rules, timeline.WEIGHTED_OVERLAP)
+    rows = np.tile([3.5 - math.tau, 0.0], (8, 1))
+    form = {
+        'dims': JOINTS, 'kind': chunks.KIND_JOINT_POSITION, 'gripper_dim': -1,
+        'rotation': chunks.ROTATION_NONE, 'reference': chunks.REFERENCE_NONE, 'frame': '',
+    }  # fmt: skip
+    now, far = SECOND, []
+    for sequence, start in enumerate((3.5 - math.tau, 3.5), 1):
+        line.add(chunk(rows, stamp=now, sequence=sequence, **form), now, joints=(start, 0.0))
+        for _ in range(40):
+            now += TICK
+            at = line.sample(now).joint_positions[0]
+            far.append(abs(math.remainder(at - 3.5, math.tau)))
+    assert max(far) < 1e-9
+
+
+def test_a_late_chunk_of_another_episode_drops_nothing():
+    arm = Arm()
+    arm.add(chunk(along_x(*[0.02] * 8), stamp=arm.now))
+    arm.run(0.5)
+    with pytest.raises(LateChunkError, match='all 2 steps lie in the past'):
+        arm.add(chunk(along_x(0.01, 0.01), stamp=SECOND + 1, sequence=2, episode=2))
+    arm.run(0.1)
+    assert arm.speeds[-1] == pytest.approx(0.2)
+
+
 def test_the_adaptive_ensemble_joins_deltas_only():
     arm = Arm(timeline.ADAPTIVE_ENSEMBLE)
     rows = np.zeros((4, 7))

@@ -229,14 +229,12 @@ class Gripper:
         """What becomes of the last goal."""
         return self._goal.state.value
 
-    def again(self) -> None:
-        """Enabled anew: the next value counts whatever came before, a failed goal is repeated."""
-        self._hysteresis.reset()
-        self._goal.again()
-
     def reset(self) -> None:
-        """The next value counts whatever came before."""
+        """Forget what was requested: nothing moves before the next value, and that one counts
+        whatever came before.
+        """
         self._hysteresis.reset()
+        self._goal.forget()
 
     def update(self, value: float | None, now_ns: int, stopped: bool) -> bool:
         """Take the value of a control period (``None``: none) and send what is due, unless the arm

@@ -140,6 +140,12 @@ class ChunkExecutor(AutoLifecycleNode):
             self._urdf = read_text(Path(seen.robot_description_file), MAX_URDF)
             try_out(self._urdf, profile.tool_link, profile.base_frame, profile.joint_prefix)
         if values['supervisor_limit'] > 0.0:
+            least = 1.0 / (HELD_UP * command.rate)
+            if values['supervisor_limit'] <= least:
+                raise profiles.ProfileError(
+                    f'supervisor_limit: is {values["supervisor_limit"]:g} s; must be above '
+                    f'{least:.3g} s at command.rate {command.rate:g} (or 0: none)'
+                )
             self._supervisor = Supervisor(
                 Setup(
                     name=self.get_name(),
@@ -159,6 +165,7 @@ class ChunkExecutor(AutoLifecycleNode):
         """Subscribe and let the control timer run."""
         profile = self._profile
         self._motion.begin(self._now_ns())
+        self._gripper.reset()
         self._state = ArmState(
             self,
             self._motion,
@@ -203,6 +210,9 @@ class ChunkExecutor(AutoLifecycleNode):
         if self._timer is not None:
             self.destroy_timer(self._timer)
             self._timer = None
+            since = self._last_tick or time.monotonic_ns()
+            if self._taken_over((time.monotonic_ns() - since) * 1e-9):
+                self._motion.let_go()
             if self._motion.moving:
                 self._begin_stop(WatchdogDecision(State.STOPPED, ENDED, 'deactivated or ending'))
                 self._finish()
@@ -300,7 +310,7 @@ class ChunkExecutor(AutoLifecycleNode):
             return response
         self._motion.enable(request.data, self._now_ns())
         if request.data:
-            self._gripper.again()
+            self._gripper.reset()
         response.success = True
         response.message = 'enabled: moves with the next chunk' if request.data else 'disabled'
         self.get_logger().info(response.message)

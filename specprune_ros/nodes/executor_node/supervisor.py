@@ -130,7 +130,10 @@ class Supervisor:
         now = time.monotonic()
         if self._socket is None:
             if now - self._started > RESTART:
-                self._start()
+                try:
+                    self._start()
+                except OSError as error:  # no memory or processes left
+                    self._started, self.ended = now, f': cannot be started ({error})'
             return f'the supervisor ended{self.ended}'
         if self.stopping:
             return 'the supervisor took the arm over and brings it to rest'
@@ -258,6 +261,8 @@ class Guard:
         else:
             self._state, self._stamp_ns = decode(message, self._joints)
             self._at = time.monotonic()
+            if self._state is not None:
+                self._port.forget()  # the arm has left that place
 
     def _say(self, what: bytes) -> None:
         with contextlib.suppress(OSError):
@@ -347,6 +352,10 @@ class StopSender:
 
         if self._last is not None:
             self._port.send(self._last[0], time_message(self._last[1]))
+
+    def forget(self) -> None:
+        """There is nothing to send again: another motion is under way."""
+        self._last = None
 
     def _commands(self, motion: StopMotion) -> list[Command]:
         if self.joints:
