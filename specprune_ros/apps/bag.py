@@ -20,11 +20,12 @@ from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 from sensor_msgs.msg import CompressedImage, Image
 
-from specprune_ros.bounded_files import read_yaml
+from specprune_ros.bounded_files import MEBIBYTE, boundary, read_yaml
 from specprune_ros.nodes.common.images import to_rgb
 from specprune_ros.nodes.common.remapping import share
 
 MOST_MESSAGE = 72 << 20  # bytes of a recorded message: a raw image of 4096 pixels a side
+MOST_METADATA = 16 * MEBIBYTE  # bytes of metadata.yaml, which names every file and every topic
 JPEG_QUALITY = 85
 
 
@@ -159,11 +160,14 @@ class BagReader:
         return self._reader.duration / 1e9
 
     def notes(self) -> dict[str, str]:
-        """Texts in the metadata (``custom_data``); none where one data file is read by itself."""
+        """Texts in the metadata (``custom_data``); none where one data file is read by itself.
+        Raises :class:`BagError`.
+        """
         file = self.path / 'metadata.yaml'
         if not file.is_file():
             return {}
-        tree = read_yaml(file)
+        with boundary(file, BagError):
+            tree = read_yaml(file, MOST_METADATA)
         held = tree.get('rosbag2_bagfile_information') if isinstance(tree, dict) else None
         found = held.get('custom_data') if isinstance(held, dict) else None
         return {str(k): str(v) for k, v in found.items()} if isinstance(found, dict) else {}
@@ -181,10 +185,16 @@ class BagReader:
         self, classes: dict[str, type], start_ns: int | None = None, stop_ns: int | None = None
     ) -> Iterator[Recorded]:
         """Messages of the topics in ``classes`` (topic to message class), in time order, received
-        from ``start_ns`` on and before ``stop_ns``.
+        from ``start_ns`` on and before ``stop_ns``. Raises :class:`BagError`.
         """
         chosen = [c for c in self._reader.connections if c.topic in classes]
-        for connection, stamp, data in self._reader.messages(chosen, start_ns, stop_ns):
+        found = self._reader.messages(chosen, start_ns, stop_ns)
+        while True:
+            with boundary(self.path, BagError):  # a damaged chunk shows only where it is read
+                item = next(found, None)
+            if item is None:
+                return
+            connection, stamp, data = item
             if len(data) > MOST_MESSAGE:
                 raise BagError(
                     f'{self.path}: a message of {len(data)} bytes on {connection.topic}; at most '

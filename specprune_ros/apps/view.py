@@ -27,6 +27,7 @@ from specprune_ros.robot.profile import Profile
 
 PACKED = '/compressed'
 LOOK_BACK = 2 * SECOND_NS  # ns before the cursor in which images are searched for
+LARGE = ('image ', 'depth ')  # roles whose messages are too large to keep all of them
 FRAME = 0.1  # s between two frames while playing
 
 
@@ -94,8 +95,8 @@ def _view_bag(options: ViewOptions, path: Path) -> int:
 class Recording:
     """A recording, ready to be viewed from any moment.
 
-    Everything but the images is read at once; images are read where they are needed. Raises
-    :class:`BagError` where the recording has nothing to show.
+    Everything but the images is read at once; images, of depth too, are read where they are
+    needed. Raises :class:`BagError` where the recording has nothing to show.
     """
 
     def __init__(self, bag: BagReader, profile: Profile, policy: str, arm: str) -> None:
@@ -111,6 +112,8 @@ class Recording:
                     if topic in there:
                         self._images[topic] = source.role, kind
                         break
+            elif source.topic in there and source.role.startswith(LARGE):
+                self._images[source.topic] = source.role, source.kind
             elif source.topic in there:
                 small[source.topic] = source
         if not (small or self._images):
@@ -166,9 +169,7 @@ class Cursor:
         options: ViewOptions,
     ) -> None:
         self._recording = recording
-        self._feed = Feed(
-            page, profile, options.policy, options.executor, package_folders(), print
-        )
+        self._feed = Feed(page, profile, options.policy, options.executor, package_folders())
         self._changed = threading.Event()
         seconds = (recording.end_ns - recording.start_ns) / SECOND_NS
         self._slider = page.add_time(

@@ -20,6 +20,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         'explain',
         parents=[
             options.robot('sim_arm'),
+            options.checkpoint(),
             options.device(),
             options.param('a pruning parameter, e.g. alpha=0.6'),
         ],
@@ -75,6 +76,8 @@ def run(args: argparse.Namespace) -> int:
     try:
         if sum(map(bool, (args.observation, args.bag, args.live))) > 1:
             raise ValueError('take one of an observation file, --bag and --live')
+        if args.checkpoint and args.model:
+            raise ValueError('take one of --checkpoint and --model')
         if args.previous and not args.observation:
             raise ValueError('--previous goes with an observation file')
         params = PruningParams.preset_of(args.preset).replace(
@@ -84,7 +87,14 @@ def run(args: argparse.Namespace) -> int:
         if not path:
             print('weights are random: what they attend to means nothing', file=sys.stderr)
         loaded = build_policy(
-            path, args.model or 'tiny', args.seed, args.device, args.dtype, progress=True
+            path,
+            args.model or 'tiny',
+            args.seed,
+            args.device,
+            args.dtype,
+            unnorm_key=args.unnorm_key or '',
+            platform=args.platform or '',
+            progress=True,
         ).loaded
         with working('waiting for an observation' if args.live else 'reading the observation'):
             before, now = _records(args, loaded)

@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
         os.environ['ROS_DOMAIN_ID'] = str(args.domain)
     with working(f'looking for a policy on {args.topic}'):
         received = say(args.text, args.topic)
-    domain = os.environ.get('ROS_DOMAIN_ID', '0')
+    domain = os.environ.get('ROS_DOMAIN_ID') or '0'  # empty is unset, as for ROS itself
     write_json(
         args.json,
         {'text': args.text, 'topic': args.topic, 'domain': int(domain), 'received': received},

@@ -9,9 +9,12 @@ import signal
 import sys
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from specprune_ros.cli import options
+
+if TYPE_CHECKING:
+    from specprune_ros.serving.server import Address
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
@@ -19,6 +22,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser = subparsers.add_parser(
         'serve',
         parents=[
+            options.checkpoint(),
             options.device(),
             options.param('a pruning parameter that sessions begin with, e.g. alpha=0.6'),
         ],
@@ -31,7 +35,6 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser.add_argument('--host', default='127.0.0.1', help='0.0.0.0 listens on every network')
     parser.add_argument('--port', type=int, default=8000, help='0 takes a free one')
     parser.add_argument('--threads', type=int, default=0, help='CPU threads; 0: all cores but one')
-    parser.add_argument('--unnorm-key', default='', help='statistics, where there are several')
     parser.add_argument(
         '--cuda-graphs',
         action='store_true',
@@ -101,18 +104,17 @@ def run(args: argparse.Namespace) -> int:
         hub = _hub(args)
         with working('warming up'):
             seconds = hub.warm_up()
-        scheme = 'wss' if address.certificate else 'ws'
 
         def ready(server: Any) -> None:
+            url = _url(address, server.port)
             print(
-                f'{scheme}://{args.host}:{server.port}: a query takes {1e3 * seconds:.0f} ms, '
-                f'{hub.engine.status}',
+                f'{url}: a query takes {1e3 * seconds:.0f} ms, {hub.engine.status}',
                 flush=True,
             )
             write_json(
                 args.json,
                 {
-                    'url': f'{scheme}://{args.host}:{server.port}',
+                    'url': url,
                     'query_ms': 1e3 * seconds,
                     'engine': hub.engine.status,
                 },
@@ -133,6 +135,8 @@ def _hub(args: argparse.Namespace) -> Any:
     from specprune_ros.serving.session import Hub, Limits
     from specprune_ros.sim.training.export import SHIPPED
 
+    if args.checkpoint and args.preset:
+        raise ValueError('take one of a checkpoint folder and --preset')
     path = args.checkpoint or ('' if args.preset else SHIPPED)
     changes = options.parse_changes(args.param)
     params = PruningParams.from_mapping(changes)
@@ -143,7 +147,8 @@ def _hub(args: argparse.Namespace) -> Any:
         device=args.device,
         dtype=args.dtype,
         threads=args.threads,
-        unnorm_key=args.unnorm_key,
+        unnorm_key=args.unnorm_key or '',
+        platform=args.platform or '',
         params=params,
         graphs=args.cuda_graphs,
         progress=True,
@@ -162,6 +167,12 @@ def _hub(args: argparse.Namespace) -> Any:
         side=args.max_side,
     )
     return Hub(policy.loaded, policy.engine, params, limits, keys)
+
+
+def _url(address: Address, port: int) -> str:
+    scheme = 'wss' if address.certificate else 'ws'
+    host = f'[{address.host}]' if ':' in address.host else address.host  # IPv6
+    return f'{scheme}://{host}:{port}'
 
 
 def _pair(text: str) -> tuple[str, str]:

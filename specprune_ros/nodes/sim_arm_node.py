@@ -5,6 +5,7 @@ Cartesian commands in. It also knows what no robot knows: whether the arm did wh
 from __future__ import annotations
 
 import array
+import math
 from functools import partial
 from typing import Any
 
@@ -39,6 +40,7 @@ LATE_TICKS = 2.0  # ticks of simulated time that one late tick may catch up with
 # Of the slowest query, at every query since: so slowly that dense and pruned attempts of the demo,
 # a dozen queries each, run beside the same load.
 FORGET = 0.98
+LONGEST_QUERY = 5.0  # s; a longer one, such as a stall, slows time down no further
 LONGEST_STEP = 0.1  # s; a machine that stalled longer than this loses simulated time, not the arm
 
 SETTINGS = (
@@ -195,6 +197,7 @@ class SimArm(AutoLifecycleNode):
             self.destroy_publisher(self._sim_clock)
             self._sim_clock = None
         if self._world is not None:
+            self._epoch += self._world.time  # published time goes on
             self._world.close()
             self._world = self._task_evaluator = None
         self._settings.frozen = False
@@ -261,8 +264,11 @@ class SimArm(AutoLifecycleNode):
         return step
 
     def _on_stats(self, message: PruneStats) -> None:
+        if not math.isfinite(message.time_total) or message.time_total < 0.0:
+            self._refuse('prune_stats', f'time_total {message.time_total:g} s is no duration')
+            return
         # The slowest of late: a policy that is slow now and then is late now and then.
-        self._slowest = max(message.time_total, FORGET * self._slowest)
+        self._slowest = max(min(message.time_total, LONGEST_QUERY), FORGET * self._slowest)
 
     def _publish_state(self, stamp: Any) -> None:
         self._joints.publish(joint_state(self._world, stamp))

@@ -9,10 +9,11 @@ another only. A connection is one session: a new one begins a new episode, and t
 from __future__ import annotations
 
 import contextlib
+import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
@@ -40,6 +41,7 @@ from specprune_ros.serving.protocol import (
 )
 
 CONNECT_TIMEOUT = 5.0  # s
+CLOSE_TIMEOUT = 0.5  # s for the server's half of the closing handshake
 
 
 class ServerError(PolicyError):
@@ -66,17 +68,17 @@ class Connection:
         headers = {'Authorization': f'Api-Key {api_key}'} if api_key else None
         self._open = contextlib.ExitStack()
         try:
-            socket = connect(
+            opened = connect(
                 url,
                 additional_headers=headers,
                 compression=None,
                 max_size=MAX_MESSAGE,
                 open_timeout=connect_timeout,
-                close_timeout=0.5,
+                close_timeout=CLOSE_TIMEOUT,
                 ssl=tls,
                 proxy=None,  # a robot's server is on its network
             )
-            self._socket: ClientConnection = self._open.enter_context(socket)
+            self._socket: ClientConnection = self._open.enter_context(opened)
         except InvalidStatus as error:
             said = error.response.body.decode(errors='replace').strip() if error.response else ''
             status = error.response.status_code if error.response else 0
@@ -86,7 +88,11 @@ class Connection:
         self.metadata = self._metadata(connect_timeout)
 
     def _metadata(self, timeout: float) -> dict[str, Any]:
-        found = self._receive(timeout)
+        try:
+            found = self._receive(timeout, timeout)
+        except RefusedError as error:  # a greeting in words
+            self.close()
+            raise ServerError(str(error)) from error
         if not isinstance(found, dict):
             self.close()
             raise ServerError(f'{self.url} sent no metadata: is it a policy server?')
@@ -95,24 +101,31 @@ class Connection:
     def request(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Send a request and wait for its reply."""
         end = time.monotonic() + self.timeout
+        data = pack(request)
         try:
-            self._socket.send(pack(request))
+            with self._cut_after(end - time.monotonic()):
+                self._socket.send(data)
         except (OSError, WebSocketException) as error:
             self.close()
+            if time.monotonic() >= end:
+                raise ServerError(
+                    f'{self.url} did not read a request of {len(data)} bytes in {self.timeout:g} s'
+                ) from error
             raise ServerError(f'{self.url} is lost: {_said(error)}') from error
-        reply = self._receive(end - time.monotonic())
+        reply = self._receive(end - time.monotonic(), self.timeout)
         if not isinstance(reply, dict):
             self.close()
             raise ServerError(f'{self.url} answered with {type(reply).__name__}, not a map')
         return reply
 
-    def _receive(self, timeout: float) -> Any:
+    def _receive(self, timeout: float, allowed: float) -> Any:
+        """The next value. ``timeout`` is what is left of the seconds ``allowed``."""
         try:
             frame = self._socket.recv(timeout=max(timeout, 0.0))
             value = None if isinstance(frame, str) else unpack(frame)
         except TimeoutError:
             self.close()  # its answer would be taken for the next one's
-            raise ServerError(f'{self.url} did not answer in {self.timeout:g} s') from None
+            raise ServerError(f'{self.url} did not answer in {allowed:g} s') from None
         except (OSError, WebSocketException) as error:
             self.close()
             raise ServerError(f'{self.url} is lost: {_said(error)}') from error
@@ -125,8 +138,26 @@ class Connection:
 
     def close(self) -> None:
         """Close; more than once does no harm."""
-        with contextlib.suppress(OSError, WebSocketException):
+        with contextlib.suppress(OSError, WebSocketException), self._cut_after(2 * CLOSE_TIMEOUT):
             self._open.close()
+
+    @contextlib.contextmanager
+    def _cut_after(self, seconds: float) -> Iterator[None]:
+        """End the connection where this takes longer: to send has no time limit of its own, and
+        waits for a server that does not read.
+        """
+        timer = threading.Timer(max(seconds, 0.0), self._cut)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    def _cut(self) -> None:
+        with contextlib.suppress(OSError):
+            # Not TLS's own shutdown, which takes away what the sending thread works with.
+            socket.socket.shutdown(self._socket.socket, socket.SHUT_RDWR)
 
     def __enter__(self) -> Connection:
         return self
@@ -180,11 +211,11 @@ class RemotePolicy:
         self.measure_deviation = False
         self.wants_overlay = False
         self._options = (api_key, timeout, connect_timeout, tls)
+        self._meaning: tuple[PolicyConfig, MotionRange] | None = None  # of what is sent
         self._connection: Connection | None = self._connect()
         metadata = self._connection.metadata
-        self.config = _config(url, metadata)
+        self._meaning = self.config, self.motion = _meaning(url, metadata)
         self.notes = [str(note) for note in metadata.get('notes', ())]
-        self.motion = _motion(url, metadata)
         self.step_dt = 1.0 / self.config.control_hz
         self.history = history_for(self.step_dt)
         self._memory = Memory(self.history)
@@ -196,10 +227,16 @@ class RemotePolicy:
         self._compares = bool(metadata.get('compares', True))
 
     def _connect(self) -> Connection:
+        """A new connection to the same model: another one means other units by its numbers."""
         api_key, timeout, connect_timeout, tls = self._options
         connection = Connection(self.url, api_key, timeout, connect_timeout, tls)
         try:
-            _config(self.url, connection.metadata)
+            meaning = _meaning(self.url, connection.metadata)
+            if self._meaning not in (None, meaning):
+                raise ServerError(
+                    f'{self.url} serves another model now: configure the node anew (cleanup, '
+                    'configure)'
+                )
         except ServerError:
             connection.close()
             raise
@@ -366,6 +403,11 @@ class RemotePolicy:
         if any(frame is None or frame.image is None for frame in past.values()):
             return {}
         return {camera: frame.image for camera, frame in past.items() if frame is not None}
+
+
+def _meaning(url: str, metadata: Mapping[str, Any]) -> tuple[PolicyConfig, MotionRange]:
+    """What a server's numbers mean."""
+    return _config(url, metadata), _motion(url, metadata)
 
 
 def _config(url: str, metadata: Mapping[str, Any]) -> PolicyConfig:

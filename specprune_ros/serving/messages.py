@@ -197,6 +197,10 @@ def read_image(value: object, camera: str, max_side: int = MAX_SIDE) -> np.ndarr
             f"camera '{camera}': want an array [height, width, 3] or the bytes of a JPEG or PNG "
             f'file, got {shape}'
         )
+    if not value.size:
+        raise ObservationError(
+            f"camera '{camera}': an image of shape {list(value.shape)} is empty"
+        )
     if value.shape[0] == 3 and value.shape[2] != 3:
         value = value.transpose(1, 2, 0)
     if max(value.shape[:2]) > max_side:

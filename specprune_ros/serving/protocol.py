@@ -20,6 +20,10 @@ PORT = 8000  # openpi's
 KEY_VARIABLE = 'SPECPRUNE_API_KEY'  # the environment's: what clients must send, and send
 MAX_MESSAGE = 32 << 20  # bytes of one message
 MAX_DIMENSIONS = 8
+# Python objects are many times as large as the bytes that make them (an empty map: 64 for 1), so
+# they are counted; pixels travel as bytes. What a policy tells of itself holds some 300.
+MAX_LENGTH = 1000  # elements of one list or map
+MAX_ELEMENTS = 10_000  # of a message, lists and maps included
 _KINDS = 'biuf'  # numpy kinds: boolean, signed, unsigned, float
 _ARRAY, _SCALAR = b'__ndarray__', b'__npgeneric__'
 
@@ -58,13 +62,41 @@ def _encode(value: Any) -> Any:
 
 def unpack(data: bytes) -> Any:
     """The value of a message; arrays own their memory. Raises :class:`ProtocolError`."""
+    budget = _Budget()
     try:
-        return msgpack.unpackb(data, object_hook=_decode, strict_map_key=False)
+        return msgpack.unpackb(
+            data,
+            object_hook=budget.map,
+            list_hook=budget.list,
+            max_array_len=MAX_LENGTH,
+            max_map_len=MAX_LENGTH,
+            strict_map_key=False,
+        )
     except ProtocolError:
         raise
     except (ValueError, TypeError, msgpack.UnpackException) as error:
         said = str(error) or type(error).__name__
         raise ProtocolError(f'{len(data)} bytes are no msgpack message ({said})') from error
+
+
+class _Budget:
+    """Counts the elements of one message while it is read."""
+
+    def __init__(self) -> None:
+        self._left = MAX_ELEMENTS
+
+    def list(self, value: list[Any]) -> list[Any]:
+        self._take(len(value))
+        return value
+
+    def map(self, value: dict[Any, Any]) -> Any:
+        self._take(len(value))
+        return _decode(value)
+
+    def _take(self, length: int) -> None:
+        self._left -= 1 + length
+        if self._left < 0:
+            raise ProtocolError(f'a message of more than {MAX_ELEMENTS} elements')
 
 
 def _decode(value: dict[Any, Any]) -> Any:

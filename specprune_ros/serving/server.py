@@ -44,8 +44,15 @@ class Address:
     grace: float = 10.0
 
     def tls(self) -> ssl.SSLContext | None:
-        """The TLS context. Raises ``OSError`` (``ssl.SSLError``) for files that are no pair."""
+        """The TLS context. Raises ``OSError`` (``ssl.SSLError``) for files that are no pair, and
+        ``ValueError`` for a private key alone, which would leave the port without TLS.
+        """
         if self.certificate is None:
+            if self.private_key is not None:
+                raise ValueError(
+                    f'private key {self.private_key} without a certificate: give both for TLS '
+                    '(--certificate)'
+                )
             return None
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(self.certificate, self.private_key)

@@ -105,9 +105,9 @@ class Session:
     ) -> dict[str, Any]:
         """One query, from map to map. Raises the errors of the policy and of the messages."""
         policy, ours = self.policy, extension(request)
+        # First: a request that cannot be read changes nothing.
+        observation = reader.observation(request, round(arrived * 1e9)).checked(policy.config)
         self._set_params(ours)
-        # Before the reset: a request that cannot be read changes nothing.
-        observation = reader.observation(request, round(arrived * 1e9))
         if reset := ours.get('reset'):
             policy.reset(reset[:200] if isinstance(reset, str) else 'requested')
         if isinstance(bound := ours.get('max_normalised_action'), (int, float)) and bound > 0:

@@ -175,6 +175,12 @@ class SpecPruneModelServer(ModelServer):
             self._robots[ctx.session_id] = _Robot(await run_sync(self._connect))
         self._robots[ctx.session_id].begin()
 
+    async def on_episode_end(self, result: dict[str, Any], ctx: SessionContext) -> None:
+        """Close the session's connection: the harness does not say which episode is the last."""
+        robot = self._robots.pop(ctx.session_id, None)
+        if robot is not None:
+            await run_sync(robot.policy.close)
+
     async def on_observation(self, obs: dict[str, Any], ctx: SessionContext) -> None:
         """Answer with one row."""
         row = await run_sync(self._robots[ctx.session_id].act, obs, self._executed)
@@ -183,7 +189,7 @@ class SpecPruneModelServer(ModelServer):
     def _for_benchmark(self, row: np.ndarray) -> np.ndarray:
         row, dim = row.astype(np.float32), self.config.action.gripper_dim
         if self._gripper != 'as_is' and dim >= 0:
-            closed = row[dim] > 0.5
+            closed = row[dim] > self.config.action.gripper_threshold
             if self.config.action.gripper_sense == 'one_is_open':
                 closed = not closed
             row[dim] = 1.0 if closed else {'close_positive': -1.0, 'close_01': 0.0}[self._gripper]

@@ -158,6 +158,40 @@ def test_a_recording_knows_its_policy(tmp_path):
                 own_weights(bag, simulated)
 
 
+def test_metadata_may_be_larger_than_a_profile_and_has_a_limit_of_its_own(tmp_path):
+    from std_msgs.msg import String
+
+    from specprune_ros.apps.bag import BagError, BagReader, BagWriter
+
+    with BagWriter(tmp_path / 'bag') as bag:
+        bag.note('long', 'x' * 200_000)
+        bag.write('/say', String(data='hello'), 10)
+    with BagReader(tmp_path / 'bag') as bag:
+        assert len(bag.notes()['long']) == 200_000
+        (tmp_path / 'bag' / 'metadata.yaml').write_text('x' * (17 << 20))
+        with pytest.raises(BagError, match='at most 16777216 are read'):
+            bag.notes()
+        (tmp_path / 'bag' / 'metadata.yaml').write_text('{')
+        with pytest.raises(BagError, match='not valid YAML'):
+            bag.notes()
+
+
+def test_a_damaged_chunk_is_said_of_the_recording(tmp_path):
+    from std_msgs.msg import String
+
+    from specprune_ros.apps.bag import BagError, BagReader, BagWriter
+
+    with BagWriter(tmp_path / 'bag') as bag:
+        for number in range(200):
+            bag.write('/say', String(data=f'{number} ' * 50), 10 + number)
+    file = next((tmp_path / 'bag').glob('*.mcap'))
+    data = bytearray(file.read_bytes())
+    data[1000:3000] = b'\xff' * 2000
+    file.write_bytes(data)
+    with BagReader(tmp_path / 'bag') as bag, pytest.raises(BagError, match='bag: '):
+        list(bag.messages({'/say': String}))
+
+
 def test_an_observation_is_made_from_a_recording(tmp_path):
     """What the node would have seen: the shipped observation is this one."""
     from specprune_ros.apps.bag import BagError

@@ -139,9 +139,12 @@ def test_at_a_moment_there_is_the_newest_of_everything_and_all_statistics_so_far
         assert roles.count('stats') == 11
         assert roles.count('joints') == roles.count('robot') == roles.count('kept eye') == 1
         assert dict(found)['joints'].position[0] == pytest.approx(0.5)
-        assert roles[-1] == 'image eye'
+        assert {'image eye', 'depth eye'} <= set(roles[-2:])
+        # Depth images are as large as others: read where they are needed.
+        assert 'depth eye' not in recording._messages and 'info eye' in recording._messages
+        assert dict(found)['depth eye'].header == dict(found)['image eye'].header
         later = [role for role, _ in recording.until(at + SECOND // 2 + 5, at + 5)]
-        assert later.count('stats') == later.count('image eye') == 5
+        assert later.count('stats') == later.count('image eye') == later.count('depth eye') == 5
         with pytest.raises(BagError, match='nothing of sim_arm'):
             Recording(reader, load(profile_path('sim_arm')), '/other', '')
 

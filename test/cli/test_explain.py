@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from golden import flow_packs
 from PIL import Image
 from ros_processes import new_domain
 
@@ -81,6 +82,18 @@ def test_image_and_numbers(records, tmp_path, capsys):
     assert reported['flops_ratio_decoder'] < reported['flops_ratio'] < 1
     printed = capsys.readouterr().out
     assert '512 to' in printed and str(out) in printed
+
+
+def test_a_checkpoint_and_sizes_are_not_both_taken(records, tmp_path, capsys):
+    words = ('--checkpoint', tmp_path, '--model', 'tiny', '--out', tmp_path / 'p.png')
+    assert call(records / 'now.npz', *words) == 1
+    assert 'take one of --checkpoint and --model' in capsys.readouterr().err
+
+
+def test_the_platform_reaches_the_loader(records, tmp_path, capsys):
+    words = ('--checkpoint', flow_packs() / 'pi0_openpi/checkpoint', '--platform', 'mars')
+    assert call(records / 'now.npz', *words, '--out', tmp_path / 'p.png') == 1
+    assert "platform 'mars' is none of" in capsys.readouterr().err
 
 
 def test_without_an_earlier_observation_nothing_moved(records, tmp_path):

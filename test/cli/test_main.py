@@ -119,3 +119,19 @@ def test_an_unknown_command_is_refused(capsys):
         cli.main(['dance'])
     assert ended.value.code == 2
     assert 'dance' in capsys.readouterr().err
+
+
+@pytest.mark.ros
+@pytest.mark.real_time
+def test_an_empty_domain_is_domain_0(tmp_path):
+    """As ROS takes it, which publishes only on this machine here."""
+    report = tmp_path / 'said.json'
+    command = [sys.executable, '-m', 'specprune_ros.cli.main', 'say', 'hello']
+    done = subprocess.run(
+        [*command, '--topic', '/nobody/listens_here', '--json', str(report)],
+        env={**os.environ, 'ROS_DOMAIN_ID': '', 'ROS_AUTOMATIC_DISCOVERY_RANGE': 'LOCALHOST'},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1 and 'in ROS domain 0' in done.stdout, done.stderr
+    assert json.loads(report.read_text())['domain'] == 0

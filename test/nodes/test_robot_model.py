@@ -1,5 +1,7 @@
 """Robots as the page draws them: joints, meshes, colours, and what cannot be drawn."""
 
+from importlib.util import find_spec
+
 import numpy as np
 import pytest
 
@@ -98,4 +100,37 @@ def test_nothing_but_meshes_is_opened(name):
 @pytest.mark.parametrize('text', ['', '<robot', '<robot name="r"/>', 'x' * 5_000_000])
 def test_what_is_no_robot_is_refused(text):
     with pytest.raises(RobotModelError):
+        RobotModel(text)
+
+
+DAE = """<?xml version="1.0"?>
+<COLLADA xmlns="http://www.collada.org/2005/11/COLLADASchema" version="1.4.1">
+<asset><unit meter="1" name="meter"/><up_axis>Z_UP</up_axis></asset>
+<library_geometries><geometry id="g"><mesh>
+<source id="p"><float_array id="a" count="9">0 0 0 1 0 0 0 1 0</float_array><technique_common>
+<accessor source="#a" count="3" stride="3"><param name="X" type="float"/>
+<param name="Y" type="float"/><param name="Z" type="float"/></accessor>
+</technique_common></source>
+<vertices id="v"><input semantic="POSITION" source="#p"/></vertices>
+<triangles count="1"><input semantic="VERTEX" source="#v" offset="0"/><p>0 1 2</p></triangles>
+</mesh></geometry></library_geometries>
+<library_visual_scenes><visual_scene id="s"><node id="n"><instance_geometry url="#g"/></node>
+</visual_scene></library_visual_scenes>
+<scene><instance_visual_scene url="#s"/></scene></COLLADA>
+"""
+
+
+def test_a_mesh_that_cannot_be_read_is_refused(tmp_path):
+    mesh = tmp_path / 'arm.stl'
+    mesh.write_bytes(b'solid' + bytes(range(256)))
+    with pytest.raises(RobotModelError, match='robot_description'):
+        RobotModel(two_links(f'<mesh filename="file://{mesh}"/>'))
+    # Pinocchio reads COLLADA by itself, and trimesh with another package only.
+    mesh = tmp_path / 'arm.dae'
+    mesh.write_text(DAE)
+    text = two_links(f'<mesh filename="file://{mesh}"/>')
+    if find_spec('collada') is not None:
+        assert len(RobotModel(text).visuals) == 2
+        return
+    with pytest.raises(RobotModelError, match='robot_description: ImportError.*pycollada'):
         RobotModel(text)

@@ -269,6 +269,51 @@ def test_simulated_time_slows_down_for_a_slow_policy_and_recovers(arm):
     assert times == sorted(times)
 
 
+def test_a_duration_that_cannot_be_does_not_stop_time_and_a_stall_not_for_long(arm):
+    from specprune_ros.msg import PruneStats
+
+    from specprune_ros.nodes.common.qos import every
+
+    ear = arm(publish_clock=True, render=False, latency_limit=0.1)
+    stats = ear.node.create_publisher(PruneStats, '/sim_arm/prune_stats', every())
+    assert ear.spin(60.0, until=lambda: len(ear.received['clock']) > 20)
+    assert ear.spin(60.0, until=lambda: stats.get_subscription_count())
+    free = simulated_in(ear, 0.5)
+    for seconds in (math.inf, math.nan, -1.0):
+        stats.publish(PruneStats(time_total=seconds))
+    assert ear.spin(30.0, until=lambda: 'is no duration' in ear.process.text())
+    assert any(simulated_in(ear, 0.5) > 0.6 * free for _ in range(60))
+    # A query of a minute at the start, and the fast ones after it.
+    stats.publish(PruneStats(time_total=60.0))
+    for _ in range(220):
+        stats.publish(PruneStats(time_total=0.05))
+        ear.spin(0.01)
+    assert any(simulated_in(ear, 0.5) > 0.6 * free for _ in range(20))
+
+
+def test_a_new_configuration_does_not_take_time_back(arm):
+    from lifecycle_msgs.msg import Transition
+    from lifecycle_msgs.srv import ChangeState
+
+    ear = arm(publish_clock=True, render=False)
+    assert ear.spin(60.0, until=lambda: len(ear.received['clock']) > 100)
+    client = ear.node.create_client(ChangeState, '/sim_arm/change_state')
+    assert client.wait_for_service(timeout_sec=30.0)
+    for transition in (
+        Transition.TRANSITION_DEACTIVATE,
+        Transition.TRANSITION_CLEANUP,
+        Transition.TRANSITION_CONFIGURE,
+        Transition.TRANSITION_ACTIVATE,
+    ):
+        request = ChangeState.Request(transition=Transition(id=transition))
+        done = client.call_async(request)
+        assert ear.spin(60.0, until=done.done) and done.result().success, transition
+    before = len(ear.received['clock'])
+    assert ear.spin(60.0, until=lambda: len(ear.received['clock']) > before + 5)
+    times = [m.clock.sec + 1e-9 * m.clock.nanosec for m in ear.received['clock']]
+    assert times == sorted(times)
+
+
 def test_a_clock_that_goes_back_holds_the_arm_and_does_not_end_it(arm):
     ear = arm(use_sim_time=True, render=False, clock=100.0)
     assert ear.spin(60.0, until=lambda: len(ear.received['tcp_pose']) > 5)

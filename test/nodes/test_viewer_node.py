@@ -1,5 +1,6 @@
 """The page in the browser: shown, steered, refused, and safe; with real nodes and Chromium."""
 
+import contextlib
 import importlib
 import json
 import math
@@ -287,6 +288,118 @@ def test_what_no_slider_can_send_is_refused_by_the_node(robot, client):
 
     assert robot.wait(refused)
     assert parameter(robot, 'pruning.k_global') == before
+
+
+@pytest.fixture
+def alone(tmp_path):
+    """The page of a policy that is a bare node with one list of integers, and that node."""
+    import rclpy
+    from page_client import PageClient
+    from rclpy.executors import SingleThreadedExecutor
+
+    from specprune_ros.nodes.common.remapping import ros_arguments
+
+    domain = new_domain()
+    context = rclpy.Context()
+    rclpy.init(context=context, domain_id=domain)
+    node = rclpy.create_node('specprune_node', context=context)
+    node.declare_parameter('pruning.prune_layers', [2, 20])
+    executor = SingleThreadedExecutor(context=context)
+    executor.add_node(node)
+    process = Process(
+        'viewer_node', ros_arguments({}, {'port': 18080 + domain}), domain, tmp_path / 'page.log'
+    )
+    client = None
+    try:
+        end = time.monotonic() + 120
+        while not (found := re.search(r'page for .*:(\d+)', process.text())):
+            assert process.alive() and time.monotonic() < end, process.text()
+            executor.spin_once(timeout_sec=0.1)
+        client = PageClient(int(found.group(1)))
+        yield node, executor, process, client
+    finally:
+        if client is not None:
+            client.close()
+        process.stop()
+        executor.shutdown()
+        node.destroy_node()
+        context.try_shutdown()
+
+
+def test_neither_absurd_messages_nor_a_huge_integer_end_the_page(alone, tmp_path):
+    from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+    from rcl_interfaces.msg import Parameter, ParameterEvent, ParameterValue
+    from specprune_ros.msg import PruneStats
+    from std_msgs.msg import ColorRGBA, String
+    from visualization_msgs.msg import Marker, MarkerArray
+    from websockets.exceptions import ConnectionClosed
+
+    from specprune_ros.nodes.common.qos import every, latched
+
+    node, executor, process, client = alone
+    publishers = {}
+
+    def publish(kind, topic, message, quality=every):
+        if topic not in publishers:
+            publishers[topic] = node.create_publisher(kind, topic, quality())
+        publisher = publishers[topic]
+        assert shows(lambda: publisher.get_subscription_count()), topic
+        publisher.publish(message)
+
+    def shows(condition, seconds=90.0):
+        end = time.monotonic() + seconds
+        while not condition():
+            if not process.alive() or time.monotonic() > end:
+                return False
+            executor.spin_once(timeout_sec=0.02)
+            with contextlib.suppress(TimeoutError, ConnectionClosed):
+                client.receive(0.02)
+        return True
+
+    def seen(text):
+        return lambda: text in str(client.seen)
+
+    assert shows(lambda: 'prune_layers' in client.parts), process.text()
+    value = 99999999999999999999
+    client.set('prune_layers', f'2, {value}')
+    assert shows(seen('prune_layers was refused: an integer must fit in 64 bits')), process.text()
+
+    stats, arm = '/specprune_node/prune_stats', '/sim_arm'
+    publish(PruneStats, stats, PruneStats(mode=9, sequence=1, tokens_in=1, time_total=0.1))
+    assert shows(seen('query 1, mode 9')), process.text()
+    publish(PruneStats, stats, PruneStats(sequence=2))  # no tokens
+    assert shows(seen('query 2, ')), process.text()
+    absurd = {'time_total': math.inf, 'speed_translation': math.inf, 'tokens_mean': math.nan}
+    for number in (3, 4):
+        publish(PruneStats, stats, PruneStats(sequence=number, **absurd))
+    for share in ('unknown', '5', 'nan'):
+        status = DiagnosticStatus(
+            name='specprune_node: policy',
+            message=f'share {share}',
+            values=[KeyValue(key='image share seen', value=share)],
+        )
+        publish(DiagnosticArray, '/diagnostics', DiagnosticArray(status=[status]))
+        assert shows(seen(f'share {share}')), process.text()
+    nothing = math.nan
+    marker = Marker(type=Marker.CUBE, color=ColorRGBA(r=nothing, g=nothing, b=nothing, a=1.0))
+    publish(MarkerArray, f'{arm}/objects', MarkerArray(markers=[marker]))
+    for seconds in ('x', '1e999'):
+        verdict = DiagnosticStatus(values=[KeyValue(key='seconds', value=seconds)])
+        publish(DiagnosticStatus, f'{arm}/verdict', verdict, latched)
+    mesh = tmp_path / 'arm.stl'
+    mesh.write_bytes(b'solid' + bytes(range(256)))
+    shape = f'<visual><geometry><mesh filename="file://{mesh}"/></geometry></visual>'
+    broken = f'<robot name="r"><link name="l">{shape}</link></robot>'
+    publish(String, f'{arm}/robot_description', String(data=broken), latched)
+    event = ParameterEvent(node='/specprune_node')
+    event.changed_parameters = [Parameter(name='pruning.prune_layers', value=ParameterValue())]
+    publish(ParameterEvent, '/parameter_events', event, lambda: every(100))
+
+    # What comes after all that is shown.
+    assert shows(lambda: 'robot_description' in process.text()), process.text()
+    publish(PruneStats, stats, PruneStats(sequence=77, tokens_in=256, tokens_mean=100.0))
+    assert shows(seen('query 77, ')), process.text()
+    assert process.alive() and 'Traceback' not in process.text(), process.text()
 
 
 # What a panel or display can show.

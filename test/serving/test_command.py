@@ -3,11 +3,13 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
 
 import pytest
+from golden import flow_packs
 from ros_processes import catches
 from served import observation
 
@@ -83,9 +85,33 @@ def test_a_signal_while_it_loads_or_warms_up_ends_it_at_once():
         (['--image-key', 'nose'], 'want CAMERA=KEY'),
         (['--batch', '-1'], 'batch limit -1'),
         (['--certificate', '/no/such/file'], 'No such file'),
+        (['--private-key', '/some/key.pem'], 'without a certificate'),
+        (['/some/folder', '--preset', 'tiny'], 'one of a checkpoint folder and --preset'),
         (['--host', '203.0.113.1'], "('203.0.113.1', 0)"),
     ],
 )
 def test_what_cannot_be_served_is_said(arguments, said, capsys):
     assert main(['serve', '--device', 'cpu', '--threads', '1', '--port', '0', *arguments]) == 1
     assert said in capsys.readouterr().err
+
+
+def test_the_platform_reaches_the_loader(capsys):
+    folder = str(flow_packs() / 'pi0_openpi/checkpoint')
+    assert main(['serve', folder, '--platform', 'mars', '--device', 'cpu', '--port', '0']) == 1
+    assert "platform 'mars' is none of" in capsys.readouterr().err
+
+
+@pytest.mark.real_time
+def test_an_address_of_ipv6_is_one_to_connect_to():
+    try:
+        with socket.create_server(('::1', 0), family=socket.AF_INET6):
+            pass
+    except OSError:
+        pytest.skip('no IPv6 here')
+    process, url = start('--host', '::1')
+    try:
+        assert re.fullmatch(r'ws://\[::1\]:\d+', url)
+        RemotePolicy(url, timeout=60).close()
+    finally:
+        process.kill()
+        process.communicate()

@@ -1,6 +1,7 @@
 """The wire format reads what openpi's clients write, and nothing that could do harm."""
 
 import pickle
+import tracemalloc
 
 import hypothesis.extra.numpy as arrays
 import msgpack
@@ -12,6 +13,8 @@ from hypothesis import strategies as st
 from specprune_ros.serving.protocol import (
     BUSY,
     FAILED,
+    MAX_ELEMENTS,
+    MAX_LENGTH,
     ProtocolError,
     error_text,
     pack,
@@ -116,6 +119,33 @@ def test_no_bytes_raise_anything_else(data):
 def test_depth_is_bounded():
     with pytest.raises(ProtocolError):
         unpack(b'\x91' * 100_000 + b'\x00')
+
+
+NESTED = b'\xdc' + MAX_LENGTH.to_bytes(2, 'big') + b'\xa2ab' * (MAX_LENGTH - 1)
+
+
+@pytest.mark.parametrize(
+    'data',
+    [
+        b'\xdd' + (1 << 20).to_bytes(4, 'big') + b'\x80' * (1 << 20),  # a list of empty maps
+        NESTED * 500 + b'\xc0',  # 500 lists, each the last element of the one around it
+        msgpack.packb([[{}] * (MAX_LENGTH // 2)] * 50),
+        msgpack.packb({'x': {number: None for number in range(MAX_LENGTH + 1)}}),
+    ],
+)
+def test_a_message_does_not_become_many_times_its_size(data):
+    tracemalloc.start()
+    try:
+        with pytest.raises(ProtocolError, match='max_(array|map)_len|more than 10000 elements'):
+            unpack(data)
+        assert tracemalloc.get_traced_memory()[1] < 40 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_what_has_few_elements_is_read():
+    rows = [[0.5] * (MAX_LENGTH - 1)] * (MAX_ELEMENTS // MAX_LENGTH - 1)
+    assert unpack(pack({'x': rows, 'y': np.zeros(10**6, np.uint8)}))['x'] == rows
 
 
 def test_an_error_says_its_kind():

@@ -2,6 +2,8 @@
 
 import io
 import json
+import re
+import socket
 import ssl
 import subprocess
 import threading
@@ -16,7 +18,8 @@ import pytest
 import torch
 from golden import flow_packs
 from PIL import Image
-from served import INSTRUCTION, STEP, observation, same, serving
+from served import INSTRUCTION, STEP, Running, observation, same, serving
+from websockets.utils import accept_key
 
 from specprune_ros.models.load import load_policy_model
 from specprune_ros.policy.engine.eager import EagerEngine
@@ -27,8 +30,9 @@ from specprune_ros.pruning.interface import Mode
 from specprune_ros.pruning.params import ParamError, PruningParams
 from specprune_ros.serving import session
 from specprune_ros.serving.client import Connection, RefusedError, RemotePolicy, ServerError
-from specprune_ros.serving.protocol import BAD_REQUEST, BUSY, FAILED
-from specprune_ros.serving.session import Limits
+from specprune_ros.serving.protocol import BAD_REQUEST, BUSY, FAILED, pack
+from specprune_ros.serving.server import Address
+from specprune_ros.serving.session import Hub, Limits
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 
@@ -252,6 +256,7 @@ BROKEN = [
     (broken(observation__image=np.zeros((4097, 16, 3), np.uint8)), 'at most 4096'),
     (broken(observation__image=np.full((128, 128, 3), np.nan)), 'from 0 to 1'),
     (broken(observation__image=np.full((128, 128, 3), 255.0)), 'from 0 to 1'),
+    (broken(observation__image=np.zeros((0, 128, 3), np.float32)), 'is empty'),
     (broken(observation__image='a file name'), 'want an array'),
     (broken(observation__image=b'no image'), 'no JPEG or PNG'),
     (broken(observation__state=None), 'proprioception is missing'),
@@ -288,6 +293,18 @@ def test_what_is_wrong_is_said_and_the_connection_lives_on(server):
         again = connection.request(libero(8, specprune={'stamp_ns': 10**12 + 8 * STEP}))
         assert again['specprune']['reset'] is None
         assert again['specprune']['prior_valid']
+
+
+@pytest.mark.parametrize('image', [None, IMAGE[:8, :8]])
+def test_a_request_that_cannot_be_read_leaves_the_parameters(server, image):
+    with Connection(server.url, timeout=60) as connection:
+        before = connection.request(libero(0))['specprune']
+        wrong = broken(observation__image=image, specprune={'params': {'alpha': 0.31}})
+        with pytest.raises(RefusedError, match='camera'):
+            connection.request(wrong)
+        after = connection.request(libero(8))['specprune']
+    assert after['alpha'] == before['alpha'] != 0.31
+    assert after['params_version'] == before['params_version']
 
 
 def test_a_policy_s_own_doubt_is_an_error_and_begins_a_new_episode(server):
@@ -406,6 +423,11 @@ def test_tls_by_file(loaded, tmp_path):
             RemotePolicy(running.url.replace('wss', 'ws'))
 
 
+def test_a_private_key_alone_is_refused_and_not_served_in_clear(tmp_path):
+    with pytest.raises(ValueError, match='without a certificate'):
+        Address(private_key=tmp_path / 'key.pem').tls()
+
+
 def test_more_clients_than_allowed_are_refused(loaded):
     with serving(loaded, EagerEngine(loaded), Limits(clients=2)) as running:
         inside = [Connection(running.url) for _ in range(2)]
@@ -436,7 +458,8 @@ class Gated(EagerEngine):
 def test_a_full_queue_is_said_at_once(loaded):
     engine = Gated(loaded)
     with serving(loaded, engine, Limits(queue=1)) as running:
-        busy, other = RemotePolicy(running.url, timeout=60), Connection(running.url)
+        busy = RemotePolicy(running.url, timeout=60)
+        other = Connection(running.url, timeout=60)
         engine.entered.clear()
         engine.gate.clear()
         asking = threading.Thread(target=busy.act, args=(observation(0),))
@@ -494,11 +517,6 @@ def test_a_server_that_comes_back_begins_a_new_episode(loaded):
         policy.act(observation(16))
     with pytest.raises(ServerError, match='cannot be reached'):
         policy.act(observation(24))
-    from served import Running
-
-    from specprune_ros.serving.server import Address
-    from specprune_ros.serving.session import Hub
-
     second = Running(Hub(loaded, EagerEngine(loaded)), Address(port=port)).start()
     try:
         result = policy.act(observation(32))
@@ -508,6 +526,116 @@ def test_a_server_that_comes_back_begins_a_new_episode(loaded):
     finally:
         policy.close()
         second.stop()
+
+
+@pytest.mark.parametrize('changed', ['gripper', 'rate', 'motion'])
+def test_another_model_in_its_place_is_refused_before_anything_is_sent(loaded, changed):
+    config, facts = loaded.config.to_dict(), {}
+    if changed == 'gripper':
+        sense = config['action']['gripper_sense']
+        other = {'one_is_open': 'one_is_closed', 'one_is_closed': 'one_is_open'}[sense]
+        facts['config'] = {**config, 'action': {**config['action'], 'gripper_sense': other}}
+    elif changed == 'rate':
+        facts['config'] = {**config, 'control_hz': 2 * config['control_hz']}
+    else:
+        facts['motion'] = {'v_t': 7.0, 'v_r': 7.0, 'step': 0.7}
+    with serving(loaded, EagerEngine(loaded)) as first:
+        port, policy = first.port, RemotePolicy(first.url, timeout=60)
+    hub = Hub(loaded, EagerEngine(loaded), facts=facts)
+    second = Running(hub, Address(port=port)).start()
+    try:
+        with pytest.raises(ServerError, match='is lost|cannot be reached'):
+            policy.act(observation(0))
+        for _ in range(2):
+            with pytest.raises(ServerError, match='serves another model now: configure the node'):
+                policy.act(observation(8))
+        with pytest.raises(ParamError, match='another model'):
+            policy.check_params(policy.params)
+        assert 'specprune_queries_total{' not in get(second.http + '/metrics')
+        assert policy.config == loaded.config
+    finally:
+        policy.close()
+        second.stop()
+
+
+class Silent(threading.Thread):
+    """Accepts one client, sends ``greeting``, and reads nothing any more."""
+
+    def __init__(self, greeting=b''):
+        super().__init__(daemon=True)
+        self.greeting, self.over = greeting, threading.Event()
+        self.listener = socket.create_server(('127.0.0.1', 0))
+        self.url = f'ws://127.0.0.1:{self.listener.getsockname()[1]}'
+        self.start()
+
+    def run(self):
+        client, _ = self.listener.accept()
+        with client:
+            request = b''
+            while b'\r\n\r\n' not in request:
+                request += client.recv(4096)
+            key = re.search(rb'Sec-WebSocket-Key: (\S+)', request)[1].decode()
+            client.sendall(
+                b'HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n'
+                b'Connection: Upgrade\r\nSec-WebSocket-Accept: '
+                + accept_key(key).encode()
+                + b'\r\n\r\n'
+            )
+            if self.greeting:
+                client.sendall(bytes([0x82, len(self.greeting)]) + self.greeting)
+            self.over.wait(60)
+
+
+def test_a_server_that_stops_reading_is_an_error_in_time():
+    silent = Silent(pack({'server': 'silent'}))
+    said = []
+
+    def ask():
+        connection = Connection(silent.url, timeout=1.0)
+        try:
+            connection.request({'image': np.zeros((4000, 4000, 3), np.uint8)})
+        except ServerError as error:
+            said.append(str(error))
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(30)
+    silent.over.set()
+    assert not asking.is_alive()
+    assert 'did not read a request of 48000' in said[0] and 'in 1 s' in said[0]
+
+
+def test_a_server_that_does_not_greet_is_said_with_the_time_it_had():
+    silent = Silent()
+    with pytest.raises(ServerError, match='did not answer in 0.5 s'):
+        Connection(silent.url, timeout=7.0, connect_timeout=0.5)
+    silent.over.set()
+
+
+def test_a_greeting_in_words_leaves_no_connection_open():
+    from websockets.exceptions import ConnectionClosed
+    from websockets.sync.server import serve as plain
+
+    ended = []
+
+    def greet(connection):
+        connection.send('busy: later')
+        try:
+            connection.recv(timeout=20)
+        except ConnectionClosed:
+            ended.append(True)
+        except TimeoutError:
+            ended.append(False)
+
+    with plain(greet, '127.0.0.1', 0) as other:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        url = f'ws://127.0.0.1:{other.socket.getsockname()[1]}'
+        with pytest.raises(ServerError, match='busy: later') as error:
+            Connection(url)
+        end = time.monotonic() + 10
+        while not ended and time.monotonic() < end:
+            time.sleep(0.05)
+        assert ended == [True] and not isinstance(error.value, RefusedError)
 
 
 def test_a_slow_server_is_an_error_in_time_and_its_late_answer_is_nobody_s(loaded):
@@ -527,8 +655,6 @@ def test_a_slow_server_is_an_error_in_time_and_its_late_answer_is_nobody_s(loade
 
 def test_another_server_s_words_are_refused():
     from websockets.sync.server import serve as plain
-
-    from specprune_ros.serving.protocol import pack
 
     def answer(socket):
         socket.send(pack({'server': 'openpi'}))

@@ -2,6 +2,7 @@
 extra ``vla_eval``.
 """
 
+import asyncio
 import json
 import os
 import socket
@@ -9,10 +10,12 @@ import subprocess
 import sys
 import time
 import urllib.request
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import yaml
-from served import serving
+from served import INSTRUCTION, serving
 
 from specprune_ros.policy.engine.eager import EagerEngine
 from specprune_ros.policy.policy import Policy
@@ -87,3 +90,56 @@ def test_the_harness_s_own_runner_gets_our_success_rate(loaded, tmp_path):
         for seed in range(EPISODES)
     ]
     assert theirs == ours
+
+
+class Context:
+    """One session of the harness, as far as a model server sees it."""
+
+    def __init__(self, number):
+        self.session_id, self.sent = f'session {number}', []
+
+    async def send_action(self, action):
+        self.sent.append(action)
+
+
+def test_a_session_s_connection_ends_with_its_episode(loaded):
+    from specprune_ros.serving.vla_eval_server import SpecPruneModelServer
+
+    pixels = np.zeros((128, 128, 3), np.uint8)
+    seen = {
+        'images': dict.fromkeys(loaded.config.cameras, pixels),
+        'states': np.zeros(8),
+        'task_description': INSTRUCTION,
+    }
+    with serving(loaded, EagerEngine(loaded)) as running:
+        server = SpecPruneModelServer(running.url)
+
+        async def play(context):
+            await server.on_episode_start({}, context)
+            await server.on_observation(seen, context)
+            await server.on_episode_end({}, context)
+            await server.on_episode_end({}, context)  # once more does no harm
+
+        for number in (0, 1, 0):
+            context = Context(number)
+            asyncio.run(play(context))
+            assert len(context.sent) == 1
+        end = time.monotonic() + 20
+        while running.hub.clients and time.monotonic() < end:
+            time.sleep(0.05)
+        assert running.hub.clients == 0
+
+
+def test_the_gripper_is_cut_where_the_policy_says(loaded):
+    from specprune_ros.serving.vla_eval_server import SpecPruneModelServer
+
+    with serving(loaded, EagerEngine(loaded)) as running:
+        server = SpecPruneModelServer(running.url)
+    action = replace(loaded.config.action, gripper_range=(-1.0, 1.0), gripper_sense='one_is_open')
+    server.config = replace(loaded.config, action=action)
+    row, dim = np.zeros(loaded.config.action_dim), action.gripper_dim
+    closed = []
+    for value in (-0.3, 0.3):
+        row[dim] = value
+        closed.append(server._for_benchmark(row)[dim])
+    assert closed == [1.0, -1.0]

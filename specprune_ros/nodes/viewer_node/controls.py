@@ -99,7 +99,7 @@ class Controls:
                 return
             try:
                 value = _wanted(kind, event.target.value)
-            except ValueError:
+            except (ValueError, TypeError, OverflowError):
                 return  # half typed
             if value != self._values[name]:
                 self._change(name, value)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -18,9 +21,11 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image, JointState
 from std_msgs.msg import String
 from visualization_msgs.msg import Marker, MarkerArray
 
+from specprune_ros.bounded_files import reason
 from specprune_ros.msg import ActionChunk, PruneStats
 from specprune_ros.nodes.common import patch_mask
 from specprune_ros.nodes.common.images import ImageError, compressed_to_rgb, to_rgb
+from specprune_ros.nodes.common.log import Throttle
 from specprune_ros.nodes.common.messages import chunk_of, task_result_of
 from specprune_ros.nodes.common.time import SECOND_NS, nanoseconds, stamp_ns
 from specprune_ros.nodes.patch_cloud_node import cloud_of, depth_of
@@ -32,6 +37,7 @@ from specprune_ros.robot.chunk import ChunkError, path_of
 from specprune_ros.robot.geometry import Pose, rotate
 from specprune_ros.robot.profile import Profile
 
+LOG = logging.getLogger('specprune.view')
 MODES = {
     PruneStats.MODE_DENSE: 'dense',
     PruneStats.MODE_COARSE: 'coarse',
@@ -113,7 +119,7 @@ class Feed:
     """Remembers the newest of everything and draws what changed.
 
     :meth:`take` only stores, and may be called for every message; :meth:`draw` does the work, as
-    often as the page should move. ``warn`` is called for messages that cannot be shown.
+    often as the page should move. A message that cannot be shown is left out, and ``log`` says so.
     """
 
     def __init__(
@@ -123,14 +129,14 @@ class Feed:
         policy: str,
         executor: str,
         packages: Sequence[Path] = (),
-        warn: Callable[[str], None] = lambda text: None,
+        log: Any = LOG,
     ) -> None:
-        self._page, self._profile, self._warn = page, profile, warn
+        self._page, self._profile = page, profile
+        self._throttle = Throttle(log)
         self._nodes = {'Policy': policy.lstrip('/'), 'Executor': executor.lstrip('/')}
         self._packages = packages
         self._cameras = tuple(profile.observation.cameras)
         self._robot: RobotModel | None = None
-        self._said_about: set[str] = set()
         self.seen_share = 1.0
         self.forget()
 
@@ -147,6 +153,9 @@ class Feed:
 
     def take(self, role: str, message: Any) -> None:
         """Store one message."""
+        self._attempt(role, partial(self._take, role, message))
+
+    def _take(self, role: str, message: Any) -> None:
         if role.startswith('image '):
             self._images[role.removeprefix('image ')].append(message)
             self._new.add('images')
@@ -155,6 +164,8 @@ class Feed:
             self._page.timelines.add(query_of(message))
         elif role == 'diagnostics':
             self._take_diagnostics(message)
+        elif role == 'task':
+            message = task_result_of(message)
         self._last[role] = message
         self._new.add(role)
 
@@ -162,11 +173,11 @@ class Feed:
         """The arm, the objects and the path."""
         self._attempt('robot', self._draw_robot)
         if 'joints' in self._new and self._robot is not None:
-            joints = self._last['joints']
-            if self._robot.move(dict(zip(joints.name, joints.position, strict=False))):
-                self._page.move_robot(self._robot)
+            self._attempt('joints', partial(self._draw_joints, self._robot))
         if 'objects' in self._new:
-            self._page.show_objects(objects_of(self._last['objects']))
+            self._attempt(
+                'objects', lambda: self._page.show_objects(objects_of(self._last['objects']))
+            )
         if 'chunk' in self._new:
             self._attempt('chunk', self._draw_path)
         self._new -= {'robot', 'joints', 'objects', 'chunk'}
@@ -180,28 +191,25 @@ class Feed:
             self._attempt('depth', self._draw_points)
         self._new -= {*masks, 'images'}
         if 'stats' in self._new:
-            self._page.show_layers(layers_of(self._last['stats']))
+            self._attempt('layers', lambda: self._page.show_layers(layers_of(self._last['stats'])))
 
     def draw_text(self) -> None:
         """Time lines, banner, state."""
         if 'stats' in self._new:
-            self._page.timelines.draw()
-        if 'instruction' in self._new:
-            self._page.show_instruction(self._last['instruction'].data)
-        elif 'chunk' in self._last and 'instruction' not in self._last:
-            self._page.show_instruction(self._last['chunk'].instruction)
+            self._attempt('time lines', self._page.timelines.draw)
+        self._attempt('instruction', self._draw_instruction)
         if self._new & {'diagnostics', 'task', 'instruction', 'stats'}:
-            self._draw_state()
+            self._attempt('state', self._draw_state)
         self._new -= {'stats', 'instruction', 'diagnostics', 'task'}
 
     def _attempt(self, what: str, act: Callable[[], None]) -> None:
+        """Whatever a message holds, the page stays."""
         try:
             act()
         except (ImageError, RobotModelError, ChunkError) as error:
-            text = f'{what}: {error}'
-            if text not in self._said_about:
-                self._said_about.add(text)
-                self._warn(text)
+            self._throttle.warning(what, str(error))
+        except Exception as error:  # what a drawing library raises has no common type
+            self._throttle.warning(what, reason(error))
 
     def _draw_robot(self) -> None:
         if 'robot' not in self._new:
@@ -209,9 +217,22 @@ class Feed:
         self._new.discard('robot')
         robot = RobotModel(self._last['robot'].data, self._packages, self._profile.joint_prefix)
         for name in robot.missing:
-            self._warn(f'mesh {name} of robot_description is not on this machine: left out')
+            self._throttle.warning(
+                f'mesh {name} of robot_description', 'is not on this machine: left out'
+            )
         self._robot = robot
         self._page.show_robot(robot)
+
+    def _draw_joints(self, robot: RobotModel) -> None:
+        joints = self._last['joints']
+        if robot.move(dict(zip(joints.name, joints.position, strict=False))):
+            self._page.move_robot(robot)
+
+    def _draw_instruction(self) -> None:
+        if 'instruction' in self._new:
+            self._page.show_instruction(self._last['instruction'].data)
+        elif 'chunk' in self._last and 'instruction' not in self._last:
+            self._page.show_instruction(self._last['chunk'].instruction)
 
     def _draw_path(self) -> None:
         chunk, start = self._last['chunk'], self._tool()
@@ -284,11 +305,11 @@ class Feed:
                     self._status[heading] = status
         policy = self._status.get('Policy')
         if policy is not None:
-            share = {v.key: v.value for v in policy.values}.get('image share seen')
-            self.seen_share = float(share) if share else self.seen_share
+            share = _number({v.key: v.value for v in policy.values}.get('image share seen', ''))
+            self.seen_share = share if 0.0 < share <= 1.0 else self.seen_share
 
     def _draw_state(self) -> None:
-        stats, task = self._last.get('stats'), self._last.get('task')
+        stats, result = self._last.get('stats'), self._last.get('task')
         sections = {
             heading: {'status': status.message, **{v.key: v.value for v in status.values}}
             for heading, status in self._status.items()
@@ -297,8 +318,7 @@ class Feed:
         self._page.show_state(sections)
         executor, chunk = self._status.get('Executor'), self._last.get('chunk')
         caption = f'“{chunk.instruction}”' if chunk is not None else ''
-        if task is not None:
-            result = task_result_of(task)
+        if result is not None:
             caption = f'“{result.instruction}”: {result.outcome.replace("_", " ")}'
             if result.final:
                 caption += f', {result.seconds:.1f} s'
@@ -342,8 +362,8 @@ def overlaid(image: np.ndarray, mask: np.ndarray, seen_share: float) -> np.ndarr
 
 
 def objects_of(message: MarkerArray) -> list[Object]:
-    """The boxes, spheres and cylinders of a MarkerArray."""
-    return [
+    """The boxes, spheres and cylinders of a MarkerArray that are finite."""
+    found = [
         Object(
             f'{marker.ns}{marker.id}',
             SHAPES[marker.type],
@@ -354,6 +374,9 @@ def objects_of(message: MarkerArray) -> list[Object]:
         )
         for marker in message.markers
         if marker.type in SHAPES and marker.action == Marker.ADD
+    ]
+    return [
+        one for one in found if np.isfinite([*one.size, *one.rgba, *one.position, *one.wxyz]).all()
     ]
 
 
@@ -369,17 +392,22 @@ def layers_of(stats: PruneStats) -> Layers:
         'local': stats.tokens_local,
     }
     headline = (
-        f'query {stats.sequence}, {MODES[stats.mode]}: {stats.tokens_mean:.0f} tokens on average, '
+        f'query {stats.sequence}, {mode_of(stats)}: {stats.tokens_mean:.0f} tokens on average, '
         f'{stats.flops_ratio:.0%} of the operations'
     )
     return Layers(steps, sets if pruned else {}, headline)
+
+
+def mode_of(stats: PruneStats) -> str:
+    """The mode in a word; a number for one of another version."""
+    return MODES.get(stats.mode, f'mode {stats.mode}')
 
 
 def query_of(stats: PruneStats) -> Query:
     """One query, for the time lines."""
     return Query(
         nanoseconds(stats.header.stamp) / SECOND_NS,
-        MODES[stats.mode],
+        mode_of(stats),
         stats.tokens_in,
         stats.tokens_mean,
         stats.flops_ratio,
@@ -413,6 +441,13 @@ def versions(stats: PruneStats | None) -> Mapping[str, str]:
 def rotation_of(value: Quaternion) -> np.ndarray:
     """A rotation matrix ``[3, 3]``."""
     return np.stack([rotate(_xyzw(value), axis) for axis in np.eye(3).tolist()], axis=1)
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def _xyz(value: Point) -> tuple[float, float, float]:

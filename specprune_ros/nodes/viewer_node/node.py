@@ -29,8 +29,10 @@ from rclpy.parameter import parameter_value_to_python
 from std_msgs.msg import String
 from std_srvs.srv import SetBool, Trigger
 
+from specprune_ros.bounded_files import reason
 from specprune_ros.nodes.common.bounded_subscription import subscribe
 from specprune_ros.nodes.common.lifecycle import AutoLifecycleNode, run
+from specprune_ros.nodes.common.log import Throttle
 from specprune_ros.nodes.common.parameters import NodeParameters, ParameterSpec
 from specprune_ros.nodes.common.qos import every, latched, newest
 from specprune_ros.nodes.common.remapping import load_profile
@@ -41,6 +43,7 @@ from specprune_ros.nodes.viewer_node.page import Actions, Page
 
 ON, OFF = SetBool.Request(data=True), SetBool.Request(data=False)
 PREFIX = 'pruning.'
+INT64 = range(-(1 << 63), 1 << 63)  # what an integer parameter holds
 ANSWER_PATIENCE = 2.0  # s for an answer about parameters; then the next request is sent
 MOTION_PERIOD = 1 / 15  # s
 IMAGES_EVERY, TEXT_EVERY = 3, 6  # motion periods
@@ -112,6 +115,7 @@ class ViewerNode(AutoLifecycleNode):
         super().__init__('viewer_node')
         self._opened = opened
         self._settings = NodeParameters(self, PARAMETERS)
+        self._throttle = Throttle(self.get_logger())
         self._server: Any = None
         self._page: Page | None = None
         self._feed: Feed | None = None
@@ -162,7 +166,7 @@ class ViewerNode(AutoLifecycleNode):
             self._policy,
             self._mover,
             package_folders(),
-            self.get_logger().warning,
+            self.get_logger(),
         )
         self._sources = sources(profile, self._policy, self._arm)
         follow = partial(self._later, self._follow)
@@ -219,7 +223,14 @@ class ViewerNode(AutoLifecycleNode):
 
     def _work(self) -> None:
         while self._jobs:
-            self._jobs.popleft()()
+            self._guard('page', self._jobs.popleft())
+
+    def _guard(self, what: str, act: Callable[..., None], *arguments: Any) -> None:
+        """Whatever a person types or another node answers, the page stays."""
+        try:
+            act(*arguments)
+        except Exception as error:  # of a callback it would end the process
+            self._throttle.warning(what, reason(error))
 
     # Listening.
 
@@ -241,7 +252,10 @@ class ViewerNode(AutoLifecycleNode):
             self._listen(source)
         self._listening.append(
             self.create_subscription(
-                ParameterEvent, '/parameter_events', self._on_parameters, every(100)
+                ParameterEvent,
+                '/parameter_events',
+                partial(self._guard, 'parameter event', self._on_parameters),
+                every(100),
             )
         )
         self._described = False
@@ -273,8 +287,7 @@ class ViewerNode(AutoLifecycleNode):
         images, text = self._ticks % IMAGES_EVERY == 0, self._ticks % TEXT_EVERY == 0
         for role, subscription in self._polled:
             if not role.startswith(('image ', 'depth ', 'info ', 'camera ')) or images:
-                while found := subscription.handle.take_message(subscription.msg_type, False):
-                    self._feed.take(role, found[0])
+                self._guard(role, self._take_waiting, role, subscription)
         self._feed.draw_motion()
         if images:
             self._feed.draw_images()
@@ -284,7 +297,11 @@ class ViewerNode(AutoLifecycleNode):
             if ready and not self._described:
                 self._describe()
             self._described = ready
-            self._send_changes()
+            self._guard('parameters', self._send_changes)
+
+    def _take_waiting(self, role: str, subscription: Any) -> None:
+        while found := subscription.handle.take_message(subscription.msg_type, False):
+            self._feed.take(role, found[0])
 
     # Steering.
 
@@ -308,7 +325,9 @@ class ViewerNode(AutoLifecycleNode):
                 self._page.answer(f'{what}: nobody offers {service}', False)
                 then()
                 continue
-            client.call_async(request).add_done_callback(partial(self._answered, what, then))
+            client.call_async(request).add_done_callback(
+                partial(self._guard, what, self._answered, what, then)
+            )
 
     def _answered(self, what: str, then: Callable[[], None], future: Any) -> None:
         answer = future.result()
@@ -343,6 +362,12 @@ class ViewerNode(AutoLifecycleNode):
         if waits or not self._wanted:
             return
         wanted, self._wanted = self._wanted, {}
+        for name in [name for name, value in wanted.items() if not _fits(value)]:
+            del wanted[name]
+            self._page.answer(f'{name} was refused: an integer must fit in 64 bits', False)
+            self._page.controls.restore(name)
+        if not wanted:
+            return
         request = SetParameters.Request(
             parameters=[
                 RosParameter(
@@ -356,7 +381,7 @@ class ViewerNode(AutoLifecycleNode):
             return
         self._sent_at = now
         future = self._callers['set'].call_async(request)
-        future.add_done_callback(partial(self._changed, wanted))
+        future.add_done_callback(partial(self._guard, 'parameters', self._changed, wanted))
 
     def _changed(self, wanted: dict[str, Any], future: Any) -> None:
         self._sent_at = None
@@ -375,17 +400,19 @@ class ViewerNode(AutoLifecycleNode):
 
     def _describe(self) -> None:
         request = ListParameters.Request(prefixes=[PREFIX.rstrip('.')])
-        self._callers['list'].call_async(request).add_done_callback(self._listed)
+        self._callers['list'].call_async(request).add_done_callback(
+            partial(self._guard, 'parameters', self._listed)
+        )
 
     def _listed(self, future: Any) -> None:
         names = list(future.result().result.names)  # in the order they were declared
         describe = self._callers['describe'].call_async(DescribeParameters.Request(names=names))
-        describe.add_done_callback(
-            lambda done: (
-                self._callers['get']
-                .call_async(GetParameters.Request(names=names))
-                .add_done_callback(partial(self._got, done.result().descriptors))
-            )
+        describe.add_done_callback(partial(self._guard, 'parameters', self._described_as, names))
+
+    def _described_as(self, names: list[str], future: Any) -> None:
+        get = self._callers['get'].call_async(GetParameters.Request(names=names))
+        get.add_done_callback(
+            partial(self._guard, 'parameters', self._got, future.result().descriptors)
         )
 
     def _got(self, descriptors: list[ParameterDescriptor], future: Any) -> None:
@@ -406,6 +433,11 @@ class ViewerNode(AutoLifecycleNode):
             if p.name.startswith(PREFIX)
         }
         self._page.controls.show(values)
+
+
+def _fits(value: Any) -> bool:
+    numbers = value if isinstance(value, list) else [value]
+    return all(not isinstance(number, int) or number in INT64 for number in numbers)
 
 
 def _parameter(descriptor: ParameterDescriptor, value: Any) -> Parameter:

@@ -259,7 +259,7 @@ class Page:
 
     def show_layers(self, layers: Layers) -> None:
         """The counts layer by layer, under the cameras, with the legend."""
-        most = max((count for _, count in layers.steps), default=1)
+        most = max([1, *(count for _, count in layers.steps)])
         legend = ''.join(
             f'<span style="white-space:nowrap;margin-right:10px">{_swatch(COLOURS[name])}'
             f'{text}{_count(layers.sets.get(name))}</span>'
@@ -354,7 +354,7 @@ class Page:
             f'/objects/{thing.name}',
             vertices=np.asarray(mesh.vertices, np.float32),
             faces=np.asarray(mesh.faces, np.uint32),
-            color=tuple(round(255 * c) for c in thing.rgba[:3]),
+            color=tuple(round(255 * min(max(c, 0.0), 1.0)) for c in thing.rgba[:3]),
             opacity=thing.rgba[3] if thing.rgba[3] < 1.0 else None,
             flat_shading=thing.kind == 'box',
         )

@@ -11,6 +11,7 @@ import numpy as np
 import pinocchio as pin
 import trimesh
 
+from specprune_ros.bounded_files import reason
 from specprune_ros.robot import description
 
 MESH_TYPES = ('.stl', '.obj', '.dae', '.ply', '.glb')
@@ -52,12 +53,16 @@ class RobotModel:
             shapes = pin.buildGeomFromUrdfString(
                 self._model, text, pin.GeometryType.VISUAL, package_dirs=folders
             )
+            self.visuals = [_visual(shape) for shape in shapes.geometryObjects]
+        except RobotModelError:
+            raise
         except (ElementTree.ParseError, ValueError, RuntimeError) as error:
             raise RobotModelError(f'robot_description: {error}') from error
+        except Exception as error:  # readers of five formats of meshes, and what each may meet
+            raise RobotModelError(f'robot_description: {reason(error)}') from error
         self._data = self._model.createData()
         self._prefix = prefix
         self._q = pin.neutral(self._model)
-        self.visuals = [_visual(shape) for shape in shapes.geometryObjects]
         self.joints = range(self._model.njoints)
 
     def move(self, positions: Mapping[str, float]) -> bool:

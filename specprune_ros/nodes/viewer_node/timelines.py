@@ -142,6 +142,7 @@ class _Plot:
     def show(self, time: np.ndarray, *columns: Sequence[float] | np.ndarray) -> None:
         """Columns of values over time in seconds."""
         values = np.array(columns, np.float64)
+        values[~np.isfinite(values)] = math.nan
         highest = np.nanmax(values, initial=0.0)
         most = _above(float(highest)) if highest > 0 else 1.0
         if most != self._most:
