@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from specprune_ros.policy.observation import Observation
+from specprune_ros.pruning.controller import known_translation
 from specprune_ros.pruning.params import PruningParams
 from specprune_ros.pruning.rivals.sp_vla import RidgeScheduler
 
@@ -26,23 +27,22 @@ class ActionExtrapolator:
         self._last = np.empty(0)
         self._from_model = True
 
+    def reset(self) -> None:
+        """Forget what was executed, and the last chunk."""
+        self._scheduler.reset()
+        self._actions = np.empty((0, 0))
+
     def predict(
         self,
         observation: Observation,
-        reset: str | None,
         params: PruningParams,
         step_dt: float,
         gripper_dim: int = -1,
     ) -> tuple[np.ndarray | None, str]:
         """The next chunk ``[chunk, action_dim]`` without the model, or ``None``; and why.
 
-        After a ``reset`` there is none. ``step_dt`` is in seconds; the column ``gripper_dim``
-        stays as it was.
+        ``step_dt`` is in seconds; the column ``gripper_dim`` stays as it was.
         """
-        if reset is not None:
-            self._scheduler.reset()
-            self._actions = np.empty((0, 0))
-            return None, reset
         settings = (
             params.scheduler_size,
             params.scheduler_v_min,
@@ -58,8 +58,8 @@ class ActionExtrapolator:
             self._scheduler.record(torch.from_numpy(row), self._from_model)
             self._last = row
         self._actions = self._actions[done:]
-        speed = observation.speed
-        skips, reason = self._scheduler.skips_model(speed.v_t if speed else None)
+        speed = known_translation(observation.speed, params)
+        skips, reason = self._scheduler.skips_model(speed)
         if not skips:
             return None, reason
         actions = self._scheduler.predict(self._rows).numpy()

@@ -17,12 +17,13 @@ from specprune_ros.models.load import LoadedModel
 from specprune_ros.models.tokens import id_rows
 from specprune_ros.policy.engine.eager import EagerEngine
 from specprune_ros.policy.forward_step import StepInputs
-from specprune_ros.policy.memory import Memory
+from specprune_ros.policy.memory import Memory, prior_key
 from specprune_ros.policy.observation import Observation
 from specprune_ros.policy.result import Refreshes
+from specprune_ros.pruning.budget import ceil_count
 from specprune_ros.pruning.interface import Mode, TokenLayout
 from specprune_ros.pruning.metrics import action_deviation, kept_recall
-from specprune_ros.pruning.params import PruningParams
+from specprune_ros.pruning.params import REFERENCE_GRID, PruningParams
 
 if TYPE_CHECKING:
     from specprune_ros.policy.engine.cuda_graph import CudaGraphEngine
@@ -32,13 +33,22 @@ class SlackRefresh:
     """Makes the prior anew by a dense pass between two queries, and keeps the account of it.
 
     ``account``: the refreshes since the last query. ``took``: seconds of the last dense passes,
-    those of queries included.
+    those of queries included; one given up counts where it took longer than all of them.
     """
 
     def __init__(self, loaded: LoadedModel, engine: EagerEngine | CudaGraphEngine) -> None:
         self._loaded, self._engine = loaded, engine
         self.account = Refreshes()
         self.took: deque[float] = deque(maxlen=8)
+
+    def skip(self) -> None:
+        """The time did not suffice: the oldest dense pass no longer counts, a lone one a fifth
+        less. What was slow once does not keep refreshes off for good.
+        """
+        if self.took:
+            oldest = self.took.popleft()
+            if not self.took:
+                self.took.append(0.8 * oldest)
 
     @torch.inference_mode()
     def run(
@@ -52,8 +62,10 @@ class SlackRefresh:
         ended. ``observation`` is left alone where it does not continue the last query's.
         """
         loaded, start, so_far = self._loaded, time.perf_counter(), self.account
-        if not memory.follows(observation):
+        if not memory.follows(observation, prior_key(params)):
             return False
+        # The engine may use the place of what it gave again.
+        carry = {name: value.clone() for name, value in memory.carry.items()}
         # Held here until the device is done with them.
         seen = [memory.history.preprocessed(*shown) for shown in observation.images.items()]
         prompt, layout, proprio = loaded.encode(
@@ -73,8 +85,11 @@ class SlackRefresh:
             )
         except Cancelled:
             self.account = replace(so_far, given_up=so_far.given_up + 1)
+            took = time.perf_counter() - start
+            if took > max(self.took, default=0.0):
+                self.took.append(took)
             return False
-        memory.refresh(outputs.device_outputs.carry['prior'])
+        memory.refresh({**carry, 'prior': outputs.device_outputs.carry['prior']})
         took = time.perf_counter() - start
         self.took.append(took)
         self.account = replace(
@@ -109,5 +124,6 @@ def compare_with_dense(
     if scores is None or not params.k_global:
         return deviation, None
     everything = torch.arange(layout.vision_tokens, device=scores.device)
-    count = min(params.k_global * layout.cameras, len(everything))
+    each = ceil_count(params.k_global * layout.patches / REFERENCE_GRID)
+    count = min(each * layout.cameras, len(everything))
     return deviation, kept_recall(everything if left is None else left, scores, count)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache, partial
 
 import numpy as np
@@ -112,13 +112,15 @@ class StepInputs:
 @lru_cache(maxsize=64)
 def _of_the_pass(params: PruningParams) -> PruningParams:
     """``params`` with everything that no pass reads as it is by default."""
-    host_only = (spec.name for spec in specs() if spec.host_only)
-    return replace(params, **{name: getattr(_PLAIN, name) for name in host_only})
+    host_only = {spec.name for spec in specs() if spec.host_only}
+    own = tuple((name, value) for name, value in params.own if name not in host_only)
+    shared = {f.name for f in fields(params)} & host_only
+    return replace(params, own=own, **{name: getattr(_PLAIN, name) for name in shared})
 
 
 def compares(params: PruningParams) -> bool:
     """Whether a query with these parameters compares with a past image."""
-    return params.refresh_change < 1.0 or uses_similarity(params)
+    return params.mode != 'dense' and (params.refresh_change < 1.0 or uses_similarity(params))
 
 
 # Runs the language model in the place of the package's own decoder.
@@ -292,9 +294,8 @@ def device_outputs(
     """What a query leaves on the device, once its pass is finished."""
     layout, device = embedded.layout, actions.device
     union = torch.zeros(layout.vision_tokens, dtype=torch.bool, device=device)
-    for name, members in outcome.sets.items():
-        if name != 'fill':
-            union = union | members.to(device)
+    for members in outcome.sets.values():
+        union = union | members.to(device)
     counts = [members.to(device).sum() for members in outcome.sets.values()]
     counts.append(union.sum())
     named = outcome.sets.get('global')

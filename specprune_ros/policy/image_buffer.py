@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # a client of a policy server has no PyTorch
     from torch import Tensor
 
 CAPACITY = 64  # images per camera, whatever its rate
+LATE_NS = 500_000_000  # an image older than the newest by less came late
 
 Preprocess = Callable[[str, CameraImage], 'Tensor']
 
@@ -88,10 +89,12 @@ class ImageBuffer:
         """Store an image, unless one taken within ``apart_ns`` before it is there.
 
         Images stamped after it are let go: a single stamp from the future must not keep every
-        true image out. Messages that merely came late are not for this ring.
+        true image out. One that merely came late (``LATE_NS``) changes nothing.
         """
         with self._lock:
             ring = self._rings.setdefault(camera, deque(maxlen=CAPACITY))
+            if ring and 0 < ring[-1].stamp_ns - image.stamp_ns < LATE_NS:
+                return
             newest = self._newest.get(camera)
             if newest is None or newest.source() is not image:
                 if any(frame.source() is image for frame in ring):

@@ -1,7 +1,7 @@
 """What one query leaves for the next, and every rule that makes the policy forget it.
 
 The previous query's attention is a prior for this one only while the world went on continuously.
-All reset rules of the package live in this file.
+Whether it did is judged here; whoever knows of another reason requests a reset.
 """
 
 from __future__ import annotations
@@ -129,13 +129,16 @@ class Memory:
             return 'the pruner or what it observes changed', False
         return None, False
 
-    def follows(self, observation: Observation) -> bool:
-        """Whether an observation between two queries continues the last one; changes nothing."""
-        return self._request is None and self._broken(observation, self._method, None)[0] is None
+    def follows(self, observation: Observation, method: tuple[object, ...] | None = None) -> bool:
+        """Whether a query on this observation would continue the last one; changes nothing.
+        ``method`` as in :meth:`open`, by default the last query's.
+        """
+        method = self._method if method is None else method
+        return self._request is None and self._broken(observation, method, None)[0] is None
 
-    def refresh(self, prior: Tensor) -> None:
-        """Take a prior that a dense pass found since the last query."""
-        self.carry = {**self.carry, 'prior': prior}
+    def refresh(self, carry: dict[str, Tensor]) -> None:
+        """Take what a dense pass since the last query has made anew."""
+        self.carry = carry
         self.since_dense = 0
 
     def close(

@@ -43,12 +43,14 @@ from specprune_ros.policy.result import (
     TokenCounts,
     check_actions,
 )
+from specprune_ros.pruning.budget import per_camera
 from specprune_ros.pruning.controller import (
     Controller,
     Decision,
     MotionRange,
     history_offset,
     in_si,
+    known_translation,
 )
 from specprune_ros.pruning.interface import Mode, TokenLayout
 from specprune_ros.pruning.params import PruningParams
@@ -207,6 +209,7 @@ class Policy:
             times = self.act(self._blank(CameraImage(grey, stamp), instruction)).times
         self.history.clear()
         self._memory = Memory(self.history)
+        self._refresher.took.clear()  # the first pass of all is slow
         return times.total
 
     def _blank(self, image: CameraImage, instruction: str) -> Observation:
@@ -251,13 +254,23 @@ class Policy:
     def refreshes_in_slack(self) -> bool:
         """Whether :meth:`refresh` between two queries is of use."""
         params = self.params
-        useful = getattr(pruner(params.pruner), 'carries_prior', False)
-        return useful and params.refresh_when == 'slack' and bool(self._memory.carry)
+        useful = getattr(pruner(params.pruner), 'carries_prior', False) and params.mode != 'dense'
+        return useful and params.refresh_when == 'slack' and 'prior' in self._memory.carry
 
     @property
     def dense_seconds(self) -> float:
-        """What a dense query took, the longest of the last few; 0 before the first."""
+        """What a dense pass took, the longest of the last few; 0 before the first."""
         return max(self._refresher.took, default=0.0)
+
+    def skip_refresh(self) -> None:
+        """There was no time for :meth:`refresh`: :attr:`dense_seconds` may be out of date."""
+        self._refresher.skip()
+
+    def follows(self, observation: Observation) -> bool:
+        """Whether a query on this observation would continue the last one's episode, going by
+        time, cameras, instruction and requests. Raises like :meth:`act`.
+        """
+        return self._memory.follows(observation.checked(self.config))
 
     @property
     def refreshes(self) -> Refreshes:
@@ -313,9 +326,11 @@ class Policy:
         decision = self._controller.decide(observation.speed, params, memory.controller)
         memory.controller = decision.state
         query = _Query(observation, force, reset, decision.reason, start)
-        if params.scheduler == 'ridge':
+        if reset is not None or params.scheduler == 'none':
+            self._extrapolator.reset()
+        else:
             query.actions, why = self._extrapolator.predict(
-                observation, reset, params, self.step_dt, self.config.action.gripper_dim
+                observation, params, self.step_dt, self.config.action.gripper_dim
             )
             if query.actions is not None:
                 query.reason, query.prepared = f'model not run: {why}', start
@@ -323,13 +338,15 @@ class Policy:
 
         seen = [self.history.preprocessed(*shown) for shown in observation.images.items()]
         images, reference = torch.stack(seen), None
-        if force.compares:
+        mode = self._mode(query, decision)
+        if force.compares and mode is not Mode.DENSE:
             query.history_steps = history_offset(memory.displacement, params, self.motion)
             past = self._past(query)
             reference = torch.stack(past) if past else None
             seen += past
+            if reference is not None and self._changed(query, images, reference):
+                mode = Mode.DENSE
         query.held = seen  # until the device is done with them
-        mode = self._mode(query, decision, images, reference)
         prompt, layout, proprio = loaded.encode(
             observation.instruction, observation.proprio, len(images)
         )
@@ -353,7 +370,7 @@ class Policy:
             carry=memory.carry,
             cache=(memory.cache or KVCache(self.config.decoder.depth)) if reuses else None,
             seed=memory.queries,
-            speed_xyz=observation.speed.v_t if observation.speed else None,
+            speed_xyz=known_translation(observation.speed, params),
             displacement=memory.displacement,
         )
         query.key = inputs.graph_key(layout, params, mode)
@@ -388,7 +405,11 @@ class Policy:
         left, metadata = outputs.device_outputs, outputs.device_outputs.metadata
         ran = metadata.mode is not Mode.SKIPPED
         self._extrapolator.issued(query.actions, observation.stamp_ns, from_model=ran)
-        prior = metadata.mode in (Mode.COARSE, Mode.FINE) and bool(memory.carry)
+        # ADP carries how far the arm went, which is no attention.
+        tokens = query.layout.vision_tokens if ran else 0
+        prior = metadata.mode in (Mode.COARSE, Mode.FINE) and any(
+            value.shape[-1:] == (tokens,) for value in memory.carry.values()
+        )
         prior = prior and (params.pruner != 'specprune' or 'global' in metadata.sets)
         overlay = None
         if ran and self.wants_overlay:
@@ -447,9 +468,7 @@ class Policy:
             details=left.details,
         )
 
-    def _mode(
-        self, query: _Query, decision: Decision, seen: Tensor, reference: Tensor | None
-    ) -> Mode:
+    def _mode(self, query: _Query, decision: Decision) -> Mode:
         """Dense where memory or the parameters require it, else what the controller decided."""
         memory, params = self._memory, query.force.params
         if memory.queries == 0 and params.first_dense:
@@ -459,17 +478,21 @@ class Policy:
         if in_query and params.refresh_period and memory.since_dense + 1 >= params.refresh_period:
             query.reason = f'every {params.refresh_period} queries'
             return Mode.DENSE
-        if in_query and params.refresh_change < 1.0 and reference is not None:
-            similarity = patch_cosine(seen, reference, self.config.grid)
-            tau = torch.tensor(params.tau, device=similarity.device)
-            cameras = torch.arange(len(self.config.cameras), device=similarity.device)
-            per_camera = tau[cameras.clamp(max=len(params.tau) - 1)]
-            each = per_camera.repeat_interleave(similarity.numel() // len(self.config.cameras))
-            share = float(changed_share(similarity, each))
-            if share > params.refresh_change:
-                query.reason = f'{share:.0%} of the patches changed'
-                return Mode.DENSE
         return decision.mode
+
+    def _changed(self, query: _Query, seen: Tensor, reference: Tensor) -> bool:
+        """Whether so much changed since ``reference`` that the query is to be dense."""
+        params = query.force.params
+        if params.refresh_when != 'query' or params.refresh_change >= 1.0:
+            return False
+        similarity, cameras = patch_cosine(seen, reference, self.config.grid), len(seen)
+        tau = torch.tensor(per_camera(params.tau, cameras), device=similarity.device)
+        each = tau.repeat_interleave(similarity.numel() // cameras)
+        share = float(changed_share(similarity, each))
+        if share > params.refresh_change:
+            query.reason = f'{share:.0%} of the patches changed'
+            return True
+        return False
 
     @torch.inference_mode()
     def _preprocess(self, camera: str, image: CameraImage) -> Tensor:

@@ -165,7 +165,8 @@ class ChunkFollower:
     def executed(self, stamp_ns: int, seconds: float) -> None:
         """The executor had executed ``seconds`` at ``stamp_ns``."""
         with self._lock:
-            if self._axis and seconds < self._axis[-1]:  # it was reset
+            again = self._axis and (seconds < self._axis[-1] or stamp_ns < self._stamps[-1])
+            if again:  # it was reset, or the clock went back
                 self._stamps.clear()
                 self._axis.clear()
             if not self._stamps or stamp_ns > self._stamps[-1]:

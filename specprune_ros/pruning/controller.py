@@ -112,6 +112,11 @@ class Controller:
         return Decision(mode, f'{mode.value}: {why}', ControllerState(slow, following))
 
 
+def known_translation(speed: SpeedSample | None, params: PruningParams) -> float | None:
+    """The translation speed, m/s; ``None`` where the controller would not believe the sample."""
+    return None if speed is None or _doubt(speed, params) else speed.v_t
+
+
 def _doubt(speed: SpeedSample | None, params: PruningParams) -> str:
     if speed is None:
         return 'speed unknown'

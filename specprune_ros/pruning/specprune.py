@@ -6,9 +6,9 @@ the image changed; V_local is what the text looks at in the first layers of this
 that a running score, updated from rank and confidence at a few layers, drops the lowest tokens at
 others.
 
-The first query of an episode runs dense and only observes. The equations are in ``scores`` and
-``sets``, the counts in ``budget``, the readings of what the paper leaves open in
-``docs/reference/pruners.md``.
+The first query of an episode runs dense and only observes, unless ``first_dense`` is off. The
+equations are in ``scores``, the counts in ``budget``, the readings of what the paper leaves open
+in ``docs/reference/pruners.md``.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def make_plan(layout: TokenLayout, params: PruningParams, mode: Mode) -> Plan:
     if not local or local[-1] >= depth:
         raise ParamError(
             'layers_local',
-            f'the static prune would follow layer {len(params.layers_local)}, '
+            f'the static prune would follow layer {params.layers_local[-1]} of 32, '
             f'but the model has only {depth} layers',
         )
     globals_ = scale_layers(params.layers_global, depth)

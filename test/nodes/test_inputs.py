@@ -134,6 +134,27 @@ def test_the_pose_can_come_from_joints_and_description(inputs):
     assert len(b.state) == 8
 
 
+@pytest.mark.parametrize(('layout', 'joints'), [('joints', FINGERS), ('none', [])])
+def test_where_the_tool_is_comes_from_joints_whatever_the_policy_reads(inputs, layout, joints):
+    names = {'proprio.layout': layout, 'proprio.joints': joints}
+    b = inputs(**{'proprio.pose_from': 'joint_states', **names})
+    b.joints(FINGERS, [0.03, 0.04])
+    b.joints(ARM[:3], list(rizon4.HOME)[:3])
+    assert any('no joint named' in line for line in b.said)
+    # The arm's joints are no part of the state.
+    assert 'proprioception' not in b.buffer._faults
+    b.joints(ARM, list(rizon4.HOME))
+    expected = b.inputs._kinematics.tool_pose(ARM, list(rizon4.HOME))
+    assert b.buffer._position.value == pytest.approx(expected.position)
+    assert b.state == (None if layout == 'none' else pytest.approx([0.03, 0.04]))
+
+
+def test_a_state_that_is_too_old_names_the_joint_its_pose_came_from(inputs):
+    b = inputs(**{'proprio.pose_from': 'joint_states'})
+    b.joints([*FINGERS, *ARM], [0.03, 0.04, *rizon4.HOME])
+    assert b.buffer._state.oldest in ARM
+
+
 def test_a_tool_pointing_down_does_not_flip_and_is_as_the_checkpoint_knows_it(inputs):
     """The shorter way round gave -3.140 for 180.1 degrees; LIBERO's statistics go past pi."""
     statistics = Statistics.from_json(json.loads(LIBERO.read_text()), proprio_dim=8)

@@ -66,6 +66,44 @@ def test_a_typo_and_an_integer_at_start(ros, capfd):
         ros.try_shutdown()
 
 
+def test_a_plugin_that_fails_refuses_the_parameter_and_says_why(ros, monkeypatch):
+    from rclpy.parameter import Parameter
+
+    from specprune_ros.nodes.common.parameters import NodeParameters
+    from specprune_ros.nodes.policy_node import parameters as ours
+    from specprune_ros.policy.build import build_policy
+    from specprune_ros.pruning import registry
+    from specprune_ros.pruning.params import METHODS
+    from specprune_ros.pruning.rivals.fastv import FastV
+
+    class Faulty(FastV):
+        name = 'faulty'
+        parameters = None
+
+        def plan(self, layout, params, mode):
+            return {}['layer']
+
+    monkeypatch.setattr(registry, '_PRUNERS', dict(registry._PRUNERS))
+    registry.register_pruner(Faulty)
+    policy = build_policy(preset='tiny', device='cpu', threads=1)
+
+    def check(values, request):
+        policy.check_params(ours.build_params(ours.pruning_values(request)))
+
+    ros.init()
+    node = ros.create_node('somebody')
+    try:
+        NodeParameters(node, ours.pruning_parameters(), check)
+        (answer,) = node.set_parameters([Parameter('pruning.pruner', value='faulty')])
+        assert (answer.successful, answer.reason) == (False, "KeyError: 'layer'")
+        (answer,) = node.set_parameters([Parameter('pruning.pruner', value='fastv')])
+        assert answer.successful
+    finally:
+        METHODS.pop('faulty')
+        node.destroy_node()
+        ros.try_shutdown()
+
+
 def test_a_profile_nobody_has_and_a_broken_parameter_file_are_named(tmp_path):
     from specprune_ros.nodes.common.lifecycle import wrong_file
     from specprune_ros.nodes.common.remapping import find_profile

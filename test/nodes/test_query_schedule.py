@@ -2,6 +2,8 @@
 time line.
 """
 
+import time
+
 import numpy as np
 import pytest
 
@@ -122,3 +124,47 @@ def test_time_that_stands_still_between_two_looks_is_not_a_clock_that_goes_back(
         pace = QueryScheduler()
         pace.delivered(now - 0.1, now, 0.4)
         assert pace.early(now) > 0.0, now
+
+
+@pytest.mark.parametrize('first_dense', [True, False], ids=['slow once', 'never timed'])
+def test_refreshes_in_the_slack_go_on_after_a_slow_pass_and_begin_without_one(first_dense):
+    from rclpy.clock import Clock
+
+    from specprune_ros.nodes.policy_node.inference import InferenceThread
+    from specprune_ros.nodes.policy_node.observation_buffer import Limits, ObservationBuffer
+    from specprune_ros.nodes.policy_node.query_schedule import QuerySchedule
+    from specprune_ros.policy.build import build_policy
+    from specprune_ros.policy.observation import CameraImage
+    from specprune_ros.pruning.params import PruningParams
+
+    params = PruningParams().replace(refresh_when='slack', first_dense=first_dense)
+    policy = build_policy(preset='tiny', device='cpu', threads=1, params=params)
+    buffer = ObservationBuffer(('agent', 'wrist'), True, Limits(10.0, 10.0, 10.0, 10.0))
+    buffer.put_instruction('lift the red cube')
+    pixels = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    events = []
+    thread = InferenceThread(
+        lambda: policy, buffer, Clock(), events.append, events.append, QuerySchedule(0.8, 0.0)
+    )
+
+    def feed(until):
+        end = time.monotonic() + 60.0
+        while not until() and time.monotonic() < end:
+            now = time.time_ns()
+            buffer.put_state(np.zeros(8), now)
+            for camera in ('agent', 'wrist'):
+                buffer.put_image(camera, CameraImage(pixels, now))
+            time.sleep(0.02)
+        return until()
+
+    try:
+        thread.load(60.0)
+        thread.activate()
+        assert feed(lambda: events)
+        policy._refresher.took.clear()
+        if first_dense:
+            policy._refresher.took.append(2.0)  # longer than there is between two queries
+        have = len(events)
+        assert feed(lambda: any(event.result.refreshes.done for event in events[have:]))
+    finally:
+        thread.close()

@@ -156,6 +156,8 @@ def test_images_in_chunks_out_parameters_live(rig):
     assert ok, reason
     ((ok, reason),) = rig.set(model__preset='oft-medium')
     assert not ok and 'fixed while the node is configured' in reason
+    ((ok, reason),) = rig.set(rtc__enabled=True)
+    assert not ok and 'rtc.enabled: only a flow policy' in reason
     assert rig.get('pruning.alpha') == pytest.approx(0.4)
 
     # A preset sets the others, and they show it.

@@ -17,6 +17,8 @@ from specprune_ros.models.load import load_policy_model, save_policy_model
 from specprune_ros.models.presets import PI0_3B
 from specprune_ros.models.statistics import Statistics
 from specprune_ros.policy.build import build_policy
+from specprune_ros.policy.dense_pass import compare_with_dense
+from specprune_ros.policy.engine.eager import EagerEngine
 from specprune_ros.policy.observation import CameraImage, Observation, ObservationError
 from specprune_ros.policy.policy import Policy
 from specprune_ros.policy.real_time_chunking import (
@@ -27,6 +29,7 @@ from specprune_ros.policy.real_time_chunking import (
     prefix_weights,
 )
 from specprune_ros.pruning.interface import Mode, RowGroup
+from specprune_ros.pruning.metrics import best_tokens
 from specprune_ros.pruning.params import ParamError, PruningParams
 from specprune_ros.pruning.registry import names
 from specprune_ros.pruning.rivals.base import KeepAll
@@ -176,6 +179,30 @@ def test_the_prior_is_what_the_action_rows_attended_to_in_the_last_steps(policy)
     (found,) = result.values()
     assert found.shape == (policy.config.chunk, 256)
     assert torch.allclose(found, expected, atol=1e-6)
+
+
+def test_change_is_judged_by_the_cameras_that_are_there():
+    policy = load('pi0_openpi', refresh_change=0.9, first_dense=False)  # two of its three
+    policy.act(look(0))
+    assert policy.act(look(1)).mode is not Mode.DENSE
+    policy.set_params(policy.params.replace(refresh_change=0.0))
+    assert policy.act(look(3)).mode is Mode.DENSE
+
+
+def test_what_a_dense_pass_attends_to_is_counted_by_the_grid():
+    policy = load('pi0_lerobot')  # 4 x 4 patches: of K_G = 30 of 256 two a camera
+    policy.act(look(0))
+    result = policy.act(look(1), details=True)
+    given, layout = result.details.inputs, result.details.key.layout
+    plain = replace(given, reference_images=None, carry={})
+    key = plain.graph_key(layout, policy.params, Mode.DENSE)
+    with torch.inference_mode():
+        dense = EagerEngine(policy.loaded).run(key, plain).device_outputs.carry['prior']
+        wanted = best_tokens(dense, 2 * layout.cameras).nonzero().squeeze(1)
+        _, kept = compare_with_dense(
+            policy.loaded, given, layout, policy.params, look(1).proprio, result.actions, wanted
+        )
+    assert kept == 1.0
 
 
 def test_positions_are_kept_when_rows_leave(policy):

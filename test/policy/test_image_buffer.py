@@ -69,6 +69,15 @@ def test_images_closer_than_requested_are_thinned_out():
     assert len(history) == 50
 
 
+def test_a_query_on_an_older_image_lets_no_newer_one_go():
+    history = ImageBuffer(SECOND, apart_ns=round(0.02 * SECOND))
+    shown = [image(at) for at in (1.0, 1.01, 1.03, 1.06)]  # the second is thinned out
+    for each in (*shown, shown[1]):
+        history.push('agent', each)
+    assert len(history) == 3
+    assert history.of('agent', shown[-1]).source() is shown[-1]
+
+
 def test_a_image_is_known_where_it_was_thinned_out_or_forgotten_and_as_nothing_else():
     history = ImageBuffer(SECOND, apart_ns=round(0.02 * SECOND))
     first, close = image(1.0), image(1.01)

@@ -1,5 +1,7 @@
 """The policy as a whole: it prunes, remembers, forgets by the rules, and refuses to lie."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -147,6 +149,18 @@ def test_a_image_that_changes_a_lot_asks_for_a_dense_query(policy):
     result = policy.act(look(2, seed=1))
     assert result.mode is Mode.DENSE
     assert 'of the patches changed' in result.reason
+    assert result.history_age is not None  # what it was compared with
+
+
+def test_a_query_that_is_dense_anyway_compares_with_nothing(policy):
+    policy.act(look(0))
+    first = policy.act(look(1, instruction='lift the blue cube'))  # the images stay
+    policy.set_params(PruningParams().replace(mode='dense', refresh_change=0.5))
+    forced = policy.act(look(2, instruction='lift the blue cube', seed=1))
+    assert forced.reason == 'mode set to dense'
+    for result in (first, forced):
+        assert result.mode is Mode.DENSE
+        assert result.history_steps is None and result.history_age is None
 
 
 @pytest.mark.parametrize('name', names())
@@ -241,6 +255,40 @@ def test_the_scheduler_answers_for_the_model_while_the_hand_glides(policy):
     assert skipped.actions.shape == (8, 7) and np.isfinite(skipped.actions).all()
     # Slow motion is the model's alone.
     assert policy.act(look(36, speed=SLOW)).mode is Mode.FINE
+
+
+def test_a_stale_speed_lets_no_query_go_without_the_model(policy):
+    policy.set_params(PruningParams().replace(scheduler='ridge', scheduler_v_max=2.0))
+    old = replace(FAST, age_s=3.0)
+    modes = {policy.act(look(4 * i, speed=old)).mode for i in range(8)}
+    assert Mode.SKIPPED not in modes
+
+
+def test_a_pruner_that_goes_by_speed_gets_none_that_is_stale(policy):
+    policy.set_params(PruningParams().replace(pruner='sp_vla'))
+    for age, seen in ((0.1, FAST.v_t), (3.0, None)):
+        result = policy.act(look(0, speed=replace(FAST, age_s=age)), details=True)
+        assert result.details.inputs.speed_xyz == seen
+
+
+def test_actions_of_an_episode_that_is_over_are_not_extrapolated(policy):
+    ridge = PruningParams().replace(scheduler='ridge', scheduler_v_max=2.0)
+    policy.set_params(ridge)
+    assert [policy.act(look(4 * i)).mode for i in range(3)][-1] is Mode.SKIPPED
+    policy.set_params(ridge.replace(scheduler='none'))
+    policy.reset()
+    policy.act(look(12))
+    policy.set_params(ridge)
+    assert policy.act(look(16)).mode is Mode.COARSE  # four actions are known, not six
+    assert policy.act(look(20)).mode is Mode.SKIPPED
+
+
+def test_moves_are_no_attention_and_scores_are(policy):
+    for name, has in (('adp', False), ('vla_pruner', True)):
+        policy.set_params(PruningParams().replace(pruner=name, first_dense=False))
+        results = [policy.act(look(i)) for i in range(6)]
+        pruned = [result.prior_valid for result in results if result.mode is not Mode.DENSE]
+        assert set(pruned) == {has}, name
 
 
 def test_unknown_words_are_said(policy):

@@ -117,3 +117,11 @@ def test_a_reset_forgets_chunks_and_delays():
     chunks.reset()
     assert go_on(chunks, 300) is None
     assert chunks.delay == 0
+
+
+def test_reports_count_again_when_the_clock_goes_back():
+    chunks = follower()
+    for ms in range(0, 400, 20):
+        chunks.executed(ms * MS, 2.0)  # the arm stands still
+    issue(chunks, 100)
+    assert len(go_on(chunks, 300).previous) == 10

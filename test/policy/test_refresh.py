@@ -138,3 +138,60 @@ def test_the_images_of_the_look_back_are_prepared_in_the_slack(policy):
         prepared.append((made.act(following).history_age, len(calls)))
     assert prepared[0][0] == prepared[1][0]
     assert prepared[0][1] == 2 < prepared[1][1] == 4
+
+
+def test_one_slow_pass_does_not_keep_refreshes_off(policy):
+    usual = policy.dense_seconds
+    policy._refresher.took.appendleft(100.0)
+    assert policy.dense_seconds == 100.0
+    policy.skip_refresh()
+    assert policy.dense_seconds == usual
+    # A lone one is believed less and less.
+    for _ in range(3):
+        policy.skip_refresh()
+    assert policy.dense_seconds == pytest.approx(0.8**3 * usual)
+    assert policy.refresh(look(12), never)
+    assert policy.dense_seconds == max(policy._refresher.took)
+
+
+def test_a_pass_given_up_late_counts_as_that_long_at_least(policy):
+    policy._refresher.took.clear()
+    requested = []
+
+    def due():
+        time.sleep(0.01)
+        requested.append(time.monotonic())
+        return len(requested) > 2
+
+    assert not policy.refresh(look(12), due)
+    assert policy.dense_seconds > 0.01
+
+
+def test_the_cold_pass_of_the_warm_up_does_not_count(policy):
+    policy.warm_up()
+    assert policy.dense_seconds == 0.0
+    policy.act(look(0))
+    assert policy.dense_seconds > 0.0
+
+
+def test_where_no_prior_is_remembered_none_is_made():
+    params = PruningParams().replace(
+        refresh_when='slack', layers_global=[], confidence_when='first'
+    )
+    policy = build_policy(preset='tiny', device='cpu', threads=1, params=params)
+    for step in (0, 8):
+        policy.act(look(step))
+    assert policy._memory.carry  # the layers' weights
+    assert not policy.refreshes_in_slack and not policy.refresh(look(12), never)
+
+
+def test_no_prior_is_made_for_a_query_that_will_forget_it(policy):
+    prior = policy._memory.carry['prior']
+    policy.set_params(policy.params.replace(layers_global=[]))
+    assert not policy.refresh(look(12), never)
+    assert policy._memory.carry['prior'] is prior
+
+
+def test_no_prior_is_made_where_every_query_is_dense(policy):
+    policy.set_params(policy.params.replace(mode='dense'))
+    assert not policy.refreshes_in_slack and not policy.refresh(look(12), never)

@@ -157,9 +157,10 @@ def test_cameras_kept_must_exist():
 
 
 def test_a_model_too_shallow_for_the_static_prune_is_refused():
-    with pytest.raises(ParamError, match='layers_local'):
+    params = PruningParams.from_mapping({'layers_local': [1, 20], 'prune_layers': []})
+    with pytest.raises(ParamError, match='layers_local.*layer 20 of 32.*only 2 layers'):
         registry.check_params(
-            PruningParams(), TokenLayout(1, (4, 4), 1, (18,), (17, 18, 19), (20, 24), 25, depth=2)
+            params, TokenLayout(1, (4, 4), 1, (18,), (17, 18, 19), (20, 24), 25, depth=2)
         )
 
 

@@ -4,15 +4,20 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from small_models import query, small_decoder, small_input, small_layout
 
+from specprune_ros.policy.build import build_policy
+from specprune_ros.policy.observation import CameraImage, Observation
 from specprune_ros.pruning import registry
 from specprune_ros.pruning.interface import Mode
-from specprune_ros.pruning.params import METHODS, ParamError, PruningParams, specs
+from specprune_ros.pruning.params import METHODS, ParamError, PruningParams, param, share, specs
+from specprune_ros.pruning.rivals.fastv import FastV
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / 'docs' / 'examples' / 'brightest.py'
@@ -46,6 +51,28 @@ def test_a_file_gives_a_method_with_its_own_parameters(clean_registry):
     assert len(output.vision_ids) == count
     assert (output.vision_ids < layout.patches).all()
     assert 'brightness' in outcome.scores
+
+
+def test_a_methods_own_parameter_may_be_read_on_the_host_alone(clean_registry):
+    @dataclass(frozen=True)
+    class PickyParams:
+        picky_keep: float = share(0.5, 'Share that stays.', 'ours')
+        picky_wait: int = param(0, 'Read beside the pass.', 'ours', low=0, high=9, host_only=True)
+
+    @registry.register_pruner
+    class Picky(FastV):
+        name = 'picky'
+        parameters = PickyParams
+
+    params = PruningParams().replace(pruner='picky', picky_keep=0.25, picky_wait=3)
+    policy = build_policy(preset='tiny', device='cpu', params=params)
+    pixels = np.zeros((64, 64, 3), np.uint8)
+    images = {camera: CameraImage(pixels, 0) for camera in policy.config.cameras}
+    result = policy.act(Observation(images, 'lift the red cube', np.zeros(8)), details=True)
+    assert policy.params.picky_wait == 3
+    # No graph depends on it.
+    seen = result.details.key.params
+    assert (seen.picky_keep, seen.picky_wait) == (0.25, 0)
 
 
 @pytest.mark.parametrize('name', [n for n in registry.names() if n not in ('dense', 'random')])

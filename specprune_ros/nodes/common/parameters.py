@@ -220,6 +220,8 @@ class NodeParameters:
                 self.checked = self._check({**self.values(), **request}, request)
             except ValueError as error:
                 return _refused(str(error))
+            except Exception as error:  # of a plugin: it must not end the node
+                return _refused(f'{type(error).__name__}: {error}')
         return SetParametersResult(successful=True)
 
     def _after_set(self, parameters: list[Parameter]) -> None:

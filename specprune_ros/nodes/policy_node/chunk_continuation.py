@@ -72,6 +72,9 @@ class ChunkContinuation:
         rules, policy = self._rules(), self._policy
         if rules is None:
             return None
+        if not policy.follows(observation):
+            self.follower.reason = 'a new episode begins'
+            return None
         seen = None
         if policy.config.flow.relative:
             loaded, proprio = policy.loaded, observation.proprio

@@ -179,11 +179,13 @@ class InferenceThread(threading.Thread):
         (``pruning.refresh_when``) and the past images that the query will compare with are
         prepared. Otherwise wait, in slices, so that deactivation need not wait for a slow rate.
         """
-        policy, needs = self.policy, 0.0
+        policy = self.policy
         assert policy is not None
-        if policy.refreshes_in_slack:
-            needs = policy.dense_seconds
+        refreshes = policy.refreshes_in_slack
+        needs = policy.dense_seconds if refreshes else 0.0
         first, last = REFRESH_FIRST * needs + PREPARE, REFRESH_LAST * needs
+        if refreshes and not needs:  # what a dense pass takes is to be found out
+            first = early
         if self._slack_used or early > first:
             self._ending.wait(min(early - (0.0 if self._slack_used else first), PATIENCE))
             return True
@@ -197,8 +199,10 @@ class InferenceThread(threading.Thread):
             return generation != self._publisher.generation or self._early(schedule) <= 0
 
         try:
-            if needs and early > last:
+            if refreshes and early > last:
                 policy.refresh(self._observation_buffer.take(begin, use=False), due)
+            elif refreshes:
+                policy.skip_refresh()
             policy.prepare_reference(begin + round(early * SECOND_NS), due)
         except (NotReady, ObservationError):
             return True  # the query will meet it, and say so
@@ -243,7 +247,9 @@ class InferenceThread(threading.Thread):
         else:
             self._publisher.put(QueryEvent(generation, '', observation, result, begin, end))
             self._instruction = observation.instruction
-            seconds = len(result.actions) * self.policy.step_dt
+            whole = chunking is not None and chunking.enabled
+            rows = len(result.actions) if whole else self.policy.config.rows_run
+            seconds = rows * self.policy.step_dt
             self._chunks.delivered(observation.stamp_ns / SECOND_NS, end / SECOND_NS, seconds)
             return True
         return self._failed(failure, generation)

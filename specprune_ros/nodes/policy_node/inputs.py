@@ -247,10 +247,9 @@ class Inputs:
             self._complain('joint_states', f'cannot be true: {reason}')
         if not reported and not wrong:
             return  # of other parts
-        layout = self._values['proprio.layout']
-        if layout == 'joints':
+        if self._values['proprio.layout'] == 'joints':
             self._store_joints(self._values['proprio.joints'])
-        if layout == 'pose_gripper' and self._kinematics is not None:
+        if self._kinematics is not None:
             self._pose_from_joints(set(reported))
         if self._joint_speed is not None:
             self._speed_from_joints(set(reported), stamp)
@@ -285,12 +284,18 @@ class Inputs:
             return
         missing = self._joints.missing(names)
         if missing:
-            self._observation_buffer.lose_state(f'joint_states: {missing}')
+            if self._values['proprio.layout'] == 'pose_gripper':
+                self._observation_buffer.lose_state(f'joint_states: {missing}')
             self._complain('joint_states', missing)
             return
         at = self._joints.positions
         pose = arm.tool_pose(names, [at[name] for name in names])
-        self._store_pose(np.array(pose.position), pose.orientation, self._joints.stamp_ns(names))
+        self._store_pose(
+            np.array(pose.position),
+            pose.orientation,
+            self._joints.stamp_ns(names),
+            self._joints.oldest(names),
+        )
 
     def _refuse_joints(self, reason: str, stamp: int = 0) -> None:
         """Nothing of a joint state can be used: what was read from earlier ones is lost."""
@@ -328,9 +333,10 @@ class Inputs:
         if not np.isfinite(position).all() or not np.isfinite(turn).all() or not turn.any():
             self._refuse_pose('the pose is not finite, or its quaternion is zero')
             return
-        self._store_pose(position, tuple(turn / np.linalg.norm(turn)), stamp)
+        self._store_pose(position, tuple(turn / np.linalg.norm(turn)), stamp, 'ee_pose')
 
-    def _store_pose(self, position: np.ndarray, turn: Quaternion, stamp: int) -> None:
+    def _store_pose(self, position: np.ndarray, turn: Quaternion, stamp: int, source: str) -> None:
+        """Store a pose; ``source`` is what it is as old as."""
         self._observation_buffer.put_position(position, stamp)
         if self._values['proprio.layout'] != 'pose_gripper':
             return
@@ -353,7 +359,7 @@ class Inputs:
         self._observation_buffer.put_state(
             np.array([*position, *self._rotation, *fingers]),
             min(stamp, self._joints.stamp_ns(names)),
-            self._joints.oldest(names) if self._joints.stamp_ns(names) < stamp else 'ee_pose',
+            self._joints.oldest(names) if self._joints.stamp_ns(names) < stamp else source,
         )
 
     def _refuse_pose(self, reason: str) -> None:

@@ -327,12 +327,13 @@ class SpecPruneNode(AutoLifecycleNode):
     ) -> PruningParams | None:
         """The pruning parameters after a request that changes some. Raises ``ValueError``."""
         check_names(values)
+        if self._policy is not None:
+            chunk_continuation.check(values, self._policy)
         if self._showing or not pruning_values(request):
             return None
         params = build_params(self._after(request))
         if self._policy is not None:
             self._policy.check_params(params)
-            chunk_continuation.check(values, self._policy)
         return params
 
     def _apply(self, values: Mapping[str, Any], request: Mapping[str, Any]) -> None:
@@ -399,6 +400,8 @@ class SpecPruneNode(AutoLifecycleNode):
             return
         if self._wanted:
             self._policy.reset('start' if self._sequence == 0 else 'enabled')
+            if self._chunking is not None:
+                self._chunking.follower.reset()
             self._thread.activate()
         else:
             self._thread.deactivate()

@@ -228,7 +228,8 @@ class PruningParams:
     refresh_when: str = param(
         'query',
         'Where the prior is made anew by a dense pass: in the query (refresh_period, '
-        'refresh_change), in the slack while a chunk is executed, or nowhere.',
+        'refresh_change), in the slack while a chunk is executed, or nowhere. There is a slack '
+        'only with query_rate above 0 or query_when chunk.',
         'ours; a prior from a pruned pass only knows what was kept',
         choices=REFRESHES,
         host_only=True,
@@ -428,7 +429,8 @@ class PruningParams:
     )
     controller_warmup: int = param(
         0,
-        'Queries after a reset that stay coarse whatever the speed.',
+        'Queries after a reset that stay coarse however slow; an unknown or stale speed still '
+        'means fine.',
         'C2: 10 control steps, 2 queries of 8',
         unit='queries',
         low=0,

@@ -1,4 +1,9 @@
-"""Canny edges on tensors, for SP-VLA's spatial tokens."""
+"""SP-VLA (arXiv 2506.12723): contours and what the text attends to stay; steady motion needs no
+model.
+
+Here are the tokens (Canny edges on tensors, attention at one layer) and the scheduler that decides
+whether the model runs.
+"""
 
 from __future__ import annotations
 

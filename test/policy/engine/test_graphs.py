@@ -341,6 +341,21 @@ def test_an_answer_survives_the_next_one(loaded, made):
     assert all(np.array_equal(first.overlay.sets[name], members) for name, members in sets.items())
 
 
+def test_a_refresh_leaves_what_else_is_remembered(loaded, made):
+    params = PruningParams().replace(refresh_when='slack', confidence_when='first')
+    policy, engine = graphed(loaded, made, params)
+    plain = Policy(loaded, params)
+    policy.warm_up('lift the red cube')
+    for one in (policy, plain):
+        one.act(look(0))
+        first = one._memory.carry['confidence'].clone()
+        one.act(look(1))
+        assert one.refresh(look(2), lambda: False)
+        assert torch.equal(one._memory.carry['confidence'], first)
+    same(policy.act(look(3)), plain.act(look(3)))
+    assert engine.trouble == ''
+
+
 def test_actions_that_are_not_finite_do_not_leave_a_replay_either(loaded, made):
     from specprune_ros.policy.result import PolicyError
 
