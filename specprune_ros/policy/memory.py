@@ -54,7 +54,7 @@ class Memory:
     ``carry`` is what the pruner's last pass returned, ``cache`` the last pass's keys and values
     (kept only for pruners that reuse them), ``episode`` counts resets, ``queries`` the queries
     since. ``displacement`` is the net end-effector translation from the previous query to the one
-    under way, metres (``None`` unknown).
+    under way, metres (``None`` unknown). ``last`` is the observation of the previous query.
     """
 
     history: ImageBuffer
@@ -66,7 +66,7 @@ class Memory:
     queries: int = 0
     since_dense: int = 0
     displacement: float | None = None
-    _last: Observation | None = None
+    last: Observation | None = None
     _method: tuple[object, ...] = ()
     _request: str | None = 'start'
 
@@ -93,10 +93,10 @@ class Memory:
             self.episode += 1
             self.queries = 0
             self.since_dense = 0
-            self._last = None
+            self.last = None
         if images_too:
             self.history.clear()
-        self.displacement, before = None, self._last
+        self.displacement, before = None, self.last
         if before and before.position is not None and observation.position is not None:
             self.displacement = float(np.linalg.norm(observation.position - before.position))
         self._method = method
@@ -110,7 +110,7 @@ class Memory:
         """Why continuity is broken, and whether the past images are worthless too."""
         if request is not None:
             return request, True
-        last = self._last
+        last = self.last
         if last is None:
             return 'start', True
         elapsed = (observation.stamp_ns - last.stamp_ns) / SECOND_NS
@@ -151,6 +151,6 @@ class Memory:
         """End a query that succeeded: what it saw and attended to is the next one's past."""
         self.carry = carry
         self.cache = cache
-        self._last = observation
+        self.last = observation
         self.queries += 1
         self.since_dense = 0 if dense else self.since_dense + 1

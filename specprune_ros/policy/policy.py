@@ -338,19 +338,21 @@ class Policy:
 
         seen = [self.history.preprocessed(*shown) for shown in observation.images.items()]
         images, reference = torch.stack(seen), None
+        prompt, layout, proprio = loaded.encode(
+            observation.instruction, observation.proprio, len(images)
+        )
+        query.layout, query.notes = layout, loaded.doubts(prompt, observation.proprio)
+        reuses = pruner(params.pruner).plan(layout, params, Mode.COARSE).reuse
         mode = self._mode(query, decision)
         if force.compares and mode is not Mode.DENSE:
             query.history_steps = history_offset(memory.displacement, params, self.motion)
-            past = self._past(query)
+            # Whose keys and values are used again, with its images is compared.
+            past = self._last_images(query) if reuses else self._past(query)
             reference = torch.stack(past) if past else None
             seen += past
             if reference is not None and self._changed(query, images, reference):
                 mode = Mode.DENSE
         query.held = seen  # until the device is done with them
-        prompt, layout, proprio = loaded.encode(
-            observation.instruction, observation.proprio, len(images)
-        )
-        query.layout, query.notes = layout, loaded.doubts(prompt, observation.proprio)
         start_noise = loaded.model.noise(seed=memory.queries)
         if noise is not None and start_noise is not None:
             start_noise = _given_noise(noise, start_noise)
@@ -358,7 +360,6 @@ class Policy:
         if continuation is not None and len(continuation.previous):
             chunk = self.config.chunk
             pull = guide(continuation, chunk, flow.width, flow.steps, self._device)
-        reuses = pruner(params.pruner).plan(layout, params, Mode.COARSE).reuse
         query.inputs = inputs = StepInputs(
             images=images,
             prompt=prompt,
@@ -497,6 +498,15 @@ class Policy:
     @torch.inference_mode()
     def _preprocess(self, camera: str, image: CameraImage) -> Tensor:
         return self.loaded.preprocessor.image(image.pixels, camera)
+
+    def _last_images(self, query: _Query) -> list[Tensor]:
+        """As :meth:`_past`, the images of the last query."""
+        observation, last = query.observation, self._memory.last
+        if last is None:
+            return []
+        query.history_age = (observation.stamp_ns - last.stamp_ns) / SECOND_NS
+        query.history_steps = round(query.history_age / self.step_dt)
+        return [self.history.preprocessed(c, last.images[c]) for c in observation.images]
 
     def _past(self, query: _Query) -> list[Tensor]:
         """The images of ``history_steps`` control steps ago, uint8 ``[S, S, 3]`` each, or those

@@ -163,6 +163,20 @@ def test_a_query_that_is_dense_anyway_compares_with_nothing(policy):
         assert result.history_steps is None and result.history_age is None
 
 
+def test_keys_and_values_are_used_again_where_it_looks_as_at_their_query(policy):
+    """What had changed since that query, but not since a few steps ago, was taken as static."""
+    policy.set_params(PruningParams().replace(pruner='vla_cache', first_dense=False))
+    policy.act(look(0, seed=0))
+    for step in range(1, 8):  # another scene, that stands still from then on
+        for camera, image in look(step, seed=1).images.items():
+            policy.history.push(camera, image)
+    moved = policy.act(look(8, seed=1))
+    assert moved.flops_ratio > 0.99 and moved.history_steps == 8
+    assert moved.history_age == pytest.approx(8 * policy.step_dt)
+    still = policy.act(look(16, seed=1))
+    assert still.flops_ratio < 0.99
+
+
 @pytest.mark.parametrize('name', names())
 def test_every_pruner_runs_behind_the_same_door(policy, name):
     policy.set_params(PruningParams().replace(pruner=name))
