@@ -51,7 +51,7 @@ YIELDED = (0.001, 0.005)  # m, rad that are near enough
 def needed(profile: Profile) -> tuple[str, ...]:
     """The measured states that must be fresh while this arm moves."""
     states = []
-    if profile.observation.ee_pose or profile.tool_link:
+    if profile.measures_pose:
         states.append(POSE)
     if profile.command.adapter == profiles.JOINT_TRAJECTORY:
         states.append(JOINTS)

@@ -35,9 +35,10 @@ def lerobot_scales(
         if step is None or not step['state_file']:
             report.problem(f'{report.path}: the processors have no {kind} with a state_file')
             continue
-        mode = str((step['config'].get('norm_map') or {}).get(feature, ''))
+        norms = step['config'].get('norm_map') or {}
+        mode = str(norms.get(feature, ''))
         part = 'proprio' if feature == 'STATE' else 'action'
-        images = (step['config'].get('norm_map') or {}).get('VISUAL') or 'IDENTITY'
+        images = norms.get('VISUAL') or 'IDENTITY'
         if images != 'IDENTITY':
             report.problem(
                 f'{report.path}: {kind} normalises VISUAL by {images!r}; only images as they are '
