@@ -3,10 +3,11 @@
     python benchmarks/gpu.py --json benchmarks/results/gpu.json
 
 For every model: `specprune bench` with the stock loop, dense and pruned, eager and as CUDA graphs,
-interleaved, 200 queries each, after a sweep of the rows; a profile of replays of both graphs (how
-much of a query the device works, and at what); and, in a process of its own, the memory that all
-graphs of a node take. On a CPU (`--device cpu --models tiny`) it runs what there is, to be tried
-out: no graphs, no profile.
+interleaved, 200 queries each, after a sweep of the rows; the same graphs with the decoder in
+float8; queries as a node asks them, with images prepared on arrival and nothing beside; a profile
+of replays (how much of a query the device works, and at what); and, in a process of its own, the
+memory that all graphs of a node take. On a CPU (`--device cpu --models tiny`) it runs what there
+is, to be tried out: no graphs, no float8, no profile.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ import argparse
 import json
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from record import write
 
@@ -26,8 +29,10 @@ from specprune_ros.bench.measure import bench
 from specprune_ros.bench.report import draw_roofline, print_tables
 from specprune_ros.bench.roofline import measure
 from specprune_ros.models.accel.device_memory import weight_bytes
+from specprune_ros.models.accel.fp8 import CAPABILITY
 from specprune_ros.models.presets import BENCH_INSTRUCTION
 from specprune_ros.policy.build import build_policy
+from specprune_ros.policy.device import device_name, settle
 from specprune_ros.policy.synthetic_observations import observations
 from specprune_ros.pruning.params import PruningParams
 
@@ -41,7 +46,12 @@ FIGURES = {
     'pruned_ms': 'pruned graph p50 (ms)',
     'over_dense': 'pruned over dense graph',
     'over_stock': 'pruned graph over stock eager',
-    'tail': 'p99 over p50, the worse graph',
+    'node_dense_ms': 'dense graph, images prepared on arrival, p50 (ms)',
+    'node_pruned_ms': 'pruned graph, images prepared on arrival, p50 (ms)',
+    'node_over_dense': 'pruned over dense, images prepared on arrival',
+    'tail': 'p99 over p50 of these, the worse',
+    'fp8_ms': 'pruned graph in float8 p50 (ms)',
+    'fp8_over_dense': 'pruned over dense graph, both in float8',
     'gemm_share': 'decoder GEMMs of the ceiling, dense',
     'memory_gib': 'memory beside the weights (GiB)',
 }
@@ -63,6 +73,46 @@ def columns(args: argparse.Namespace, model: str) -> dict[str, Any]:
         draw_roofline(result.rows, args.plots / f'roofline_{model}.png')
     reported = result.sweep.summary() if result.sweep else ''
     return {'rows': result.rows, 'sweep': result.sweep_rows, 'sweep_says': reported}
+
+
+def float8_columns(args: argparse.Namespace, model: str) -> list[dict[str, Any]]:
+    """The rows of a bench in float8; none on a device without."""
+    if args.device == 'cpu' or torch.cuda.get_device_capability() < CAPABILITY:
+        return []
+    result = bench(
+        pruners='specprune',
+        model=model,
+        device=args.device,
+        fp8=True,
+        repeats=args.repeats,
+        stock=False,
+        progress=True,
+    )
+    print_tables(result)
+    return result.rows
+
+
+def node_queries(args: argparse.Namespace, model: str) -> list[dict[str, Any]]:
+    """Milliseconds of queries whose images were prepared when they arrived."""
+    if args.device == 'cpu':
+        return []
+    policy, found = graphed(args, model), []
+    for mode in ('dense', 'coarse'):
+        scene = in_mode(policy, mode)
+        took = []
+        for _ in range(args.repeats):
+            observation = next(scene)
+            for camera, image in observation.images.items():
+                policy.history.preprocessed(camera, image)
+            settle(policy.loaded.preprocessor.device)
+            begin = time.perf_counter()
+            policy.act(observation)
+            took.append(1000 * (time.perf_counter() - begin))
+        p50, p99 = np.percentile(took, [50, 99])
+        spread = {'ms_p50': round(p50, 3), 'ms_p99': round(p99, 3), 'ms_max': round(max(took), 3)}
+        found.append({'mode': mode, **spread, 'engine': policy.engine_status})
+    policy.close()
+    return found
 
 
 def node_memory(args: argparse.Namespace, model: str) -> dict[str, Any] | None:
@@ -107,6 +157,21 @@ def graphed(args: argparse.Namespace, model: str) -> Any:
     return policy
 
 
+def in_mode(policy: Any, mode: str) -> Any:
+    """Have all queries run in ``mode``, ask the first few, and return the rest of the scene.
+
+    Observations are drawn one by one: a later image in the history hides the earlier ones.
+    """
+    policy.set_params(PruningParams().replace(mode=mode))
+    policy.warm_up(BENCH_INSTRUCTION)
+    while 'capturing' in policy.engine_status:
+        time.sleep(0.1)
+    scene = observations(policy, BENCH_INSTRUCTION, 0)
+    for _ in range(10):
+        policy.act(next(scene))
+    return scene
+
+
 def profile(args: argparse.Namespace, model: str) -> list[dict[str, Any]]:
     """What the device does during a replayed query, dense and pruned."""
     from torch.profiler import ProfilerActivity
@@ -115,15 +180,10 @@ def profile(args: argparse.Namespace, model: str) -> list[dict[str, Any]]:
     policy, found = graphed(args, model), []
     ceilings = measure(policy.loaded.preprocessor.device, policy.loaded.preprocessor.dtype)
     for mode in ('dense', 'coarse'):
-        policy.set_params(PruningParams().replace(mode=mode))
-        policy.warm_up(BENCH_INSTRUCTION)
-        scene = observations(policy, BENCH_INSTRUCTION, 0)
-        for _ in range(5):
-            result = policy.act(next(scene))
-        requested = [next(scene) for _ in range(PROFILED)]
+        scene = in_mode(policy, mode)
         with record(activities=[ProfilerActivity.CUDA]) as profiler:
-            for observation in requested:
-                result = policy.act(observation)
+            for _ in range(PROFILED):
+                result = policy.act(next(scene))
         kernels = [e for e in profiler.events() if e.device_type == torch.autograd.DeviceType.CUDA]
         found.append(
             {
@@ -186,7 +246,6 @@ def figures(found: dict[str, Any]) -> dict[str, float]:
             'dense_ms': dense['ms_p50'],
             'pruned_ms': pruned['ms_p50'],
             'over_dense': pruned['speedup'],
-            'tail': max(row['ms_p99'] / row['ms_p50'] for row in (dense, pruned)),
         }
         if pruned['speedup_stock'] is not None:
             made['over_stock'] = pruned['speedup_stock']
@@ -195,6 +254,14 @@ def figures(found: dict[str, Any]) -> dict[str, float]:
             # Almost all operations of a query are those of its GEMMs.
             rate = row['tflop'] / (row['ms']['gemm'] / 1000)
             made['gemm_share'] = rate / row['ceiling_tflops']
+    if found['node']:
+        dense, pruned = found['node']
+        made['node_dense_ms'], made['node_pruned_ms'] = dense['ms_p50'], pruned['ms_p50']
+        made['node_over_dense'] = dense['ms_p50'] / pruned['ms_p50']
+        made['tail'] = max(row['ms_p99'] / row['ms_p50'] for row in (dense, pruned))
+    for row in found['fp8']:
+        if (row['pruner'], row['mode'], row['trouble']) == ('specprune', 'graph', ''):
+            made['fp8_ms'], made['fp8_over_dense'] = row['ms_p50'], row['speedup']
     memory = found['memory']
     if memory and not memory['trouble']:
         made['memory_gib'] = memory['reserved_gib'] - memory['weights_gib']
@@ -220,13 +287,17 @@ def main() -> int:
     for model in args.models.split(','):
         memory = node_memory(args, model)  # first: nothing of this process is on the device yet
         here = {**columns(args, model), 'memory': memory}
+        here['fp8'] = float8_columns(args, model)
+        here['node'] = node_queries(args, model)
         here['profile'] = [] if args.device == 'cpu' else profile(args, model)
         here['figures'] = figures(here)
         found[model] = here
         for name, value in here['figures'].items():
-            print(f'{model}: {FIGURES[name]:40s}{value:>8.2f}')
+            print(f'{model}: {FIGURES[name]:60s}{value:>8.2f}')
         # After each model: a long run that is cut off keeps what it has.
-        write(args.json, {'benchmark': 'gpu', 'models': found})
+        where = torch.device(args.device)
+        result = {'benchmark': 'gpu', 'device': device_name(str(where)), 'models': found}
+        write(args.json, result)
     return 0
 
 

@@ -8,13 +8,14 @@ use.
 from __future__ import annotations
 
 import math
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from specprune_ros.models.accel.fused import PLAIN
+from specprune_ros.models.accel.side_stream import both
 from specprune_ros.models.config import VisionConfig
 
 
@@ -150,11 +151,13 @@ class VisionBackbone(nn.Module):
                 f'pixels must have {3 * len(self.towers)} channels (3 per tower), have '
                 f'{pixels.shape[1]}'
             )
-        features = [
-            tower(part, condition)
+        runs = [
+            partial(tower, part, condition)
             for tower, part in zip(self.towers, pixels.split(3, 1), strict=True)
         ]
-        return features[0] if len(features) == 1 else torch.cat(features, -1)
+        if len(runs) == 2:
+            return torch.cat(both(*runs), -1)
+        return torch.cat([run() for run in runs], -1) if len(runs) > 1 else runs[0]()
 
 
 class Projector(nn.Module):

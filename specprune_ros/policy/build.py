@@ -45,7 +45,10 @@ def resolve(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
         raise ValueError(f"model.device '{device}' is no device: {error}") from error
     if place.type == 'cuda' and not torch.cuda.is_available():
         raise ValueError(f"model.device '{device}': PyTorch finds no GPU here; use cpu or auto")
-    if place.type == 'cuda' and (place.index or 0) >= torch.cuda.device_count():
+    if place.type == 'cuda' and place.index is None:
+        # PyTorch's current device, by its number: `set_device` takes no other.
+        place = torch.device('cuda', torch.cuda.current_device())
+    if place.type == 'cuda' and place.index >= torch.cuda.device_count():
         raise ValueError(
             f"model.device '{device}': there are {torch.cuda.device_count()} GPUs, from cuda:0"
         )

@@ -52,6 +52,11 @@ def results(**changes):
             }
         ],
         'memory': {'trouble': '', 'weights_gib': 14.0, 'reserved_gib': 15.0},
+        'fp8': [{'pruner': 'specprune', 'mode': 'graph', **pruned, **changes}],
+        'node': [
+            {'mode': 'dense', 'ms_p50': 11.0, 'ms_p99': 11.5},
+            {'mode': 'coarse', 'ms_p50': 5.0, 'ms_p99': 6.0},
+        ],
     }  # fmt: skip
 
 
@@ -61,9 +66,12 @@ def test_the_figures_of_a_model(gpu):
     assert made['over_dense'] == 2.0
     assert made['gemm_share'] == pytest.approx(0.75)
     assert made['memory_gib'] == 1.0
+    assert (made['node_over_dense'], made['tail']) == (2.2, 1.2)
+    assert (made['fp8_ms'], made['fp8_over_dense']) == (6.0, 2.0)
 
 
 def test_a_graph_that_was_answered_eagerly_is_no_figure(gpu):
     made = gpu.figures(results(trouble='no CUDA graph: out of memory'))
-    assert set(made) == {'gemm_share', 'memory_gib'}
-    assert gpu.figures({'rows': [], 'profile': [], 'memory': None}) == {}
+    assert not {'over_dense', 'fp8_ms'} & set(made) and made['gemm_share']
+    nothing = {'rows': [], 'profile': [], 'memory': None, 'fp8': [], 'node': []}
+    assert gpu.figures(nothing) == {}

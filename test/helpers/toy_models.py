@@ -33,7 +33,16 @@ def layout(depth=4, causal=False, cameras=2, grid=(3, 3), start=1, text=4, tail=
 class RecordingPass:
     """Keeps what a plan says, and everything it is shown."""
 
-    def __init__(self, keep, observed_layers=None, skip=(), reuse=False, merge=None, exact=False):
+    def __init__(
+        self,
+        keep,
+        observed_layers=None,
+        skip=(),
+        reuse=False,
+        merge=None,
+        exact=False,
+        device='cpu',
+    ):
         self.keep, self.merge = keep, merge or {}
         self.schedule = PruneSchedule(
             observed_layers=observed_layers or {},
@@ -44,6 +53,7 @@ class RecordingPass:
             skip=frozenset(skip),
             reuse=reuse,
         )
+        self.device = device
         self.attention = {}
         self.rows = {}
 
@@ -53,7 +63,7 @@ class RecordingPass:
     def select(self, boundary, rows):
         self.rows[boundary] = rows.clone()
         merge, position = self.merge.get(boundary, (None, None))
-        return Selection(torch.as_tensor(self.keep[boundary]), merge, position)
+        return Selection(torch.as_tensor(self.keep[boundary], device=self.device), merge, position)
 
     def finish(self):
         return PassOutcome()

@@ -53,8 +53,10 @@ def some(rows, dtype=torch.float32):
     return {
         'rotate': (qkv[:, :, :8], cos, sin),
         'swiglu': (made(1, rows, 128),),
+        'geglu': (made(1, rows, 128),),
         'quick_gelu': (made(2, rows, 64),),
         'add_rms_norm': (row, branch, weight, 1e-6),
+        'add_modulated_norm': (row, branch, *torch.randn(3, 64, generator=generator), 1e-6),
         'add_layer_norm': (row, branch, weight, weight, bias, 1e-6),
         'quantise': (made(rows, 64),),
     }
@@ -142,7 +144,7 @@ def test_one_compilation_serves_any_number_of_rows(dtype, once):
                     assert ours.shape == theirs.shape and ours.dtype == theirs.dtype
                     assert relative(ours.float(), theirs.float()) < bound, (name, rows)
         assert fused._Compiling.made == 2 * len(fused.PLAIN)  # tensors of inference, and others
-    assert fused.status() == 'functions between the GEMMs: 12 compiled kernels'
+    assert fused.status() == 'functions between the GEMMs: 16 compiled kernels'
 
 
 @pytest.mark.slow
@@ -212,7 +214,7 @@ def test_a_cuda_graph_holds_compiled_kernels_after_one_warm_up():
     fused.use(ours, fused.COMPILED)
     hidden, other = torch.randn(2, 1, where.length, 64, device='cuda').bfloat16()
     with torch.inference_mode():
-        ours(hidden, where, keep_all(where, [2]), read=where.action)
+        ours(hidden, where, keep_all(where, [2], device='cuda'), read=where.action)
         assert fused._Compiling.made > 0
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -11,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 __all__ = [
     'TorchDispatchMode',
+    'compile_alone',
     'compiler_is_off',
     'mark_dynamic_rows',
     'scaled_mm',
@@ -37,11 +40,30 @@ def compiler_is_off() -> bool:
     return bool(torch._dynamo.config.disable)
 
 
+def compile_alone(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function`` through ``torch.compile``, with nothing kept in common with earlier calls.
+
+    What is compiled is kept by code object, of which all widths of all models in a process would
+    share one limit of recompiling; so each has a code object of its own. (PyTorch 2.13 has an
+    option for it, 2.11 has not.)
+    """
+    own = FunctionType(function.__code__.replace(), function.__globals__, function.__name__)
+    return torch.compile(own, fullgraph=True)
+
+
 def mark_dynamic_rows(tensor: Tensor) -> None:
     """Compile for any number of rows of ``tensor``."""
     torch._dynamo.mark_dynamic(tensor, 0)
 
 
 def scaled_mm(rows: Tensor, weight: Tensor, **options: Any) -> Tensor:
-    """A float8 GEMM with a scale for each row and column."""
-    return torch._scaled_mm(rows, weight, use_fast_accum=True, **options)
+    """A float8 GEMM with a scale for each row and column.
+
+    On a CPU, where it is there to see the numbers, in float32: PyTorch 2.11 has no such scales
+    there.
+    """
+    if rows.is_cuda:
+        return torch._scaled_mm(rows, weight, use_fast_accum=True, **options)
+    out = (rows.float() * options['scale_a']) @ (weight.float() * options['scale_b'])
+    bias = options['bias']
+    return (out if bias is None else out + bias).to(options['out_dtype'])

@@ -177,8 +177,7 @@ def _first(
         # One small kernel each: a process per core to compile them is started for nothing.
         os.environ.setdefault('TORCHINDUCTOR_COMPILE_THREADS', '1')
         try:
-            # Isolated: all widths of all models in a process would share one limit of recompiling.
-            run = torch.compile(plain, fullgraph=True, isolate_recompiles=True)
+            run = compat.compile_alone(plain)
             result = run(*flat)
         except (torch.OutOfMemoryError, torch.AcceleratorError):
             raise  # says nothing of the compiler

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from specprune_ros.models.accel import fused
 from specprune_ros.models.accel.compat import TorchDispatchMode, storage_key, tree_leaves
+from specprune_ros.models.accel.side_stream import side_stream
 from specprune_ros.policy.forward_step import CudaStageTimer
 
 _ONE = threading.Lock()  # captures of a process take turns
@@ -33,6 +34,7 @@ class CudaGraphCapturer:
         self._serving = torch.cuda.Stream(self.device, priority=-1)
         self._warming = torch.cuda.Stream(self.device)
         self._capturing = torch.cuda.Stream(self.device)
+        self._beside = torch.cuda.Stream(self.device)
         self._done = torch.cuda.Event()
         self._pool = torch.cuda.graph_pool_handle()
         # A capture can take nothing from what PyTorch keeps in reserve outside the pool.
@@ -67,7 +69,11 @@ class CudaGraphCapturer:
         """
         graph = torch.cuda.CUDAGraph()
         collecting = gc.isenabled()
-        with fused.COMPILE_LOCK, torch.cuda.stream(self._capturing):
+        with (
+            fused.COMPILE_LOCK,
+            torch.cuda.stream(self._capturing),
+            side_stream(self._beside),
+        ):
             gc.disable()
             try:
                 graph.capture_begin(pool=self._pool, capture_error_mode='thread_local')

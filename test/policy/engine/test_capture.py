@@ -57,7 +57,7 @@ def calls(monkeypatch):
     """torch.cuda without a device: real signatures, and a list of what was called."""
     made, now = [], ['default']
     # In the order in which the capturer requests them.
-    streams = iter(('serving', 'warming', 'capturing'))
+    streams = iter(('serving', 'warming', 'capturing', 'beside'))
 
     @contextmanager
     def stream(entered):
@@ -160,7 +160,7 @@ def test_a_captured_run_follows_its_buffers():
 @pytest.mark.gpu
 @pytest.mark.parametrize('name', ['specprune', 'dense', 'fastv', 'vla_pruner'])
 def test_replays_on_a_gpu_answer_like_eager_queries(name):
-    from test_graphs import look
+    from noise_images import look
 
     from specprune_ros.models.load import random_policy_model
     from specprune_ros.policy.engine.cuda_graph import CudaGraphEngine
@@ -187,7 +187,7 @@ def test_replays_on_a_gpu_answer_like_eager_queries(name):
 
 @pytest.mark.gpu
 def test_a_replay_reads_nothing_but_its_numbers_at_the_end():
-    from test_graphs import look
+    from noise_images import look
 
     from specprune_ros.models.load import random_policy_model
     from specprune_ros.policy.engine.cuda_graph import CudaGraphEngine
@@ -199,7 +199,7 @@ def test_a_replay_reads_nothing_but_its_numbers_at_the_end():
     policy.warm_up('lift the red cube')
     requested = []
     real = engine.run
-    engine.run = lambda key, inputs: requested.append((key, inputs)) or real(key, inputs)
+    engine.run = lambda key, inputs, *more: requested.append((key, inputs)) or real(key, inputs)
     try:
         for step in range(3):
             policy.act(look(step))

@@ -7,21 +7,17 @@ from dataclasses import fields
 import numpy as np
 import pytest
 import torch
+from noise_images import SLOW, look
 from tape import TapeCapturer
 
 from specprune_ros.models.load import random_policy_model
 from specprune_ros.policy.engine.cuda_graph import CudaGraphEngine
 from specprune_ros.policy.engine.eager import EagerEngine
-from specprune_ros.policy.observation import CameraImage, Observation
 from specprune_ros.policy.policy import Policy
-from specprune_ros.pruning.controller import SpeedSample
 from specprune_ros.pruning.interface import Mode
 from specprune_ros.pruning.params import PruningParams, specs
 from specprune_ros.pruning.registry import names, pruner
 
-STEP = 50_000_000  # ns
-FAST = SpeedSample(v_t=1.0, v_r=0.0, dz=0.0, source='test', age_s=0.0)
-SLOW = SpeedSample(v_t=0.0, v_r=0.0, dz=0.0, source='test', age_s=0.0)
 HOST_ONLY = {spec.name for spec in specs() if spec.host_only}
 PURE = [name for name in names() if getattr(pruner(name), 'pure', False)]
 
@@ -51,18 +47,6 @@ def graphed(loaded, made, params=None, capturer=None, **options):
     engine = CudaGraphEngine(loaded, capturer or TapeCapturer(), **options)
     made.append(engine)
     return Policy(loaded, params, engine=engine), engine
-
-
-def look(step, instruction='lift the red cube', speed=FAST):
-    rng = np.random.default_rng(step)
-    images = {
-        camera: CameraImage(
-            rng.integers(0, 255, (224, 224, 3), dtype=np.uint8), 10**12 + step * STEP
-        )
-        for camera in ('agent', 'wrist')
-    }
-    position = np.array([0.5 + 0.001 * step**2, 0.0, 0.2])
-    return Observation(images, instruction, rng.normal(size=8), speed, position)
 
 
 def settled(engine, timeout=60.0):
