@@ -153,6 +153,7 @@ def graphed(args: argparse.Namespace, model: str) -> Any:
     """A policy as the node makes it."""
     policy = build_policy('', model, 0, args.device, args.dtype, graphs=True)
     policy.wants_overlay = False
+    policy.max_normalised_action = np.inf  # random weights make actions of any size
     policy.warm_up(BENCH_INSTRUCTION)
     return policy
 
@@ -285,7 +286,7 @@ def main() -> int:
         return 0
     found = {}
     for model in args.models.split(','):
-        memory = node_memory(args, model)  # first: nothing of this process is on the device yet
+        memory = node_memory(args, model)
         here = {**columns(args, model), 'memory': memory}
         here['fp8'] = float8_columns(args, model)
         here['node'] = node_queries(args, model)

@@ -201,18 +201,24 @@ def arms(count: int, seconds: float, rounds: int) -> dict:
     return {'benchmark': 'serving_arms', 'seconds': seconds, 'rounds': rounds, 'rows': table}
 
 
-def batch(sizes=(2, 4, 8), repeats: int = 15) -> dict:
-    """The model's part alone, in this process: queries one by one and as a batch, in turns."""
+def batch(model: str, device: str, sizes=(2, 4, 8), repeats: int = 15) -> dict:
+    """The model's part alone, in this process: queries one by one and as a batch, in turns; on a
+    GPU one by one as CUDA graphs too.
+    """
     import torch
 
-    from specprune_ros.policy.build import build_policy
+    from specprune_ros.policy.build import build_policy, engine_for
+    from specprune_ros.policy.device import device_name, settle
     from specprune_ros.policy.engine.eager import EagerEngine
     from specprune_ros.policy.policy import Policy
-    from specprune_ros.sim.training.export import SHIPPED
 
-    torch.set_num_threads(1)
-    loaded = build_policy(str(SHIPPED), device='cpu', threads=1).loaded
-    requested = []
+    checkpoint = ''
+    if model == 'shipped':
+        from specprune_ros.sim.training.export import SHIPPED
+
+        checkpoint = str(SHIPPED)
+    loaded = build_policy(checkpoint, model, device=device, threads=1).loaded
+    place, requested = loaded.preprocessor.device, []
 
     class Watched(EagerEngine):
         def run(self, key, inputs, cancelled=None):
@@ -222,26 +228,44 @@ def batch(sizes=(2, 4, 8), repeats: int = 15) -> dict:
     engine = Watched(loaded)
     for number in range(max(sizes)):
         arm = Arm.__new__(Arm)
-        arm.begin(Policy(loaded, engine=engine), number)
+        # Random weights, where they are, make actions of any size.
+        arm.begin(Policy(loaded, engine=engine, max_normalised_action=np.inf), number)
         arm.query()
         arm.query()  # pruned, with a prior
     pruned = [one for one in requested if one[0].mode.value == 'coarse']
     key, rows = pruned[0][0], []
+    graphs = None
+    if place.type == 'cuda':
+        graphs = engine_for(loaded, True)
+        Policy(loaded, engine=graphs, max_normalised_action=np.inf).warm_up('lift the red cube')
+
+    def took(run, inputs) -> float:
+        settle(place)
+        begin = time.monotonic()
+        for one in inputs:
+            run(key, one)
+        return time.monotonic() - begin
+
     with torch.inference_mode():
         for size in sizes:
-            inputs, alone, together = [one for _, one in pruned[:size]], [], []
+            inputs = [one for _, one in pruned[:size]]
+            ways = {
+                'alone': (lambda key, one: EagerEngine.run(engine, key, one), inputs),
+                'together': (engine.run_batch, [inputs]),
+                **({} if graphs is None else {'graphs': (graphs.run, inputs)}),
+            }
+            spent = {name: [] for name in ways}
             for _ in range(repeats):
-                begin = time.monotonic()
-                for one in inputs:
-                    EagerEngine.run(engine, key, one)
-                between = time.monotonic()
-                engine.run_batch(key, inputs)
-                alone.append(between - begin)
-                together.append(time.monotonic() - between)
-            gain = float(np.median(alone) / np.median(together))
-            per_query = 1e3 * float(np.median(together)) / size
-            rows.append({'batch': size, 'gain': round(gain, 2), 'ms': round(per_query, 1)})
-    return {'benchmark': 'serving_batch', 'rows': rows}
+                for name, (run, given) in ways.items():
+                    spent[name].append(took(run, given))
+            median = {name: float(np.median(each)) for name, each in spent.items()}
+            row = {'batch': size, 'gain': round(median['alone'] / median['together'], 2)}
+            row['ms'] = round(1e3 * median['together'] / size, 1)
+            if graphs is not None:
+                row['ms_graphs'] = round(1e3 * median['graphs'] / size, 1)
+            rows.append(row)
+    where = device_name(str(place))
+    return {'benchmark': 'serving_batch', 'model': model, 'device': where, 'rows': rows}
 
 
 def markdown() -> str:
@@ -283,13 +307,15 @@ def main() -> int:
     parser.add_argument('--arms', type=int, default=8)
     parser.add_argument('--seconds', type=float, default=5.0)
     parser.add_argument('--rounds', type=int, default=6)
+    parser.add_argument('--model', default='shipped', help='of batch: shipped, or a preset')
+    parser.add_argument('--device', default='cpu', help='of batch')
     parser.add_argument('--json', type=Path)
     args = parser.parse_args()
     if args.what == 'parity':
         result = parity(args.episodes)
         print({name: value for name, value in result.items() if name != 'benchmark'})
     elif args.what == 'batch':
-        result = batch()
+        result = batch(args.model, args.device)
         print(*result['rows'], sep='\n')
     else:
         result = arms(args.arms, args.seconds, args.rounds)

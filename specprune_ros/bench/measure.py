@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -70,6 +71,10 @@ def bench(
     """
     if repeats < 1:
         raise ValueError(f'--repeats {repeats}: at least 1')
+    if torch.cuda.is_available():  # what an earlier model of this process took is not this one's
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
     first = build_policy(
         checkpoint, model, seed, device, dtype, threads=threads, progress=progress, fp8=fp8
     )
@@ -85,7 +90,11 @@ def bench(
         loaded.model.latency_curve = found.latency_curve
     ceilings = _ceilings(loaded)
     scene = observations(first, BENCH_INSTRUCTION, seed)
-    race(entered, scene, _progress(range(repeats), 'timing', progress))
+    try:
+        race(entered, scene, _progress(range(repeats), 'timing', progress))
+    finally:
+        for contestant in entered:  # an engine's thread would hold the model for ever
+            contestant.policy.close()
     # Again at the end, and the better of both: other work on the machine only lowers a ceiling.
     ceilings = ceilings.best(_ceilings(loaded))
     rows = table(entered, checkpoint or model, ceilings)

@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -71,13 +73,15 @@ def contestants(
     and the method can be captured; stock last. Raises ``ParamError``.
     """
     requested = chosen(pruners, changes)
-    made = [Contestant(label, Policy(loaded, params)) for label, params in requested]
+    # Made-up images, and random weights where they are, make actions of any size.
+    policy = partial(Policy, loaded, max_normalised_action=math.inf)
+    made = [Contestant(label, policy(params)) for label, params in requested]
     for label, params in requested:
         if capturer is not None and getattr(pruner(params.pruner), 'pure', False):
-            captured = Policy(loaded, params, engine=CudaGraphEngine(loaded, capturer))
+            captured = policy(params, engine=CudaGraphEngine(loaded, capturer))
             made.append(Contestant(label, captured, 'graph'))
     if stock and loaded.config.flow is None:  # whose head reads keys and values, not rows
-        plain = Policy(loaded, made[0].policy.params, engine=EagerEngine(loaded, stock_decode))
+        plain = policy(made[0].policy.params, engine=EagerEngine(loaded, stock_decode))
         made.append(Contestant('dense', plain, 'stock'))
     for contestant in made:
         contestant.policy.wants_overlay = False

@@ -36,11 +36,6 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser.add_argument('--port', type=int, default=8000, help='0 takes a free one')
     parser.add_argument('--threads', type=int, default=0, help='CPU threads; 0: all cores but one')
     parser.add_argument(
-        '--cuda-graphs',
-        action='store_true',
-        help='answer by CUDA graphs, one query after the other: fastest for one robot',
-    )
-    parser.add_argument(
         '--image-key',
         action='append',
         default=[],
@@ -48,7 +43,10 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         help="key of a camera's image in requests, where none of the usual ones is meant",
     )
     parser.add_argument(
-        '--batch', type=int, default=0, help='most queries that run together; 0: 8, on a CPU 1'
+        '--batch',
+        type=int,
+        default=1,
+        help='most queries that run together; 1: one after the other, on a GPU by CUDA graphs',
     )
     parser.add_argument(
         '--window',
@@ -150,7 +148,7 @@ def _hub(args: argparse.Namespace) -> Any:
         unnorm_key=args.unnorm_key or '',
         platform=args.platform or '',
         params=params,
-        graphs=args.cuda_graphs,
+        graphs=args.batch == 1,
         progress=True,
     )
     unknown = sorted(set(keys) - set(policy.config.cameras))
@@ -159,7 +157,7 @@ def _hub(args: argparse.Namespace) -> Any:
             f'--image-key: no camera {unknown[0]}: {", ".join(policy.config.cameras)}'
         )
     limits = Limits(
-        batch=args.batch or (1 if policy.device.type == 'cpu' else 8),
+        batch=args.batch,
         window=args.window / 1e3,
         clients=args.clients,
         queue=args.queue,

@@ -39,9 +39,8 @@ class Options(BaseModel):
     device: str = 'auto'
     dtype: str = 'auto'
     unnorm_key: str = ''
-    cuda_graphs: bool = False
     threads: int = 0
-    batch: int = 8
+    batch: int = 1
     window: float = 0.0
     api_key_variable: str = 'SPECPRUNE_API_KEY'
     replicas: int = 1
@@ -103,7 +102,7 @@ class Replica:
             dtype=given.dtype,
             unnorm_key=given.unnorm_key,
             threads=given.threads,
-            graphs=given.cuda_graphs,
+            graphs=given.batch == 1,
         )
         self.key = os.environ.get(given.api_key_variable, '')
         limits = Limits(batch=given.batch, window=given.window, clients=given.robots)

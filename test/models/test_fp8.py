@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch import nn
-from toy_models import EVERY, RecordingPass, keep_all, layout
+from toy_models import EVERY, RecordingPass, keep_all, layout, relative
 
 from specprune_ros.bench.roofline import weight_traffic
 from specprune_ros.models.accel import fp8, fused
@@ -204,5 +204,6 @@ def test_a_gpu_gives_what_the_cpu_gives():
     x = torch.randn(1, 37, 64).bfloat16()
     expected = ours(x)
     found = ours.cuda()(x.cuda()).cpu()
-    assert torch.allclose(found, expected, rtol=2**-7, atol=2**-7)
+    # The GPU adds up in fewer bits (use_fast_accum).
+    assert relative(found.float(), expected.float()) < 2**-6
     assert torch.equal(ours.part(x.cuda(), 32, 80).cpu(), found[..., 32:80])

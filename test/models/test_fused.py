@@ -221,4 +221,6 @@ def test_a_cuda_graph_holds_compiled_kernels_after_one_warm_up():
             held = ours(hidden, where, read=where.action).hidden
         hidden.copy_(other)
         graph.replay()
-        assert torch.equal(held, ours(other, where, read=where.action).hidden)
+        # Chosen anew outside of a capture, a GEMM may add up in another order.
+        eager = ours(other, where, read=where.action).hidden
+        assert relative(held.float(), eager.float()) < 2**-6

@@ -1,9 +1,13 @@
 """The bench's graph columns: who gets one, and what its ratios are against."""
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 from tape import TapeCapturer
 
+from specprune_ros.bench import measure
 from specprune_ros.bench.race import contestants, race
 from specprune_ros.bench.roofline import Ceilings
 from specprune_ros.bench.table import table
@@ -43,3 +47,16 @@ def test_what_could_not_be_captured_says_so_in_its_row():
     assert [row['trouble'] for row in rows] == ['', 'no CUDA graph: no graphs on this driver']
     for contestant in entered:
         contestant.policy.close()
+
+
+def test_nothing_holds_a_model_after_its_bench(monkeypatch):
+    monkeypatch.setattr(measure, 'graph_capturer_on', lambda device: TapeCapturer())
+    held = []
+
+    def watch(loaded):
+        held.append(weakref.ref(loaded.model))
+        return ()
+
+    measure.bench(model='tiny', device='cpu', repeats=1, stock=False, more=watch)
+    gc.collect()
+    assert held[0]() is None
