@@ -128,6 +128,49 @@ def engine() -> list[str]:
     return lines
 
 
+def gpu() -> list[str]:
+    """The released sizes on a GPU."""
+    result = read('gpu')
+    found, card = result['models'], result['device'].partition('(')[2].rstrip(')')
+    lines = [
+        '**A GPU.** The released sizes with random weights in bfloat16, one query at a time '
+        f'({card}, PyTorch {result["torch"]}, {result["date"]}, '
+        f'`{result["command"]}`). In turns: the stock loop and CUDA graphs, images coming with '
+        'the query. Node: nothing beside, images prepared when they arrived.',
+        '',
+        '| model | stock loop | dense | specprune | x stock | x dense (quartiles) | operations '
+        '| in float8 | node: dense | specprune | x dense | p99 | memory beside the weights |',
+        '|---' * 13 + '|',
+    ]
+    for name, each in found.items():
+        rows = {(row['pruner'], row['mode']): row for row in each['rows']}
+        stock, dense, ours = (
+            rows[key] for key in (('dense', 'stock'), ('dense', 'graph'), ('specprune', 'graph'))
+        )
+        low, high = ours['speedup_low'], ours['speedup_high']
+        node, made = {row['mode']: row for row in each['node']}, each['figures']
+        lines.append(
+            f'| `{name}` | {stock["ms_p50"]:.1f} ms | {dense["ms_p50"]:.1f} ms | '
+            f'{ours["ms_p50"]:.1f} ms | {ours["speedup_stock"]:.2f} | {ours["speedup"]:.2f} '
+            f'({low:.2f} to {high:.2f}) | {ours["flops_ratio"]:.0%} | {made["fp8_ms"]:.1f} ms | '
+            f'{node["dense"]["ms_p50"]:.1f} ms | {node["coarse"]["ms_p50"]:.1f} ms | '
+            f'{made["node_over_dense"]:.2f} | {node["coarse"]["ms_p99"]:.1f} ms | '
+            f'{made["memory_gib"]:.1f} GiB |'
+        )
+    name, each = next(iter(found.items()))
+    ours = next(r for r in each['rows'] if (r['pruner'], r['mode']) == ('specprune', 'graph'))
+    least, most = each['sweep'][0], each['sweep'][-1]
+    lines += [
+        '',
+        f'Fewer operations are not as much less time there: of the pruned `{name}` query '
+        f'{ours["ms_vision_p50"]:.1f} ms are the towers, which are not pruned, and its '
+        f'{ours["ms_decoder_p50"]:.1f} ms of decoder are mostly spent on reading weights (the '
+        f'decoder takes {most["ms_p50"]:.1f} ms with all {most["rows"]} rows, and still '
+        f'{least["ms_p50"]:.1f} ms with {least["rows"]}).',
+    ]
+    return lines
+
+
 def closed_loop() -> list[str]:
     """Success of the shipped policy, and what pruning costs of it."""
     result = read('fidelity_main')
@@ -215,12 +258,12 @@ def where(result: dict[str, Any]) -> str:
 
 def headline() -> str:
     """What the README shows."""
-    return '\n\n'.join('\n'.join(part) for part in (demo(), engine(), closed_loop())) + '\n'
+    return '\n\n'.join('\n'.join(part) for part in (demo(), engine(), gpu(), closed_loop())) + '\n'
 
 
 def markdown() -> str:
     """docs/reference/measurements.md."""
-    parts = [engine(), pruners(), closed_loop(), overhead(), images(), pixels()]
+    parts = [engine(), gpu(), pruners(), closed_loop(), overhead(), images(), pixels()]
     return '\n\n'.join('\n'.join(part) for part in parts) + '\n'
 
 

@@ -87,6 +87,28 @@ def test_float8_refuses_another_format_and_hides_nothing():
         policy.act(next(observations(policy, 'lift the red cube', 0)))
 
 
+@pytest.mark.parametrize(('name', 'number'), [('cuda', 1), ('auto', 1), ('cuda:0', 0)])
+def test_a_gpu_has_a_number(monkeypatch, name, number):
+    """torch.cuda.set_device refuses one without, and nothing began on a GPU."""
+    answers = {
+        'is_available': True, 'current_device': 1, 'device_count': 2,
+        'get_device_capability': (9, 0),
+    }  # fmt: skip
+    for function, answer in answers.items():
+        monkeypatch.setattr(torch.cuda, function, lambda *_, answer=answer: answer)
+    assert build.resolve(name, 'auto') == (torch.device('cuda', number), torch.bfloat16)
+    with pytest.raises(ValueError, match='there are 2 GPUs'):
+        build.resolve('cuda:2', 'auto')
+
+
+@pytest.mark.gpu
+def test_a_policy_is_built_on_a_gpu_by_any_name():
+    for name in ('auto', 'cuda', 'cuda:0'):
+        policy = build_policy(device=name)
+        assert next(policy.loaded.model.parameters()).is_cuda
+        assert np.isfinite(policy.warm_up())
+
+
 def test_a_cpu_runs_the_plain_functions():
     policy = build_policy(preset='tiny', device='cpu', threads=1)
     parts = [part for part in policy.loaded.model.modules() if hasattr(part, 'kernels')]
