@@ -10,8 +10,10 @@ import pytest
 import synthetic
 import torch
 from served import observation, same
+from tape import TapeCapturer
 
-from specprune_ros.models.load import load_policy_model
+from specprune_ros.models.load import load_policy_model, random_policy_model
+from specprune_ros.policy.engine.cuda_graph import CudaGraphEngine
 from specprune_ros.policy.engine.eager import EagerEngine
 from specprune_ros.policy.forward_step import DeviceOutputs, StepOutputs
 from specprune_ros.policy.policy import Policy
@@ -309,3 +311,23 @@ def test_wrong_options_are_refused():
     for options in ({'limit': 0}, {'window': -1.0}, {'window': float('nan')}):
         with pytest.raises(ValueError, match='want'):
             BatchingEngine(Slow(), **options)
+
+
+def test_robots_that_share_graphs_are_answered_as_if_alone():
+    """One set of buffers holds what every robot's query left: as a server on a GPU answers."""
+    loaded = random_policy_model('tiny')
+    capturer = TapeCapturer()
+    graphs = CudaGraphEngine(loaded, capturer)
+    shared = BatchingEngine(graphs, limit=1)
+    try:
+        together = [Policy(loaded, engine=shared) for _ in range(ROBOTS)]
+        alone = [Policy(loaded) for _ in range(ROBOTS)]
+        together[0].warm_up(observation(0, 0).instruction)
+        for step in range(3):
+            for robot in range(ROBOTS):
+                seen = observation(8 * step, robot)
+                assert same(together[robot].act(seen), alone[robot].act(seen))
+        assert capturer.replayed >= 3 * ROBOTS
+        assert graphs.trouble == ''
+    finally:
+        shared.shut_down()
