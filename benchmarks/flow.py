@@ -10,6 +10,7 @@ whoever chose it.
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 
 from record import write
@@ -31,7 +32,7 @@ def shares(loaded: LoadedModel) -> list[Contestant]:
         params = PruningParams().replace(
             pruner='random', random_keep=share, random_layer=0, mode='coarse'
         )
-        policy = Policy(loaded, params)
+        policy = Policy(loaded, params, max_normalised_action=math.inf)
         policy.wants_overlay = False
         made.append(Contestant(f'keep {share:.0%}', policy))
     return made

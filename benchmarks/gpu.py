@@ -209,14 +209,15 @@ def shares(kernels: list[tuple[str, float, float]]) -> dict[str, Any]:
     """
     spent: Counter[str] = Counter()
     names: Counter[str] = Counter()
-    idle, reached = 0.0, None
+    idle, busy, reached = 0.0, 0.0, None
     for name, start, end in sorted(kernels, key=lambda kernel: kernel[1]):
         spent[kind(name)] += end - start
         names[name] += end - start
+        # Kernels of two branches of a graph run at the same time.
+        busy += end - start if reached is None else max(0.0, end - max(start, reached))
         if reached is not None and 0 < start - reached < 1000:
             idle += start - reached
         reached = end if reached is None else max(reached, end)
-    busy = sum(spent.values())
     return {
         'ms': {key: round(value / PROFILED / 1000, 4) for key, value in spent.most_common()},
         'busy': round(busy / (busy + idle), 4) if busy else None,

@@ -71,7 +71,7 @@ def bench(
     """
     if repeats < 1:
         raise ValueError(f'--repeats {repeats}: at least 1')
-    if torch.cuda.is_available():  # what an earlier model of this process took is not this one's
+    if torch.cuda.is_initialized():  # what an earlier model of this process took is not this one's
         gc.collect()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()

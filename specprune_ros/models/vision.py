@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from specprune_ros.models.accel.fused import PLAIN
-from specprune_ros.models.accel.side_stream import both
+from specprune_ros.models.accel.streams import both
 from specprune_ros.models.config import VisionConfig
 
 

@@ -129,6 +129,11 @@ def settle(place: torch.device) -> None:
         torch.cuda.synchronize(place)
 
 
+def current(place: torch.device) -> contextlib.AbstractContextManager[None]:
+    """Where ``place`` is the device of new events and streams in this thread."""
+    return torch.cuda.device(place) if place.type == 'cuda' else contextlib.nullcontext()
+
+
 def device_name(device: str) -> str:
     """The device and what it is, e.g. ``cpu (AMD EPYC ..., 2 threads)``."""
     if device.startswith('cuda'):

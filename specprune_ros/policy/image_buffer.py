@@ -100,8 +100,9 @@ class ImageBuffer:
                 if any(frame.source() is image for frame in ring):
                     return
                 newest = self._newest[camera] = Frame(image)
-                if self._prefetch is not None:
-                    self._prefetch.offer(camera, newest)
+                prefetch = self._prefetch  # another thread may stop it
+                if prefetch is not None:
+                    prefetch.offer(camera, newest)
             elif ring and ring[-1] is newest:
                 return
             while ring and ring[-1].stamp_ns > image.stamp_ns:
@@ -200,7 +201,11 @@ class _Prefetch(threading.Thread):
 
         self._preprocess = preprocess
         place = torch.device(device)
-        self._stream = torch.cuda.Stream(place) if place.type == 'cuda' else None
+        self._stream = None
+        if place.type == 'cuda':
+            from specprune_ros.models.accel.streams import stream_for
+
+            self._stream = stream_for('prefetch', place)
         self._changed = threading.Condition()
         self._waiting: dict[str, Frame] = {}
         self._closed = False

@@ -18,6 +18,7 @@ from typing import Protocol
 import torch
 
 from specprune_ros.models.tokens import Prompt
+from specprune_ros.policy.device import current
 from specprune_ros.policy.forward_step import GraphKey, StepInputs, StepOutputs
 from specprune_ros.pruning.params import PruningParams
 
@@ -141,12 +142,13 @@ class BatchingEngine:
 
     @torch.inference_mode()
     def _work(self) -> None:
-        while batch := self._take():
-            self._ran(len(batch), [time.monotonic() - one.since for one in batch])
-            if len(batch) == 1 or not self._run_together(batch):
-                for one in batch:
-                    self._run_alone(one)
-            batch.clear()  # while nobody queries, nobody's tensors are held
+        with current(self.device):
+            while batch := self._take():
+                self._ran(len(batch), [time.monotonic() - one.since for one in batch])
+                if len(batch) == 1 or not self._run_together(batch):
+                    for one in batch:
+                        self._run_alone(one)
+                batch.clear()  # while nobody queries, nobody's tensors are held
 
     def _run_alone(self, one: _Waiting) -> None:
         try:

@@ -46,6 +46,8 @@ from specprune_ros.serving.protocol import (
 )
 
 LOG = logging.getLogger('specprune.serve')
+# Engines on devices that were lost, until the process ends: to free their memory would abort it.
+_DEAD: list[BatchingEngine] = []
 ACTIVE_FOR = 1.0  # s after its last query that a session is expected to send another
 
 
@@ -270,7 +272,10 @@ class Hub:
     def close(self) -> None:
         """End the threads. Blocks until what is under way is done."""
         self._pool.shutdown(wait=True, cancel_futures=True)
-        self.engine.shut_down()
+        if self.lost and self.engine.device.type == 'cuda':
+            _DEAD.append(self.engine)
+        else:
+            self.engine.shut_down()
 
     async def _send(self, transport: Transport, data: bytes | str) -> None:
         try:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
+from contextlib import suppress
 from types import FunctionType
 from typing import Any
 
@@ -15,6 +17,7 @@ __all__ = [
     'TorchDispatchMode',
     'compile_alone',
     'compiler_is_off',
+    'end_recording',
     'mark_dynamic_rows',
     'scaled_mm',
     'storage_key',
@@ -22,7 +25,9 @@ __all__ = [
     'under_dispatch_mode',
 ]
 
-KNOWN = ('2.13',)  # versions of PyTorch that this was tested with
+KNOWN = ('2.11', '2.13')  # versions of PyTorch that this was tested with
+
+_NUMBER = itertools.count()  # of compiled functions
 
 
 def storage_key(tensor: Tensor) -> int:
@@ -44,11 +49,23 @@ def compile_alone(function: Callable[..., Any]) -> Callable[..., Any]:
     """``function`` through ``torch.compile``, with nothing kept in common with earlier calls.
 
     What is compiled is kept by code object, of which all widths of all models in a process would
-    share one limit of recompiling; so each has a code object of its own. (PyTorch 2.13 has an
-    option for it, 2.11 has not.)
+    share one limit of recompiling, and by its name what sizes it had, so that a second width would
+    be compiled for any; so each has a code object and a name of its own. (PyTorch 2.13 has an
+    option for the first, 2.11 has not.)
     """
-    own = FunctionType(function.__code__.replace(), function.__globals__, function.__name__)
+    name = f'{function.__name__}_{next(_NUMBER)}'
+    own = FunctionType(function.__code__.replace(co_name=name), function.__globals__, name)
     return torch.compile(own, fullgraph=True)
+
+
+def end_recording(device: torch.device, pool: Any) -> None:
+    """Have PyTorch's allocator stop recording into ``pool`` where a capture that could not end
+    left it so; nothing where it does not record, or knows no such call.
+    """
+    end = getattr(torch._C, '_cuda_endAllocateToPool', None)
+    if end is not None:
+        with suppress(RuntimeError):
+            end(device.index, pool)
 
 
 def mark_dynamic_rows(tensor: Tensor) -> None:
@@ -65,5 +82,5 @@ def scaled_mm(rows: Tensor, weight: Tensor, **options: Any) -> Tensor:
     if rows.is_cuda:
         return torch._scaled_mm(rows, weight, use_fast_accum=True, **options)
     out = (rows.float() * options['scale_a']) @ (weight.float() * options['scale_b'])
-    bias = options['bias']
+    bias = options.get('bias')
     return (out if bias is None else out + bias).to(options['out_dtype'])

@@ -167,6 +167,8 @@ def _first(
     if flat[0].is_cuda and torch.cuda.is_current_stream_capturing():
         return plain(*flat)
     with COMPILE_LOCK:
+        if (run := known.get(key)) is not None:  # by another thread meanwhile
+            return run(*flat)
         if compat.compiler_is_off():
             _Compiling.problem = 'is switched off (TORCH_COMPILE_DISABLE)'
         if _Compiling.problem:

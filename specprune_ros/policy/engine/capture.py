@@ -5,15 +5,20 @@ from __future__ import annotations
 import gc
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from specprune_ros.models.accel import fused
-from specprune_ros.models.accel.compat import TorchDispatchMode, storage_key, tree_leaves
-from specprune_ros.models.accel.side_stream import side_stream
+from specprune_ros.models.accel.compat import (
+    TorchDispatchMode,
+    end_recording,
+    storage_key,
+    tree_leaves,
+)
+from specprune_ros.models.accel.streams import side_stream, stream_for
 from specprune_ros.policy.forward_step import CudaStageTimer
 
 _ONE = threading.Lock()  # captures of a process take turns
@@ -31,10 +36,10 @@ class CudaGraphCapturer:
     def __init__(self, device: torch.device | str) -> None:
         self.device = torch.device(device)
         # Replays come first: warming up for a capture shares the device with them.
-        self._serving = torch.cuda.Stream(self.device, priority=-1)
-        self._warming = torch.cuda.Stream(self.device)
-        self._capturing = torch.cuda.Stream(self.device)
-        self._beside = torch.cuda.Stream(self.device)
+        self._serving = stream_for('serving', self.device, priority=-1)
+        self._warming = stream_for('warming', self.device)
+        self._capturing = stream_for('capturing', self.device)
+        self._beside = stream_for('beside', self.device)
         self._done = torch.cuda.Event()
         self._pool = torch.cuda.graph_pool_handle()
         # A capture can take nothing from what PyTorch keeps in reserve outside the pool.
@@ -80,9 +85,12 @@ class CudaGraphCapturer:
                 run()
                 graph.capture_end()
             except BaseException:
-                with suppress(RuntimeError):
+                try:
                     graph.capture_end()
-                # One that was broken off may leave its pool recording for ever.
+                except RuntimeError:
+                    # One that was broken off leaves its pool recording for ever: while any does,
+                    # no memory goes back to the device.
+                    end_recording(self.device, self._pool)
                 self._pool = torch.cuda.graph_pool_handle()
                 raise
             finally:

@@ -382,13 +382,14 @@ class Trainer:
         """Go on from :meth:`save`; :class:`TrainError` for another recipe or a broken file."""
         with boundary(path, TrainError, 'no training state; delete it to start anew'):
             check_regular(path)
-            state = torch.load(path, map_location=self.device, weights_only=True)
+            # On the CPU: AdamW would wait for a GPU to read its numbers of steps.
+            state = torch.load(path, map_location='cpu', weights_only=True)
             if state['recipe'] != self.recipe.until(self.stage).hash:
                 raise TrainError(
                     f'{path}: belongs to another recipe; delete it or take that recipe'
                 )
             self.model.load_state_dict(state['model'])
-            self.average = {name: state['average'][name] for name in self.average}
+            self.average = {name: state['average'][name].to(self.device) for name in self.average}
             self.patch_head.load_state_dict(state['patch_head'])
             self.optimiser.load_state_dict(state['optimiser'])
             self.done = int(state['done'])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from specprune_ros.models.accel import fused
+from specprune_ros.models.accel import fused, streams
 from specprune_ros.policy.engine import capture
 from specprune_ros.policy.engine.capture import ExternalTensorTracker
 
@@ -56,8 +56,9 @@ class FakeEvent:
 def calls(monkeypatch):
     """torch.cuda without a device: real signatures, and a list of what was called."""
     made, now = [], ['default']
+    monkeypatch.setattr(streams, '_stream', streams._stream.__wrapped__)
     # In the order in which the capturer requests them.
-    streams = iter(('serving', 'warming', 'capturing', 'beside'))
+    names = iter(('serving', 'warming', 'capturing', 'beside'))
 
     @contextmanager
     def stream(entered):
@@ -76,7 +77,7 @@ def calls(monkeypatch):
     graph.capture_end.side_effect = lambda: made.append(f'end in {now[0]}')
     graph.replay.side_effect = lambda: made.append(f'replay in {now[0]}')
     cuda = capture.torch.cuda
-    monkeypatch.setattr(cuda, 'Stream', lambda place, priority=0: FakeStream(made, next(streams)))
+    monkeypatch.setattr(cuda, 'Stream', lambda place, priority=0: FakeStream(made, next(names)))
     monkeypatch.setattr(cuda, 'current_stream', lambda: FakeStream(made, now[0]))
     monkeypatch.setattr(cuda, 'stream', stream)
     monkeypatch.setattr(cuda, 'device', device)
