@@ -112,9 +112,9 @@ class EpisodeRecorder:
         most = TIME_LIMIT[task.family] * FAST.speed / pace.speed * pace.control_hz
         kicked = _disturbances(rng, round(most), pace)
         policy = None if rng.uniform() >= self.stage.policy_share else self.runner
-        driven = _stretches(rng, round(most), chunk) if policy is not None else frozenset()
+        driven: frozenset[int] = frozenset()
         if policy is not None:
-            kicked = {}
+            driven, kicked = _stretches(rng, round(most), chunk, self.stage.stretch), {}
             policy.reset()
         rows = np.empty((0, 7))
         frames: list[dict[str, np.ndarray]] = []
@@ -141,7 +141,9 @@ class EpisodeRecorder:
             kick = kicked.get(step) if not over else None
             if policy is not None and step in driven and not over:
                 if not len(rows):
-                    rows = policy(observe(world, task.instruction))
+                    rows = policy(observe(world, task.instruction)).copy()
+                    if self.stage.push:
+                        rows[:, :3] += rng.normal(0.0, self.stage.push, 3)
                 kick, rows = rows[0], rows[1:]
             else:
                 rows = rows[:0]
@@ -217,12 +219,12 @@ def _disturbances(rng: np.random.Generator, steps: int, pace: Pace) -> dict[int,
     return kicks
 
 
-def _stretches(rng: np.random.Generator, steps: int, chunk: int) -> frozenset[int]:
-    """Control steps at which the policy drives: one to six chunks; then the expert two to four."""
+def _stretches(rng: np.random.Generator, steps: int, chunk: int, most: int) -> frozenset[int]:
+    """Control steps at which the policy drives: one to ``most`` chunks; then the expert some."""
     driven: set[int] = set()
     step = int(rng.integers(0, 2)) * chunk
     while step < steps:
-        end = step + int(rng.integers(1, 7)) * chunk
+        end = step + int(rng.integers(1, most + 1)) * chunk
         driven.update(range(step, end))
         step = end + int(rng.integers(2 * chunk, 4 * chunk + 1))
     return frozenset(driven)

@@ -33,7 +33,9 @@ class Stage:
     (``data`` names it) share it; ``also`` names data of earlier stages that are trained on too.
     In ``policy_share`` of the episodes the policy of the stage before drives the arm, dense, and
     the expert takes over again and again, so that the frames show where that policy ends up
-    (dataset aggregation, Ross et al. 2011). ``patch`` pixels, ``depth`` decoder layers and
+    (dataset aggregation, Ross et al. 2011): after ``stretch`` chunks at most, the rows of each
+    shifted by a random motion of standard deviation ``push``, metres an axis (noise injection,
+    Laskey et al. 2017). ``patch`` pixels, ``depth`` decoder layers and
     ``tower_depth`` may grow or shrink from the stage before (``grow``). First ``ground_steps`` of
     ``ground_batch`` frames train towers and projector alone to mark the named thing, which is
     cheap; then ``steps`` of ``batch`` frames train everything to act. ``far_share`` of a batch
@@ -51,6 +53,8 @@ class Stage:
     shard_episodes: int = 100
     keep: float = 0.6
     policy_share: float = 0.0
+    stretch: int = 6
+    push: float = 0.0
     also: tuple[str, ...] = ()
     patch: int = 16
     depth: int = 8
@@ -69,7 +73,7 @@ class Stage:
         return 4 if 'two_step' in self.families else 2
 
     def __post_init__(self) -> None:
-        for name in ('shards', 'shard_episodes', 'steps', 'batch', 'depth'):
+        for name in ('shards', 'shard_episodes', 'stretch', 'steps', 'batch', 'depth'):
             if getattr(self, name) < 1:
                 raise ValueError(f'recipe.{name}: {getattr(self, name)}, want 1 or more')
         for name in ('far_share', 'policy_share'):
@@ -81,6 +85,11 @@ class Stage:
 SETTLE = Stage(
     'settle', 'settle', families=('two_step', 'put', 'two_step', 'two_step'), policy_share=1.0,
     also=('slow', 'recover', 'again'), keep=1.0, depth=16, ground_steps=40, steps=1300,
+)  # fmt: skip
+# And from where it ends up when left alone for long and driven a little beside its course.
+STRAY = dataclasses.replace(
+    SETTLE, name='stray', data='stray', shards=6, stretch=14, push=4e-4,
+    also=('slow', 'again', 'settle'), steps=1500,
 )  # fmt: skip
 STAGES = (
     # What the arm does, on few large patches and few layers, at a tenth of the cost.
@@ -122,9 +131,10 @@ STAGES = (
         also=('slow', 'recover'), keep=1.0, depth=16, ground_steps=40, steps=1000,
     ),
     SETTLE,
+    STRAY,
     # The same on small patches again.
     dataclasses.replace(
-        SETTLE, name='sharp', patch=8, ground_steps=60, steps=360, batch=16, learning_rate=4e-4,
+        STRAY, name='sharp', patch=8, ground_steps=60, steps=480, batch=16, learning_rate=4e-4,
         warm_up=20,
     ),
 )  # fmt: skip
