@@ -41,7 +41,7 @@ class RecordingPass:
         reuse=False,
         merge=None,
         exact=False,
-        device='cpu',
+        device=None,
     ):
         self.keep, self.merge = keep, merge or {}
         self.schedule = PruneSchedule(

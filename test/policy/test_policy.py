@@ -331,11 +331,12 @@ def test_bfloat16_is_refused_on_a_gpu_without_it(monkeypatch):
     """A Turing card, as PyTorch describes it."""
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: 1)
+    monkeypatch.setattr(torch.cuda, 'current_device', lambda: 0)
     monkeypatch.setattr(torch.cuda, 'get_device_name', lambda device: 'Tesla T4')
     monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device: (7, 5))
     with pytest.raises(ValueError, match='Tesla T4 has no bfloat16 units; use float16 or auto'):
         resolve('cuda', 'bfloat16')
-    assert resolve('auto', 'auto') == (torch.device('cuda'), torch.float16)
+    assert resolve('auto', 'auto') == (torch.device('cuda:0'), torch.float16)
     monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device: (9, 0))
     assert resolve('cuda:0', 'auto')[1] is torch.bfloat16
     with pytest.raises(ValueError, match='there are 1 GPUs'):
