@@ -297,8 +297,7 @@ def main() -> int:
         for name, value in here['figures'].items():
             print(f'{model}: {FIGURES[name]:60s}{value:>8.2f}')
         # After each model: a long run that is cut off keeps what it has.
-        where = torch.device(args.device)
-        result = {'benchmark': 'gpu', 'device': device_name(str(where)), 'models': found}
+        result = {'benchmark': 'gpu', 'device': device_name(args.device), 'models': found}
         write(args.json, result)
     return 0
 

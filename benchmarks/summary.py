@@ -131,10 +131,10 @@ def engine() -> list[str]:
 def gpu() -> list[str]:
     """The released sizes on a GPU."""
     result = read('gpu')
-    found, card = result['models'], result['device'].partition('(')[2].rstrip(')')
+    found = result['models']
     lines = [
         '**A GPU.** The released sizes with random weights in bfloat16, one query at a time '
-        f'({card}, PyTorch {result["torch"]}, {result["date"]}, '
+        f'({card(result)}, PyTorch {result["torch"]}, {result["date"]}, '
         f'`{result["command"]}`). In turns: the stock loop and CUDA graphs, images coming with '
         'the query. Node: nothing beside, images prepared when they arrived.',
         '',
@@ -169,6 +169,25 @@ def gpu() -> list[str]:
         f'{least["ms_p50"]:.1f} ms with {least["rows"]}).',
     ]
     return lines
+
+
+def gpu_rows() -> str:
+    """What fewer rows save on a GPU: a paragraph of docs/how-to/bench.md."""
+    result = read('gpu')
+    each = result['models']['openvla-oft-7b']
+    took = {row['rows']: row['ms_p50'] for row in each['sweep']}
+    chosen = (96, 128, 225, 321, 417, 513, 605)
+    some = ', '.join(f'{took[rows]:.1f} ms with {rows}' for rows in chosen)
+    tokens = {row['pruner']: row['tokens_mean'] for row in each['rows']}
+    return textwrap.fill(
+        f'**Measured** ({card(result)}, {result["date"]}, `benchmarks/results/gpu.json`), the '
+        f'decoder of OpenVLA-OFT by rows: {some}. So fewer rows pay less and less, '
+        f'and there is hardly a flat part: SpecPrune keeps {tokens["specprune"]:.0f} tokens '
+        f'there in the mean instead of {tokens["specprune:paper"]:.0f}.',
+        width=116,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def closed_loop() -> list[str]:
@@ -256,6 +275,11 @@ def where(result: dict[str, Any]) -> str:
     return f'{result["machine"]["cpu"]}, {result["date"]}'
 
 
+def card(result: dict[str, Any]) -> str:
+    """The name of the GPU."""
+    return result['device'].partition('(')[2].rstrip(')')
+
+
 def headline() -> str:
     """What the README shows."""
     return '\n\n'.join('\n'.join(part) for part in (demo(), engine(), gpu(), closed_loop())) + '\n'
@@ -270,3 +294,4 @@ def markdown() -> str:
 if __name__ == '__main__':
     print(markdown())
     print(cpu_options())
+    print(gpu_rows())

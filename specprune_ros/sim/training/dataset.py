@@ -220,7 +220,9 @@ def _disturbances(rng: np.random.Generator, steps: int, pace: Pace) -> dict[int,
 
 
 def _stretches(rng: np.random.Generator, steps: int, chunk: int, most: int) -> frozenset[int]:
-    """Control steps at which the policy drives: one to ``most`` chunks; then the expert some."""
+    """Control steps at which the policy drives: one to ``most`` chunks; then the expert for two to
+    four.
+    """
     driven: set[int] = set()
     step = int(rng.integers(0, 2)) * chunk
     while step < steps:
