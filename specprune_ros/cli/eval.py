@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 import sys
 import time
@@ -157,8 +156,7 @@ def _simulated(args: argparse.Namespace) -> dict[str, Any]:
 
             play_all_on_ray(args.ray, todo, done, checkpoint, args.processes, executed, bar.update)
         else:
-            processes = args.processes or os.cpu_count() or 1
-            play_all(todo, done, checkpoint, processes, executed, bar.update)
+            play_all(todo, done, checkpoint, args.processes, executed, bar.update)
         bar.close()
     played = 0 if args.report_only else missing
     seconds = time.monotonic() - started

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import shutil
 import sys
 from pathlib import Path
@@ -176,36 +175,23 @@ def record_all(
     recipe: Any, stage: Any, folder: Path, processes: int, before: Path | None = None
 ) -> None:
     """Record the missing shards in several processes."""
-    from concurrent.futures import ProcessPoolExecutor, as_completed
-    from multiprocessing import get_context
+    from functools import partial
 
     from torch import set_num_threads
 
+    from specprune_ros.sim.processes import in_processes
     from specprune_ros.sim.training.dataset import record, shard_path
 
-    missing = [i for i in range(stage.shards) if not shard_path(folder, i).exists()]
+    missing = [[i] for i in range(stage.shards) if not shard_path(folder, i).exists()]
     if not missing:
         return
     bar = progress_bar('recording', len(missing))
+    one = partial(record, recipe, stage, folder, before=before)
     # One thread each: threads of several processes waiting for each other on the same cores took
     # four times as long.
-    with ProcessPoolExecutor(
-        min(processes or os.cpu_count() or 1, len(missing)),
-        get_context('spawn'),
-        set_num_threads,
-        (1,),
-    ) as pool:
-        jobs = [
-            pool.submit(record, recipe, stage, folder, [number], before=before)
-            for number in missing
-        ]
-        try:
-            for done, job in enumerate(as_completed(jobs), start=1):
-                job.result()
-                bar(done, f'{done * stage.shard_episodes} episodes', done == len(missing))
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    recorded = in_processes(one, missing, processes, set_num_threads, 1)
+    for done, _ in enumerate(recorded, start=1):
+        bar(done, f'{done * stage.shard_episodes} episodes', done == len(missing))
 
 
 def evaluate(folder: Path, episodes: int) -> list[dict[str, Any]]:

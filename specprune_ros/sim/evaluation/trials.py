@@ -10,9 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, fields
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +28,7 @@ from specprune_ros.sim.evaluation.episode import EXECUTED, EpisodeResult
 from specprune_ros.sim.evaluation.evaluate import play_control
 from specprune_ros.sim.evaluation.policy_runner import PolicyRunner
 from specprune_ros.sim.evaluation.settings import EvaluationSetting
+from specprune_ros.sim.processes import in_processes
 from specprune_ros.sim.tasks.tasks import make_episode
 
 MOST = 256 << 20  # bytes of a file of trials
@@ -261,20 +260,9 @@ def play_all(
     tick: Callable[[int], None] = lambda played: None,
 ) -> None:
     """Play ``todo`` in ``processes`` processes; ``tick`` receives how many more were played."""
-    if not todo:
-        return
-    workers = max(1, min(processes, len(todo)))
-    with ProcessPoolExecutor(
-        workers, get_context('spawn'), _begin, (checkpoint, executed)
-    ) as pool:
-        try:
-            for job in as_completed([pool.submit(_play, job) for job in todo]):
-                trials = job.result()
-                done.add(trials)
-                tick(len(trials))
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    for trials in in_processes(_play, todo, processes, _begin, checkpoint, executed):
+        done.add(trials)
+        tick(len(trials))
 
 
 def _mean(values: Iterable[float | None]) -> float:
