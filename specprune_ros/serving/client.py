@@ -214,7 +214,8 @@ class RemotePolicy:
         self._meaning: tuple[PolicyConfig, MotionRange] | None = None  # of what is sent
         self._connection: Connection | None = self._connect()
         metadata = self._connection.metadata
-        self._meaning = self.config, self.motion = _meaning(url, metadata)
+        assert self._meaning is not None  # by connecting
+        self.config, self.motion = self._meaning
         self.notes = [str(note) for note in metadata.get('notes', ())]
         self.step_dt = 1.0 / self.config.control_hz
         self.history = history_for(self.step_dt)
@@ -237,6 +238,7 @@ class RemotePolicy:
                     f'{self.url} serves another model now: configure the node anew (cleanup, '
                     'configure)'
                 )
+            self._meaning = meaning
         except ServerError:
             connection.close()
             raise

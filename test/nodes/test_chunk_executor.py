@@ -503,6 +503,13 @@ def test_joint_limits_are_the_tighter_of_profile_and_description(bench):
             {'gripper__adapter': 'gripper_command'},
             "needs control_msgs/action/GripperCommand, but 'control_msgs' is not installed",
         ),
+        (
+            {
+                'driver__ready_type': 'flexiv_operational_status',
+                'driver__ready_topic': '/arm/status',
+            },
+            "needs flexiv_msgs/msg/OperationalStatus, but 'flexiv_msgs' is not installed",
+        ),
     ],
 )
 def test_what_cannot_be_configured_says_why_and_leaves_a_node(bench, changes, message):
@@ -517,6 +524,7 @@ def test_what_cannot_be_configured_says_why_and_leaves_a_node(bench, changes, me
     assert message in b.health()
     b.run(0.1)
     assert b.commands == []
+    assert not list(b.dut.subscriptions)
 
 
 def test_simulated_time_and_a_clock_that_stalls_or_goes_back(bench):

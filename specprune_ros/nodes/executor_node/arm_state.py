@@ -48,7 +48,11 @@ class ArmState:
         self._urdf, self._sha256, self._described = urdf, sha256, described
         self._description: DescriptionReader | None = None
         self._subscriptions: list[Any] = []
-        self._subscribe()
+        try:
+            self._subscribe()
+        except BaseException:
+            self.close()  # nobody else can: there is no object yet
+            raise
 
     def close(self) -> None:
         """Unsubscribe from everything."""
