@@ -147,7 +147,6 @@ def _node(
     if arm.on('use_sim_time'):
         values['use_sim_time'] = True
     watched = required is not None and arm.given['on_failure'] != KEEP
-    logger = f'{arm.namespace}/{name}'.strip('/').replace('/', '.')
     started = {'active': not arm.on('autostart')}
 
     def ended(event: ProcessExited, context: LaunchContext) -> None:
@@ -171,7 +170,7 @@ def _node(
         # All in one list, because the order counts (the last value wins) and launch would read
         # texts such as '1e3' or 'pick: red' as YAML.
         ros_arguments=[
-            *('--log-level', f'{logger}:={arm.given["log_level"]}'),
+            *log_level(arm.given, name, arm.namespace),
             *enclave(arm.given, name),
             *(word for file in arm.params_files for word in ('--params-file', file)),
             *ros_arguments(remappings, values)[1:],
@@ -248,7 +247,11 @@ def helper(given: Mapping[str, str], name: str, namespace: str, **options: Any) 
     options.setdefault('package', PACKAGE)
     if options['package'] is None:
         del options['package']
-    options['ros_arguments'] = [*enclave(given, name), *options.pop('ros_arguments', ())]
+    options['ros_arguments'] = [
+        *log_level(given, name, namespace),
+        *enclave(given, name),
+        *options.pop('ros_arguments', ()),
+    ]
     return Node(
         name=name,
         namespace=namespace or '/',
@@ -257,6 +260,12 @@ def helper(given: Mapping[str, str], name: str, namespace: str, **options: Any) 
         sigterm_timeout=STOP_PATIENCE,
         **options,
     )
+
+
+def log_level(given: Mapping[str, str], name: str, namespace: str) -> list[str]:
+    """Words for a node that shows what launch argument ``log_level`` says."""
+    logger = f'{namespace}/{name}'.strip('/').replace('/', '.')
+    return ['--log-level', f'{logger}:={given["log_level"]}']
 
 
 def died(event: ProcessExited, context: LaunchContext) -> None:

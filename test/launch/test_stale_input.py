@@ -4,6 +4,8 @@ Alone: python -m pytest test/launch/test_stale_input.py
 """
 
 import time
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 from listener import include, listening, need_launch_pytest, record_exits
@@ -21,7 +23,10 @@ exits = {}
 @launch_pytest.fixture
 def demo(domain, small):
     return LaunchDescription(
-        [record_exits(exits), include('demo.launch.py', params_file=small, seed=3)]
+        [
+            record_exits(exits),
+            include('demo.launch.py', params_file=small, seed=3, log_level='warn'),
+        ]
     )
 
 
@@ -31,6 +36,8 @@ def test_a_silent_driver_stops_the_commands(domain):
     from geometry_msgs.msg import PoseStamped, TwistStamped
     from lifecycle_msgs.msg import Transition
     from lifecycle_msgs.srv import ChangeState
+    from rcl_interfaces.msg import Log
+    from rclpy.qos import qos_profile_rosout_default
 
     from specprune_ros.nodes.common.remapping import load_profile
 
@@ -44,6 +51,8 @@ def test_a_silent_driver_stops_the_commands(domain):
         commands = listener.hear(TwistStamped, '/sim_arm/cmd_twist')
         states = listener.hear(PoseStamped, '/sim_arm/tcp_pose')
         reports = listener.hear(DiagnosticArray, '/diagnostics')
+        logs = []
+        listener.node.create_subscription(Log, '/rosout', logs.append, qos_profile_rosout_default)
         moves = listener.wait(lambda: sum(map(moving, commands)) > 20, exits, 90.0)
         assert moves, f'the arm never moved; processes that ended: {exits}'
 
@@ -66,6 +75,13 @@ def test_a_silent_driver_stops_the_commands(domain):
         assert executor[-1].level == DiagnosticStatus.ERROR
         assert 's old' in executor[-1].message, executor[-1].message
         assert int({pair.key: pair.value for pair in executor[-1].values}['stops']) >= 1
+        assert logs and not [log for log in logs if log.level < Log.WARN]
+        words = []
+        for path in Path('/proc').glob('*/cmdline'):
+            with suppress(OSError):  # one that ended meanwhile
+                words.append(path.read_bytes().split(b'\0'))
+        for name in (b'sim_arm', b'specprune_node', b'chunk_executor'):
+            assert any(name + b':=warn' in line for line in words), name
     yield
     ended = {name.rsplit('-', 1)[0] for name in exits}
     assert {'sim_arm', 'specprune_node', 'chunk_executor'} <= ended
