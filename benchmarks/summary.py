@@ -162,7 +162,7 @@ def gpu() -> list[str]:
     least, most = each['sweep'][0], each['sweep'][-1]
     lines += [
         '',
-        f'Fewer operations are not as much less time there: of the pruned `{name}` query '
+        f'Half the operations are not half the time there: of the pruned `{name}` query '
         f'{ours["ms_vision_p50"]:.1f} ms are the towers, which are not pruned, and its '
         f'{ours["ms_decoder_p50"]:.1f} ms of decoder are mostly spent on reading weights (the '
         f'decoder takes {most["ms_p50"]:.1f} ms with all {most["rows"]} rows, and still '

@@ -21,7 +21,7 @@ def host_info() -> dict[str, str | int]:
     except OSError:
         pass
     return {
-        'cpu': f'{os.cpu_count()} x {cpu}',
+        'cpu': f'{os.cpu_count()} cores of {cpu}',
         'cores': os.cpu_count() or 0,
         'system': platform.platform(),
         'python': platform.python_version(),

@@ -16,6 +16,8 @@ YAML_HEAD = """\
 # `specprune params --yaml`; a test keeps it so. What the preset sets is commented out, so that
 # another preset is not overruled: uncomment what you choose yourself. Pass a copy
 # with --params-file, or set one live: ros2 param set /specprune_node pruning.alpha 0.6
+# Sources: P1, P2: SpecPrune-VLA (arXiv 2509.05614), first version and ICML 2026; C2: its
+# authors' code.
 /**:
   ros__parameters:
 """
