@@ -145,8 +145,15 @@ def test_curves_are_drawn(tmp_path):
     for number, row in enumerate(rows):
         more = {'flops': 1 - 0.1 * number, 'deviation': 0.001 * number if number else math.nan}
         done.add(trial(row, seed, 'success', **more) for seed in range(3))
-    draw_curves(table_rows(rows, ['move'], range(3), done, 'w'), tmp_path / 'curves.png')
-    assert (tmp_path / 'curves.png').stat().st_size > 20_000
+        done.add(
+            trial(row, seed, 'success', family='put', **more) for seed in range(3) if number != 1
+        )
+    sizes = []
+    for families in (['move'], ['move', 'put']):
+        drawn = tmp_path / 'curves.png'
+        draw_curves(table_rows(rows, families, range(3), done, 'w'), drawn)
+        sizes.append(drawn.stat().st_size)
+    assert 20_000 < sizes[0] < sizes[1]
 
 
 def test_a_key_is_what_decides_the_episodes():

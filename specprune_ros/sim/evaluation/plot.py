@@ -51,53 +51,83 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
 
 
 def draw_curves(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Draw a line per method over its retention knob: success, and the distance from dense on
-    the same observation, both over the operations on the critical path. Over all families, or the
-    only one.
+    """Draw a line per method over its retention knob, PNG or SVG by the file's name.
+
+    A column of panels per task: above its success, below the distance from dense on the same
+    observation, both over the operations on the critical path.
     """
     import matplotlib
 
     matplotlib.use('Agg')
     from matplotlib import pyplot
 
-    task = 'all' if any(row['task'] == 'all' for row in rows) else rows[0]['task']
-    some = [row for row in rows if row['task'] == task and row.get('curve')]
-    dense = next((r for r in rows if r['task'] == task and r['pruner'] == 'dense'), None)
-    figure, (success, deviation) = pyplot.subplots(
-        1, 2, figsize=(11.5, 4.6), layout='constrained', sharex=True
+    tasks = list(dict.fromkeys(row['task'] for row in rows))
+    figure, grid = pyplot.subplots(
+        2,
+        len(tasks),
+        figsize=(3.9 * len(tasks) + 2.2, 7.2),
+        layout='constrained',
+        sharex=True,
+        sharey='row',
+        squeeze=False,
     )
-    names = list(dict.fromkeys(row['curve'] for row in some))
+    names = list(dict.fromkeys(row['curve'] for row in rows if row.get('curve')))
     palette = pyplot.get_cmap('tab20')
-    for number, name in enumerate(names):
-        line = sorted((r for r in some if r['curve'] == name), key=lambda r: r['flops_ratio'])
-        x = [row['flops_ratio'] for row in line]
-        y = [row['success_rate'] for row in line]
-        low = [max(0.0, row['success_rate'] - row['ci_low']) for row in line]
-        high = [max(0.0, row['ci_high'] - row['success_rate']) for row in line]
-        ours = name.startswith('specprune')
-        style = {'color': palette(number % 20), 'lw': 2.2 if ours else 1.0, 'label': name}
-        style['ls'] = '--' if 'random' in name or name == 'local attention' else '-'
-        success.errorbar(x, y, [low, high], marker='o', ms=4, capsize=2, elinewidth=0.6, **style)
-        off = [(a, 1e3 * r['action_deviation']) for a, r in zip(x, line, strict=True)
-               if r['action_deviation'] is not None]  # fmt: skip
-        if off:
-            deviation.plot(*zip(*off, strict=True), marker='o', ms=4, **style)
-    if dense is not None:
-        success.axhline(dense['success_rate'], color='black', lw=1, label='dense')
-    success.set_ylabel('closed-loop success, 95 % Wilson interval')
-    success.yaxis.set_major_formatter('{x:.0%}')
+    styles = {name: _style(name, palette(number % 20)) for number, name in enumerate(names)}
+    for task, success, deviation in zip(tasks, *grid, strict=True):
+        success.set_title({'all': 'all families'}.get(task, task))
+        some = [row for row in rows if row['task'] == task]
+        for name, style in styles.items():
+            line = sorted(
+                (row for row in some if row.get('curve') == name), key=lambda r: r['flops_ratio']
+            )
+            _curve(success, deviation, line, style)
+        for row in some:
+            if row['pruner'] == 'dense':
+                success.axhline(row['success_rate'], color='black', lw=1, label='dense')
+        for panel in (success, deviation):
+            panel.xaxis.set_major_formatter('{x:.0%}')
+            panel.grid(alpha=0.25)
+            panel.spines[['top', 'right']].set_visible(False)
     success.set_ylim(-0.03, 1.05)
-    deviation.set_ylabel('off dense on the same observation, mm')
-    for panel in (success, deviation):
-        panel.set_xlabel('operations on the critical path, share of dense')
-        panel.xaxis.set_major_formatter('{x:.0%}')
-        panel.grid(alpha=0.25)
-        panel.spines[['top', 'right']].set_visible(False)
-    figure.legend(*success.get_legend_handles_labels(), loc='outside right center',
+    success.yaxis.set_major_formatter('{x:.0%}')
+    grid[0, 0].set_ylabel('closed-loop success, 95 % Wilson interval')
+    grid[1, 0].set_ylabel('off dense on the same observation, mm')
+    figure.supxlabel('operations on the critical path, share of dense')
+    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc='outside right center',
                   fontsize=8, frameon=False)  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
+
+
+def _style(name: str, colour: Any) -> dict[str, Any]:
+    control = 'random' in name or name == 'local attention'
+    return {
+        'color': colour,
+        'label': name,
+        'lw': 2.2 if name.startswith('specprune') else 1.0,
+        'ls': '--' if control else '-',
+        'marker': 'o',
+        'ms': 4,
+    }
+
+
+def _curve(
+    success: Any, deviation: Any, line: Sequence[dict[str, Any]], style: dict[str, Any]
+) -> None:
+    """One method's line in the two panels of a task."""
+    x = [row['flops_ratio'] for row in line]
+    y = [row['success_rate'] for row in line]
+    low = [max(0.0, row['success_rate'] - row['ci_low']) for row in line]
+    high = [max(0.0, row['ci_high'] - row['success_rate']) for row in line]
+    success.errorbar(x, y, [low, high], capsize=2, elinewidth=0.6, **style)
+    measured = [row for row in line if row['action_deviation'] is not None]
+    deviation.plot(
+        [row['flops_ratio'] for row in measured],
+        [1e3 * row['action_deviation'] for row in measured],
+        **style,
+    )
 
 
 def _colour(label: str, rows: Sequence[dict[str, Any]]) -> str:
