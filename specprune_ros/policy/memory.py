@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from specprune_ros.policy.image_buffer import ImageBuffer, Preprocess
+from specprune_ros.policy.image_buffer import Frame, ImageBuffer, Preprocess
 from specprune_ros.policy.observation import Observation
 from specprune_ros.pruning.controller import ControllerState
 
@@ -47,6 +47,31 @@ def prior_key(params: PruningParams) -> tuple[object, ...]:
     )
 
 
+@dataclass(frozen=True)
+class LastQuery:
+    """What is kept of an observation until the next: of its images their places in the history,
+    which hold them as the policy sees them. Pixels as they came may be a hundred times as large.
+    """
+
+    stamp_ns: int
+    instruction: str
+    position: np.ndarray | None
+    frames: dict[str, Frame]
+    shapes: dict[str, tuple[int, ...]]
+
+    @staticmethod
+    def of(observation: Observation, history: ImageBuffer) -> LastQuery:
+        """Of an observation whose images the history was given."""
+        images = observation.images.items()
+        return LastQuery(
+            observation.stamp_ns,
+            observation.instruction,
+            observation.position,
+            {camera: history.of(camera, image) or Frame(image) for camera, image in images},
+            {camera: image.pixels.shape for camera, image in images},
+        )
+
+
 @dataclass
 class Memory:
     """State between queries. Owned by the thread that runs the policy; only ``history`` is shared.
@@ -54,7 +79,7 @@ class Memory:
     ``carry`` is what the pruner's last pass returned, ``cache`` the last pass's keys and values
     (kept only for pruners that reuse them), ``episode`` counts resets, ``queries`` the queries
     since. ``displacement`` is the net end-effector translation from the previous query to the one
-    under way, metres (``None`` unknown). ``last`` is the observation of the previous query.
+    under way, metres (``None`` unknown). ``last`` is of the previous query.
     """
 
     history: ImageBuffer
@@ -66,7 +91,7 @@ class Memory:
     queries: int = 0
     since_dense: int = 0
     displacement: float | None = None
-    last: Observation | None = None
+    last: LastQuery | None = None
     _method: tuple[object, ...] = ()
     _request: str | None = 'start'
 
@@ -118,10 +143,10 @@ class Memory:
             return f'time went back by {-elapsed:.2f} s', True
         if elapsed > self.gap_limit_s:
             return f'no query for {elapsed:.2f} s', True
-        if list(observation.images) != list(last.images):
+        if list(observation.images) != list(last.shapes):
             return 'other cameras', True
         for camera, image in observation.images.items():
-            if image.pixels.shape != last.images[camera].pixels.shape:
+            if image.pixels.shape != last.shapes[camera]:
                 return f"camera '{camera}' changed its image size", True
         if observation.instruction != last.instruction:
             return 'new instruction', False
@@ -151,6 +176,6 @@ class Memory:
         """End a query that succeeded: what it saw and attended to is the next one's past."""
         self.carry = carry
         self.cache = cache
-        self.last = observation
+        self.last = LastQuery.of(observation, self.history)
         self.queries += 1
         self.since_dense = 0 if dense else self.since_dense + 1

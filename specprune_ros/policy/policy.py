@@ -506,7 +506,7 @@ class Policy:
             return []
         query.history_age = (observation.stamp_ns - last.stamp_ns) / SECOND_NS
         query.history_steps = round(query.history_age / self.step_dt)
-        return [self.history.preprocessed(c, last.images[c]) for c in observation.images]
+        return [last.frames[c].get_preprocessed(self._preprocess, c) for c in observation.images]
 
     def _past(self, query: _Query) -> list[Tensor]:
         """The images of ``history_steps`` control steps ago, uint8 ``[S, S, 3]`` each, or those

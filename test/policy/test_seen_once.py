@@ -1,5 +1,9 @@
 """An image is prepared once, however often it is compared with, and kept as it was seen."""
 
+import gc
+import weakref
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -108,3 +112,16 @@ def test_a_image_thinned_out_of_the_history_is_prepared_for_its_query_alone(poli
     policy.act(close)
     assert len(prepared) == 4
     assert len(policy.history) == 2
+
+
+def test_pixels_as_they_came_are_let_go_after_the_query(policy):
+    """A server remembers hundreds of robots, and an image may have 4096 x 4096 pixels."""
+    seen = look(0)
+    seen = replace(
+        seen, past={c: replace(i, stamp_ns=i.stamp_ns - STEP) for c, i in seen.images.items()}
+    )
+    pixels = [weakref.ref(image.pixels) for image in seen.images.values()]
+    policy.act(seen)
+    del seen
+    gc.collect()
+    assert [held() for held in pixels] == [None, None]
