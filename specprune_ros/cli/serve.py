@@ -55,7 +55,9 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         metavar='MS',
         help='how long a query waits for others at most; 0: only those that wait anyway',
     )
-    parser.add_argument('--clients', type=int, default=256, help='most connections')
+    parser.add_argument(
+        '--clients', type=int, default=256, help='most connections, and robots of them all'
+    )
     parser.add_argument('--queue', type=int, default=64, help='most queries under way')
     parser.add_argument('--max-message', type=float, default=32, metavar='MIB')
     parser.add_argument('--max-side', type=int, default=4096, metavar='PIXELS')

@@ -180,6 +180,9 @@ def _said(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
+Meaning = tuple[PolicyConfig, MotionRange, tuple[float, ...] | None]
+
+
 class RemotePolicy:
     """A policy on a server; see the module's text.
 
@@ -188,12 +191,8 @@ class RemotePolicy:
     protocol.
     """
 
-    engine_trouble = ''
-    pending_version = None
     device = None  # of the model: not on this machine
     refreshes_in_slack = False
-
-    proprio_center = None  # rotation vectors: unknown here, so the shorter way round
 
     def __init__(
         self,
@@ -211,11 +210,12 @@ class RemotePolicy:
         self.measure_deviation = False
         self.wants_overlay = False
         self._options = (api_key, timeout, connect_timeout, tls)
-        self._meaning: tuple[PolicyConfig, MotionRange] | None = None  # of what is sent
+        self._meaning: Meaning | None = None  # of what is sent
         self._connection: Connection | None = self._connect()
         metadata = self._connection.metadata
         assert self._meaning is not None  # by connecting
-        self.config, self.motion = self._meaning
+        self.config, self.motion, center = self._meaning
+        self.proprio_center = None if center is None else np.array(center)
         self.notes = [str(note) for note in metadata.get('notes', ())]
         self.step_dt = 1.0 / self.config.control_hz
         self.history = history_for(self.step_dt)
@@ -225,6 +225,9 @@ class RemotePolicy:
         known = params or _params(url, metadata)
         self._latest = (known, 1)
         self._sent = 0  # version of the parameters that this connection's session has
+        self._answered = 1  # the one that the last reply was made with
+        self._engine = str(metadata.get('engine', ''))
+        self.engine_trouble = ''
         self._compares = bool(metadata.get('compares', True))
 
     def _connect(self) -> Connection:
@@ -251,16 +254,19 @@ class RemotePolicy:
 
     @property
     def params_version(self) -> int:
-        """Counts changes of the parameters, from 1."""
-        return self._latest[1]
+        """Counts changes of the parameters, from 1; 0: the server's own."""
+        return self._answered
+
+    @property
+    def pending_version(self) -> int | None:
+        """The version that no reply was made with yet, ``None`` for none."""
+        version = self._latest[1]
+        return version if version > self._answered else None
 
     @property
     def engine_status(self) -> str:
         """What runs the queries, in a few words."""
-        connection = self._connection
-        if connection is None:
-            return f'{self.url}: not connected'
-        return f'{self.url}: {connection.metadata.get("engine", "")}'
+        return f'{self.url}: {"not connected" if self._connection is None else self._engine}'
 
     @property
     def episode(self) -> int:
@@ -365,7 +371,9 @@ class RemotePolicy:
             ours['overlay'] = True
         if self.measure_deviation:
             ours['measure_deviation'] = True
-        past = self._past(observation, params) if self._compares else {}
+        # What new parameters compare is not known yet.
+        compares = self._compares or self._sent != version
+        past = self._past(observation, params) if compares else {}
         try:
             reply = connection.request(request_of(replace(observation, past=past), **ours))
         except RefusedError as error:
@@ -374,7 +382,11 @@ class RemotePolicy:
             raise
         result = self._result(reply)
         self._sent = version
-        self._compares = bool(reply[EXTENSION].get('compares', True))
+        there = reply[EXTENSION]
+        self._compares = bool(there.get('compares', True))
+        self._engine = str(there.get('engine', self._engine))
+        self.engine_trouble = str(there.get('trouble', ''))
+        self._answered = result.params_version
         self._took = time.monotonic() - begin
         memory.close(observation, {}, None, dense=result.mode.value == 'dense')
         if reset is None and result.reset is not None:  # forgotten there, for a reason of its own
@@ -407,9 +419,10 @@ class RemotePolicy:
         return {camera: frame.image for camera, frame in past.items() if frame is not None}
 
 
-def _meaning(url: str, metadata: Mapping[str, Any]) -> tuple[PolicyConfig, MotionRange]:
+def _meaning(url: str, metadata: Mapping[str, Any]) -> Meaning:
     """What a server's numbers mean."""
-    return _config(url, metadata), _motion(url, metadata)
+    config = _config(url, metadata)
+    return config, _motion(url, metadata), _proprio_center(url, metadata, config.proprio_dim)
 
 
 def _config(url: str, metadata: Mapping[str, Any]) -> PolicyConfig:
@@ -429,6 +442,21 @@ def _motion(url: str, metadata: Mapping[str, Any]) -> MotionRange:
         return MotionRange(**metadata['motion'])
     except (KeyError, TypeError) as error:
         raise ServerError(f'{url} does not say how fast its policy moves: {error}') from error
+
+
+def _proprio_center(url: str, metadata: Mapping[str, Any], size: int) -> tuple[float, ...] | None:
+    center = metadata.get('proprio_center')
+    if center is None:
+        return None
+    try:
+        found = tuple(map(float, center))
+    except (TypeError, ValueError):
+        found = ()
+    if len(found) != size or not np.isfinite(found).all():
+        raise ServerError(
+            f'{url} names a middle of proprioception that is not {size} finite numbers'
+        )
+    return found
 
 
 def _params(url: str, metadata: Mapping[str, Any]) -> PruningParams:

@@ -127,6 +127,9 @@ class Replica:
         if self.key and not hmac.compare_digest(given.encode(), f'Api-Key {self.key}'.encode()):
             await socket.close(1008, 'want the header Authorization: Api-Key KEY')
             return
+        if 'origin' in socket.headers:  # a page in somebody's browser; a robot names none
+            await socket.close(1008, 'not for browsers')
+            return
         await socket.accept()
         client = socket.client
         await self.hub.serve(_Socket(socket), f'{client.host}:{client.port}' if client else '?')

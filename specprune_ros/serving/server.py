@@ -96,6 +96,7 @@ class PolicyServer:
             self.address.host,
             self.address.port,
             process_request=self._request,
+            origins=[None],  # a page in somebody's browser names its origin, a robot has none
             ssl=self.address.tls(),
             compression=None,  # images do not shrink, and openpi's clients send none
             max_size=self.hub.limits.message,

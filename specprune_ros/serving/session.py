@@ -74,8 +74,9 @@ class Limits:
     """What the server takes.
 
     ``batch``: most queries that run together; ``window``: seconds that a query waits for company
-    at most. ``queue``: queries under way, waiting ones included, beyond which a request is refused
-    as busy. ``sessions``: robots that one connection may speak for. ``message`` in bytes, ``side``
+    at most. ``clients``: connections, and robots of them all together, as each is remembered.
+    ``queue``: queries under way, waiting ones included, beyond which a request is refused as busy.
+    ``sessions``: robots that one connection may speak for. ``message`` in bytes, ``side``
     in pixels. ``send``: seconds that a reply may take to leave before the client counts as one
     that does not read. ``max_normalised_action``: largest normalised action that is believed.
     """
@@ -98,7 +99,10 @@ class Session:
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
+        # The newest accepted; a GPU's engine may still be preparing them.
+        self._params = policy.params
         policy.wants_overlay = False
+        self._version = policy.params_version
         self.last_query = -math.inf  # s, monotonic: the last query
         self._versions: dict[int, int] = {}  # the policy's parameter versions to the client's
 
@@ -120,8 +124,10 @@ class Session:
         result = policy.act(observation)
         reply = reply_of(result, policy.wants_overlay)
         version = result.params_version
-        reply['params_version'] = self._versions.get(version, version)
+        # 0: parameters that the client did not send.
+        reply['params_version'] = self._versions.get(version, 0)
         reply['compares'] = compares(policy.params)
+        reply['engine'], reply['trouble'] = policy.engine_status, policy.engine_trouble
         return {
             'actions': result.actions,
             'server_timing': {'infer_ms': 1e3 * (time.monotonic() - arrived)},
@@ -132,14 +138,13 @@ class Session:
     def _set_params(self, ours: Mapping[str, Any]) -> None:
         if 'params' not in ours:
             return
-        params = changed(self.policy.params, ours['params'])
-        if params != self.policy.params:
-            version = self.policy.set_params(params)
-        else:
-            version = self.policy.params_version
+        params = changed(self._params, ours['params'])
+        if params != self._params:
+            self._version = self.policy.set_params(params)
+            self._params = params
         named = ours.get('params_version')
         if isinstance(named, int):
-            self._versions[version] = named
+            self._versions[self._version] = named
             self._versions = dict(list(self._versions.items())[-8:])
 
 
@@ -209,6 +214,7 @@ class Hub:
 
     def metadata(self) -> dict[str, Any]:
         """What a client receives when it connects."""
+        center = self.loaded.statistics.proprio_center
         return {
             'server': 'specprune_ros',
             'server_id': self._id,
@@ -216,6 +222,7 @@ class Hub:
             'config': self.loaded.config.to_dict(),
             'params': self.params.as_dict(),
             'motion': as_map(motion_range(self.loaded)),
+            'proprio_center': None if center is None else [float(value) for value in center],
             'compares': compares(self.params),
             'image_keys': {
                 camera: list(self.reader.keys_of(index, camera))
@@ -306,6 +313,8 @@ class Hub:
             return self._reply(peer, unpack(frame), arrived)
         except (ProtocolError, ObservationError, ImageError, ParamError) as error:
             return self._error(BAD_REQUEST, str(error))
+        except _Full as error:
+            return self._error(BUSY, str(error))
         except PolicyError as error:
             return self._error(FAILED, str(error))
         except Exception as error:
@@ -337,6 +346,8 @@ class Hub:
                 raise ProtocolError(
                     f'this connection speaks for {self.limits.sessions} sessions already'
                 )
+            if self._count_sessions() >= self.limits.clients:
+                raise _Full(f'{self.limits.clients} robots are remembered here: try again later')
             session = peer.sessions[key] = self._new_session()
         return session
 
@@ -381,6 +392,10 @@ class Hub:
 
     def _count_sessions(self) -> int:
         return sum(len(peer.sessions) for peer in list(self._connections.values()))
+
+
+class _Full(Exception):
+    """No room for another robot."""
 
 
 class _Slow(Exception):

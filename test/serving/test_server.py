@@ -714,3 +714,105 @@ def test_a_flow_policy_is_served_to_openpi_s_clients():
         local.reset()
         assert (remote.act(seen).actions == local.act(seen).actions).all()
         remote.close()
+
+
+# ------------------------------------------------------------------ what a session holds and says
+
+
+def test_the_middle_of_proprioception_is_known_to_clients(loaded, server, remote):
+    """Rotation vectors are unrolled round it: another middle is another chunk."""
+    assert remote.proprio_center == pytest.approx(Policy(loaded).proprio_center)
+    hub = server.hub
+    with pytest.MonkeyPatch.context() as patch:
+        for wrong in ([1.0], 'x', [float('nan')] * 8):
+            metadata = {**hub.metadata(), 'proprio_center': wrong}
+            patch.setattr(hub, 'metadata', lambda metadata=metadata: metadata)
+            with pytest.raises(ServerError, match='middle of proprioception'):
+                RemotePolicy(server.url, timeout=60)
+        others = {**hub.metadata(), 'proprio_center': [0.5] * 8}
+        patch.setattr(hub, 'metadata', lambda: others)
+        remote.close()
+        with pytest.raises(ServerError, match='serves another model now'):
+            remote.act(observation(0))
+
+
+class Preparing(EagerEngine):
+    """As on a GPU: new parameters wait until the engine is ready for them."""
+
+    status = 'capturing'
+
+    def __init__(self, loaded):
+        super().__init__(loaded)
+        self.waiting = []
+
+    def prepare(self, params, prompt, ready):
+        self.waiting.append(ready)
+
+
+def test_parameters_that_are_taken_back_while_others_are_prepared(loaded):
+    engine = Preparing(loaded)
+    one = session.Session(Policy(loaded, engine=engine))
+    for version, changes in enumerate(({'alpha': 0.3}, {'k_local': 10}, {'alpha': 0.7}), 1):
+        one._set_params({'params': changes, 'params_version': version})
+    assert len(engine.waiting) == 3
+    for ready in engine.waiting:
+        ready()
+    assert (one.policy.params.alpha, one.policy.params.k_local) == (0.7, 10)
+
+
+def test_a_reply_names_the_client_s_parameters_only_where_it_was_made_with_them(loaded):
+    engine = Preparing(loaded)
+    hub = Hub(loaded, engine)
+    running = Running(hub, Address(port=0)).start()
+    try:
+        policy = RemotePolicy(running.url, timeout=60, params=PruningParams(alpha=0.4))
+        first = policy.act(observation(0))
+        assert (first.params_version, policy.params_version, policy.pending_version) == (0, 0, 1)
+        assert 'capturing' in policy.engine_status
+        engine.status, engine.trouble = 'eager', 'no CUDA graph: the driver has none'
+        for ready in engine.waiting:
+            ready()
+        second = policy.act(observation(8))
+        assert (second.params_version, second.alpha) == (1, 0.4)
+        assert (policy.params_version, policy.pending_version) == (1, None)
+        assert 'eager' in policy.engine_status
+        assert policy.engine_trouble == 'no CUDA graph: the driver has none'
+        policy.close()
+    finally:
+        running.stop()
+
+
+def test_the_first_pruned_query_after_dense_ones_has_something_to_compare_with(server):
+    policy = RemotePolicy(server.url, timeout=60, params=PruningParams(mode='dense'))
+    policy.act(observation(0))
+    assert policy.act(observation(8)).mode is Mode.DENSE
+    policy.set_params(PruningParams())
+    result = policy.act(observation(16))
+    assert result.mode is not Mode.DENSE and result.tokens.sets['dynamic'] > 0
+    policy.close()
+
+
+def test_a_page_in_a_browser_is_no_robot(server):
+    from websockets.exceptions import InvalidStatus
+    from websockets.sync.client import connect
+
+    with pytest.raises(InvalidStatus) as refused:
+        connect(server.url, origin='https://example.org')
+    assert refused.value.response.status_code == 403
+
+
+def test_robots_of_all_connections_together_are_limited(loaded):
+    with serving(loaded, EagerEngine(loaded), Limits(clients=3)) as running:
+        with Connection(running.url, timeout=60) as one, Connection(running.url) as two:
+            for key in ('a', 'b'):
+                one.request(libero(specprune={'session': key}))
+            two.request(libero())
+            with pytest.raises(RefusedError, match='3 robots are remembered here') as refused:
+                one.request(libero(specprune={'session': 'c'}))
+            assert refused.value.kind == BUSY
+            one.request(libero(specprune={'session': 'a'}))
+        deadline = time.monotonic() + 10
+        while running.hub.clients and time.monotonic() < deadline:
+            time.sleep(0.01)
+        with Connection(running.url, timeout=60) as again:
+            again.request(libero(specprune={'session': 'c'}))
