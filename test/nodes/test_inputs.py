@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections import deque
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +28,7 @@ LIBERO = Path(__file__).parents[1] / 'data' / 'libero_proprio_statistics.json'
 class Bench:
     """Inputs with their observation buffer; messages go in by hand or over DDS."""
 
-    def __init__(self, rclpy, rotation_center=(0.0, 0.0, 0.0), **changes):
+    def __init__(self, rclpy, rotation_center=(0.0, 0.0, 0.0), instructed=None, **changes):
         from rclpy.lifecycle import LifecycleNode
 
         from specprune_ros.nodes.policy_node.inputs import Inputs
@@ -51,7 +53,8 @@ class Bench:
         self.node = LifecycleNode('specprune_node')
         self.buffer = ObservationBuffer(['agent'], True, Limits())
         self.said = []
-        self.inputs = Inputs(
+        self._make = partial(
+            Inputs,
             self.node,
             values,
             self.buffer,
@@ -59,8 +62,15 @@ class Bench:
             lambda source, reason: self.said.append(f'{source}: {reason}'),
             lambda source, text: None,
             rotation_center,
+            instructed,
         )
+        self.inputs = self._make()
         self.now = 10 * SECOND
+
+    def subscribe_again(self):
+        """As after deactivating and activating."""
+        self.inputs.close()
+        self.inputs = self._make()
 
     def close(self):
         self.inputs.close()
@@ -239,6 +249,51 @@ def test_an_ordinary_publisher_is_received_too(inputs, ros, latched):
     assert b.buffer.instruction == 'lift the red cube'  # as the authors' prompts have it
     executor.shutdown()
     other.destroy_node()
+
+
+@pytest.mark.real_time
+def test_a_latched_instruction_that_comes_again_is_older_than_the_one_in_force(inputs, ros):
+    """A page that lives on had it latched: after deactivating and activating the arm went on with
+    what somebody had taken back.
+    """
+    from rclpy.executors import SingleThreadedExecutor
+    from std_msgs.msg import String
+
+    from specprune_ros.nodes.common import qos
+
+    instructed = deque(maxlen=8)
+    b = inputs(instructed=instructed)
+    people = [ros.create_node(name) for name in ('page', 'shell')]
+    page, shell = (
+        person.create_publisher(String, '/specprune_node/instruction', quality)
+        for person, quality in zip(people, (qos.latched(), qos.every()), strict=True)
+    )
+    executor = SingleThreadedExecutor()
+    executor.add_node(b.node)
+
+    def hear(text):
+        end = time.monotonic() + 10.0
+        while b.buffer.instruction != text and time.monotonic() < end:
+            executor.spin_once(timeout_sec=0.1)
+        return b.buffer.instruction
+
+    page.publish(String(data='lift the red cube'))
+    assert hear('lift the red cube') == 'lift the red cube'
+    end = time.monotonic() + 10.0
+    while shell.get_subscription_count() < 2 and time.monotonic() < end:
+        time.sleep(0.02)
+    shell.publish(String(data='lift the blue cube'))
+    assert hear('lift the blue cube') == 'lift the blue cube'
+
+    b.subscribe_again()
+    for _ in range(10):
+        executor.spin_once(timeout_sec=0.1)
+    assert b.buffer.instruction == 'lift the blue cube'
+    page.publish(String(data='lift the red cube'))  # said anew
+    assert hear('lift the red cube') == 'lift the red cube'
+    executor.shutdown()
+    for person in people:
+        person.destroy_node()
 
 
 def _compressed(image, **how):

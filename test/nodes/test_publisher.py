@@ -175,3 +175,24 @@ def test_what_cannot_be_published_is_said(bench_with):
     bench.thread.activate()
     assert bench.feed(30.0, until=lambda: bench.refused)
     assert bench.refused[0] == 'the result cannot be published: ValueError: no message of that'
+
+
+def test_no_query_begins_after_a_stop(bench_with):
+    """It would be published: the generation was counted up before it began."""
+    bench = bench_with(fails=False)
+    bench.gate.set()
+    wait = bench.observation_buffer.wait
+
+    def stopped_meanwhile(*arguments):
+        found = wait(*arguments)
+        if found:
+            bench.thread.deactivate(0.0)
+        return found
+
+    bench.observation_buffer.wait = stopped_meanwhile
+    bench.thread.activate()
+    assert not bench.feed(1.0, until=lambda: bench.published or bench.refused)
+    assert not bench.noted
+    bench.observation_buffer.wait = wait
+    bench.thread.activate()
+    assert bench.feed(30.0, until=lambda: bench.published)

@@ -184,6 +184,7 @@ def test_what_is_chosen_explicitly_wins_over_the_preset(rig_with):
     assert rig.get('pruning.alpha') == pytest.approx(0.4)
     assert rig.set(pruning__preset='paper') == [(True, '')]  # the same again: lets go of alpha
     assert rig.get('pruning.alpha') == pytest.approx(0.8)
+    assert 'pruning.preset lets go of what was set before: alpha' in rig.process.text()
     assert rig.set(pruning__k_local=30) == [(True, '')]
     for number in (DEACTIVATE, CLEANUP, CONFIGURE, ACTIVATE):
         assert rig.transition(number)
@@ -234,6 +235,8 @@ def test_a_clock_that_goes_back_starts_a_new_episode(rig_with):
     assert play(500.0, lambda stats: stats.episode > episode)
     assert rig.stats[-1].header.stamp.sec in range(500, 561)
     assert 'time went back' in rig.process.text() or 'start' in rig.process.text()
+    # No age grows meanwhile, so nothing else would say why there are no chunks.
+    assert rig.wait(lambda: rig.health().startswith('the clock stands still'), 20.0), rig.health()
 
 
 def test_services_and_instructions(rig):

@@ -6,7 +6,7 @@ Decoding builds a Python object for every element of a message and holds the int
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rclpy.serialization import deserialize_message
@@ -34,21 +34,23 @@ def subscribe(
     node: Any,
     kind: type,
     topic: str,
-    callback: Callable[[Any], None],
+    callback: Callable[..., None],
     qos: Any,
     refused: Callable[[str], None],
     most: int = 0,
     mentions: str = '',
+    published: bool = False,
 ) -> Any:
     """A subscription whose ``callback`` gets messages of at most ``most`` bytes on the wire (0:
     what :data:`MOST` says of the type).
 
     ``refused`` gets the reason of a drop. With ``mentions``, messages that do not hold that
-    text are passed over undecoded and unmentioned.
+    text are passed over undecoded and unmentioned. With ``published``, ``callback`` also gets the
+    time at which its publisher sent the message (ns, by that clock; 0: unknown).
     """
     wanted, most = mentions.encode(), most or MOST.get(kind.__name__, SMALL)
 
-    def on_bytes(raw: bytes) -> None:
+    def on_bytes(raw: bytes, info: Mapping[str, Any]) -> None:
         if len(raw) > most:
             refused(f'a message of {len(raw)} bytes was not read; at most {most}')
             return
@@ -59,6 +61,9 @@ def subscribe(
         except Exception as error:  # whatever the middleware raises for bytes that are no message
             refused(f'a message of {len(raw)} bytes cannot be decoded: {error}')
             return
-        callback(message)
+        if published:
+            callback(message, int(info['source_timestamp']))
+        else:
+            callback(message)
 
     return node.create_subscription(kind, topic, on_bytes, qos, raw=True)

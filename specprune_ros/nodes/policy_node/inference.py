@@ -225,6 +225,8 @@ class InferenceThread(threading.Thread):
         """One query; returns whether another can be made."""
         assert self.policy is not None
         begin, generation = self._clock.now().nanoseconds, self._publisher.generation
+        if not self._active.is_set():  # deactivated before the generation was read
+            return True
         try:
             observation = self._observation_buffer.take(begin)
             chunking = self.chunking

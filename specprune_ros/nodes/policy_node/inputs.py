@@ -5,6 +5,7 @@ it.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -36,6 +37,7 @@ from specprune_ros.robot.speed import (
     UrdfError,
 )
 
+INSTRUCTIONS = 256  # of which it is remembered when they were published
 FROZEN_STRIDE = 4  # pixels apart in which images are compared
 
 
@@ -56,6 +58,8 @@ class Inputs:
     """Subscribes on construction; :meth:`close` unsubscribes. Runs in the executor's thread only.
 
     ``rotation_center`` is the rotation vector round which the checkpoint's lie (rad).
+    ``instructed`` holds when the instructions were published that came so far (ns), oldest first;
+    it is kept by who may subscribe again later.
     ``images`` takes every image that a query may need; ``complain`` and ``announce`` take a source
     and a text and are expected to log without flooding.
     """
@@ -69,6 +73,7 @@ class Inputs:
         complain: Callable[[str, str], None],
         announce: Callable[[str, str], None],
         rotation_center: Sequence[float] = (0.0, 0.0, 0.0),
+        instructed: deque[int] | None = None,
     ) -> None:
         self._node = node
         self._announce = announce
@@ -90,6 +95,7 @@ class Inputs:
         self._rotation = self._rotation_center = tuple(rotation_center)
         self._rotation_ns = 0
         self._received = ''
+        self._instructed = deque(maxlen=INSTRUCTIONS) if instructed is None else instructed
         self._same: dict[str, tuple[np.ndarray, float]] = {}
         self._twist_speed = TwistSpeed()
         self._subscriptions: list[Any] = []
@@ -128,7 +134,9 @@ class Inputs:
             )
         refuse = self._refuse_instruction
         for durable in both_durabilities():
-            self._add_subscription(String, '~/instruction', self._on_instruction, durable, refuse)
+            self._add_subscription(
+                String, '~/instruction', self._on_instruction, durable, refuse, published=True
+            )
         for topic in ('~/joint_states', '~/gripper_states'):
             self._add_subscription(
                 JointState, topic, self._on_joints, newest(), self._refuse_joints
@@ -170,9 +178,12 @@ class Inputs:
         callback: Callable[[Any], None],
         quality: Any,
         refused: Callable[[str], None],
+        published: bool = False,
     ) -> None:
         self.handlers[topic] = callback
-        self._subscriptions.append(subscribe(self._node, kind, topic, callback, quality, refused))
+        self._subscriptions.append(
+            subscribe(self._node, kind, topic, callback, quality, refused, published=published)
+        )
 
     def _on_image(
         self,
@@ -222,7 +233,14 @@ class Inputs:
             if limit > 0.0 and seconds > limit and self.rates[camera].rate(now) > 0.0
         )
 
-    def _on_instruction(self, message: String) -> None:
+    def _on_instruction(self, message: String, published_ns: int = 0) -> None:
+        if published_ns:
+            # A latched one comes again with each new subscription, and must not take the place of
+            # what was said after it.
+            if published_ns in tuple(self._instructed)[:-1]:
+                return
+            if published_ns not in self._instructed:
+                self._instructed.append(published_ns)
         try:
             self._observation_buffer.put_instruction(message.data)
         except ObservationError as error:

@@ -10,6 +10,7 @@ import re
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -38,7 +39,7 @@ from specprune_ros.nodes.common.time import SECOND_NS, time_message
 from specprune_ros.nodes.policy_node import chunk_continuation
 from specprune_ros.nodes.policy_node.chunk_continuation import ChunkContinuation
 from specprune_ros.nodes.policy_node.inference import InferenceThread
-from specprune_ros.nodes.policy_node.inputs import Inputs, sample
+from specprune_ros.nodes.policy_node.inputs import INSTRUCTIONS, Inputs, sample
 from specprune_ros.nodes.policy_node.load import load
 from specprune_ros.nodes.policy_node.messages import chunk_message, stats_message
 from specprune_ros.nodes.policy_node.observation_buffer import Limits, ObservationBuffer
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
 DIAGNOSTICS_PERIOD = 1.0  # s
 TRIM_PERIOD = 20.0  # s
 SWITCH_INTERVAL = 5e-4  # s that a thread may keep Python while another wants it (usually 5e-3)
+CLOCK_STANDS = 3.0  # s in which simulated time did not go on at all
 HANGS = 10.0  # s that a query may take before its device is suspected to hang
 NUMBERS = re.compile(r'[\d.]+')
 
@@ -93,6 +95,11 @@ class SpecPruneNode(AutoLifecycleNode):
         self._last: PolicyResult | None = None
         self._refreshes = [0, 0]  # done and given up
         self._instruction = ''  # of the last query
+        self._instructed: deque[int] = deque(maxlen=INSTRUCTIONS)
+        self._clock_moved = (
+            0,
+            time.monotonic(),
+        )  # its time (ns) when it was last seen to move, and when
         self._showing = False
         self._chosen: dict[str, Any] = {}
         self._settings = NodeParameters(
@@ -177,6 +184,7 @@ class SpecPruneNode(AutoLifecycleNode):
             self._throttle.warning,
             self._throttle.info,
             self._rotation_center(values['proprio.layout']),
+            self._instructed,
         )
         self._working = True
         self._resume()
@@ -338,7 +346,13 @@ class SpecPruneNode(AutoLifecycleNode):
 
     def _apply(self, values: Mapping[str, Any], request: Mapping[str, Any]) -> None:
         if self._settings.checked is not None:
-            self._chosen = self._after(request)
+            chosen, self._chosen = self._chosen, self._after(request)
+            lost = sorted(chosen.keys() - self._chosen.keys() - {'preset'})
+            if lost:
+                self.get_logger().warning(
+                    f'pruning.preset lets go of what was set before: {", ".join(lost)} (a file '
+                    'for `ros2 param load` sets its values one by one: leave pruning.preset out)'
+                )
             self._use(self._settings.checked, pruning_values(request))
         if self._policy is not None:
             self._policy.max_normalised_action = values['max_normalised_action']
@@ -408,6 +422,8 @@ class SpecPruneNode(AutoLifecycleNode):
 
     def _report(self) -> None:
         now_ns, now = self._now_ns(), time.monotonic()
+        if now_ns != self._clock_moved[0]:
+            self._clock_moved = now_ns, now
         status = DiagnosticStatus(
             name=f'{self.get_fully_qualified_name().lstrip("/")}: inference',
             hardware_id=self._last.device if self._last else '',
@@ -486,6 +502,8 @@ class SpecPruneNode(AutoLifecycleNode):
             return DiagnosticStatus.ERROR, f'no chunk: a query has been under way for {busy:.0f} s'
         if self._last is None:
             return DiagnosticStatus.WARN, 'waiting for input'
+        if time.monotonic() - self._clock_moved[1] > CLOCK_STANDS:
+            return DiagnosticStatus.WARN, 'the clock stands still: nobody publishes /clock'
         trouble = self._policy.engine_trouble if self._policy is not None else ''
         if trouble:
             return DiagnosticStatus.WARN, f'slower than meant: {trouble}'
