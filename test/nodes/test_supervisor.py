@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +16,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ros_processes import new_domain
 
-from specprune_ros.nodes.executor_node.supervisor import Guard, StopSender, decode, enclave, encode
+from specprune_ros.nodes.executor_node import supervisor as supervisors
+from specprune_ros.nodes.executor_node.supervisor import (
+    ALIVE,
+    READY,
+    RESTED,
+    STOPPING,
+    TAKE_OVER,
+    Guard,
+    StopSender,
+    decode,
+    enclave,
+    encode,
+)
 from specprune_ros.robot.stop_motion import MotionState
 
 pytestmark = [pytest.mark.ros, pytest.mark.timeout(120)]
@@ -137,6 +151,157 @@ def test_no_description_ends_the_executor_or_lifts_its_limits(rig):
         assert max(np.diff([begin, *times]), default=0) < 1.5 * SECOND
     assert rig.process.poll() is None
     assert len(rig.commands[-1][1].points[0].positions) == len(JOINTS)
+
+
+class Played:
+    """A supervisor that a test plays: ``answers`` to being told to take over, ``hung`` or not."""
+
+    newest = None
+
+    def __init__(self, arguments, pass_fds, **_):
+        self.link = socket.socket(fileno=os.dup(pass_fds[0]))
+        self.link.setblocking(False)
+        self.answers, self.hung, self.killed, self.told = (STOPPING, RESTED), False, False, 0
+        self.say(READY)
+        Played.newest = self
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def say(self, *messages):
+        for message in messages:
+            self.link.send(message)
+
+    def _run(self):
+        pinged = 0.0
+        while not self.killed:
+            time.sleep(0.002)
+            if self.hung:
+                continue
+            try:
+                while message := self.link.recv(1 << 16):
+                    if message == TAKE_OVER:
+                        self.told += 1
+                        self.say(*self.answers)
+                else:
+                    return  # the executor closed its end
+            except BlockingIOError:
+                pass
+            except OSError:
+                return
+            if time.monotonic() - pinged > 0.1:
+                pinged = time.monotonic()
+                self.say(ALIVE)
+
+    def poll(self):
+        return -9 if self.killed else None
+
+    def kill(self):
+        self.killed = True
+        self.link.close()
+
+    def wait(self, timeout=None):
+        return 0
+
+
+@pytest.fixture
+def played(bench, monkeypatch):
+    """An executor in motion beside a supervisor that the test plays."""
+    import subprocess
+
+    fake = SimpleNamespace(
+        Popen=Played, DEVNULL=subprocess.DEVNULL, TimeoutExpired=subprocess.TimeoutExpired
+    )
+    monkeypatch.setattr(supervisors, 'subprocess', fake)
+    b = bench({'supervisor_limit': 0.2})
+    b.sent, send = [], b.dut._port.send
+
+    def note(command, stamp):
+        send(command, stamp)
+        b.sent.append(command.twist.linear[0])
+
+    b.dut._port.send = note
+    b.moving()
+    assert b.run(20.0, until=lambda: b.sent[-1] > 0.09)
+    return b
+
+
+def at_rest_within_limits(b, count):
+    """Braked to rest by commands of the executor after the first ``count``, without a jump."""
+    b.run(0.8)
+    speeds = b.sent[count - 1 :]
+    assert len(speeds) > 3, 'nothing was sent'
+    rest = speeds.index(0.0)
+    assert np.abs(np.diff(speeds[: rest + 1])).max() <= 4.0 * 0.01 * (1 + 1e-6), speeds
+    assert not any(speeds[rest:]), speeds
+
+
+def stall(b, seconds):
+    """Nothing in this process runs; how many commands were sent before."""
+    b.alive.discard('chunks')
+    time.sleep(seconds)
+    return len(b.sent)
+
+
+@pytest.mark.real_time
+def test_a_stalled_executor_brakes_where_its_supervisor_is_dead(played):
+    """It let go of the arm, which kept its last twist for ever."""
+    b = played
+    Played.newest.kill()
+    at_rest_within_limits(b, stall(b, 0.17))
+
+
+@pytest.mark.real_time
+def test_a_stalled_executor_brakes_where_its_supervisor_hangs_and_replaces_it(played):
+    b, first = played, Played.newest
+    first.hung = True
+    at_rest_within_limits(b, stall(b, 0.17))
+    assert first.killed
+    b.alive.add('chunks')
+    count = len(b.sent)
+    assert b.run(20.0, until=lambda: len(b.sent) > count + 10), b.health()
+    assert Played.newest is not first
+
+
+@pytest.mark.real_time
+def test_a_supervisor_that_answers_is_left_the_arm(played):
+    b = played
+    count = stall(b, 0.17)
+    b.run(0.5)
+    assert Played.newest.told == 1 and not Played.newest.killed
+    assert len(b.sent) == count
+    b.alive.add('chunks')
+    assert b.run(20.0, until=lambda: len(b.sent) > count + 10), b.health()
+
+
+@pytest.mark.parametrize('how', ['dies', 'hangs'])
+@pytest.mark.real_time
+def test_a_supervisor_that_is_lost_while_it_brakes_leaves_the_arm_to_the_executor(played, how):
+    b = played
+    Played.newest.answers = (STOPPING,)
+    count = stall(b, 0.17)
+    b.run(0.02)
+    assert len(b.sent) == count
+    if how == 'dies':
+        Played.newest.kill()
+    else:
+        Played.newest.hung = True
+    assert b.run(3.0, until=lambda: len(b.sent) > count), b.health()
+    b.run(0.5)
+    assert b.sent[-1] == 0.0
+    assert max(b.sent[count:]) <= 0.1 * (1 + 1e-6)
+
+
+@pytest.mark.parametrize('rested', [True, False], ids=['rested', 'hung'])
+@pytest.mark.real_time
+def test_deactivation_after_a_stall_leaves_the_arm_to_whoever_brakes_it(played, rested):
+    b = played
+    Played.newest.hung = not rested
+    count = stall(b, 0.17)
+    b.dut.trigger_deactivate()
+    if rested:
+        b.run(0.3)
+        assert len(b.sent) == count
+    else:
+        at_rest_within_limits(b, count)
 
 
 def test_what_is_sent_again_is_never_the_rest_of_an_earlier_motion():

@@ -48,6 +48,7 @@ from specprune_ros.robot.chunk import Chunk, ChunkError, LateChunkError
 from specprune_ros.robot.description import MAX_URDF
 from specprune_ros.robot.description_trial import try_out
 from specprune_ros.robot.motion import ArmMotion, Tick, needed
+from specprune_ros.robot.stop_motion import StopMotion
 from specprune_ros.robot.watchdog import (
     DISABLED,
     DRIVER,
@@ -62,6 +63,8 @@ DIAGNOSTICS_PERIOD = 1.0  # s
 EXECUTED_EVERY = 0.02  # s of motion between two messages on ~/executed
 SLOW = (3, 10.0)  # stops for a dry queue within s after which the policy is called too slow
 HELD_UP = 0.75  # of the supervisor's limit: after a period so long it has the arm
+WAIT = 0.005  # s between two looks at what the supervisor does
+LONGEST = 5.0  # s for which its stop is waited for at the end
 FLUSH = 0.2  # s, how long a last stop may take to reach the driver
 
 
@@ -211,8 +214,7 @@ class ChunkExecutor(AutoLifecycleNode):
             self.destroy_timer(self._timer)
             self._timer = None
             since = self._last_tick or time.monotonic_ns()
-            if self._taken_over((time.monotonic_ns() - since) * 1e-9):
-                self._motion.let_go()
+            self._left_to_supervisor((time.monotonic_ns() - since) * 1e-9)
             if self._motion.moving:
                 self._begin_stop(WatchdogDecision(State.STOPPED, ENDED, 'deactivated or ending'))
                 self._finish()
@@ -234,6 +236,18 @@ class ChunkExecutor(AutoLifecycleNode):
             self._send(tick, self._now_ns())
             due += period
             time.sleep(max(0.0, due - time.monotonic()))
+
+    def _left_to_supervisor(self, late: float) -> bool:
+        """As :meth:`_taken_over`; waits until it is at rest or lost, for a node that is ending."""
+        end = time.monotonic() + LONGEST
+        taken = self._taken_over(late)
+        while taken and self._supervisor.stopping:
+            if time.monotonic() > end:
+                self._motion.let_go()
+                break
+            time.sleep(WAIT)
+            taken = self._taken_over(0.0)
+        return taken
 
     def teardown(self) -> None:
         """Give publishers and clients back."""
@@ -356,15 +370,19 @@ class ChunkExecutor(AutoLifecycleNode):
         self._last_tick = real
         now = self._now_ns()
         taken = self._taken_over(late)
-        tick = self._motion.tick(now, real)
+        if taken:
+            # The motion stands still here meanwhile: from there it is braked if that is lost.
+            tick = Tick(self._motion.watchdog.check(now, real))
+            self._motion.timeline.stop()
+        else:
+            tick = self._motion.tick(now, real)
         if tick.verdict.stop_now:
             self._begin_stop(tick.verdict)
         # A process that was halted since this period began must not send what it decided then.
-        taken |= self._taken_over((time.monotonic_ns() - real) * 1e-9)
-        if taken:
-            self._motion.let_go()
+        if taken or self._taken_over((time.monotonic_ns() - real) * 1e-9):
             tick = Tick(tick.verdict)
-        self._send(tick, now)
+        else:
+            self._send(tick, now)
         self._moved_at = now
         # A policy that goes on from its last chunk counts in what was executed.
         if abs(self._motion.timeline.axis - self._reported) >= EXECUTED_EVERY:
@@ -381,17 +399,40 @@ class ChunkExecutor(AutoLifecycleNode):
         self._verdict = verdict
 
     def _taken_over(self, late: float) -> bool:
-        """Whether the supervisor has the arm, after ``late`` s without a sign of life."""
-        supervisor = self._supervisor
+        """Whether the motion under way ends without us, after ``late`` s without a sign of life:
+        the supervisor has it, or has brought it to rest.
+        """
+        supervisor, motion = self._supervisor, self._motion
         if supervisor is None:
             return False
-        held_up = self._motion.moving and late > HELD_UP * supervisor.limit
-        if held_up:
-            supervisor.take_over()
-        self._motion.watchdog.supervisor(supervisor.trouble())
-        # It may have stopped the arm and be at rest again already: this motion has ended all the
-        # same.
-        return held_up or supervisor.stopping
+        alone = motion.moving and late > HELD_UP * supervisor.limit and not supervisor.take_over()
+        had = supervisor.stopping
+        trouble, rested = supervisor.trouble(), supervisor.has_rested()
+        motion.watchdog.supervisor(
+            trouble or ('the supervisor brought the arm to rest' if rested else '')
+        )
+        if rested:
+            motion.let_go()
+            return True
+        if (alone or had) and not supervisor.stopping:
+            return not self._brake_alone(supervisor.braked if had else 0.0)
+        return supervisor.stopping
+
+    def _brake_alone(self, braked: float) -> bool:
+        """Go on from where the motion was last known to be, after ``braked`` s of a stop that
+        nobody ends. Returns whether there is anything to send.
+        """
+        motion, command = self._motion, self._profile.command
+        if command.adapter != profiles.TWIST:
+            # The controller has come to rest at the last place by now; more would move it again.
+            motion.let_go()
+            return False
+        if motion.moving:
+            motion.begin_stop()
+            left = len(StopMotion.of(motion.state).velocities)
+            for _ in range(min(round(braked * command.rate), left - 1)):
+                motion.brake()
+        return True
 
     def _send(self, tick: Tick, now: int) -> None:
         # Sent first: whoever takes over goes on from this command, never from the one before.

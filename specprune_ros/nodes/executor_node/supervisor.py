@@ -20,7 +20,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -33,6 +33,7 @@ READY, ALIVE, STOPPING, RESTED = b'r', b'a', b's', b'z'
 TAKE_OVER = b'take over'
 PING = 0.1  # s between two signs of life of the supervisor
 SILENT = 1.0  # s without one after which the executor counts it as lost
+ANSWER = 0.1  # s in which it says that it takes the arm over, where it was told to
 MOST = 1 << 16  # bytes of a message
 UNMATCHED = 3.0  # s it waits for a driver that listens; a later one is found as well
 RESTART = 5.0  # s between two starts of a supervisor
@@ -92,8 +93,10 @@ def enclave(arguments: Sequence[str]) -> str:
 class Supervisor:
     """The executor's end. Not thread-safe: for the control thread, but for :meth:`close`.
 
-    ``ready`` once the supervisor can send; ``stopping`` from when it took the arm over until it
-    has brought it to rest.
+    ``ready`` once the supervisor can send; ``stopping`` from when it took the arm over, or was
+    told to, until it has brought it to rest or is lost. One that says nothing is killed, so that
+    it cannot wake up later and move the arm, and another one is started. ``braked`` is for how
+    many seconds the last one is known to have braked.
     """
 
     def __init__(self, setup: Setup, joints: Mapping[str, JointLimit]) -> None:
@@ -101,7 +104,9 @@ class Supervisor:
         self._process: subprocess.Popen | None = None
         self._socket: socket.socket | None = None
         self._started = self._received = -1e9
-        self.ready = self.stopping = False
+        self.ready = self.stopping = self._rested = False
+        self._told: float | None = None  # since when it owes an answer
+        self._began = self.braked = 0.0
         self.ended = ''
         self._start()
 
@@ -128,6 +133,10 @@ class Supervisor:
         """Why the arm must not move, or nothing. Reads what came, and starts a lost one again."""
         self._read()
         now = time.monotonic()
+        if self._told is not None and now - self._told > ANSWER:
+            self._kill('it did not take the arm over')
+        elif self.ready and now - self._received > SILENT:
+            self._kill(f'it was silent for {now - self._received:.1f} s')
         if self._socket is None:
             if now - self._started > RESTART:
                 try:
@@ -139,18 +148,30 @@ class Supervisor:
             return 'the supervisor took the arm over and brings it to rest'
         if not self.ready:
             return 'the supervisor is starting'
-        if now - self._received > SILENT:
-            return f'the supervisor has been silent for {now - self._received:.1f} s'
         return ''
 
     def beat(self, state: MotionState | None, stamp_ns: int) -> None:
         """Tell where the commanded motion stands; ``None`` where nothing is to be stopped."""
         self._send(encode(state, stamp_ns))
 
-    def take_over(self) -> None:
-        """Leave the stop to the supervisor, which may have begun it."""
-        self.stopping = True
-        self._send(TAKE_OVER)
+    def take_over(self) -> bool:
+        """Leave the stop to the supervisor, which may have begun it. Returns whether it was told;
+        ``stopping`` ends where it does not answer.
+        """
+        self._read()
+        if not self.ready or time.monotonic() - self._received > SILENT:
+            return False
+        if not self._send(TAKE_OVER):
+            self._kill('it takes nothing in')
+            return False
+        if not self.stopping:
+            self.stopping, self._told, self.braked = True, time.monotonic(), 0.0
+        return True
+
+    def has_rested(self) -> bool:
+        """Whether it has brought the arm to rest since this was last asked."""
+        rested, self._rested = self._rested, False
+        return rested
 
     def send_limits(self, joints: Mapping[str, JointLimit]) -> None:
         """The joint limits in force, which a robot description may have tightened."""
@@ -171,18 +192,21 @@ class Supervisor:
             )
         self._socket, self._started = ours, time.monotonic()
         self.ready = self.stopping = False
+        self._told = None
         self._send(json.dumps(asdict(self._setup)).encode())
         self.send_limits(self._joints)
 
-    def _send(self, message: bytes) -> None:
+    def _send(self, message: bytes) -> bool:
         if self._socket is None:
-            return
+            return False
         try:
             self._socket.send(message)
+            return True
         except BlockingIOError:
             pass  # it stands still: its silence is noticed
         except OSError:
             self._lost()
+        return False
 
     def _read(self) -> None:
         while self._socket is not None:
@@ -195,17 +219,25 @@ class Supervisor:
             if not message:
                 self._lost()
                 return
-            self._received = time.monotonic()
+            self._received = now = time.monotonic()
             if message == READY:
                 self.ready = True
             elif message == STOPPING:
-                self.stopping = True
+                self.stopping, self._told, self._began = True, None, now
             elif message == RESTED:
-                self.stopping = False
+                self.stopping, self._told, self._rested = False, None, True
+            if self.stopping and self._told is None:
+                self.braked = now - self._began
+
+    def _kill(self, why: str) -> None:
+        self._process.kill()
+        if self._socket is not None:
+            self._lost()
+        self.ended = f': {why}'
 
     def _lost(self) -> None:
         self._socket.close()
-        self._socket, self.ready, self.stopping = None, False, False
+        self._socket, self.ready, self.stopping, self._told = None, False, False, None
         status = self._process.poll()
         self.ended = '' if status is None else f' with status {status}'
 
@@ -220,20 +252,19 @@ class Guard:
         self._state: MotionState | None = None
         self._stamp_ns = 0
         self._at = time.monotonic()
+        self._pinged = 0.0
 
     def run(self) -> str:
         """Watch until the executor ends; says how."""
         poll = select.poll()
         poll.register(self._link, select.POLLIN | select.POLLHUP)
-        begin, pinged_at, ready = time.monotonic(), 0.0, False
+        begin, ready = time.monotonic(), False
         while True:
             now = time.monotonic()
             if not ready and (self._port.matched() or now - begin > UNMATCHED):
                 ready = True
                 self._say(READY)
-            if now - pinged_at >= PING:
-                pinged_at = now
-                self._say(ALIVE)
+            self._ping()
             wait = PING if ready else 0.01
             if self._state is not None:
                 wait = min(wait, self._at + self._setup.limit - now)
@@ -264,6 +295,12 @@ class Guard:
             if self._state is not None:
                 self._port.forget()  # the arm has left that place
 
+    def _ping(self) -> None:
+        now = time.monotonic()
+        if now - self._pinged >= PING:
+            self._pinged = now
+            self._say(ALIVE)
+
     def _say(self, what: bytes) -> None:
         with contextlib.suppress(OSError):
             self._link.send(what, socket.MSG_DONTWAIT)
@@ -274,7 +311,7 @@ class Guard:
         state, self._state = self._state, None
         if state is not None:
             silent = time.monotonic() - self._at
-            steps = self._port.stop(state, self._stamp_ns, silent)
+            steps = self._port.stop(state, self._stamp_ns, silent, self._ping)
             print(
                 f'[{self._setup.name}{SUFFIX}] {why} for {silent:.3f} s while the arm moved: '
                 f'stopped with {steps} commands',
@@ -312,9 +349,11 @@ class StopSender:
         """Joint limits of a robot description."""
         self._limits.update({name: JointLimit(*values) for name, values in joints.items()})
 
-    def stop(self, state: MotionState, stamp_ns: int, silent: float) -> int:
-        """Bring ``state`` to rest, ``silent`` seconds after it was commanded. Returns how many
-        commands that took.
+    def stop(
+        self, state: MotionState, stamp_ns: int, silent: float, alive: Callable[[], None]
+    ) -> int:
+        """Bring ``state`` to rest, ``silent`` seconds after it was commanded; ``alive`` is called
+        with every command. Returns how many commands that took.
         """
         from rclpy.duration import Duration
 
@@ -341,6 +380,7 @@ class StopSender:
             self._last = command, stamp_ns + round(passed * 1e9)
             self._port.send(command, time_message(self._last[1]))
             count += 1
+            alive()
             due = max(due + period, time.monotonic())
             time.sleep(max(0.0, due - time.monotonic()))
         self._port.publisher.wait_for_all_acked(Duration(seconds=ACKNOWLEDGED))
