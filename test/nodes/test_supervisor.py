@@ -304,6 +304,42 @@ def test_deactivation_after_a_stall_leaves_the_arm_to_whoever_brakes_it(played, 
         at_rest_within_limits(b, count)
 
 
+@pytest.mark.real_time
+def test_a_stop_at_the_end_is_left_to_a_supervisor_that_took_it_over(played):
+    """The old braking went on after the supervisor had brought the arm to rest."""
+    b = played
+    sent = hold_up_the_stop(b, 0.25)
+    b.dut.trigger_deactivate()
+    assert Played.newest.told == 1
+    assert len(sent) == 1
+
+
+def hold_up_the_stop(b, seconds):
+    """Stalls the executor after the next command; gives the times of all from it on."""
+    port, sent = b.dut._port, []
+    send = port.send
+
+    def held_up(command, stamp):
+        send(command, stamp)
+        sent.append(time.monotonic())
+        if len(sent) == 1:
+            time.sleep(seconds)
+
+    port.send = held_up
+    return sent
+
+
+@pytest.mark.real_time
+def test_the_rest_of_a_stop_is_no_burst_after_a_stall(bench):
+    b = bench()
+    b.moving()
+    assert b.run(20.0, until=lambda: b.speeds()[-1] > 0.09)
+    sent = hold_up_the_stop(b, 0.1)
+    b.dut.trigger_deactivate()
+    gaps = np.diff(sent[1:])
+    assert len(gaps) > 1 and gaps.min() > 0.009, gaps
+
+
 def test_what_is_sent_again_is_never_the_rest_of_an_earlier_motion():
     """A stop of long ago was commanded anew when the first period of a motion was held up."""
     sender = StopSender.__new__(StopSender)

@@ -229,12 +229,15 @@ class ChunkExecutor(AutoLifecycleNode):
         self._listening = []
 
     def _finish(self) -> None:
-        """Send the rest of a stop, at control rate."""
+        """Send the rest of a stop, at control rate, unless the supervisor took it over."""
         period = 1.0 / self._profile.command.rate
-        due = time.monotonic()
+        due = sent = time.monotonic()
         for tick in self._motion.finish():
+            if self._left_to_supervisor(time.monotonic() - sent):
+                break
+            sent = time.monotonic()
             self._send(tick, self._now_ns())
-            due += period
+            due = max(due + period, time.monotonic())
             time.sleep(max(0.0, due - time.monotonic()))
 
     def _left_to_supervisor(self, late: float) -> bool:
