@@ -58,7 +58,7 @@ class JointStates:
         """A message: the joints of ours it reported, and what is wrong with it, in words.
 
         ``impossible`` then says which of them cannot be true, if any. A message of other parts
-        changes nothing; a joint that is not finite is not known any more. Raises
+        changes nothing; a joint that is not finite is not known until it is again. Raises
         ``JointStateError`` where nothing of it can be read.
         """
         self.impossible = ''
@@ -80,8 +80,9 @@ class JointStates:
 
     def _one(self, name: str, position: float, velocity: float | None, stamp_ns: int) -> str:
         if not math.isfinite(position):
-            self._joints.pop(name, None)
-            self._unconfirmed.pop(name, None)
+            # Unknown, but the next one is compared with the last one believed all the same.
+            if name in self._joints:
+                self._unconfirmed[name] = self._joints.pop(name)
             return 'is not finite'
         joint = self._joints.get(name) or self._unconfirmed.get(name)
         if joint is None:
