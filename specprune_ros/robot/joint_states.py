@@ -11,6 +11,7 @@ from specprune_ros.robot.safety import JointLimit
 from specprune_ros.robot.speed import FASTER, JointStateError, check_joint_count
 
 JOINT_SLACK = 0.05  # rad
+LARGEST = 1e3  # rad or m: no joint is further, and differences of what is read stay finite
 JOINT_SPEED = 20.0  # rad/s, of a joint whose speed limit nobody knows
 
 
@@ -58,8 +59,8 @@ class JointStates:
         """A message: the joints of ours it reported, and what is wrong with it, in words.
 
         ``impossible`` then says which of them cannot be true, if any. A message of other parts
-        changes nothing; a joint that is not finite is not known until it is again. Raises
-        ``JointStateError`` where nothing of it can be read.
+        changes nothing; a joint that is not finite, or beyond ``LARGEST``, is not known until a
+        better one comes. Raises ``JointStateError`` where nothing of it can be read.
         """
         self.impossible = ''
         check_joint_count(names)
@@ -79,11 +80,13 @@ class JointStates:
         return reported, wrong
 
     def _one(self, name: str, position: float, velocity: float | None, stamp_ns: int) -> str:
-        if not math.isfinite(position):
+        if not abs(position) <= LARGEST:
             # Unknown, but the next one is compared with the last one believed all the same.
             if name in self._joints:
                 self._unconfirmed[name] = self._joints.pop(name)
-            return 'is not finite'
+            if not math.isfinite(position):
+                return 'is not finite'
+            return f'is at {position:g}; at most {LARGEST:g} rad or m are read'
         joint = self._joints.get(name) or self._unconfirmed.get(name)
         if joint is None:
             joint = self._unconfirmed[name] = _Joint(self._track(name), stamp_ns)

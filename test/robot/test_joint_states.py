@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 
+import pytest
 from arm_profiles import ARM, HOME, NAMES, make_profile
 
 from specprune_ros.robot import profile
 from specprune_ros.robot.joint_states import JointStates
 from specprune_ros.robot.motion import ArmMotion
+from specprune_ros.robot.safety import JointLimit
 
 MS = 1_000_000
 
@@ -43,3 +45,17 @@ def test_zeros_after_nan_stop_the_arm():
     motion.measured_joints(NAMES, 0.0 * HOME, now + 20 * MS, now + 20 * MS)
     assert motion.tick(now + 20 * MS).verdict.reason == 'implausible_state'
     assert any('is not finite' in text for text in said)
+
+
+@pytest.mark.parametrize('continuous', [True, False])
+def test_a_position_of_no_joint_is_said_and_not_used(continuous):
+    """-1e308 and then 1.7e308 ended the executor: their difference is infinite."""
+    limit = JointLimit() if continuous else JointLimit(-3.0, 3.0)
+    joints = JointStates(['a'], limit=lambda name: limit)
+    assert take(joints, -1e308, 0)[0] == []
+    assert take(joints, 1.7e308, 10 * MS)[0] == []
+    assert take(joints, 1.5, 20 * MS) == (['a'], [])
+    reported, wrong = take(joints, 1e300, 30 * MS)
+    assert reported == [] and 'a is at 1e+300' in wrong[0]
+    assert 'jumps' in take(joints, -1.0, 40 * MS)[1][0]
+    assert take(joints, 1.5, 50 * MS) == (['a'], [])
