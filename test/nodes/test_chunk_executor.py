@@ -166,6 +166,41 @@ def test_enable_moves_no_gripper_before_a_chunk_requests_it(bench):
     assert b.run(20.0, until=lambda: len(sent) > before)
 
 
+@pytest.mark.parametrize('how', ['held', 'driver'])
+def test_what_the_gripper_was_to_do_before_a_pause_is_not_done_after_it(bench, how):
+    """A goal that its server refused, or that waited for one, was sent in the first period."""
+    from std_msgs.msg import Bool, Float64
+    from std_srvs.srv import SetBool
+
+    driver = {'driver__ready_topic': '/ready', 'driver__ready_type': 'bool'}
+    b = bench(gripper__adapter='float64', gripper__name='/hand', **driver)
+    ready = b.node.create_publisher(Bool, '/ready', 1)
+    assert b.run(20.0, until=lambda: ready.get_subscription_count() > 0)
+    sent = []
+    b.listen(Float64, '/hand', sent)
+
+    def pause(value):
+        if how == 'held':
+            assert b.call(SetBool, 'hold', data=value).success
+            return
+        ready.publish(Bool(data=not value))
+        assert b.run(20.0, until=lambda: ('/ready says' in b.health()) == value)
+
+    b.dut._gripper._port.ready = lambda: False
+    ready.publish(Bool(data=True))
+    b.moving()
+    assert b.dut._gripper.state == 'waiting for the server'
+    b.alive.discard('chunks')
+    pause(True)
+    assert b.run(20.0, until=lambda: not b.dut._motion.moving and b.stops())
+    b.dut._gripper._port.ready = lambda: True
+    pause(False)
+    b.run(0.5)
+    assert not sent
+    b.alive.add('chunks')
+    assert b.run(20.0, until=lambda: bool(sent))
+
+
 def test_a_latched_stop_waits_for_a_person(bench):
     b = bench(watchdog__latched=['stale_state'])
     b.moving()

@@ -392,6 +392,8 @@ class ChunkExecutor(AutoLifecycleNode):
             self._publish_executed(now)
         verdict = tick.verdict
         stopped = verdict.latched or verdict.reason in (DISABLED, DRIVER, HELD)
+        if verdict.reason in (DRIVER, HELD) and verdict.reason != self._verdict.reason:
+            self._gripper.reset()  # as enabling does: what was requested before a pause is over
         if self._gripper.update(tick.gripper, now, stopped):
             self._counts['gripper commands'] += 1
         if not stopped and self._profile.gripper.on_failure == profiles.STOP:
