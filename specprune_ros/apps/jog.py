@@ -32,7 +32,7 @@ from specprune_ros.apps.processes import NodeDied, NodeProcess, end_on_signals, 
 from specprune_ros.msg import ActionChunk
 from specprune_ros.nodes.common.qos import every, newest
 from specprune_ros.nodes.common.remapping import find_profile, load_profile, ros_arguments
-from specprune_ros.nodes.executor_node.arm_state import ArmState
+from specprune_ros.nodes.executor_node.arm_state import ArmState, description_of_file
 from specprune_ros.robot.chunk import Chunk
 from specprune_ros.robot.geometry import Pose, norm, subtract
 from specprune_ros.robot.jog import EVERY, Jog, Preview, preview
@@ -83,13 +83,21 @@ class Jogger:
     """Listens to the arm and to the executor, and is its policy."""
 
     def __init__(self, profile: Profile) -> None:
+        urdf = description_of_file(profile)
         self.profile = profile
         self.node = rclpy.create_node('jog')
         self._executor = SingleThreadedExecutor()
         self._executor.add_node(self.node)
         self.complaints: dict[str, str] = {}
         self.motion = ArmMotion(profile, complain=self._complain)  # only to know the state
-        self._state = ArmState(self.node, self.motion, self._complain, lambda digest: None)
+        self._state = ArmState(
+            self.node,
+            self.motion,
+            self._complain,
+            lambda digest: None,
+            urdf=urdf,
+            sha256=profile.observation.robot_description_sha256,
+        )
         listen = self.node.create_subscription
         listen(DiagnosticArray, '/diagnostics', self._on_diagnostics, every())
         listen(TimeReference, f'/{EXECUTOR}/executed', self._on_executed, every())
@@ -222,15 +230,17 @@ def run_jog(options: JogOptions) -> int:
     steps: list[Step] = []
     rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
     end_on_signals()
-    jogger = Jogger(profile)
+    jogger: Jogger | None = None
     try:
+        jogger = Jogger(profile)
         _jog(options, profile, jogger, console, steps)
     except (JogError, NodeDied, ValueError) as error:
         steps.append(Step('ended', False, str(error)))
     except KeyboardInterrupt:
         steps.append(Step('ended', False, 'interrupted: the executor brakes'))
     finally:
-        jogger.close()
+        if jogger is not None:
+            jogger.close()
         rclpy.try_shutdown()
     table = Table(title=f'jog of {profile.robot}', title_justify='left')
     for name in ('step', '', 'found'):
@@ -342,6 +352,10 @@ def _confirm(
         if said.strip().lower() != 'move':
             raise JogError('not confirmed: nothing was sent')
     jogger.spin(0.5)
+    _check_place(jogger, jog)
+
+
+def _check_place(jogger: Jogger, jog: Jog) -> None:
     far = norm(subtract(jogger.pose.position, jog.start.position))
     if far > MOVED:
         raise JogError(f'the tool has moved by {1e3 * far:.0f} mm since the preview: start again')
@@ -358,6 +372,8 @@ def _move(
 
     if not jogger.spin(START, up):
         raise JogError(f'the executor did not come up: {jogger.health}\n{process.tail()}')
+    if not options.dry_run:
+        _check_place(jogger, jog)  # again: the executor took its time
     jogger.enable(True)
     highest = jog.start.position[2]
     _drive(jogger, jog, process, None, BEGIN, lambda: jogger.axis > 0.0)

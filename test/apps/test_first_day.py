@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from fake_arm import START, FakeArm
+from fake_arm import START, FakeArm, description
 from ros_processes import Process, new_domain
 
+from specprune_ros.robot.description import UrdfError
+from specprune_ros.robot.geometry import Pose
 from specprune_ros.robot.profile import load
 
 pytestmark = [pytest.mark.ros, pytest.mark.timeout(300)]
@@ -128,6 +130,69 @@ def test_jog_sends_nothing_unless_a_person_says_so_and_ends_where_the_arm_does_n
         assert arm.commands > 0, said
         assert '0.0 mm of 20 mm measured' in said, said
         assert not arm.grips
+
+
+def test_jog_does_not_move_an_arm_that_was_moved_while_the_executor_started(
+    domain, tmp_path, capsys, monkeypatch
+):
+    from specprune_ros.apps import jog
+
+    file, real = franka(tmp_path), jog.NodeProcess
+    with FakeArm(domain, load(file), cameras=False) as arm:
+
+        def pushed(*words):
+            x, y, z = START.position
+            arm.pose = Pose((x, y, z + 0.02), START.orientation)
+            return real(*words)
+
+        monkeypatch.setattr(jog, 'NodeProcess', pushed)
+        assert specprune('jog', '--robot', file, '--no-gripper', '--yes', '--fake') == 1
+        assert 'has moved by 20 mm since the preview' in capsys.readouterr().out
+        assert arm.commands == 0
+
+
+def test_jog_takes_the_description_that_the_profile_names(domain, tmp_path):
+    """It took the first one from the topic, whatever file or digest the profile names."""
+    import rclpy
+    from std_msgs.msg import String
+
+    from specprune_ros.apps.jog import Jogger
+    from specprune_ros.nodes.common.qos import latched
+    from specprune_ros.robot.description import digest
+
+    tree = json.loads(franka(tmp_path).read_text())
+    del tree['observation']['ee_pose']  # the pose comes from the description
+    file, text = tmp_path / 'robot.json', tmp_path / 'robot.urdf'
+    file.write_text(json.dumps(tree))
+    known = description(load(file))
+    text.write_text(known)
+
+    def jogger(**observation):
+        tree['observation'].pop('robot_description_file', None)
+        tree['observation'] |= observation
+        file.write_text(json.dumps(tree))
+        return Jogger(load(file))
+
+    rclpy.init()
+    made = []
+    try:
+        made.append(jogger(robot_description_file=str(text)))
+        assert made[0].motion.kinematics is not None
+        text.write_text('<robot')
+        with pytest.raises(UrdfError):
+            jogger(robot_description_file=str(text))
+        made.append(jogger(robot_description_sha256=digest(known + ' ')))
+        other = made[1]
+        topic = load(file).observation.robot_description
+        publisher = other.node.create_publisher(String, topic, latched())
+        publisher.publish(String(data=known))
+        assert other.spin(30.0, lambda: 'robot_description' in other.complaints)
+        assert 'SHA-256' in other.complaints['robot_description']
+        assert other.motion.kinematics is None
+    finally:
+        for each in made:
+            each.close()
+        rclpy.try_shutdown()
 
 
 class FirstDay:

@@ -11,7 +11,6 @@ import sys
 import time
 from collections import Counter, deque
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
@@ -24,7 +23,6 @@ from sensor_msgs.msg import TimeReference
 from std_msgs.msg import Header
 from std_srvs.srv import SetBool, Trigger
 
-from specprune_ros.bounded_files import read_text
 from specprune_ros.msg import ActionChunk
 from specprune_ros.nodes.common.bounded_subscription import subscribe
 from specprune_ros.nodes.common.lifecycle import AutoLifecycleNode, run
@@ -36,7 +34,7 @@ from specprune_ros.nodes.common.rates import Percentiles, RateMeter
 from specprune_ros.nodes.common.realtime import freeze_gc, request_priority
 from specprune_ros.nodes.common.remapping import find_profile, profile_arguments
 from specprune_ros.nodes.executor_node.arm_ports import SECOND_NS, ArmPort, make_port, pose_message
-from specprune_ros.nodes.executor_node.arm_state import ArmState
+from specprune_ros.nodes.executor_node.arm_state import ArmState, description_of_file
 from specprune_ros.nodes.executor_node.dry_run import TOPIC as DRY_RUN
 from specprune_ros.nodes.executor_node.dry_run import DryRunView
 from specprune_ros.nodes.executor_node.gripper_ports import Gripper
@@ -45,8 +43,6 @@ from specprune_ros.nodes.executor_node.supervisor import SUFFIX, Setup, Supervis
 from specprune_ros.robot import chunk as chunks
 from specprune_ros.robot import profile as profiles
 from specprune_ros.robot.chunk import Chunk, ChunkError, LateChunkError
-from specprune_ros.robot.description import MAX_URDF
-from specprune_ros.robot.description_trial import try_out
 from specprune_ros.robot.motion import ArmMotion, Tick, needed
 from specprune_ros.robot.stop_motion import StopMotion
 from specprune_ros.robot.watchdog import (
@@ -137,11 +133,8 @@ class ChunkExecutor(AutoLifecycleNode):
             f'{DRY_RUN}/gripper' if self._dry else '',
         )
         self._dry_view = DryRunView(self, self._motion) if self._dry else None
-        seen = profile.observation
-        self._urdf, self._description_sha256 = '', seen.robot_description_sha256
-        if seen.robot_description_file:
-            self._urdf = read_text(Path(seen.robot_description_file), MAX_URDF)
-            try_out(self._urdf, profile.tool_link, profile.base_frame, profile.joint_prefix)
+        self._urdf = description_of_file(profile)
+        self._description_sha256 = profile.observation.robot_description_sha256
         if values['supervisor_limit'] > 0.0:
             least = 1.0 / (HELD_UP * command.rate)
             if values['supervisor_limit'] <= least:
