@@ -523,6 +523,66 @@ def test_joint_limits_are_the_tighter_of_profile_and_description(bench):
     assert max(m.points[0].positions[0] for _, m in sent) > home[0]
 
 
+@pytest.mark.parametrize('when', ['comes', 'was read'])
+def test_a_description_that_comes_while_the_arm_moves_counts_once_it_rests(
+    bench, monkeypatch, when
+):
+    """A latched one says itself once: its limits never came into force."""
+    import threading
+
+    from specprune_ros.nodes.common import description
+    from specprune_ros.sim.arm import rizon4
+    from specprune_ros.sim.arm.urdf import urdf
+
+    read, real, tried = threading.Event(), description.try_out, []
+
+    def try_out(*words):
+        tried.append(words)
+        assert read.wait(60.0)
+        real(*words)
+
+    monkeypatch.setattr(description, 'try_out', try_out)
+    names, home = [joint.name for joint in rizon4.JOINTS], list(rizon4.HOME)
+    wide = {'lower': -9.0, 'upper': 9.0, 'velocity': 9.0, 'acceleration': 20.0}
+    b = bench(
+        command__adapter='joint_trajectory', command__topic='/arm/joint_trajectory',
+        stop_action='hold', limits__joints={name: wide for name in names},
+        limits__workspace=..., watchdog__state_age=5.0, watchdog__dry_queue=5.0,
+    )  # fmt: skip
+    b.alive.discard('chunks')
+    motion = b.dut._motion
+    rows = np.zeros((8, 8))
+    rows[:, 0] = 0.001
+    moves = [True]
+
+    def feed(until):
+        def fed():
+            b.publish_joints(names, home)
+            if moves[0]:
+                fields = {'kind': 3, 'rotation': 0, 'dims': [*names, 'gripper'], 'gripper_dim': 7}
+                b.publish_chunk(rows, **fields)
+            b.run(0.02)
+            return until()
+
+        return b.run(30.0, until=fed)
+
+    if when == 'was read':
+        b.describe(urdf())
+        assert b.run(20.0, until=lambda: bool(tried))
+    assert feed(lambda: motion.moving), b.health()
+    if when == 'comes':
+        b.describe(urdf())
+    read.set()
+    said = b.dut._throttle._last
+    assert feed(lambda: 'while the arm moves' in said.get('robot_description', [''])[0])
+    assert motion.moving and motion.kinematics is None
+    moves[0] = False
+    assert b.enable(False).success
+    assert feed(lambda: motion.kinematics is not None), b.health()
+    assert motion.joint_limits[names[0]].upper == rizon4.JOINTS[0].upper
+    assert len(tried) == 1
+
+
 @pytest.mark.parametrize(
     ('changes', 'message'),
     [

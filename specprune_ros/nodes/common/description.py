@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from rclpy.clock import Clock, ClockType
 from std_msgs.msg import String
 
 from specprune_ros.nodes.common import bounded_subscription as bounded
@@ -18,13 +19,16 @@ from specprune_ros.nodes.common.qos import both_durabilities
 from specprune_ros.robot.description import UrdfError, digest
 from specprune_ros.robot.description_trial import try_out
 
+AGAIN = 0.1  # s between two looks whether one that came at a bad time may be read now
+
 
 class DescriptionReader:
     """Subscribes on construction; :meth:`close` unsubscribes. Callbacks come in the node's thread.
 
     ``use`` takes the text that was tried out and may raise ``UrdfError`` to refuse it after all.
     ``refused`` gets the reason of a refusal; ``another`` that one came which differs from the one
-    in use. ``busy`` says why none may be read now (the arm moves), or nothing. ``sha256``: the
+    in use. ``busy`` says why none may be read now (the arm moves), or nothing; a text that was
+    refused for it is tried again afterwards, as a latched one comes only once. ``sha256``: the
     only text that is taken, where the profile names one.
     """
 
@@ -44,6 +48,8 @@ class DescriptionReader:
         self.used = ''  # digest of the description in use
         self._thread: threading.Thread | None = None
         self._result: tuple[str, str] | None = None
+        self._kept: tuple[str, bool] | None = None  # refused as busy; whether it was tried out
+        self._timer: Any = None
         self._done = node.create_guard_condition(self._finish)
         self._reading = ''
         self._subscriptions = [
@@ -59,6 +65,7 @@ class DescriptionReader:
             self._node.destroy_subscription(subscription)
         self._node.destroy_guard_condition(self._done)
         self._done = None
+        self._forget()
 
     def _on_text(self, message: String) -> None:
         text = message.data
@@ -69,18 +76,45 @@ class DescriptionReader:
                 )
             return
         reason = self._busy()
-        if reason:
-            self._refused(reason)
-        elif self._sha256 and digest(text) != self._sha256:
+        if self._sha256 and digest(text) != self._sha256:
             self._refused(f'its SHA-256 is {digest(text)}, the profile names {self._sha256}')
-        elif self._thread is not None:
+        elif self._thread is not None or (self._kept is not None and self._kept[1]):
             # Received by both subscriptions, or said twice.
             if digest(text) != self._reading:
                 self._refused('another one came while the first was being read')
+        elif reason:
+            self._keep(text, False)
+            self._refused(reason)
         else:
-            self._reading = digest(text)
-            self._thread = threading.Thread(target=self._try, args=(text,), daemon=True)
-            self._thread.start()
+            self._read(text)
+
+    def _read(self, text: str) -> None:
+        self._forget()
+        self._reading = digest(text)
+        self._thread = threading.Thread(target=self._try, args=(text,), daemon=True)
+        self._thread.start()
+
+    def _keep(self, text: str, tried: bool) -> None:
+        self._kept = text, tried
+        if self._timer is None:
+            steady = Clock(clock_type=ClockType.STEADY_TIME)
+            self._timer = self._node.create_timer(AGAIN, self._again, clock=steady)
+
+    def _forget(self) -> None:
+        self._kept = None
+        if self._timer is not None:
+            self._node.destroy_timer(self._timer)
+            self._timer = None
+
+    def _again(self) -> None:
+        if self._kept is None or self._thread is not None or self._busy():
+            return
+        text, tried = self._kept
+        if tried:
+            self._forget()
+            self._take(text)
+        else:
+            self._read(text)
 
     def _try(self, text: str) -> None:
         try:
@@ -99,12 +133,17 @@ class DescriptionReader:
             return
         text, reason = self._result
         self._result = self._thread = None
-        reason = reason or self._busy()
-        if not reason:
-            try:
-                self._use(text)
-                self.used = digest(text)
-            except UrdfError as error:
-                reason = str(error)
         if reason:
             self._refused(reason)
+        elif reason := self._busy():
+            self._keep(text, True)
+            self._refused(reason)
+        else:
+            self._take(text)
+
+    def _take(self, text: str) -> None:
+        try:
+            self._use(text)
+            self.used = digest(text)
+        except UrdfError as error:
+            self._refused(str(error))
