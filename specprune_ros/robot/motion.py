@@ -257,15 +257,16 @@ class ArmMotion:
         self._complain(what, f'cannot be true: {wrong}')
         self.watchdog.implausible(f'{what} {wrong}', now_ns)
 
-    def described(self, kinematics: JointSpeed | None) -> None:
-        """``robot_description`` was read. Raises ``ValueError`` where it and the profile leave no
-        range to a joint.
+    def described(self, kinematics: JointSpeed | None, moves_tool: bool = True) -> None:
+        """``robot_description`` was read; of one that does not say where the tool is, only the
+        joint limits count. Raises ``ValueError`` where it and the profile leave no range to a
+        joint.
         """
         if kinematics is not None and self.commands_joints:
             limits = self.profile.limits.joints
             both = joint_limits(self.profile.joints, kinematics.limits(), limits)
             self.joint_limits.update(_with_reserve(both))
-        self.kinematics = kinematics
+        self.kinematics = kinematics = kinematics if moves_tool else None
         if kinematics is not None:
             self._known.wanted |= set(kinematics.joint_names)
         rules = dataclasses.replace(self.timeline.rules, continuous=self._turning())

@@ -489,7 +489,8 @@ def test_tool_motion_becomes_joint_motion_with_times_and_velocities(bench):
     assert len(hold) == 1 and np.abs(np.array(hold[0].positions) - before).max() < 0.02
 
 
-def test_joint_limits_are_the_tighter_of_profile_and_description(bench):
+@pytest.mark.parametrize('tool', [True, False], ids=['tool_link', 'no tool_link'])
+def test_joint_limits_are_the_tighter_of_profile_and_description(bench, tool):
     from trajectory_msgs.msg import JointTrajectory
 
     from specprune_ros.sim.arm import rizon4
@@ -497,10 +498,12 @@ def test_joint_limits_are_the_tighter_of_profile_and_description(bench):
 
     names = [joint.name for joint in rizon4.JOINTS]
     wide = {'lower': -9.0, 'upper': 9.0, 'velocity': 9.0, 'acceleration': 20.0}
+    # Joints have limits also where nobody knows which link is the tool.
+    without = {} if tool else {'tool_link': ..., 'observation__speed_source': 'action'}
     b = bench(
         command__adapter='joint_trajectory', command__topic='/arm/joint_trajectory',
         stop_action='hold', limits__joints={name: wide for name in names},
-        observation__ee_pose=..., limits__workspace=...,
+        observation__ee_pose=..., limits__workspace=..., **without,
     )  # fmt: skip
     b.alive.clear()
     b.describe(urdf())
@@ -512,6 +515,8 @@ def test_joint_limits_are_the_tighter_of_profile_and_description(bench):
     rows = np.zeros((8, 8))
     rows[:, 0], rows[:, 7] = 0.05, 1.0
 
+    read = b.run(20.0, until=lambda: b.dut._motion.joint_limits[names[0]].upper == end)
+    assert read, b.dut._throttle._last
     for _ in range(400):
         b.publish_joints(names, home)
         b.run(0.05)
@@ -521,6 +526,7 @@ def test_joint_limits_are_the_tighter_of_profile_and_description(bench):
     assert len(sent) > 40, b.health()
     assert max(m.points[0].positions[0] for _, m in sent) <= end + 1e-9
     assert max(m.points[0].positions[0] for _, m in sent) > home[0]
+    assert (b.dut._motion.kinematics is not None) == tool
 
 
 @pytest.mark.parametrize('when', ['comes', 'was read'])

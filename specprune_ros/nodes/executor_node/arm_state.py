@@ -36,8 +36,17 @@ def description_of_file(profile: Profile) -> str:
     if not file:
         return ''
     text = read_text(Path(file), MAX_URDF)
-    try_out(text, profile.tool_link, profile.base_frame, profile.joint_prefix)
+    try_out(text, *_frames(profile))
     return text
+
+
+def _frames(profile: Profile) -> tuple[str, str, str]:
+    """Tip, base and joint prefix to read a description by. Without a tool, the joints up to the
+    last one: their limits count all the same.
+    """
+    if profile.tool_link or not profile.joints:
+        return profile.tool_link, profile.base_frame, profile.joint_prefix
+    return profile.joints[-1], '', profile.joint_prefix
 
 
 class ArmState:
@@ -103,7 +112,7 @@ class ArmState:
         self._description = DescriptionReader(
             self._node,
             self._profile.observation.robot_description,
-            (self._profile.tool_link, self._profile.base_frame, self._profile.joint_prefix),
+            _frames(self._profile),
             use=self._use_description,
             refused=partial(self._complain, 'robot_description'),
             another=self._on_another_description,
@@ -136,12 +145,10 @@ class ArmState:
         return self._node.get_clock().now().nanoseconds
 
     def _use_description(self, text: str) -> None:
-        profile = self._profile
-        kinematics = JointSpeed(
-            text, profile.tool_link, base_frame=profile.base_frame, prefix=profile.joint_prefix
-        )
+        tip, base, prefix = _frames(self._profile)
+        kinematics = JointSpeed(text, tip, base_frame=base, prefix=prefix)
         try:
-            self._motion.described(kinematics)
+            self._motion.described(kinematics, moves_tool=bool(self._profile.tool_link))
         except ValueError as error:
             raise UrdfError(f'and the profile leave no range: {error}') from error
         self._described(digest(text))
