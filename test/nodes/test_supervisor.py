@@ -120,6 +120,24 @@ def test_an_executor_that_comes_back_or_loses_its_supervisor_goes_on_from_rest(r
     assert wait(lambda: not os.path.exists(f'/proc/{last}'))
 
 
+@pytest.mark.parametrize('number', [signal.SIGKILL, signal.SIGSTOP], ids=['dead', 'hung'])
+@pytest.mark.parametrize('rig', ['twist'], indirect=True)
+@pytest.mark.real_time
+def test_a_stalled_executor_brakes_the_arm_where_its_supervisor_cannot(rig, number):
+    first = supervisor_of(rig.process)
+    begin = time.time_ns()
+    rig.process.send_signal(signal.SIGSTOP)
+    os.kill(first, number)
+    time.sleep(0.2)
+    rig.process.send_signal(signal.SIGCONT)
+    assert wait(lambda: 'stop: supervisor' in rig.log.read_text(), 10.0), rig.health[-3:]
+    assert wait(lambda: rig.at_rest(len(rig.commands) - 1), 1.0)
+    assert wait(lambda: supervisor_of(rig.process) not in (None, first)), rig.log.read_text()
+    assert rig.moving(), rig.log.read_text()
+    speeds = [m.twist.linear.y for at, m in rig.commands if at > begin]
+    assert np.abs(np.diff(speeds)).max() <= 4.0 * 0.01 * 1.2
+
+
 def chain(count, kind):
     """Links one behind the other."""
     parts = ['<link name="l0"/>']
