@@ -220,15 +220,19 @@ class Played:
         return 0
 
 
+def playing():
+    """Stands in for ``subprocess`` where the supervisor is started."""
+    import subprocess
+
+    return SimpleNamespace(
+        Popen=Played, DEVNULL=subprocess.DEVNULL, TimeoutExpired=subprocess.TimeoutExpired
+    )
+
+
 @pytest.fixture
 def played(bench, monkeypatch):
     """An executor in motion beside a supervisor that the test plays."""
-    import subprocess
-
-    fake = SimpleNamespace(
-        Popen=Played, DEVNULL=subprocess.DEVNULL, TimeoutExpired=subprocess.TimeoutExpired
-    )
-    monkeypatch.setattr(supervisors, 'subprocess', fake)
+    monkeypatch.setattr(supervisors, 'subprocess', playing())
     b = bench({'supervisor_limit': 0.2})
     b.sent, send = [], b.dut._port.send
 
@@ -308,6 +312,24 @@ def test_a_supervisor_that_is_lost_while_it_brakes_leaves_the_arm_to_the_executo
     assert max(b.sent[count:]) <= 0.1 * (1 + 1e-6)
 
 
+@pytest.mark.real_time
+def test_an_arm_that_follows_places_stays_at_the_last_one(bench, monkeypatch):
+    """Its controller has come to rest there meanwhile: braking from a speed would move it."""
+    monkeypatch.setattr(supervisors, 'subprocess', playing())
+    b = bench(
+        {'supervisor_limit': 0.2}, command__adapter='pose', command__topic='/sim_arm/cmd_pose',
+        stop_action='hold', limits__lead_translation=0.5,
+    )  # fmt: skip
+    assert b.run(20.0, until=lambda: b.dut._counts['commands'] > 50), b.health()
+    Played.newest.hung = True
+    b.alive.discard('chunks')
+    count = b.dut._counts['commands']
+    time.sleep(0.17)
+    b.run(0.3)
+    assert Played.newest.killed and not b.dut._motion.moving
+    assert b.dut._counts['commands'] == count and not b.dut._counts['stop commands']
+
+
 @pytest.mark.parametrize('rested', [True, False], ids=['rested', 'hung'])
 @pytest.mark.real_time
 def test_deactivation_after_a_stall_leaves_the_arm_to_whoever_brakes_it(played, rested):
@@ -369,6 +391,28 @@ def test_what_is_sent_again_is_never_the_rest_of_an_earlier_motion():
         assert sender._last is not None
         guard._take(encode(MotionState(np.zeros((2, 6)), np.zeros(2), 0.01, None, None), 2))
         assert sender._last is None
+
+
+def test_a_supervisor_gives_signs_of_life_while_it_brakes():
+    """A long stop would be taken for silence, and be cut off."""
+
+    class Port:
+        def forget(self):
+            pass
+
+        def stop(self, state, stamp_ns, silent, alive):
+            for _ in range(30):
+                alive()
+                time.sleep(0.01)
+            return 30
+
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        guard = Guard(theirs, SimpleNamespace(name='x'), Port(), ())
+        guard._take(encode(MotionState(np.zeros((2, 6)), np.zeros(2), 0.01, None, None), 2))
+        guard._take(TAKE_OVER)
+        said = [ours.recv(16) for _ in range(4)]
+        assert said[:3] == [STOPPING, ALIVE, ALIVE]
 
 
 numbers = st.floats(-10.0, 10.0)
