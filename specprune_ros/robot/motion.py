@@ -18,16 +18,18 @@ import numpy as np
 from specprune_ros.robot import chunk as chunks
 from specprune_ros.robot import geometry
 from specprune_ros.robot import profile as profiles
-from specprune_ros.robot.chunk import Chunk, ChunkRules, LateChunkError
-from specprune_ros.robot.geometry import Pose, Twist, add, rotate, scale, twist_between
+from specprune_ros.robot.chunk import Chunk, ChunkError, ChunkRules, LateChunkError
+from specprune_ros.robot.geometry import Pose, Twist, Vector, add, rotate, scale, twist_between
 from specprune_ros.robot.joint_states import JointStates
 from specprune_ros.robot.plausibility import CONFIRM_S, OLD, PlausibleState, pose_distance
 from specprune_ros.robot.profile import Profile
 from specprune_ros.robot.safety import (
     NO_POSE,
     NOT_FOLLOWING,
+    UNKNOWN_JOINT,
     Command,
     JointLimit,
+    JointTool,
     SafetyFilter,
     Stop,
     joint_limits,
@@ -38,6 +40,7 @@ from specprune_ros.robot.timeline import AddResult, ChunkTimeline, Setpoint
 from specprune_ros.robot.watchdog import State, Watchdog, WatchdogDecision
 
 POSE, JOINTS = 'tool pose', 'joint states'
+JOINT_KINDS = (chunks.KIND_JOINT_POSITION, chunks.KIND_JOINT_DELTA)
 
 POSE_SLACK = (0.02, 0.1)  # m, rad: noise, and stamps that are not measurement times
 # Of a joint's acceleration: a controller's spline through the points sent to it requests up to
@@ -129,13 +132,12 @@ class ArmMotion:
         # Without a measured pose nobody knows the way to an absolute one.
         absolute = (chunks.KIND_EE_POSE,) if profile.measures_pose else ()
         ee = (chunks.KIND_EE_DELTA, *absolute)
-        joint = (chunks.KIND_JOINT_POSITION, chunks.KIND_JOINT_DELTA)
         frames = tuple(f for f in (profile.base_frame, profile.tool_frame) if f)
         self.timeline = ChunkTimeline(
             ChunkRules(
                 frames,
                 profile.joints if self.commands_joints else (),
-                ee + joint if self.commands_joints else ee,
+                ee + JOINT_KINDS if self.commands_joints else ee,
                 self._turning(),
             ),
             joining or profile.joining,
@@ -337,6 +339,10 @@ class ArmMotion:
         """Take a chunk in. Raises ``ChunkError``."""
         if chunk.stamp_ns < self._fresh_ns:
             raise LateChunkError('its observation is from before the arm was let move')
+        if self.commands_joints and chunk.kind in JOINT_KINDS:
+            tool = self._carried()
+            if isinstance(tool, Stop):
+                raise ChunkError(tool.detail)
         at = self._output.positions if self.commands_joints else {}
         at = at or self.joints
         joints = [at.get(name, math.nan) for name in self.profile.joints]
@@ -506,7 +512,11 @@ class ArmMotion:
         setpoint = self.timeline.sample(now_ns)
         self.watchdog.queue(setpoint.done, now_ns)
         if setpoint.joint_velocities is not None:
-            return self._output.filter(self._joint_setpoint(setpoint), self.pose, self.joints)
+            tool = self._carried()
+            if isinstance(tool, Stop):
+                return tool
+            wanted = self._joint_setpoint(setpoint)
+            return self._output.filter(wanted, self.pose, self.joints, tool)
         if setpoint.twist is None and self.commands_joints:  # nothing to do
             still = Command(
                 joints=self.profile.joints, velocities=(0.0,) * len(self.profile.joints)
@@ -522,6 +532,48 @@ class ArmMotion:
         if isinstance(wanted, Stop):
             return wanted
         return self._output.filter(wanted, self.pose, self.joints)
+
+    def _carried(self) -> JointTool | Stop | None:
+        """The tool that joint commands move; ``None`` where nobody knows it, and there is no
+        workspace to keep.
+        """
+        # A gripper's joints may be commanded along with the arm's.
+        unknown = self._unknown_chain(others=True)
+        if unknown is not None:
+            if self.profile.limits.workspace is None:
+                return None
+            return dataclasses.replace(
+                unknown, detail=f'limits.workspace cannot be kept: {unknown.detail}'
+            )
+        kinematics, count = self.kinematics, len(self.profile.joints)
+        names = kinematics.joint_names
+        index = [self.profile.joints.index(name) for name in names]
+
+        def position(at: Sequence[float]) -> Vector:
+            return kinematics.tool_pose(names, [at[i] for i in index]).position
+
+        def jacobian(at: Sequence[float]) -> np.ndarray:
+            full = np.zeros((6, count))
+            full[:, index] = kinematics.jacobian(names, [at[i] for i in index])
+            return full
+
+        return JointTool(position, jacobian)
+
+    def _unknown_chain(self, others: bool) -> Stop | None:
+        """Why nobody knows how the commanded joints move the tool. ``others``: some of them may
+        not move it.
+        """
+        kinematics, joints = self.kinematics, self.profile.joints
+        if kinematics is None:
+            return Stop('no_description', 'no usable robot_description to move the tool by')
+        chain, own = set(kinematics.joint_names), set(joints)
+        if not (chain <= own if others else chain == own):
+            return Stop(
+                UNKNOWN_JOINT,
+                f'robot_description moves the tool by {", ".join(kinematics.joint_names)}, the '
+                f'profile names {", ".join(joints)}',
+            )
+        return None
 
     def _wanted_twist(self, setpoint: Setpoint) -> Twist | None:
         twist = setpoint.twist or Twist()
@@ -542,14 +594,9 @@ class ArmMotion:
     def _joint_command(self, command: Command) -> Command | Stop:
         """Joint velocities for a tool velocity that is within the limits."""
         kinematics, joints = self.kinematics, self.profile.joints
-        if kinematics is None:
-            return Stop('no_description', 'no usable robot_description to move the tool by')
-        if set(kinematics.joint_names) != set(joints):
-            return Stop(
-                'unknown_joint',
-                f'robot_description moves the tool by {", ".join(kinematics.joint_names)}, the '
-                f'profile names {", ".join(joints)}',
-            )
+        unknown = self._unknown_chain(others=False)
+        if unknown is not None:
+            return unknown
         at = self._output.positions or self.joints
         if any(name not in at for name in joints):
             return Stop(NO_POSE, 'not every joint has a measured position')

@@ -7,7 +7,7 @@ brought back to them, or the arm is stopped where that would be guessing.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, NamedTuple
 
@@ -28,6 +28,8 @@ from specprune_ros.robot.stop_motion import (
 )
 from specprune_ros.validation import validated
 
+SHARES = 6  # halvings in search of how much of a joint command a wall lets through
+WALL_SLACK = 1e-9  # m, rounding
 TURNS_OUTSIDE = 0.01  # m outside the workspace where turning the tool has faded out
 # 1/s: jerk over acceleration where a profile names no jerk. The acceleration then builds up over
 # 40 ms, and a command comes 15 ms later than without a limit (at 100 Hz).
@@ -143,6 +145,17 @@ class Command:
 
 
 @dataclass(frozen=True)
+class JointTool:
+    """The tool that joints carry, both in the base frame and of joint positions in rad, in the
+    order of the command: its ``position`` in m, and its ``jacobian`` ``[6, n]``, linear rows (m)
+    first.
+    """
+
+    position: Callable[[Sequence[float]], Vector]
+    jacobian: Callable[[Sequence[float]], np.ndarray]
+
+
+@dataclass(frozen=True)
 class Stop:
     """The arm must not move: ``reason`` of :data:`STOP_REASONS`, ``detail`` in words."""
 
@@ -167,7 +180,8 @@ class SafetyFilter:
     outside may only move inwards, and turns less the further out it is. Joint commands beyond a
     speed limit are scaled together, so that the tool keeps its direction; ranges, accelerations
     and jerks hold joint by joint. A joint outside its range may only move inwards; it is never
-    thrown back.
+    thrown back. Where a :class:`JointTool` is given they are also scaled to the tool's speeds, and
+    so far that :meth:`brake` would end within the workspace: at a wall all joints stand still.
 
     ``tracked`` integrates the commanded pose (pose outputs), and looks at the walls from there;
     otherwise the measured pose counts. ``joints`` makes it a filter of their velocities.
@@ -273,10 +287,12 @@ class SafetyFilter:
         command: Command,
         measured: Pose | None = None,
         measured_joints: dict[str, float] | None = None,
+        tool: JointTool | None = None,
     ) -> Command | Stop:
         """The command brought within the limits, or the stop it leads to.
 
-        ``measured`` is the tool pose in the base frame; ``measured_joints`` the positions in rad.
+        ``measured`` is the tool pose in the base frame; ``measured_joints`` the positions in rad;
+        ``tool`` what a joint command is to be held to as well.
         """
         gripper = command.gripper
         if gripper is not None:
@@ -286,7 +302,7 @@ class SafetyFilter:
         if measured is not None and not measured.finite():
             return Stop(NOT_FINITE, f'measured pose is not finite: {measured}')
         if command.velocities is not None:
-            out = self._joint_motion(command, measured_joints or {})
+            out = self._joint_motion(command, measured_joints or {}, tool)
         else:
             out = self._tool_motion(command.twist or Twist(), measured)
         return out if isinstance(out, Stop) else replace(out, gripper=gripper)
@@ -306,8 +322,8 @@ class SafetyFilter:
                 return stop
         if self._tracked:
             self._pose = at
-        linear = _clip(twist.linear, min(limits.translation_speed, limits.translation_step / dt))
-        angular = _clip(twist.angular, min(limits.rotation_speed, limits.rotation_step / dt))
+        speeds = self._tool_speeds
+        linear, angular = _clip(twist.linear, speeds[0]), _clip(twist.angular, speeds[1])
         before = self._window.inner
         walls = (math.inf,) * 3
         if limits.workspace is not None:
@@ -318,6 +334,15 @@ class SafetyFilter:
         linear = _towards(before[:3], linear, limits.translation_acceleration * dt, walls)
         angular = _towards(before[3:], angular, limits.rotation_acceleration * dt)
         return self._send_twist((*linear, *angular))
+
+    @property
+    def _tool_speeds(self) -> tuple[float, float]:
+        """The speeds in force, m/s and rad/s."""
+        limits, dt = self.limits, self.period_s
+        return (
+            min(limits.translation_speed, limits.translation_step / dt),
+            min(limits.rotation_speed, limits.rotation_step / dt),
+        )
 
     def _send_twist(self, inner: tuple[float, ...]) -> Command:
         out = Twist.of(self._window.push(inner))
@@ -374,7 +399,9 @@ class SafetyFilter:
         limit = self.joint_limits.get(name)
         return math.inf if limit is None else limit.acceleration
 
-    def _joint_motion(self, command: Command, measured: dict[str, float]) -> Command | Stop:
+    def _joint_motion(
+        self, command: Command, measured: dict[str, float], tool: JointTool | None
+    ) -> Command | Stop:
         names, wanted = command.joints, command.velocities
         if len(names) != len(wanted):
             return Stop(UNKNOWN_JOINT, f'{len(wanted)} joint velocities for {len(names)} joints')
@@ -410,13 +437,13 @@ class SafetyFilter:
         for v, limit in zip(wanted, limits, strict=True):
             if abs(v) > limit.velocity:
                 share = min(share, limit.velocity / abs(v) * INSIDE)
+        wanted = [v * share for v in wanted]
         pending = self._window.pending(self.period_s)
-        inner = [
-            self._joint_speed(v * share, before, at[name] + ahead, limit)
-            for name, v, before, ahead, limit in zip(
-                names, wanted, self._window.inner, pending, limits, strict=True
-            )
-        ]
+        ahead = [at[name] + way for name, way in zip(names, pending, strict=True)]
+        if tool is None:
+            inner = self._joint_speeds(wanted, ahead, limits)
+        else:
+            inner = self._held_to_tool(wanted, ahead, limits, tool)
         return self._send_joints(inner)
 
     def _joint_start(self, measured: dict[str, float]) -> dict[str, float]:
@@ -430,8 +457,100 @@ class SafetyFilter:
         )
         return held if near and held else measured
 
-    def _joint_speed(self, v: float, before: float, at: float, limit: JointLimit) -> float:
-        """The inner velocity of one joint, ``at`` where it has been let go to."""
+    def _held_to_tool(
+        self,
+        wanted: Sequence[float],
+        at: Sequence[float],
+        limits: Sequence[JointLimit],
+        tool: JointTool,
+    ) -> list[float]:
+        """As :meth:`_joint_speeds`, with the tool held to its limits."""
+        before = self._window.inner
+        # What a joint at its end will not do cannot make up for what another one does.
+        wanted = [
+            self._in_range(v, place, limit)
+            for v, place, limit in zip(wanted, at, limits, strict=True)
+        ]
+        tool_velocity = (tool.jacobian(at) @ np.array(wanted)).tolist()
+        most = 1.0
+        parts = (tool_velocity[:3], tool_velocity[3:])
+        for part, speed in zip(parts, self._tool_speeds, strict=True):
+            size = math.hypot(*part)
+            if not size <= speed:  # numbers too large to add give nan
+                most = min(most, speed / size * INSIDE if math.isfinite(size) else 0.0)
+
+        def towards(share: float) -> list[float]:
+            # All joints go the same part of the way: where the tool is within its speed at both
+            # ends, it is so in between.
+            change = [share * v - b for v, b in zip(wanted, before, strict=True)]
+            part = 1.0
+            for c, limit in zip(change, limits, strict=True):
+                furthest = limit.acceleration * self.period_s
+                if abs(c) > furthest:
+                    part = min(part, furthest / abs(c))
+            target = [b + part * c for b, c in zip(before, change, strict=True)]
+            return self._joint_speeds(target, at, limits)
+
+        # Not where it is now: what the window still holds would count as a way inwards.
+        here = tool.position(at)
+        best = towards(most)
+        if self.limits.workspace is None or self._ends_inside(best, at, limits, tool, here):
+            return best
+        best = towards(0.0)
+        if not self._ends_inside(best, at, limits, tool, here):
+            return self._joint_speeds([0.0] * len(at), at, limits)  # as brake() does
+        low, high = 0.0, most
+        for _ in range(SHARES):
+            share = 0.5 * (low + high)
+            inner = towards(share)
+            if self._ends_inside(inner, at, limits, tool, here):
+                low, best = share, inner
+            else:
+                high = share
+        return best
+
+    def _ends_inside(
+        self,
+        inner: Sequence[float],
+        at: Sequence[float],
+        limits: Sequence[JointLimit],
+        tool: JointTool,
+        here: Vector,
+    ) -> bool:
+        """Whether a stop after this inner velocity leads the tool from ``here`` (m, of ``at``)
+        through no wall, or through none any further.
+        """
+        low, high = self.limits.workspace
+        dt = self.period_s
+        changes = [limit.acceleration * dt for limit in limits]
+        longest = max(int(abs(v) / change) for v, change in zip(inner, changes, strict=True))
+        # The next period's way, on which no step outwards may hide behind a way back, and the
+        # stop's, which is curved, as some joints are at rest before others.
+        blind = self._blind_s
+        ways = ((dt, 0), *((blind, third * longest // 3) for third in range(1, 4)))
+        for moving, braking in ways:
+            there = tool.position(
+                [
+                    p + v * moving + math.copysign(_braked(abs(v), change, braking) * dt, v)
+                    for p, v, change in zip(at, inner, changes, strict=True)
+                ]
+            )
+            for p, q, a, b in zip(there, here, low, high, strict=True):
+                if not min(a, q) - WALL_SLACK <= p <= max(b, q) + WALL_SLACK:
+                    return False
+        return True
+
+    def _joint_speeds(
+        self, wanted: Sequence[float], at: Sequence[float], limits: Sequence[JointLimit]
+    ) -> list[float]:
+        """The inner velocities, joint by joint, ``at`` where each has been let go to."""
+        return [
+            self._joint_speed(v, before, place, limit)
+            for v, before, place, limit in zip(wanted, self._window.inner, at, limits, strict=True)
+        ]
+
+    def _in_range(self, v: float, at: float, limit: JointLimit) -> float:
+        """A velocity from which the joint can stop before its end."""
         dt = self.period_s
         outward = limit.upper - at if v > 0.0 else at - limit.lower
         if math.isinf(limit.acceleration):
@@ -439,7 +558,11 @@ class SafetyFilter:
         if math.isfinite(outward):
             allowed = _braking_speed(limit.acceleration, outward, dt)
             v = math.copysign(min(abs(v), allowed), v)
-        change = limit.acceleration * dt
+        return v
+
+    def _joint_speed(self, v: float, before: float, at: float, limit: JointLimit) -> float:
+        v = self._in_range(v, at, limit)
+        change = limit.acceleration * self.period_s
         if abs(v - before) > change:
             v = before + math.copysign(change * INSIDE, v - before)
         return v
@@ -469,6 +592,12 @@ def _braking_speed(acceleration: float, distance: float, blind_s: float) -> floa
         return math.inf
     lost = acceleration * blind_s
     return math.sqrt(lost * lost + 2.0 * acceleration * distance) - lost
+
+
+def _braked(speed: float, change: float, most: int) -> float:
+    """The sum of the speeds, rad/s, of up to ``most`` periods that brake by ``change`` each."""
+    periods = min(int(speed / change), most)
+    return periods * speed - 0.5 * change * periods * (periods + 1) if periods else 0.0
 
 
 def _clip(vector: Vector, longest: float) -> Vector:

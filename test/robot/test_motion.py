@@ -19,7 +19,7 @@ from specprune_ros.robot import chunk as chunks
 from specprune_ros.robot import geometry, profile
 from specprune_ros.robot.chunk import Chunk, ChunkError
 from specprune_ros.robot.geometry import Pose
-from specprune_ros.robot.motion import ArmMotion
+from specprune_ros.robot.motion import JOINT_KINDS, ArmMotion
 from specprune_ros.robot.safety import JointLimit
 from specprune_ros.robot.stop_motion import StopMotion
 from specprune_ros.robot.trajectory import points
@@ -603,6 +603,192 @@ def test_absolute_poses_need_a_measured_one():
         motion.chunk(chunk, SECOND)
     with pytest.raises(profile.ProfileError, match='is needed to move along tool_frame'):
         dataclasses.replace(blind, tool_frame='tcp')
+
+
+# Joint chunks move the tool, too.
+
+
+class Swinging(World):
+    """Joint chunks only; the tool of every command is judged, too. ``wish`` is ``[7]`` rad/s, or
+    random where ``None``.
+    """
+
+    def __init__(self, seed: int, wish: np.ndarray | None = None, **changes: object) -> None:
+        super().__init__(profile.JOINT_TRAJECTORY, seed, **changes)
+        self.wish, self.kind = wish, chunks.KIND_JOINT_DELTA
+        self.fastest = 0.0  # shares of the tool's limits, while no stop is under way
+        self.outside = -math.inf  # m, furthest
+
+    def chunk(self) -> None:
+        self.sequence += 1
+        rows = self.rng.normal(0.0, self.size, (8, 7))
+        if self.wish is not None:
+            rows = np.tile(0.05 * self.wish, (8, 1))
+        delta = self.kind == chunks.KIND_JOINT_DELTA
+        if not delta:
+            rows = self.q + np.cumsum(rows, axis=0)
+        rows = np.hstack([rows, np.full((8, 1), 0.5)])
+        chunk = Chunk(
+            self.now - 2 * TICK, '', self.sequence, 1, 0.05, 8, (*NAMES, 'gripper'), self.kind,
+            chunks.ROTATION_NONE,
+            chunks.REFERENCE_PREVIOUS_STEP if delta else chunks.REFERENCE_NONE,
+            rows, gripper_dim=7,
+        )  # fmt: skip
+        try:
+            self.motion.chunk(chunk, self.now)
+        except ChunkError as error:  # absurd numbers
+            self.motion.watchdog.policy_error(str(error))
+
+    def _judge(self, tick) -> None:
+        super()._judge(tick)
+        command = tick.command
+        low, high = np.array(self.limits.workspace)
+        at = np.array(ARM.tool_pose(NAMES, command.positions).position)
+        self.outside = max(self.outside, *(low - at), *(at - high))
+        if tick.braking:
+            return
+        twist = ARM.jacobian(NAMES, command.positions) @ np.array(command.velocities)
+        self.fastest = max(
+            self.fastest,
+            np.linalg.norm(twist[:3]) / self.limits.translation_speed,
+            np.linalg.norm(twist[3:]) / self.limits.rotation_speed,
+        )
+
+
+# The arm curves within the four periods that a command is spread over for its jerk.
+CURVED = 1.02
+
+
+@pytest.mark.parametrize('sign', [1.0, -1.0])
+@pytest.mark.parametrize('joint', range(7))
+def test_a_joint_chunk_keeps_the_tool_within_speed_and_workspace(joint, sign):
+    """joint2 at 0.9 rad/s brought the tool 0.71 m out of the box, at 0.64 of 0.2 m/s."""
+    world = Swinging(0, sign * 0.9 * np.eye(7)[joint])
+    world.kind = JOINT_KINDS[(joint + (sign > 0.0)) % 2]
+    world.run(900)
+    assert not world.stops and world.outside < 1e-6
+    assert 0.5 < world.fastest < CURVED
+    at_wall = joint < 5 or (joint, sign) == (5, 1.0)  # the others come to the end of their range
+    assert not at_wall or world.outside > -0.001
+    assert np.abs(world.sent[-1]).max() < 1e-9
+    before, world.wish = world.q.copy(), -world.wish
+    world.run(60)
+    assert sign * (before - world.q)[joint] > 0.05  # back it may go
+
+
+def test_joints_that_make_up_for_each_other_do_not_hurry_the_tool_when_they_part():
+    """One may brake much harder than the others."""
+    joints = {n: {'velocity': 1.0, 'acceleration': 4.0} for n in NAMES}
+    joints[NAMES[2]]['acceleration'] = 20.0
+    box = {'min': [-2.0] * 3, 'max': [2.0] * 3}
+    limits = {'translation_speed': 0.05, 'workspace': box, 'joints': joints}
+    still = np.linalg.svd(ARM.jacobian(NAMES, HOME))[2][-1]  # turns the elbow, the tool stays
+    for sign in (1.0, -1.0):
+        world = Swinging(0, sign * still, limits=limits)
+        world.run(300)
+        world.wish = -world.wish
+        world.run(300)
+        assert world.fastest < 1.05
+
+
+@pytest.mark.parametrize('seed', [4, 22, 29])
+def test_joints_that_stop_one_after_another_do_not_creep_through_a_wall(seed):
+    """A stop that leads back behind the wall is no reason to go through it: with only the end of
+    it looked at, and no time to react in reserve, the tool crept up to 26 mm.
+    """
+    limits = dataclasses.asdict(make_profile(profile.JOINT_TRAJECTORY).limits)
+    box = {'min': [0.28, -0.45, 0.02], 'max': [0.75, 0.45, 0.7]}
+    joints = {n: {'velocity': 1.5, 'acceleration': 4.0} for n in NAMES}
+    limits |= {'reaction_s': 0.0, 'workspace': box, 'joints': joints}
+    world, rng = Swinging(seed, limits=limits), np.random.default_rng(seed)
+    for _ in range(4):
+        world.wish = rng.normal(0.0, 0.7, 7)
+        world.run(150)
+    assert not world.stops
+    assert -0.001 < world.outside < 0.001 and world.fastest < CURVED
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    script=st.lists(
+        st.tuples(
+            st.sampled_from(['violent', 'no chunks', 'hold', 'disable', 'enable', 'deactivate']),
+            st.integers(1, 60),
+        ),
+        max_size=12,
+    ),
+)
+def test_joint_chunks_of_any_kind_keep_the_tool_within_its_limits(seed, script):
+    world = Swinging(seed)
+    world.wish = None if seed % 3 else world.rng.normal(0.0, 0.5, 7)
+    for event, periods in [('true', 60), *script]:
+        world.happen(event)
+        world.run(periods)
+    assert world.outside < 1e-4
+    assert world.fastest < CURVED
+
+
+def _beside(names: tuple[str, ...], **changes: object) -> ArmMotion:
+    """An arm with a pose topic and a finger that is commanded along with its joints."""
+    limits = dataclasses.asdict(make_profile(profile.JOINT_TRAJECTORY).limits)
+    limits['joints'] = {n: {'velocity': 1.0, 'acceleration': 4.0} for n in names}
+    observation = {
+        'cameras': {'agent': {'topic': '/image'}},
+        'joint_states': '/joint_states',
+        'ee_pose': '/pose',
+    }
+    arm = make_profile(
+        profile.JOINT_TRAJECTORY,
+        joints=list(names),
+        limits={**limits, 'workspace': {'min': [0.28, -0.45, 0.02], 'max': [0.75, 0.45, 0.7]}},
+        observation=observation,
+        **changes,
+    )
+    motion = ArmMotion(arm)
+    motion.begin()
+    motion.enable(True)
+    return motion
+
+
+def _wave(names: tuple[str, ...], now: int) -> Chunk:
+    rows = np.full((8, len(names)), 0.01)
+    return Chunk(
+        now, '', 1, 1, 0.05, 8, names, chunks.KIND_JOINT_DELTA, chunks.ROTATION_NONE,
+        chunks.REFERENCE_PREVIOUS_STEP, rows,
+    )  # fmt: skip
+
+
+def _measured(motion: ArmMotion, names: tuple[str, ...], now: int) -> None:
+    motion.measured_joints(names, [*HOME, 0.0][: len(names)], now, now)
+    motion.measured_pose(ARM.tool_pose(NAMES, HOME), now, now)
+
+
+def test_a_joint_chunk_is_refused_where_the_workspace_cannot_be_kept():
+    """The pose topic alone let it move; nobody knew where to."""
+    motion = _beside(NAMES)
+    _measured(motion, NAMES, SECOND)
+    with pytest.raises(ChunkError, match='limits.workspace cannot be kept: no usable robot_desc'):
+        motion.chunk(_wave(NAMES, SECOND), SECOND)
+    assert motion.tick(SECOND).command is None
+    motion.described(ARM)
+    motion.chunk(_wave(NAMES, SECOND), SECOND)
+    assert motion.tick(SECOND).command is not None
+    # Joints of other names than the description's would be as unguarded.
+    other = _beside(tuple(f'my_{n}' for n in NAMES))
+    other.described(ARM)
+    with pytest.raises(ChunkError, match='limits.workspace cannot be kept: robot_description mov'):
+        other.chunk(_wave(other.profile.joints, SECOND), SECOND)
+
+
+def test_a_finger_among_the_joints_does_not_move_the_tool():
+    names = (*NAMES, 'finger')
+    motion = _beside(names)
+    motion.described(ARM)
+    _measured(motion, names, SECOND)
+    motion.chunk(_wave(names, SECOND), SECOND)
+    command = motion.tick(SECOND).command
+    assert command.joints == names and all(v > 0.0 for v in command.velocities)
 
 
 # A person's word.
