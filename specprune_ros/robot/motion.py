@@ -394,7 +394,10 @@ class ArmMotion:
         self.timeline.stop()
         if verdict.stop_now:
             self.begin_stop(blocked)
-        return self.brake(verdict)
+        out = self.brake(verdict)
+        if not self.moving:
+            self._output.stand(self.pose, self.joints)
+        return out
 
     def begin_stop(self, blocked: bool = False) -> None:
         """Brake from here on. An arm that was ``blocked`` is let off afterwards: the command comes

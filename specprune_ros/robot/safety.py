@@ -37,6 +37,7 @@ JERK_RATIO = 50.0
 # m and rad between the place held and the measured one within which motion goes on from the former
 # (a compliant controller does not go all the way). Further off, somebody has moved the arm.
 HELD = (0.02, 0.1)
+STAYED = (0.001, 0.01)  # m, rad that an arm nobody moves may seem to move while it is at rest
 
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -253,11 +254,12 @@ class SafetyFilter:
 
     def rest(self) -> None:
         """The motion has ended: the next one starts at the place held, or where the arm is then
-        if somebody has moved it.
+        if somebody has moved it. Tell it by :meth:`stand` meanwhile.
         """
         self._window.clear()
         self._held = self._pose or self._held
         self._held_joints = self._positions or self._held_joints
+        self._stood: Pose | dict[str, float] | None = None
         self._pose: Pose | None = None
         self._positions: dict[str, float] = {}
 
@@ -267,6 +269,33 @@ class SafetyFilter:
         self._pose, self._positions = None, {}
         self._held: Pose | None = None
         self._held_joints: dict[str, float] = {}
+        self._stood = None
+
+    def stand(self, measured: Pose | None, measured_joints: dict[str, float]) -> None:
+        """One control period at rest: the place held is forgotten once the arm has left the one
+        where it came to rest, be it ever so slowly.
+
+        ``measured`` and ``measured_joints`` as for :meth:`filter`.
+        """
+        held = self._held_joints if self.joints else self._held
+        here = measured_joints if self.joints else measured
+        if not held or not here or (self.joints and not here.keys() >= held.keys()):
+            return
+        # It may still be on the way to the place held, as it lags behind its command.
+        if self._stood is None or self._apart(held, here) < self._apart(held, self._stood):
+            self._stood = here
+        elif self._apart(self._stood, here) > 1.0:
+            self._held, self._held_joints = None, {}
+
+    def _apart(self, a: Pose | dict[str, float], b: Pose | dict[str, float]) -> float:
+        """How far from each other two places are, in units of :data:`STAYED`."""
+        if isinstance(a, Pose):
+            return max(far / most for far, most in zip(pose_distance(a, b), STAYED, strict=True))
+        table, unlimited = self.joint_limits, JointLimit()
+        return max(
+            _turned(a[name], b.get(name, math.nan), table.get(name, unlimited)) / STAYED[1]
+            for name in self.joints
+        )
 
     def brake(self) -> Command:
         """One control period's command on the way to rest, from the last command on."""
@@ -352,6 +381,7 @@ class SafetyFilter:
 
     def _start(self, measured: Pose | None) -> Pose | None:
         """Where a motion starts: at the place held, unless the arm was moved from there."""
+        self.stand(measured, {})
         held = self._held
         if held is None or measured is None:
             return measured
@@ -447,6 +477,7 @@ class SafetyFilter:
         return self._send_joints(inner)
 
     def _joint_start(self, measured: dict[str, float]) -> dict[str, float]:
+        self.stand(None, measured)
         held, limits = self._held_joints, self.joint_limits
         near = all(
             name in held

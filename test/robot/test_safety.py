@@ -328,6 +328,58 @@ def test_after_rest_motion_goes_on_from_the_place_held_unless_the_arm_was_moved(
     assert guard.filter(still, sagged).pose == sagged
 
 
+HELD = Pose((0.53, 0.0, 0.3))
+
+
+def _held(tracked: bool) -> SafetyFilter:
+    """At rest, with a place held: ``HELD``, or 0.5 rad."""
+    if tracked:
+        guard = SafetyFilter(SafetyLimits(), DT, tracked=True)
+        guard.filter(Command(twist=Twist()), HELD)
+    else:
+        guard = SafetyFilter(SafetyLimits(joints=JOINTS), DT, joints=('c',))
+        guard.filter(Command(joints=('c',), velocities=(0.0,)), None, {'c': 0.5})
+    guard.rest()
+    return guard
+
+
+def _at(height: float, turn: float = 0.0) -> Pose:
+    return Pose((0.53, 0.0, height), geometry.from_rotation_vector((turn, 0.0, 0.0)))
+
+
+@pytest.mark.parametrize(
+    ('seen', 'kept'),
+    [
+        ([0.295] * 50, True),  # sagged
+        ([0.2952, 0.2948, 0.2951, 0.2949] * 10, True),  # noise
+        ([0.285, 0.290, 0.293, 0.295, 0.295], True),  # it came after
+        ([0.295, 0.2945, 0.294, 0.2935], False),  # slowly down by pendant
+        ([0.295, 0.290, 0.285, 0.295], False),  # and up again
+        ([0.295, 0.297, 0.299, 0.301, 0.3025], False),  # up past the place held
+        ([0.295, 0.27], False),
+    ],
+)
+def test_a_place_held_is_kept_only_while_the_arm_stays(seen, kept):
+    guard = _held(True)
+    for height in seen[:-1]:
+        guard.stand(_at(height), {})
+    out = guard.filter(Command(twist=Twist()), _at(seen[-1]))
+    assert out.pose == (HELD if kept else _at(seen[-1]))
+    # The same of a joint, ten times as far in rad: 0.45 is 0.05 from the 0.5 held.
+    guard = _held(False)
+    for height in seen[:-1]:
+        guard.stand(None, {'c': 0.5 - 10.0 * (0.3 - height)})
+    at = 0.5 - 10.0 * (0.3 - seen[-1])
+    out = guard.filter(Command(joints=('c',), velocities=(0.0,)), None, {'c': at})
+    assert out.positions == pytest.approx((0.5 if kept else at,))
+
+
+def test_a_tool_that_was_turned_at_rest_has_not_stayed():
+    guard = _held(True)
+    guard.stand(_at(0.3), {})
+    assert guard.filter(Command(twist=Twist()), _at(0.3, 0.05)).pose == _at(0.3, 0.05)
+
+
 @pytest.mark.parametrize(
     ('bad', 'message'),
     [
