@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -117,6 +118,7 @@ class ArmMotion:
         self.commands_joints = command.adapter == profiles.JOINT_TRAJECTORY
         tracked = command.adapter in (profiles.POSE, profiles.MOTION_FORCE)
         limits = profile.limits
+        self._reckons = limits.workspace is not None and not tracked
         # One table for everybody: robot_description may tighten it when it comes.
         self.joint_limits: dict[str, JointLimit] = _with_reserve(limits.joints)
         if self.commands_joints:
@@ -148,6 +150,8 @@ class ArmMotion:
         state_speed = (limits.state_translation_speed, limits.state_rotation_speed)
         self._pose = PlausibleState(pose_distance, state_speed, POSE_SLACK, ('m', 'rad'))
         self._tool_pose: Pose | None = None
+        # Since when, in ns, the tool has been led by what velocity, in m/s, command by command.
+        self._led: deque[tuple[int, Vector]] = deque()
         self._known = JointStates(profile.joints, profile.joint_prefix, self._limit)
         self._phase = _Phase.NONE
         self._blocked = self._forget_place = False
@@ -333,6 +337,7 @@ class ArmMotion:
         self._virtual_pose, self._virtual_joints = None, {}
         self._pose.forget(since_ns, confirm_s)
         self._tool_pose = None
+        self._led.clear()
         self._known.forget(since_ns, confirm_s)
 
     def chunk(self, chunk: Chunk, now_ns: int) -> AddResult:
@@ -387,6 +392,7 @@ class ArmMotion:
             if not isinstance(out, Stop):
                 self.moving, self._phase = True, _Phase.NONE
                 self._follow(out)
+                self._lead(out, now_ns)
                 return Tick(verdict, out, out.gripper)
             blocked = out.reason == NOT_FOLLOWING
             self.watchdog.unsafe(f'{out.reason}: {out.detail}')
@@ -395,6 +401,8 @@ class ArmMotion:
         if verdict.stop_now:
             self.begin_stop(blocked)
         out = self.brake(verdict)
+        if out.command is not None:
+            self._lead(out.command, now_ns)
         if not self.moving:
             self._output.stand(self.pose, self.joints)
         return out
@@ -509,6 +517,37 @@ class ArmMotion:
             period = 1.0 / self.profile.command.rate
             self._virtual_pose = geometry.integrate(self.pose, command.twist, period)
 
+    def _lead(self, command: Command, now_ns: int) -> None:
+        """Remember where a command leads the tool, for as long as a pose may be old."""
+        if not self._reckons:
+            return
+        if command.twist is not None:
+            linear = command.twist.linear
+        else:
+            tool = self._carried()
+            if not isinstance(tool, JointTool):
+                return
+            twist = tool.jacobian(command.positions) @ np.array(command.velocities)
+            linear = tuple(twist[:3].tolist())
+        self._led.append((now_ns, linear))
+        oldest = now_ns - round(self.profile.watchdog.state_age * 1e9)
+        while len(self._led) > 1 and self._led[1][0] <= oldest:
+            self._led.popleft()
+
+    def _led_since(self, now_ns: int) -> Vector:
+        """How far the commands have led since the tool pose was measured, m."""
+        way: Vector = (0.0, 0.0, 0.0)
+        age = self.watchdog.age(POSE, now_ns)
+        if age is None or self._virtual_pose is not None:
+            return way
+        until = now_ns
+        for since, linear in reversed(self._led):
+            if age <= 0.0:
+                break
+            seconds = min((until - since) * 1e-9, age)
+            way, age, until = add(way, scale(linear, seconds)), age - seconds, since
+        return way
+
     # What is requested.
 
     def _move(self, now_ns: int) -> Command | Stop:
@@ -528,7 +567,8 @@ class ArmMotion:
         twist = self._wanted_twist(setpoint)
         if twist is None:
             return Stop(NO_POSE, f'no pose is known, and {setpoint.frame} turns with the tool')
-        out = self._tool.filter(Command(twist=twist, gripper=setpoint.gripper), self.pose)
+        wanted = Command(twist=twist, gripper=setpoint.gripper)
+        out = self._tool.filter(wanted, self.pose, led=self._led_since(now_ns))
         if isinstance(out, Stop) or not self.commands_joints:
             return out
         wanted = self._joint_command(out)

@@ -185,8 +185,9 @@ class SafetyFilter:
     so far that :meth:`brake` would end within the workspace: at a wall all joints stand still.
 
     ``tracked`` integrates the commanded pose (pose outputs), and looks at the walls from there;
-    otherwise the measured pose counts. ``joints`` makes it a filter of their velocities.
-    ``joint_limits`` replaces those of ``limits`` and may be tightened while the filter runs.
+    otherwise the measured pose counts, and how far commands have led since. ``joints`` makes it a
+    filter of their velocities. ``joint_limits`` replaces those of ``limits`` and may be tightened
+    while the filter runs.
 
     After a ``Stop`` the motion goes on from where it is, by :meth:`brake` or by a good command.
     """
@@ -317,11 +318,13 @@ class SafetyFilter:
         measured: Pose | None = None,
         measured_joints: dict[str, float] | None = None,
         tool: JointTool | None = None,
+        led: Vector = (0.0, 0.0, 0.0),
     ) -> Command | Stop:
         """The command brought within the limits, or the stop it leads to.
 
-        ``measured`` is the tool pose in the base frame; ``measured_joints`` the positions in rad;
-        ``tool`` what a joint command is to be held to as well.
+        ``measured`` is the tool pose in the base frame, and ``led`` how far the commands since its
+        stamp have led, in m; ``measured_joints`` are the positions in rad; ``tool`` is what a
+        joint command is to be held to as well.
         """
         gripper = command.gripper
         if gripper is not None:
@@ -333,10 +336,10 @@ class SafetyFilter:
         if command.velocities is not None:
             out = self._joint_motion(command, measured_joints or {}, tool)
         else:
-            out = self._tool_motion(command.twist or Twist(), measured)
+            out = self._tool_motion(command.twist or Twist(), measured, led)
         return out if isinstance(out, Stop) else replace(out, gripper=gripper)
 
-    def _tool_motion(self, twist: Twist, measured: Pose | None) -> Command | Stop:
+    def _tool_motion(self, twist: Twist, measured: Pose | None, led: Vector) -> Command | Stop:
         if not twist.finite():
             return Stop(NOT_FINITE, f'commanded twist is not finite: {twist}')
         limits, dt = self.limits, self.period_s
@@ -358,8 +361,13 @@ class SafetyFilter:
         if limits.workspace is not None:
             # What has been let through already is still to come.
             ahead = geometry.add(at.position, self._window.pending(dt)[:3])
-            linear, walls = self._slow_at_walls(linear, before[:3], ahead)
-            angular = geometry.scale(angular, self._turning_share(ahead))
+            between = (ahead, ahead)
+            if not self._tracked:
+                # Nobody has seen yet whether it went where it was led: it may be at either end.
+                ends = tuple(zip(ahead, geometry.add(ahead, led), strict=True))
+                between = tuple(map(min, ends)), tuple(map(max, ends))
+            linear, walls = self._slow_at_walls(linear, before[:3], *between)
+            angular = geometry.scale(angular, self._turning_share(*between))
         linear = _towards(before[:3], linear, limits.translation_acceleration * dt, walls)
         angular = _towards(before[3:], angular, limits.rotation_acceleration * dt)
         return self._send_twist((*linear, *angular))
@@ -399,30 +407,32 @@ class SafetyFilter:
         return None
 
     def _slow_at_walls(
-        self, linear: Vector, before: Sequence[float], position: Vector
+        self, linear: Vector, before: Sequence[float], lowest: Vector, highest: Vector
     ) -> tuple[Vector, Vector]:
         """The wish brought below what the walls allow, and the most each axis may have outward
-        in its present direction.
+        in its present direction. The tool is between ``lowest`` and ``highest``.
         """
         low, high = self.limits.workspace
         # Three walls at once may each claim their share of the acceleration.
         braking = self.limits.translation_acceleration * AXIS_SHARE
         out, walls = [], []
-        for v, u, p, a, b in zip(linear, before, position, low, high, strict=True):
-            outward = b - p if v > 0.0 else p - a
+        for v, u, p, q, a, b in zip(linear, before, lowest, highest, low, high, strict=True):
+            outward = b - q if v > 0.0 else p - a
             out.append(math.copysign(min(abs(v), self._wall_speed(braking, outward)), v))
-            walls.append(self._wall_speed(braking, b - p if u > 0.0 else p - a))
+            walls.append(self._wall_speed(braking, b - q if u > 0.0 else p - a))
         return (out[0], out[1], out[2]), (walls[0], walls[1], walls[2])
 
     def _wall_speed(self, braking: float, distance: float) -> float:
         return _braking_speed(braking, distance, self._blind_s)
 
-    def _turning_share(self, position: Vector) -> float:
+    def _turning_share(self, lowest: Vector, highest: Vector) -> float:
         """How much of a turn is let through: an arm near the ends of its joints cannot turn the
         tool about its point without dragging the point along.
         """
         low, high = self.limits.workspace
-        depth = max(max(a - p, p - b, 0.0) for p, a, b in zip(position, low, high, strict=True))
+        depth = max(
+            max(a - p, q - b, 0.0) for p, q, a, b in zip(lowest, highest, low, high, strict=True)
+        )
         return max(0.0, 1.0 - depth / TURNS_OUTSIDE)
 
     def _acceleration(self, name: str) -> float:

@@ -817,6 +817,89 @@ def test_a_finger_among_the_joints_does_not_move_the_tool():
     assert command.joints == names and all(v > 0.0 for v in command.velocities)
 
 
+# A measured pose is of before.
+
+
+class Plunging(World):
+    """A policy that wants down for ever, or whatever ``wish`` says (m/s), beside an arm that is
+    measured every ``every`` periods and heard of ``late`` periods later.
+    """
+
+    def __init__(self, adapter: str, every: int, late: int, **changes: object) -> None:
+        super().__init__(adapter, 0, **changes)
+        self.every, self.late = every, late
+        self.wish = (0.0, 0.0, -0.5)
+        self.lowest = math.inf
+        self.on_the_way: list[tuple[int, np.ndarray, Pose]] = []
+
+    def _measure(self) -> None:
+        if self.ticks % self.every == 0:
+            self.on_the_way.append((self.now, self.q.copy(), self.pose))
+        while self.on_the_way and self.now - self.on_the_way[0][0] >= self.late * TICK:
+            stamp, q, pose = self.on_the_way.pop(0)
+            if self.jointed:
+                self.motion.measured_joints(NAMES, q, stamp, self.now)
+            else:
+                self.motion.measured_pose(pose, stamp, self.now)
+
+    def chunk(self) -> None:
+        self.sequence += 1
+        rows = np.tile([0.05 * v for v in self.wish] + [0.0] * 3, (8, 1))
+        self.motion.chunk(
+            Chunk(
+                self.now, 'base_link', self.sequence, 1, 0.05, 8,
+                ('x', 'y', 'z', 'rx', 'ry', 'rz'), chunks.KIND_EE_DELTA,
+                chunks.ROTATION_VECTOR, chunks.REFERENCE_PREVIOUS_STEP, rows,
+            ),
+            self.now,
+        )  # fmt: skip
+
+    def take(self, tick) -> None:
+        super().take(tick)
+        at = ARM.tool_pose(NAMES, self.q) if self.jointed else self.pose
+        self.lowest = min(self.lowest, at.position[2])
+
+
+# As sim_arm has them.
+FAST = {
+    'translation_speed': 0.4,
+    'translation_acceleration': 4.0,
+    'reaction_s': 0.03,
+    'workspace': {'min': [0.28, -0.47, 0.005], 'max': [0.82, 0.27, 0.57]},
+}
+
+
+@pytest.mark.parametrize(('every', 'late'), [(1, 0), (20, 0), (1, 20), (10, 14)])
+def test_a_pose_of_before_leads_through_no_wall(every, late):
+    """The tool was at -0.029 m with a pose every 0.2 s, at -0.060 m with one 0.2 s old; the wall
+    is at 0.005 m.
+    """
+    world = Plunging(profile.TWIST, every, late, limits=FAST)
+    world.run(400)
+    assert not world.stops and world.commands > 300
+    assert 0.005 - 1e-6 < world.lowest < 0.012
+    # A stop's commands count as well, and back it may go.
+    world.wish = (0.0, 0.0, 0.4)
+    world.run(50)
+    assert world.pose.position[2] > 0.1
+    world.wish = (0.0, 0.0, -0.4)
+    world.run(20)
+    for _ in range(20):
+        world.motion.hold(True, world.now)
+        world.run(6)
+        world.motion.hold(False, world.now)
+        world.run(11)
+    assert world.lowest > 0.005 - 1e-6
+
+
+@pytest.mark.parametrize(('every', 'late'), [(20, 0), (1, 20)])
+def test_joint_states_of_before_lead_through_no_wall(every, late):
+    world = Plunging(profile.JOINT_TRAJECTORY, every, late)
+    world.run(400)
+    assert not world.stops and world.commands > 300
+    assert 0.02 - 0.001 < world.lowest < 0.04
+
+
 # A person's word.
 
 

@@ -185,6 +185,22 @@ def test_the_arm_brakes_before_the_wall():
     assert hardest <= 2.0 * TIGHT
 
 
+@pytest.mark.parametrize(
+    ('height', 'led', 'fastest'),
+    [
+        (0.03, 0.0, 0.2),
+        (0.03, -0.03, 0.0),  # it may be at the wall by now
+        (0.0, 0.03, 0.0),  # or still be there: nobody has seen it follow
+    ],
+)
+def test_a_tool_may_be_where_it_was_seen_or_where_it_was_led(height, led, fastest):
+    guard = SafetyFilter(SafetyLimits(workspace=BOX), DT)
+    command, at = Command(twist=Twist((0.0, 0.0, -0.25))), Pose((0.5, 0.0, height))
+    for _ in range(50):
+        out = guard.filter(command, at, led=(0.0, 0.0, led))
+    assert out.twist.linear[2] == 0.0 if not fastest else out.twist.linear[2] < -fastest
+
+
 def test_sliding_along_a_wall_is_allowed():
     guard = SafetyFilter(SafetyLimits(workspace=BOX), DT)
     for _ in range(100):
