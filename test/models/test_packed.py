@@ -20,6 +20,8 @@ pytestmark = pytest.mark.skipif(
 @pytest.mark.parametrize('bias', [True, False])
 @torch.inference_mode()
 def test_a_packed_layer_is_the_layer(dtype, shape, bias):
+    if not packed.supported(dtype):
+        pytest.skip(f'this processor has no kernels of oneDNN for {dtype}')
     torch.manual_seed(0)
     linear = nn.Linear(64, 96, bias=bias, dtype=dtype)
     x = torch.randn(shape, dtype=dtype)
@@ -54,3 +56,13 @@ def test_another_processor_keeps_its_layers(monkeypatch):
     model = random_policy_model('tiny').model
     monkeypatch.setattr(packed.platform, 'machine', lambda: 'aarch64')
     assert not packed.pack(model)
+
+
+def test_a_processor_without_kernels_for_bfloat16_keeps_such_layers(monkeypatch):
+    """Zen 3 and Intel's desktop processors have no AVX-512, and PyTorch raises there."""
+    monkeypatch.setattr(packed, 'supported', lambda dtype: dtype is torch.float32)
+    model = random_policy_model('tiny').model
+    assert not packed.pack(copy.deepcopy(model).to(torch.bfloat16))
+    mixed = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8, dtype=torch.bfloat16))
+    assert packed.pack(mixed)
+    assert [type(layer) for layer in mixed] == [packed.PackedLinear, nn.Linear]

@@ -37,20 +37,28 @@ def pack(model: nn.Module) -> bool:
     """Replace the linear layers of a model on a CPU, in place; whether that was done.
 
     Nothing can be trained afterwards. Left alone where oneDNN is missing, on other processors than
-    x86 (not measured there), and where memory is short.
+    x86 (not measured there), where memory is short, and in number formats that oneDNN has no
+    kernels for on this processor (bfloat16 without AVX-512).
     """
-    layers = list(_linears(model))
+    if not torch.backends.mkldnn.is_available() or platform.machine() not in _X86:
+        return False
+    layers = [found for found in _linears(model) if supported(found[2].weight.dtype)]
     size = sum(linear.weight.nbytes for _, _, linear in layers)
     free = free_bytes('cpu')
-    if (
-        not torch.backends.mkldnn.is_available()
-        or platform.machine() not in _X86
-        or (free is not None and MARGIN * size > free)
-    ):
+    if not layers or (free is not None and MARGIN * size > free):
         return False
     for owner, name, linear in layers:
         setattr(owner, name, PackedLinear(linear))
     return True
+
+
+def supported(dtype: torch.dtype) -> bool:
+    """Whether oneDNN has kernels for this number format on this processor."""
+    if dtype is torch.bfloat16:
+        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if dtype is torch.float16:
+        return torch.ops.mkldnn._is_mkldnn_fp16_supported()
+    return dtype is torch.float32
 
 
 def _linears(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
