@@ -42,6 +42,8 @@ ROOT = Path(__file__).parents[2]
 POLICIES = ('oft_libero', 'oft_aloha_film', 'cogact', 'db_oft_linear', 'db_oft_dit', 'db_cogact')
 # Through the JPEG and TensorFlow's Lanczos a handful of pixels lies on the other side of a tie.
 ROUGH = {'oft_libero', 'oft_aloha_film'}
+# Ten steps of a sampler add up last digits: 1.03e-5 with AVX2, less with AVX-512.
+STEPS = {'db_oft_dit'}
 
 
 @pytest.fixture(scope='session')
@@ -77,7 +79,7 @@ def test_a_checkpoint_gives_its_authors_numbers(pack, name):
     found = parity.run(pack(name))
     print(found)
     assert found.passed, found
-    bound = 2e-4 if name in ROUGH else 1e-5
+    bound = 2e-4 if name in ROUGH else 2e-5 if name in STEPS else 1e-5
     assert max(found.rows or 0.0, found.normalised, found.actions) < bound, found
     assert found.images_differ <= (1e-4 * found.image_values if name in ROUGH else 0), found
 
