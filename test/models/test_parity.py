@@ -14,6 +14,7 @@ from toy_models import relative
 
 from specprune_ros.models import conventions
 from specprune_ros.models.checkpoint import lora
+from specprune_ros.models.checkpoint.files import CheckpointError
 from specprune_ros.models.config import strided_times
 from specprune_ros.models.decoder import LayerRows
 from specprune_ros.models.families.db_oft import time_code
@@ -263,6 +264,22 @@ def test_lora_is_merged_in_float32(pack):
     name = 'featurizer.blocks.0.block.attn.qkv.weight'
     assert merged[name].dtype == torch.float32
     assert not torch.equal(merged[name], merged[name].bfloat16().float())
+
+
+@pytest.mark.parametrize(
+    'base',
+    [torch.ones(2, 2), torch.ones(1, 1).expand(200_000, 200_000)],
+    ids=['other', 'repeated'],
+)
+def test_lora_factors_that_claim_any_size_are_refused_before_it_is_made(tmp_path, base):
+    """Their product would have 160 GB."""
+    stored = {
+        'x.lora_A.default.weight': torch.ones(1, 200_000),
+        'x.lora_B.default.weight': torch.ones(200_000, 1),
+        'x.base_layer.weight': base,
+    }
+    with pytest.raises(CheckpointError, match='do not fit its weight'):
+        lora.merge(tmp_path / 'backbone.pt', stored)
 
 
 @torch.inference_mode()

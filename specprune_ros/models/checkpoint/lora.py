@@ -44,10 +44,17 @@ def merge(path: Path, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
         up, base = tensors.get(stem + B), tensors.get(f'{stem}{BASE}weight')
         if up is None or base is None:
             raise CheckpointError(f'{path}: {name!r} has no {B} or base layer beside it')
-        rank = down.shape[0]
-        product = up.flatten(1).float() @ down.flatten(1).float()
-        if product.numel() != base.numel() or up.shape[1] != rank:
+        rank, up, down = down.shape[0], up.flatten(1), down.flatten(1)
+        # Before anything of that size is made: small factors, and tensors that repeat a stored
+        # number, may claim any.
+        held = base.untyped_storage().nbytes()
+        if (
+            up.shape[1] != rank
+            or up.shape[0] * down.shape[1] != base.numel()
+            or base.numel() * base.element_size() > held
+        ):
             raise CheckpointError(f'{path}: the LoRA shapes at {stem!r} do not fit its weight')
+        product = up.float() @ down.float()
         scale = min(rank, 16) / rank
         merged[f'{stem}.weight'] = base.float() + scale * product.view_as(base)
     for name in tensors:
