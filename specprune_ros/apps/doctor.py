@@ -26,7 +26,11 @@ from rich.table import Table
 from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import String
 
+from specprune_ros.apps.launch_arguments import ArgumentError, absolute
+from specprune_ros.bounded_files import FileError, read_text
 from specprune_ros.nodes.common.bounded_subscription import DESCRIPTION, subscribe
+from specprune_ros.nodes.common.compat import dds_profile_variable
+from specprune_ros.nodes.common.images import ImageError, compressed_to_rgb, to_rgb
 from specprune_ros.nodes.common.qos import latched, newest
 from specprune_ros.nodes.common.remapping import find_profile, load_profile, share
 from specprune_ros.nodes.common.time import SECOND_NS, stamp_ns
@@ -35,7 +39,7 @@ from specprune_ros.nodes.executor_node.arm_ports import load as message_class
 from specprune_ros.robot import checkup
 from specprune_ros.robot import profile as profiles
 from specprune_ros.robot.checkup import FAIL, OK, SKIP, WARN, Received, Row
-from specprune_ros.robot.description import UrdfError
+from specprune_ros.robot.description import MAX_URDF, UrdfError, digest
 from specprune_ros.robot.description_trial import try_out
 from specprune_ros.robot.geometry import Pose
 from specprune_ros.robot.profile import Profile, ProfileError
@@ -44,7 +48,6 @@ from specprune_ros.robot.speed import JointSpeed, JointStateError
 DISCOVERY = 2.0  # s
 LATCHED = ('observation.robot_description', 'driver.ready_topic')
 ROOM = 32 << 20  # bytes of shared memory that large images want (config/fastdds.xml)
-DDS_VARIABLES = ('FASTDDS_DEFAULT_PROFILES_FILE', 'FASTRTPS_DEFAULT_PROFILES_FILE')
 COMMANDS = {
     'twist': 'geometry_msgs/msg/TwistStamped',
     'pose': 'geometry_msgs/msg/PoseStamped',
@@ -67,6 +70,7 @@ class DoctorOptions:
 
     robot: str
     robot_sn: str
+    namespace: str
     checkpoint: Path | None
     unnorm_key: str | None
     platform: str | None
@@ -88,6 +92,8 @@ class Listener:
         self.pose: Pose | None = None
         self.positions: dict[str, float] = {}
         self.missing: list[Row] = []
+        self._arrived: dict[str, float] = {}  # when the newest message did, monotonic
+        self._images: dict[str, Image | CompressedImage] = {}  # the newest
         observation = profile.observation
         reliable = observation.image_reliability == 'reliable'
         for name, camera in observation.cameras.items():
@@ -128,7 +134,15 @@ class Listener:
                 shown(passed)
         for received in self.received.values():
             received.seconds = seconds
+            if received.count:
+                received.silent = time.monotonic() - self._arrived[received.key]
             self._look_up(received)
+            image = self._images.get(received.key)
+            if image is not None:
+                try:
+                    (to_rgb if isinstance(image, Image) else compressed_to_rgb)(image)
+                except ImageError as error:
+                    received.unreadable = str(error)
 
     def _class(self, package: str, kind: str, name: str) -> type | None:
         try:
@@ -161,6 +175,9 @@ class Listener:
 
     def _on_message(self, received: Received, message: Any) -> None:
         received.count += 1
+        self._arrived[received.key] = time.monotonic()
+        if isinstance(message, (Image, CompressedImage)):
+            self._images[received.key] = message
         if hasattr(message, 'header'):
             stamp = stamp_ns(message)
             received.stamps.append(stamp)
@@ -220,8 +237,8 @@ def run_doctor(options: DoctorOptions) -> int:
 def examine(options: DoctorOptions, console: Console) -> list[Row]:
     """All checks, in the order in which they should be mended."""
     try:
-        profile = load_profile(options.robot, options.robot_sn)
-    except ProfileError as error:
+        profile = load_profile(options.robot, options.robot_sn, absolute(options.namespace))
+    except (ProfileError, ArgumentError) as error:
         return [Row('profile', FAIL, str(error), 'docs/how-to/robots.md lists every key')]
     rows = [Row('profile', OK, str(find_profile(options.robot))), _dds(), *_gpu()]
     gpu = _gpu_memory()
@@ -238,9 +255,22 @@ def examine(options: DoctorOptions, console: Console) -> list[Row]:
         listener.close()
         rclpy.try_shutdown()
     pose = listener.pose
-    text = listener.description
-    if profile.observation.robot_description_file:
-        text = Path(profile.observation.robot_description_file).read_text(encoding='utf-8')
+    text, file = listener.description, profile.observation.robot_description_file
+    if file:
+        try:
+            text = read_text(Path(file), MAX_URDF)
+        except FileError as error:
+            rows.append(Row('observation.robot_description_file', FAIL, str(error), 'correct it'))
+    wanted = profile.observation.robot_description_sha256
+    if text and wanted and digest(text) != wanted:
+        rows.append(
+            Row(
+                'observation.robot_description_sha256',
+                FAIL,
+                f'the description has {digest(text)}',
+                f'the profile takes {wanted} only: look what has changed, then correct it',
+            )
+        )
     if text:
         row, found = _kinematics(text, profile, listener.positions)
         rows.append(row)
@@ -392,7 +422,8 @@ def _shipped(profile: Profile) -> bool:
 def _dds() -> Row:
     kind = os.environ.get('RMW_IMPLEMENTATION', '') or 'the default RMW'
     domain = os.environ.get('ROS_DOMAIN_ID', '0')
-    given = next((os.environ[n] for n in DDS_VARIABLES if os.environ.get(n)), '')
+    variable = dds_profile_variable(os.environ.get('ROS_DISTRO', ''))
+    given = os.environ.get(variable, '')
     found = f'{kind}, domain {domain}, profile {given or "none"}'
     if kind not in ('rmw_fastrtps_cpp', 'the default RMW'):
         return Row('DDS', OK, found)
@@ -401,8 +432,8 @@ def _dds() -> Row:
             'DDS',
             WARN,
             found,
-            'large images get lost without config/fastdds.xml: set FASTDDS_DEFAULT_PROFILES_FILE '
-            '(FASTRTPS_... before Kilted) to it, for the camera drivers too',
+            f'large images get lost without config/fastdds.xml: set {variable} to it, for the '
+            'camera drivers too',
         )
     if not Path(given).is_file():
         return Row('DDS', FAIL, f'{found}: no such file', 'correct the environment variable')

@@ -6,6 +6,7 @@ Measured elsewhere (:mod:`specprune_ros.apps.doctor`); judged here, without ROS.
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,7 @@ from specprune_ros.robot.profile import Profile
 OK, WARN, FAIL, SKIP = 'ok', 'warn', 'fail', 'skip'
 IMAGE_RATE = 5.0  # Hz below which a policy sees too little
 CLOCK = 0.05  # s that stamps may lie ahead of this machine's clock
+SILENT = 1.0  # s without a message at the end of listening
 SKEW = 0.05  # s between cameras, max_skew of specprune_node
 IMAGE_AGE = 0.5  # s, max_age.image of specprune_node
 
@@ -39,7 +41,8 @@ class Received:
 
     ``key`` is the profile's. ``publishers``: names; ``kinds``: types published; ``mismatch``: why
     quality of service keeps publisher and node apart. ``ages``: seconds from stamp to arrival, per
-    message; ``stamps`` in ns; ``frame`` and ``names`` of the newest message that had some.
+    message; ``stamps`` in ns; ``frame`` and ``names`` of the newest message that had some;
+    ``silent``: seconds from the newest message to the end; ``unreadable``: why it is no image.
     """
 
     key: str
@@ -55,12 +58,17 @@ class Received:
     frame: str = ''
     names: set[str] = field(default_factory=set)
     note: str = ''
+    silent: float = 0.0
+    unreadable: str = ''
 
     @property
     def rate(self) -> float:
-        """Messages a second."""
+        """Messages a second: by their stamps, but no more than arrived."""
         if len(self.stamps) > 1 and self.stamps[-1] > self.stamps[0]:
-            return (len(self.stamps) - 1) / ((self.stamps[-1] - self.stamps[0]) * 1e-9)
+            stamped = (len(self.stamps) - 1) / ((self.stamps[-1] - self.stamps[0]) * 1e-9)
+            # One more may have been under way.
+            arrived = (self.count + 1) / self.seconds if self.seconds else math.inf
+            return min(stamped, arrived)
         return self.count / self.seconds if self.seconds else 0.0
 
 
@@ -111,6 +119,10 @@ def judge(
     text = f'{text}, {received.note}' if received.note else text
     if latched:
         return row(OK, text)
+    if received.unreadable:
+        return row(
+            FAIL, f'{text}: {received.unreadable}', 'set the encoding in its driver, or republish'
+        )
     if received.stamps and received.stamps[-1] <= 0:
         return row(FAIL, f'{text}, without a stamp', 'the driver must stamp when it measured')
     ages = sorted(received.ages)
@@ -131,7 +143,13 @@ def judge(
         )
     if received.rate < slowest:
         return row(
-            FAIL, f'{text}; at least {slowest:g} Hz is needed', 'raise the rate in its driver'
+            FAIL,
+            f'{text}; at least {slowest:g} Hz is needed',
+            'raise the rate in its driver; where images get lost: config/fastdds.xml for both',
+        )
+    if received.silent > max(SILENT, 3.0 / slowest):
+        return row(
+            FAIL, f'{text}, and nothing for the last {received.silent:.1f} s', 'is it still there?'
         )
     return row(OK, text)
 
@@ -296,7 +314,8 @@ def checkpoint(data: Mapping[str, Any], profile: Profile, gpu: int) -> list[Row]
         )
     )
     reads, grips = config['proprio_dim'], len(profile.observation.gripper_joints)
-    layout = {0: 'none', 6 + grips: 'pose_gripper', len(profile.joints): 'joints'}.get(reads)
+    sizes = {'pose_gripper': 6 + grips, 'joints': len(profile.joints)} if reads else {'none': 0}
+    layout = ' or '.join(name for name, size in sizes.items() if size == reads)
     out.append(
         Row(
             'checkpoint: proprioception',

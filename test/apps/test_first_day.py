@@ -96,6 +96,46 @@ def test_doctor_finds_nothing_red_on_whole_drivers_and_names_what_lacks(domain, 
     assert 'robot_description' in red  # it has no link named world
 
 
+def test_doctor_looks_into_images_and_descriptions(domain, tmp_path):
+    """What the nodes would refuse is red, however well it arrives."""
+    import rclpy
+    from sensor_msgs.msg import CompressedImage, Image
+
+    from specprune_ros.apps.doctor import Listener
+
+    file = franka(tmp_path)
+    rclpy.init()
+    listener = Listener(load(file))
+    try:
+        listener.run(0.1, lambda passed: None)
+        agent, wrist = (
+            listener.received[f'observation.cameras.{name}'] for name in ('agent', 'wrist')
+        )
+        listener._on_message(
+            agent, Image(width=8, height=8, step=8, encoding='bayer_rggb8', data=bytes(64))
+        )
+        listener._on_message(wrist, CompressedImage(format='h264', data=b'no image'))
+        listener.run(0.1, lambda passed: None)
+        assert 'bayer_rggb8' in agent.unreadable and wrist.unreadable
+    finally:
+        listener.close()
+        rclpy.shutdown()
+    tree = json.loads(file.read_text())
+    for changes, said in (
+        ({'robot_description_file': str(tmp_path / 'none.urdf')}, 'none.urdf'),
+        ({'robot_description_sha256': '0' * 64}, '0' * 64),
+    ):
+        with FakeArm(domain, load(file)):
+            changed = {**tree, 'observation': {**tree['observation'], **changes}}
+            (tmp_path / 'changed.yaml').write_text(json.dumps(changed))
+            report = tmp_path / 'doctor.json'
+            assert specprune('doctor', '--robot', tmp_path / 'changed.yaml', '--seconds', 1,
+                             '--json', report) == 1  # fmt: skip
+        (key,) = changes
+        (row,) = [r for r in json.loads(report.read_text())['rows'] if key in r['check']]
+        assert row['state'] == 'fail' and said in row['found'] + row['cure']
+
+
 def test_jog_moves_up_and_back_and_grips_through_the_executor(domain, tmp_path, capsys):
     file, report = franka(tmp_path), tmp_path / 'jog.json'
     words = ('jog', '--robot', file, '--seconds', 1.0, '--json', report)

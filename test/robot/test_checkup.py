@@ -43,6 +43,10 @@ def test_a_topic_that_is_well():
         ({'ages': [-0.8] * 100}, '0.80 s ahead', 'chrony'),
         ({'ages': [0.7] * 100}, '700 ms old; at most 0.1 s', 'clocks'),
         ({'stamps': [10**9 + i * 10**9 for i in range(3)], 'count': 3}, 'at least 10 Hz', 'rate'),
+        # Two of a stream that gets lost, in order; one that ended; one that is not read.
+        ({'stamps': [10**9, 10**9 + 33 * 10**6], 'count': 2}, '1.5 Hz', 'get lost'),
+        ({'silent': 1.6}, 'nothing for the last 1.6 s', 'still there'),
+        ({'unreadable': "encoding 'bayer_rggb8'"}, "encoding 'bayer_rggb8'", 'set the encoding'),
     ],
 )
 def test_a_topic_that_is_not(changes, found, cure):
@@ -106,5 +110,8 @@ def test_what_a_checkpoint_needs_of_the_arm():
     wrong = [row for row in checkup.checkpoint(data, arm, 0) if row.state == FAIL]
     assert [row.check.split()[-1] for row in wrong] == ['cameras', 'proprioception', 'actions']
     assert all(row.cure for row in wrong)
+    data['config']['proprio_dim'] = 0  # franka.yaml names no joints
+    rows = {row.check: row for row in checkup.checkpoint(data, arm, 0)}
+    assert rows['checkpoint: proprioception'].found.endswith('proprio.layout none')
     data['problems'] = ['x is absent']
     assert [row.state for row in checkup.checkpoint(data, arm, 0)] == [FAIL]
