@@ -113,7 +113,11 @@ def _of_recording(
     with _inputs(profile, config, changes) as (_, inputs, buffer):
         if instruction:
             buffer.put_instruction(instruction)
-        private = {topic: name for name, topic in policy_remappings(profile).items()}
+        # A profile may name either form of an image topic, and so may the recording.
+        private = {
+            topic.removesuffix(COMPRESSED): name
+            for name, topic in policy_remappings(profile).items()
+        }
         others = {topic: kind for topic, kind in topics.items() if topic not in texts}
         newest = 0
         window = until - round(LOOK_BACK * SECOND_NS), until + 1
@@ -121,7 +125,7 @@ def _of_recording(
             topic, message = recorded.topic.removesuffix(COMPRESSED), recorded.message
             if isinstance(message, CompressedImage):
                 message = _raw(message, bag.path)
-            name = private.get(topic, private.get(recorded.topic, ''))
+            name = private.get(topic, '')
             if name.startswith('~/image/'):
                 newest = max(newest, stamp_ns(message))
             if name in inputs.handlers:

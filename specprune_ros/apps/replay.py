@@ -137,7 +137,9 @@ class Player(Monitor):
 
 
 def run_replay(options: ReplayOptions) -> int:
-    """Replay a recording. Returns the exit status: 0 if chunks came."""
+    """Replay a recording. Returns the exit status: 0 if all of it was played and chunks came, 130
+    where it was interrupted.
+    """
     console = Console()
     try:
         bag = BagReader(options.bag)
@@ -234,13 +236,15 @@ def _play(
         ),
         options.log / 'specprune_node.log',
     )
-    status = 1
+    broken = 0
     try:
         _wait_for_policy(player, executor, process, first.stamp_ns)
         _stream(options, bag, player, executor, process, first.stamp_ns, messages, console)
     except (NodeDied, BagError) as error:
+        broken = 1
         console.print(f'[red]{error}[/]')
     except KeyboardInterrupt:
+        broken = 130
         console.print('stopped')
     finally:
         ended = stop_all([process])[POLICY]
@@ -249,13 +253,11 @@ def _play(
         rclpy.try_shutdown()
     if ended != 0:
         console.print(f'[red]{POLICY} ended with status {ended}[/]:\n{process.tail()}')
-    elif player.tally.chunks:
-        status = 0
-    _report(options, bag, player, console)
+    _report(options, bag, player, console, complete=not broken)
     if not player.tally.chunks:
         console.print(f'[red]no chunk came: {player.diagnosis or "no diagnostics"}[/]')
         console.print(process.tail())
-    return status
+    return broken or int(ended != 0 or not player.tally.chunks)
 
 
 def _wait_for_policy(
@@ -312,10 +314,12 @@ def _stream(
     pass_time(clock_ns + round(DRAIN * 1e9 * options.rate))
 
 
-def _report(options: ReplayOptions, bag: BagReader, player: Player, console: Console) -> None:
+def _report(
+    options: ReplayOptions, bag: BagReader, player: Player, console: Console, complete: bool
+) -> None:
     numbers = player.tally.numbers()
     numbers['bag'] = str(options.bag)
-    numbers['bag_seconds'] = bag.duration
+    numbers['bag_seconds'], numbers['complete'] = bag.duration, complete
     numbers['rate'] = options.rate
     weights = options.parameters.get('model.path') or options.parameters.get('model.server')
     numbers['weights'] = weights or 'random'
@@ -331,7 +335,7 @@ def _report(options: ReplayOptions, bag: BagReader, player: Player, console: Con
         times = numbers[name]
         if times:
             table.add_row(label, f'p50 {times["p50"]:.1f} ms, p99 {times["p99"]:.1f} ms')
-    if numbers['chunks']:
+    if numbers['tokens_mean'] is not None:
         table.add_row(
             'vision tokens',
             f'{numbers["tokens_mean"]:.0f} of {numbers["tokens_in"]} (mean over layers)',

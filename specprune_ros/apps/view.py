@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from sensor_msgs.msg import CompressedImage
+from sensor_msgs.msg import CompressedImage, Image
 
 from specprune_ros.apps.bag import BagError, BagReader
 from specprune_ros.bench.host_info import as_json
@@ -108,7 +108,7 @@ class Recording:
         for source in sources(profile, policy, arm):
             if source.role.startswith('image '):
                 bare = source.topic.removesuffix(PACKED)
-                for topic, kind in ((bare + PACKED, CompressedImage), (bare, source.kind)):
+                for topic, kind in ((bare + PACKED, CompressedImage), (bare, Image)):
                     if topic in there:
                         self._images[topic] = source.role, kind
                         break

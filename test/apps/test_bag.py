@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -106,6 +107,7 @@ def test_a_recording_runs_through_a_live_node(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     numbers = json.loads((tmp_path / 'r.json').read_text())
+    assert numbers['complete'] is True
     assert numbers['chunks'] >= 4  # a busy machine makes few
     # The arm's own policy: it has 16 x 16 patches of two cameras.
     assert numbers['weights'] == str(RECORDING.parent / 'weights') and 'policy: ' in done.stdout
@@ -117,6 +119,29 @@ def test_a_recording_runs_through_a_live_node(tmp_path):
     assert numbers['modes'].get('coarse', 0) > 0
     assert list(numbers['instructions']) == ['lift the red cube']
     assert 'Traceback' not in (tmp_path / 'specprune_node.log').read_text()
+
+
+@pytest.mark.real_time
+def test_a_replay_that_breaks_off_is_no_success(tmp_path):
+    from specprune_ros.apps.bag import BagReader, BagWriter
+    from specprune_ros.apps.replay import choose_topics
+    from specprune_ros.nodes.common.remapping import load_profile
+
+    with BagReader(RECORDING) as bag, BagWriter(tmp_path / 'bag') as copy:
+        topics, _ = choose_topics(bag, load_profile('sim_arm'))
+        for recorded in bag.messages(topics):
+            # Nothing is recorded for 100 s from 2 s on.
+            late = recorded.stamp_ns - bag.start_ns > 2_000_000_000
+            stamp_ns = recorded.stamp_ns + 100_000_000_000 * late
+            copy.write(recorded.topic, recorded.message, stamp_ns)
+    done = replay(
+        tmp_path / 'bag', '--json', tmp_path / 'r.json', '--log', tmp_path, '--param',
+        'model.threads=1', domain=new_domain(),
+    )  # fmt: skip
+    assert done.returncode == 1, done.stdout + done.stderr
+    numbers = json.loads((tmp_path / 'r.json').read_text())
+    assert numbers['complete'] is False
+    assert 'nothing was recorded for 10' in ' '.join(done.stdout.split())
 
 
 def test_a_recording_knows_its_policy(tmp_path):
@@ -212,6 +237,15 @@ def test_an_observation_is_made_from_a_recording(tmp_path):
             # JPEG decoders differ by a step.
             assert np.abs(mine.images[camera].astype(int) - theirs.images[camera]).max() <= 3
     assert not np.allclose(found[0].images['wrist'], found[1].images['wrist'])
+    # The recording has one form of the images, and the profile may name the other.
+    for form in ('', '/compressed'):
+        cameras = {
+            name: replace(camera, topic=camera.topic + form)
+            for name, camera in profile.observation.cameras.items()
+        }
+        other = replace(profile, observation=replace(profile.observation, cameras=cameras))
+        again = from_bag(RECORDING, other, 3.0, config)
+        assert (again[1].images['wrist'] == found[1].images['wrist']).all()
     with pytest.raises(BagError, match='outside 0 to'):
         from_bag(RECORDING, profile, 99.0, config)
 

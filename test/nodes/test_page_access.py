@@ -98,6 +98,8 @@ def test_on_a_network_the_token_is_needed_once_and_kept_as_a_cookie(served):
     assert (status, headers['Location']) == (303, '/')
     cookie = headers['Set-Cookie']
     assert 'HttpOnly' in cookie and 'SameSite=Strict' in cookie
+    # A browser keeps one for each host, whatever the port: another arm's page has another name.
+    assert cookie.startswith(f'specprune_view_{port}=')
     kept = {'Cookie': cookie.split(';')[0]}
     assert get(port, **kept)[0] == 200
     PageClient(port, additional_headers=kept).close()

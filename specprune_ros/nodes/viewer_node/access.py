@@ -76,15 +76,17 @@ class Access:
             if urlsplit(f'//{host}').hostname not in LOOPBACK_NAMES:
                 return connection.respond(HTTPStatus.FORBIDDEN, 'open it as localhost\n')
             return None
+        # Browsers keep cookies by host, whatever the port: a page of another arm has its own.
+        name = f'{COOKIE}_{connection.local_address[1]}'
         given = parse_qs(urlsplit(request.path).query).get('token', [''])[0]
         if self._right(given) and not websocket:
             response = connection.respond(HTTPStatus.SEE_OTHER, '')
             response.headers['Location'] = '/'
             response.headers['Set-Cookie'] = (
-                f'{COOKIE}={self.token}; HttpOnly; SameSite=Strict; Path=/; Max-Age={COOKIE_AGE}'
+                f'{name}={self.token}; HttpOnly; SameSite=Strict; Path=/; Max-Age={COOKIE_AGE}'
             )
             return response
-        if self._right(_cookie(headers.get('Cookie', ''))):
+        if self._right(_cookie(headers.get('Cookie', ''), name)):
             return None
         return connection.respond(
             HTTPStatus.UNAUTHORIZED, 'a token is needed: open the address the viewer printed\n'
@@ -94,9 +96,9 @@ class Access:
         return hmac.compare_digest(given.encode(), self.token.encode())
 
 
-def _cookie(text: str) -> str:
+def _cookie(text: str, name: str) -> str:
     try:
-        found = SimpleCookie(text).get(COOKIE)
+        found = SimpleCookie(text).get(name)
     except CookieError:
         return ''
     return '' if found is None else found.value
