@@ -1,19 +1,22 @@
 """The tables of docs/explanation/fidelity.md, from recorded runs of `specprune eval`.
 
-    python benchmarks/fidelity.py
+    python benchmarks/fidelity.py --plot docs/curves.png
 
-prints them; a test compares them with the page. `results/fidelity_NAME.json` is what
-`specprune eval --json` wrote.
+prints them and draws the curves; a test compares them with the page. `results/fidelity_NAME.json`
+is what `specprune eval --json` wrote, of the curves one for each family.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 RESULTS = Path(__file__).parent / 'results'
 TABLES = ('main', 'pruners')
+CURVES = ('move', 'lift', 'put', 'two_step')
 LONGEST = 'put the red cube on the blue plate'
 
 
@@ -54,29 +57,57 @@ def markdown(name: str) -> str:
     return '\n'.join(lines)
 
 
+def curve_rows() -> list[dict[str, Any]]:
+    """The rows of the recorded curves, family after family."""
+    return [row for family in CURVES for row in read(f'curves_{family}')['rows']]
+
+
 def curves() -> str:
-    """A row per method and family, from many tokens to few: operations and successes."""
-    result = read('curves')
-    rows = [row for row in result['rows'] if row['task'] != 'all']
-    lines = [(row['task'], row['curve']) for row in rows]
-    width = max(lines.count(line) for line in lines)
-    table = [
-        source(result),
+    """A row per method, from many tokens to few: operations and successes. The short families
+    together: operations and distances are means over them.
+    """
+    lines = [
+        *(f'{source(read(f"curves_{family}"))}\\' for family in CURVES[:-1]),
+        source(read(f'curves_{CURVES[-1]}')),
+    ]
+    points = curve_points()
+    width = max(map(len, points.values()))
+    lines += [
         '',
-        '| family | method | operations: successes, off dense |' + ' |' * (width - 1),
+        '| families | method | operations: successes, off dense |' + ' |' * (width - 1),
         '|' + '---|' * (width + 2),
     ]
-    for task, curve in dict.fromkeys(lines):
-        some = [row for row in rows if (row['task'], row['curve']) == (task, curve)]
+    for (families, curve), some in points.items():
         cells = []
-        for row in sorted(some, key=lambda row: -row['flops_ratio']):
-            done = f'{row["successes"]} of {row["episodes"]}'
-            cells.append(f'{percent(row["flops_ratio"])}: **{done}**')
-            if row['action_deviation'] is not None:
-                cells[-1] += f', {millimetres(row)}'
+        for point in some:
+            done = f'{point["successes"]} of {point["episodes"]}'
+            cells.append(f'{percent(point["flops_ratio"])}: **{done}**')
+            if point['action_deviation'] is not None:
+                cells[-1] += f', {millimetres(point)}'
         cells += [''] * (width - len(cells))
-        table.append(f'| {task} | {curve or "dense"} | ' + ' | '.join(cells) + ' |')
-    return '\n'.join(table)
+        lines.append(f'| {families} | {curve or "dense"} | ' + ' | '.join(cells) + ' |')
+    return '\n'.join(lines)
+
+
+def curve_points() -> dict[tuple[str, str], list[dict[str, Any]]]:
+    """Points of each curve by families and method, from many operations to few."""
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for families in (CURVES[:-1], CURVES[-1:]):
+        rows = [row for row in curve_rows() if row['task'] in families]
+        for label in dict.fromkeys(row['pruner'] for row in rows):
+            some = [row for row in rows if row['pruner'] == label]
+            off = [row['action_deviation'] for row in some]
+            point = {
+                name: sum(row[name] for row in some) for name in ('successes', 'episodes')
+            } | {
+                'pruner': label,
+                'flops_ratio': fmean(row['flops_ratio'] for row in some),
+                'action_deviation': None if None in off else fmean(off),
+            }
+            found.setdefault((', '.join(families), some[0]['curve']), []).append(point)
+    for line in found.values():
+        line.sort(key=lambda point: -point['flops_ratio'])
+    return found
 
 
 def pooled(label: str, name: str) -> float:
@@ -168,9 +199,21 @@ def points(row: dict[str, Any], name: str) -> str:
     return f'{100 * row[name]:+.1f} ({low:+.1f} to {high:+.1f}), {chance}'
 
 
-if __name__ == '__main__':
+def main() -> None:
+    """Print the tables and draw the curves."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--plot', type=Path, help='draw the curves of all families here')
+    args = parser.parse_args()
+    if args.plot:
+        from specprune_ros.sim.evaluation.plot import draw_curves
+
+        draw_curves(curve_rows(), args.plot)
     print(f'no vision token left after layer 2: {floor():.0%} of the dense operations\n')
     for table in TABLES:
         print(f'{table}\n\n{markdown(table)}\n')
     print(f'curves\n\n{curves()}\n')
     print(foretold())
+
+
+if __name__ == '__main__':
+    main()

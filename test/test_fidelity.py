@@ -9,7 +9,7 @@ PAGE = (ROOT / 'docs' / 'explanation' / 'fidelity.md').read_text()
 
 
 def test_its_tables_are_the_recorded_ones():
-    # Made anew by: python benchmarks/fidelity.py
+    # Made anew by: python benchmarks/fidelity.py --plot docs/curves.png
     made = runpy.run_path(str(ROOT / 'benchmarks' / 'fidelity.py'))
     for name in made['TABLES']:
         assert made['markdown'](name) in PAGE, name
@@ -34,7 +34,8 @@ def test_the_records_are_of_the_shipped_weights():
     from specprune_ros.sim.training.export import SHIPPED
 
     made = runpy.run_path(str(ROOT / 'benchmarks' / 'fidelity.py'))
-    records = [f'fidelity_{name}.json' for name in (*made['TABLES'], 'curves')]
+    curves = [f'curves_{family}' for family in made['CURVES']]
+    records = [f'fidelity_{name}.json' for name in (*made['TABLES'], *curves)]
     for name in (*records, 'prior_recall.json'):
         record = json.loads((made['RESULTS'] / name).read_text())
         assert record['weights'] == weights_hash(SHIPPED), name
