@@ -92,15 +92,15 @@ def curves() -> str:
 def curve_points() -> dict[tuple[str, str], list[dict[str, Any]]]:
     """Points of each curve by families and method, from many operations to few."""
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    recorded = curve_rows()
     for families in (CURVES[:-1], CURVES[-1:]):
-        rows = [row for row in curve_rows() if row['task'] in families]
+        rows = [row for row in recorded if row['task'] in families]
         for label in dict.fromkeys(row['pruner'] for row in rows):
             some = [row for row in rows if row['pruner'] == label]
             off = [row['action_deviation'] for row in some]
             point = {
                 name: sum(row[name] for row in some) for name in ('successes', 'episodes')
             } | {
-                'pruner': label,
                 'flops_ratio': fmean(row['flops_ratio'] for row in some),
                 'action_deviation': None if None in off else fmean(off),
             }

@@ -15,6 +15,7 @@ from rich.console import Console
 from sensor_msgs.msg import CompressedImage, Image
 
 from specprune_ros.apps.bag import BagError, BagReader
+from specprune_ros.apps.launch_arguments import COMPRESSED
 from specprune_ros.bench.host_info import as_json
 from specprune_ros.nodes.common.lifecycle import run
 from specprune_ros.nodes.common.remapping import load_profile, profile_path, ros_arguments
@@ -25,7 +26,6 @@ from specprune_ros.nodes.viewer_node.node import ViewerNode, package_folders
 from specprune_ros.nodes.viewer_node.page import Page
 from specprune_ros.robot.profile import Profile
 
-PACKED = '/compressed'
 LOOK_BACK = 2 * SECOND_NS  # ns before the cursor in which images are searched for
 LARGE = ('image ', 'depth ')  # roles whose messages are too large to keep all of them
 FRAME = 0.1  # s between two frames while playing
@@ -107,8 +107,8 @@ class Recording:
         small: dict[str, Source] = {}
         for source in sources(profile, policy, arm):
             if source.role.startswith('image '):
-                bare = source.topic.removesuffix(PACKED)
-                for topic, kind in ((bare + PACKED, CompressedImage), (bare, Image)):
+                bare = source.topic.removesuffix(COMPRESSED)
+                for topic, kind in ((bare + COMPRESSED, CompressedImage), (bare, Image)):
                     if topic in there:
                         self._images[topic] = source.role, kind
                         break

@@ -237,10 +237,10 @@ class Inputs:
         if published_ns:
             # A latched one comes again with each new subscription, and must not take the place of
             # what was said after it.
-            if published_ns in tuple(self._instructed)[:-1]:
-                return
             if published_ns not in self._instructed:
                 self._instructed.append(published_ns)
+            elif published_ns != self._instructed[-1]:
+                return
         try:
             self._observation_buffer.put_instruction(message.data)
         except ObservationError as error:

@@ -96,10 +96,8 @@ class SpecPruneNode(AutoLifecycleNode):
         self._refreshes = [0, 0]  # done and given up
         self._instruction = ''  # of the last query
         self._instructed: deque[int] = deque(maxlen=INSTRUCTIONS)
-        self._clock_moved = (
-            0,
-            time.monotonic(),
-        )  # its time (ns) when it was last seen to move, and when
+        # The clock's time (ns) when it was last seen to move, and when that was.
+        self._clock_moved = 0, time.monotonic()
         self._showing = False
         self._chosen: dict[str, Any] = {}
         self._settings = NodeParameters(

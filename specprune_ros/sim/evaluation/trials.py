@@ -259,7 +259,9 @@ def play_all(
     executed: int = EXECUTED,
     tick: Callable[[int], None] = lambda played: None,
 ) -> None:
-    """Play ``todo`` in ``processes`` processes; ``tick`` receives how many more were played."""
+    """Play ``todo`` in ``processes`` processes (0: one per core); ``tick`` receives how many more
+    were played.
+    """
     for trials in in_processes(_play, todo, processes, _begin, checkpoint, executed):
         done.add(trials)
         tick(len(trials))
