@@ -106,6 +106,11 @@ class Policy:
         return self._in_force.params
 
     @property
+    def latest_params(self) -> PruningParams:
+        """The newest that were accepted; an engine may still be preparing for them."""
+        return self._latest.params
+
+    @property
     def thresholds(self) -> Thresholds:
         """The controller's numbers in SI, of the parameters in force."""
         return self._in_force.thresholds

@@ -99,10 +99,7 @@ class Session:
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
-        # The newest accepted; a GPU's engine may still be preparing them.
-        self._params = policy.params
         policy.wants_overlay = False
-        self._version = policy.params_version
         self.last_query = -math.inf  # s, monotonic: the last query
         self._versions: dict[int, int] = {}  # the policy's parameter versions to the client's
 
@@ -138,13 +135,14 @@ class Session:
     def _set_params(self, ours: Mapping[str, Any]) -> None:
         if 'params' not in ours:
             return
-        params = changed(self._params, ours['params'])
-        if params != self._params:
-            self._version = self.policy.set_params(params)
-            self._params = params
+        policy = self.policy
+        params = changed(policy.latest_params, ours['params'])
+        if params != policy.latest_params:
+            policy.set_params(params)
+        version = policy.pending_version or policy.params_version
         named = ours.get('params_version')
         if isinstance(named, int):
-            self._versions[self._version] = named
+            self._versions[version] = named
             self._versions = dict(list(self._versions.items())[-8:])
 
 
