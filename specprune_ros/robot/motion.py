@@ -147,6 +147,7 @@ class ArmMotion:
             profile.ensemble,
         )
         self.kinematics: JointSpeed | None = None
+        self._joint_tool = self._carried()  # only a description changes it
         state_speed = (limits.state_translation_speed, limits.state_rotation_speed)
         self._pose = PlausibleState(pose_distance, state_speed, POSE_SLACK, ('m', 'rad'))
         self._tool_pose: Pose | None = None
@@ -273,6 +274,7 @@ class ArmMotion:
             both = joint_limits(self.profile.joints, kinematics.limits(), limits)
             self.joint_limits.update(_with_reserve(both))
         self.kinematics = kinematics = kinematics if moves_tool else None
+        self._joint_tool = self._carried()
         if kinematics is not None:
             self._known.wanted |= set(kinematics.joint_names)
         rules = dataclasses.replace(self.timeline.rules, continuous=self._turning())
@@ -345,7 +347,7 @@ class ArmMotion:
         if chunk.stamp_ns < self._fresh_ns:
             raise LateChunkError('its observation is from before the arm was let move')
         if self.commands_joints and chunk.kind in JOINT_KINDS:
-            tool = self._carried()
+            tool = self._joint_tool
             if isinstance(tool, Stop):
                 raise ChunkError(tool.detail)
         at = self._output.positions if self.commands_joints else {}
@@ -524,7 +526,7 @@ class ArmMotion:
         if command.twist is not None:
             linear = command.twist.linear
         else:
-            tool = self._carried()
+            tool = self._joint_tool
             if not isinstance(tool, JointTool):
                 return
             twist = tool.jacobian(command.positions) @ np.array(command.velocities)
@@ -554,7 +556,7 @@ class ArmMotion:
         setpoint = self.timeline.sample(now_ns)
         self.watchdog.queue(setpoint.done, now_ns)
         if setpoint.joint_velocities is not None:
-            tool = self._carried()
+            tool = self._joint_tool
             if isinstance(tool, Stop):
                 return tool
             wanted = self._joint_setpoint(setpoint)
