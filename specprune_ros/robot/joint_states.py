@@ -90,6 +90,7 @@ class JointStates:
         joint = self._joints.get(name) or self._unconfirmed.get(name)
         if joint is None:
             joint = self._unconfirmed[name] = _Joint(self._track(name), stamp_ns)
+        joint.state.speeds = self._speeds(name)
         reason = joint.state.offer(position, stamp_ns)
         if not reason:
             self._joints[name] = self._unconfirmed.pop(name, joint)
@@ -98,14 +99,15 @@ class JointStates:
             self.impossible = self.impossible or f'{name} {reason}'
         return reason
 
-    def _track(self, name: str) -> PlausibleState[float]:
-        limit = self._limit(name)
-        speed = FASTER * limit.velocity if math.isfinite(limit.velocity) else JOINT_SPEED
+    def _speeds(self, name: str) -> tuple[float]:
+        fastest = self._limit(name).velocity
+        return (FASTER * fastest if math.isfinite(fastest) else JOINT_SPEED,)
 
+    def _track(self, name: str) -> PlausibleState[float]:
         def distance(a: float, b: float) -> tuple[float]:
             return turn_distance(a, b) if self._limit(name).continuous else joint_distance(a, b)
 
-        state = PlausibleState(distance, (speed,), (JOINT_SLACK,), ('rad',))
+        state = PlausibleState(distance, self._speeds(name), (JOINT_SLACK,), ('rad',))
         state.forget(*self._anew)
         return state
 

@@ -34,8 +34,8 @@ class PlausibleState(Generic[Value]):
     """The last state that can be true, and the test for the next one.
 
     ``distance`` gives how far two states lie apart, one number per part (m, rad); ``speeds`` are
-    the highest speeds (m/s, rad/s) at which the arm can be moved at all, by anybody, and ``slack``
-    is what noise and jittering stamps may add.
+    the highest speeds (m/s, rad/s) at which the arm can be moved at all, by anybody, and may be
+    set anew; ``slack`` is what noise and jittering stamps may add.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class PlausibleState(Generic[Value]):
         units: tuple[str, ...],
         adopt_s: float = ADOPT_S,
     ) -> None:
-        self._distance, self._speeds, self._slack = distance, speeds, slack
+        self._distance, self.speeds, self._slack = distance, speeds, slack
         self._units = units
         self._adopt_ns = round(adopt_s * 1e9)
         self.forget()
@@ -96,7 +96,7 @@ class PlausibleState(Generic[Value]):
         if seconds < 0.0:
             return OLD
         parts = zip(
-            self._distance(before.value, value), self._speeds, self._slack, self._units,
+            self._distance(before.value, value), self.speeds, self._slack, self._units,
             strict=True,
         )  # fmt: skip
         for far, speed, slack, unit in parts:

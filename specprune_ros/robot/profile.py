@@ -206,6 +206,11 @@ class Profile:
     def __post_init__(self) -> None:
         topics, adapter = self.observation, self.command.adapter
         cartesian = adapter in (POSE, MOTION_FORCE)
+        if adapter != JOINT_TRAJECTORY and self.command.frame != self.base_frame:
+            raise ValueError(
+                f"command.frame: is '{self.command.frame}'; commands are sent along the axes of "
+                f"base_frame '{self.base_frame}', so it must be that"
+            )
         if self.tool_link and not (topics.ee_pose or topics.joint_states):
             raise ValueError('observation.joint_states: is needed to find tool_link')
         if topics.speed_source == speed.JOINT_STATES and not self.tool_link:

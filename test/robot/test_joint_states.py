@@ -59,3 +59,14 @@ def test_a_position_of_no_joint_is_said_and_not_used(continuous):
     assert reported == [] and 'a is at 1e+300' in wrong[0]
     assert 'jumps' in take(joints, -1.0, 40 * MS)[1][0]
     assert take(joints, 1.5, 50 * MS) == (['a'], [])
+
+
+def test_a_speed_limit_that_becomes_known_counts_from_then_on():
+    """The first message came before the description, and 20 rad/s counted for ever."""
+    limit = JointLimit()
+    joints = JointStates(['a'], limit=lambda name: limit)
+    assert take(joints, 0.0, 0) == (['a'], [])
+    assert take(joints, 1.0, 100 * MS) == (['a'], [])
+    limit = JointLimit(velocity=1.0)
+    assert 'jumps by 1.000 rad' in take(joints, 2.0, 200 * MS)[1][0]
+    assert take(joints, 1.2, 300 * MS) == (['a'], [])

@@ -178,6 +178,10 @@ def test_a_missing_argument_is_requested():
         ({'command__topic': '/bad topic'}, "command.topic: '/bad topic' is no ROS name"),
         ({'command__topic': '/Rizon4-1/cmd'}, 'command.topic: .* is no ROS name'),
         ({'command': 'twist'}, 'command: is "twist"; it should be an object'),
+        (
+            {'command__frame': 'tcp'},
+            "command.frame: is 'tcp'; commands are sent along the axes of base_frame 'base_link'",
+        ),
         ({'observation__cameras': {}}, 'observation.cameras: names no camera'),
         ({'observation__cameras': None}, 'observation.cameras: is missing'),
         (
