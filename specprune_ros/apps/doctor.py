@@ -26,7 +26,6 @@ from rich.table import Table
 from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import String
 
-from specprune_ros.apps.launch_arguments import ArgumentError, absolute
 from specprune_ros.bounded_files import FileError, read_text
 from specprune_ros.nodes.common.bounded_subscription import DESCRIPTION, subscribe
 from specprune_ros.nodes.common.compat import dds_profile_variable
@@ -237,8 +236,8 @@ def run_doctor(options: DoctorOptions) -> int:
 def examine(options: DoctorOptions, console: Console) -> list[Row]:
     """All checks, in the order in which they should be mended."""
     try:
-        profile = load_profile(options.robot, options.robot_sn, absolute(options.namespace))
-    except (ProfileError, ArgumentError) as error:
+        profile = load_profile(options.robot, options.robot_sn, options.namespace)
+    except ProfileError as error:
         return [Row('profile', FAIL, str(error), 'docs/how-to/robots.md lists every key')]
     rows = [Row('profile', OK, str(find_profile(options.robot))), _dds(), *_gpu()]
     gpu = _gpu_memory()

@@ -62,6 +62,7 @@ class JogOptions:
 
     robot: str
     robot_sn: str
+    namespace: str
     up: float
     seconds: float
     gripper: bool
@@ -82,10 +83,11 @@ class Step:
 class Jogger:
     """Listens to the arm and to the executor, and is its policy."""
 
-    def __init__(self, profile: Profile) -> None:
+    def __init__(self, profile: Profile, namespace: str = '') -> None:
         urdf = description_of_file(profile)
         self.profile = profile
-        self.node = rclpy.create_node('jog')
+        self.name = f'{namespace}/{EXECUTOR}'  # of the executor
+        self.node = rclpy.create_node('jog', namespace=namespace or None)
         self._executor = SingleThreadedExecutor()
         self._executor.add_node(self.node)
         self.complaints: dict[str, str] = {}
@@ -100,10 +102,10 @@ class Jogger:
         )
         listen = self.node.create_subscription
         listen(DiagnosticArray, '/diagnostics', self._on_diagnostics, every())
-        listen(TimeReference, f'/{EXECUTOR}/executed', self._on_executed, every())
-        listen(PoseStamped, f'/{EXECUTOR}/dry_run/pose', self._on_virtual, newest(reliable=True))
+        listen(TimeReference, f'{self.name}/executed', self._on_executed, every())
+        listen(PoseStamped, f'{self.name}/dry_run/pose', self._on_virtual, newest(reliable=True))
         self._chunks = self.node.create_publisher(
-            ActionChunk, f'/{EXECUTOR}/action_chunk', every()
+            ActionChunk, f'{self.name}/action_chunk', every()
         )
         self.health, self.values = '', {}
         self.axis, self.axis_at = 0.0, 0.0
@@ -182,15 +184,15 @@ class Jogger:
 
     def enable(self, enabled: bool, patience: float = 10.0) -> None:
         """Tell the executor. Raises ``JogError``."""
-        client = self.node.create_client(SetBool, f'/{EXECUTOR}/enable')
+        client = self.node.create_client(SetBool, f'{self.name}/enable')
         try:
             if not self.spin(patience, client.service_is_ready):
-                raise JogError(f'no service /{EXECUTOR}/enable')
+                raise JogError(f'no service {self.name}/enable')
             future = client.call_async(SetBool.Request(data=enabled))
             if not self.spin(patience, future.done):
-                raise JogError(f'/{EXECUTOR}/enable did not answer')
+                raise JogError(f'{self.name}/enable did not answer')
             if not future.result().success:
-                raise JogError(f'/{EXECUTOR}/enable: {future.result().message}; {self.health}')
+                raise JogError(f'{self.name}/enable: {future.result().message}; {self.health}')
         finally:
             self.node.destroy_client(client)
 
@@ -211,7 +213,7 @@ class Jogger:
 
     def _on_diagnostics(self, message: DiagnosticArray) -> None:
         for status in message.status:
-            if status.name.startswith(f'{EXECUTOR}:'):
+            if status.name.startswith(f'{self.name.lstrip("/")}:'):
                 self.health = status.message
                 self.values = {value.key: value.value for value in status.values}
 
@@ -226,13 +228,13 @@ def run_jog(options: JogOptions) -> int:
     """Preview, have it confirmed, move. Exit status 0 where the arm did as previewed, else 1."""
     console = Console(soft_wrap=True)
     console.width = max(console.width, 100)
-    profile = load_profile(options.robot, options.robot_sn)
+    profile = load_profile(options.robot, options.robot_sn, options.namespace)
     steps: list[Step] = []
     rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
     end_on_signals()
     jogger: Jogger | None = None
     try:
-        jogger = Jogger(profile)
+        jogger = Jogger(profile, options.namespace)
         _jog(options, profile, jogger, console, steps)
     except (JogError, NodeDied, ValueError) as error:
         steps.append(Step('ended', False, str(error)))
@@ -285,7 +287,7 @@ def _jog(
     process = NodeProcess(
         'chunk_executor',
         ros_arguments(
-            {'__node': EXECUTOR},
+            {'__node': EXECUTOR, '__ns': options.namespace or '/'},
             {
                 'profile': str(find_profile(options.robot).resolve()),
                 'robot_sn': options.robot_sn,
@@ -324,7 +326,7 @@ def _show(jog: Jog, seen: Preview, options: JogOptions, console: Console) -> Non
         f'{seen.fastest:.3f} m/s (limit {profile.limits.translation_speed:g})',
         'sent as': f'{profile.command.adapter} on {profile.command.topic}'
         if not options.dry_run
-        else f'nothing is sent: /{EXECUTOR}/dry_run/command',
+        else f'nothing is sent: {options.namespace}/{EXECUTOR}/dry_run/command',
         'gripper': 'opens, then closes: keep fingers out'
         if options.gripper and profile.gripper.adapter != NO_GRIPPER
         else 'does not move',

@@ -41,7 +41,12 @@ def between_queries(config: PolicyConfig) -> float:
 
 
 def from_bag(
-    path: Path, profile: Profile, at: float, config: PolicyConfig, instruction: str = ''
+    path: Path,
+    profile: Profile,
+    at: float,
+    config: PolicyConfig,
+    instruction: str = '',
+    namespace: str = '',
 ) -> tuple[Record, Record]:
     """The observation one chunk before ``at`` and the one at ``at``, in seconds from the
     recording's begin. ``instruction``: where the recording holds none.
@@ -51,7 +56,7 @@ def from_bag(
     with BagReader(path) as bag:
         if not 0 <= at <= bag.duration:
             raise BagError(f'{path}: --at {at:g} is outside 0 to {bag.duration:.1f} s')
-        topics, _ = choose_topics(bag, profile)
+        topics, _ = choose_topics(bag, profile, namespace)
         moments = (max(0.0, at - between_queries(config)), at)
         before, now = (
             _of_recording(bag, topics, profile, config, moment, instruction) for moment in moments
@@ -60,13 +65,17 @@ def from_bag(
 
 
 def from_topics(
-    profile: Profile, config: PolicyConfig, instruction: str = '', patience: float = PATIENCE
+    profile: Profile,
+    config: PolicyConfig,
+    instruction: str = '',
+    namespace: str = '',
+    patience: float = PATIENCE,
 ) -> tuple[Record, Record]:
     """Two observations of live topics, one chunk apart. ``instruction``: where nobody says one.
 
     Raises ``TimeoutError`` with what is missing after ``patience`` seconds.
     """
-    with _inputs(profile, config, {}) as (node, _, buffer):
+    with _inputs(profile, config, {}, namespace) as (node, _, buffer):
         executor = SingleThreadedExecutor()
         executor.add_node(node)
         found: list[Record] = []
@@ -162,7 +171,7 @@ class _NoHistory:
 
 @contextmanager
 def _inputs(
-    profile: Profile, config: PolicyConfig, changes: dict[str, Any]
+    profile: Profile, config: PolicyConfig, changes: dict[str, Any], namespace: str = ''
 ) -> Iterator[tuple[Any, Inputs, ObservationBuffer]]:
     """The node's own inputs on this arm's topics, without a model behind them."""
     values = {spec.name: spec.default for spec in NODE_PARAMETERS}
@@ -178,7 +187,7 @@ def _inputs(
         sync=values['max_skew'],
     )
     buffer = ObservationBuffer(values['cameras'], values['proprio.layout'] != 'none', limits)
-    topics = policy_remappings(profile) | {'~/instruction': f'/{POLICY}/instruction'}
+    topics = policy_remappings(profile) | {'~/instruction': f'{namespace}/{POLICY}/instruction'}
     rclpy.init()
     try:
         node = rclpy.create_node('specprune_explain', cli_args=ros_arguments(topics, {}))

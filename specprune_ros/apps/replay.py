@@ -54,9 +54,12 @@ class ReplayOptions:
     json: Path | None
     log: Path
     header_clock: bool = False
+    namespace: str = ''
 
 
-def choose_topics(bag: BagReader, profile: Profile) -> tuple[dict[str, type], dict[str, Any]]:
+def choose_topics(
+    bag: BagReader, profile: Profile, namespace: str = ''
+) -> tuple[dict[str, type], dict[str, Any]]:
     """Topics to play with their classes, and the policy's parameters that follow.
 
     Raises :class:`BagError` naming what the recording lacks.
@@ -89,7 +92,7 @@ def choose_topics(bag: BagReader, profile: Profile) -> tuple[dict[str, type], di
         (seen.ee_pose, PoseStamped),
         (seen.ee_twist, twist),
         (seen.robot_description, String),
-        (f'/{POLICY}/instruction', String),
+        (f'{namespace}/{POLICY}/instruction', String),
     ):
         if topic and topic in there:
             chosen[topic] = kind
@@ -99,8 +102,10 @@ def choose_topics(bag: BagReader, profile: Profile) -> tuple[dict[str, type], di
 class Player(Monitor):
     """Publishes recorded messages in their own rhythm and listens to the policy."""
 
-    def __init__(self, topics: Mapping[str, type], cameras: tuple[str, ...]) -> None:
-        super().__init__(POLICY, cameras, name='replay')
+    def __init__(
+        self, topics: Mapping[str, type], cameras: tuple[str, ...], namespace: str = ''
+    ) -> None:
+        super().__init__(f'{namespace}/{POLICY}'.lstrip('/'), cameras, name='replay')
         # The same name as a live source: the policy cannot tell the difference.
         self._out = {
             topic: self.create_publisher(kind, topic, latched() if kind is String else every())
@@ -148,7 +153,7 @@ def run_replay(options: ReplayOptions) -> int:
         return 2
     with bag:
         try:
-            topics, parameters = choose_topics(bag, options.profile)
+            topics, parameters = choose_topics(bag, options.profile, options.namespace)
             options = with_policy(options, bag, console)
             first, messages = _first(bag, topics)
             if options.header_clock:
@@ -211,7 +216,7 @@ def _play(
 ) -> int:
     rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
     end_on_signals()
-    player = Player(topics, tuple(options.profile.observation.cameras))
+    player = Player(topics, tuple(options.profile.observation.cameras), options.namespace)
     executor = SingleThreadedExecutor()
     executor.add_node(player)
     remappings = policy_remappings(options.profile)
@@ -225,7 +230,7 @@ def _play(
     process = NodeProcess(
         POLICY,
         ros_arguments(
-            remappings,
+            {'__ns': options.namespace or '/', **remappings},
             {
                 **policy_parameters(options.profile),
                 'model.random_weights': ALLOWED,  # nothing is moved here

@@ -17,9 +17,6 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         parents=[options.robot(), options.checkpoint()],
         help='say what an arm lacks before it may move: topics, clocks, frames, joints, limits',
     )
-    parser.add_argument(
-        '--namespace', default='', help="of the arm, where it has one (arms.launch.py's names)"
-    )
     parser.add_argument('--checkpoint', type=Path, help='whether this one fits the arm, too')
     parser.add_argument(
         '--seconds', type=float, default=5.0, help='how long to listen (default 5)'

@@ -134,11 +134,13 @@ def _records(args: argparse.Namespace, loaded: LoadedModel) -> tuple[Record, Rec
     if args.bag:
         from specprune_ros.apps.observe import from_bag
 
-        return from_bag(args.bag, _profile(args), args.at, loaded.config, args.instruction)
+        return from_bag(
+            args.bag, _profile(args), args.at, loaded.config, args.instruction, args.namespace
+        )
     if args.live:
         from specprune_ros.apps.observe import from_topics
 
-        return from_topics(_profile(args), loaded.config, args.instruction)
+        return from_topics(_profile(args), loaded.config, args.instruction, args.namespace)
     if not args.observation:
         return shipped_records()
     now = read_record(args.observation)
@@ -148,4 +150,4 @@ def _records(args: argparse.Namespace, loaded: LoadedModel) -> tuple[Record, Rec
 def _profile(args: argparse.Namespace) -> Any:
     from specprune_ros.nodes.common.remapping import load_profile
 
-    return load_profile(args.robot, args.robot_sn)
+    return load_profile(args.robot, args.robot_sn, args.namespace)

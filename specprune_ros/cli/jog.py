@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     from specprune_ros.robot.profile import ProfileError
 
     try:
-        profile = load_profile(args.robot, args.robot_sn)
+        profile = load_profile(args.robot, args.robot_sn, args.namespace)
     except ProfileError as error:
         print(error)
         return 2
@@ -57,6 +57,7 @@ def run(args: argparse.Namespace) -> int:
         JogOptions(
             robot=args.robot,
             robot_sn=args.robot_sn,
+            namespace=args.namespace,
             up=args.up,
             seconds=args.seconds,
             gripper=not args.no_gripper,

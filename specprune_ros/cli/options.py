@@ -8,7 +8,7 @@ from typing import Any
 
 
 def robot(default: str = '') -> argparse.ArgumentParser:
-    """``--robot`` (must be given without a ``default``) and ``--robot-sn``."""
+    """``--robot`` (must be given without a ``default``), ``--robot-sn`` and ``--namespace``."""
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument(
         '--robot',
@@ -17,7 +17,23 @@ def robot(default: str = '') -> argparse.ArgumentParser:
         help='robot profile: a name or a YAML file',
     )
     parser.add_argument('--robot-sn', default='', help='serial number for profiles that need one')
+    parser.add_argument(
+        '--namespace',
+        default='',
+        type=_namespace,
+        help="of the arm, where it has one (arms.launch.py's names)",
+    )
     return parser
+
+
+def _namespace(text: str) -> str:
+    """A namespace from the root on; empty at the root."""
+    from specprune_ros.apps.launch_arguments import ArgumentError, absolute
+
+    try:
+        return absolute(text)
+    except ArgumentError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def checkpoint() -> argparse.ArgumentParser:

@@ -58,12 +58,19 @@ def run(args: argparse.Namespace) -> int:
             return 2
         parameters[name] = yaml.safe_load(value)
     try:
-        profile = load_profile(args.robot, args.robot_sn)
+        profile = load_profile(args.robot, args.robot_sn, args.namespace)
     except ProfileError as error:
         print(error)
         return 2
     return run_replay(
         ReplayOptions(
-            args.bag, profile, parameters, args.rate, args.json, args.log, args.header_clock
+            args.bag,
+            profile,
+            parameters,
+            args.rate,
+            args.json,
+            args.log,
+            args.header_clock,
+            args.namespace,
         )
     )

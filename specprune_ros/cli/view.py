@@ -9,6 +9,8 @@ from typing import Any
 
 from specprune_ros.cli import options
 
+NODES = {'policy': 'specprune_node', 'executor': 'chunk_executor'}
+
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     """Declare the command."""
@@ -24,8 +26,10 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         help='interface to listen on; any but the loopback one needs the token that is printed',
     )
     parser.add_argument('--port', type=int, default=8080, help='first port to try (default 8080)')
-    parser.add_argument('--policy', default='/specprune_node', help='name of the policy node')
-    parser.add_argument('--executor', default='/chunk_executor', help='name of the executor node')
+    for node, name in NODES.items():
+        parser.add_argument(
+            f'--{node}', default='', help=f'its node (default: {name} in --namespace)'
+        )
     parser.add_argument(
         '--arm',
         default='auto',
@@ -41,6 +45,9 @@ def run(args: argparse.Namespace) -> int:
     from specprune_ros.apps.view import ViewOptions, run_view
     from specprune_ros.robot.profile import ProfileError
 
+    for node, name in NODES.items():
+        if not getattr(args, node):
+            setattr(args, node, f'{args.namespace}/{name}')
     chosen = {field.name: getattr(args, field.name) for field in fields(ViewOptions)}
     try:
         return run_view(ViewOptions(**chosen))

@@ -123,6 +123,7 @@ def test_a_recording_runs_through_a_live_node(tmp_path):
 
 @pytest.mark.real_time
 def test_a_replay_that_breaks_off_is_no_success(tmp_path):
+    """Of an arm in a namespace, whose topics and nodes are there."""
     from specprune_ros.apps.bag import BagReader, BagWriter
     from specprune_ros.apps.replay import choose_topics
     from specprune_ros.nodes.common.remapping import load_profile
@@ -133,14 +134,15 @@ def test_a_replay_that_breaks_off_is_no_success(tmp_path):
             # Nothing is recorded for 100 s from 2 s on.
             late = recorded.stamp_ns - bag.start_ns > 2_000_000_000
             stamp_ns = recorded.stamp_ns + 100_000_000_000 * late
-            copy.write(recorded.topic, recorded.message, stamp_ns)
+            copy.write(f'/left{recorded.topic}', recorded.message, stamp_ns)
     done = replay(
-        tmp_path / 'bag', '--json', tmp_path / 'r.json', '--log', tmp_path, '--param',
-        'model.threads=1', domain=new_domain(),
+        tmp_path / 'bag', '--namespace', 'left', '--json', tmp_path / 'r.json', '--log', tmp_path,
+        '--param', 'model.threads=1', domain=new_domain(),
     )  # fmt: skip
     assert done.returncode == 1, done.stdout + done.stderr
     numbers = json.loads((tmp_path / 'r.json').read_text())
-    assert numbers['complete'] is False
+    assert numbers['complete'] is False and numbers['chunks'] > 0
+    assert list(numbers['instructions']) == ['lift the red cube']
     assert 'nothing was recorded for 10' in ' '.join(done.stdout.split())
 
 
@@ -219,8 +221,9 @@ def test_a_damaged_chunk_is_said_of_the_recording(tmp_path):
 
 def test_an_observation_is_made_from_a_recording(tmp_path):
     """What the node would have seen: the shipped observation is this one."""
-    from specprune_ros.apps.bag import BagError
+    from specprune_ros.apps.bag import BagError, BagReader, BagWriter
     from specprune_ros.apps.observe import from_bag
+    from specprune_ros.apps.replay import choose_topics
     from specprune_ros.bench.explain import shipped_records
     from specprune_ros.models.config import PolicyConfig
     from specprune_ros.nodes.common.remapping import find_profile
@@ -248,6 +251,14 @@ def test_an_observation_is_made_from_a_recording(tmp_path):
         assert (again[1].images['wrist'] == found[1].images['wrist']).all()
     with pytest.raises(BagError, match='outside 0 to'):
         from_bag(RECORDING, profile, 99.0, config)
+    # An arm in a namespace has its topics there, the instruction's too.
+    with BagReader(RECORDING) as bag, BagWriter(tmp_path / 'left') as copy:
+        for recorded in bag.messages(choose_topics(bag, profile)[0]):
+            copy.write(f'/left{recorded.topic}', recorded.message, recorded.stamp_ns)
+    profile = load(find_profile('sim_arm'), {'namespace': '/left'})
+    _, moved = from_bag(tmp_path / 'left', profile, 3.0, config, namespace='/left')
+    assert moved.instruction == 'lift the red cube'
+    assert (moved.images['wrist'] == found[1].images['wrist']).all()
 
 
 @pytest.mark.parametrize('kind', ['missing', 'empty', 'truncated', 'other topics'])

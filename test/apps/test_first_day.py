@@ -157,12 +157,15 @@ def test_jog_sends_nothing_unless_a_person_says_so_and_ends_where_the_arm_does_n
     file = franka(tmp_path)
     assert specprune('jog', '--robot', file, '--yes') == 2
     assert 'may be a real arm' in capsys.readouterr().out
-    with FakeArm(domain, load(file), follows=False, cameras=False) as arm:
+    profile = load(file, {'namespace': '/left'})
+    assert profile.command.topic.startswith('/left/')
+    with FakeArm(domain, profile, follows=False, cameras=False) as arm:
         monkeypatch.setattr('sys.stdin', open(os.devnull))  # noqa: SIM115
-        assert specprune('jog', '--robot', file) == 1
+        jog = ('jog', '--robot', file, '--namespace', 'left')
+        assert specprune(*jog) == 1
         assert 'a person must confirm' in capsys.readouterr().out
         assert arm.commands == 0
-        short = ('jog', '--robot', file, '--seconds', 1.0, '--no-gripper')
+        short = (*jog, '--seconds', 1.0, '--no-gripper')
         assert specprune(*short, '--dry-run') == 0, capsys.readouterr().out
         assert 'up and back (dry run)' in capsys.readouterr().out and arm.commands == 0
         assert specprune(*short, '--yes', '--fake') == 1

@@ -204,7 +204,7 @@ def test_a_missing_file_and_a_bad_parameter_are_named(records, tmp_path, capsys)
 @pytest.mark.ros
 def test_without_live_topics_it_says_what_is_missing(monkeypatch, capsys, tmp_path):
     observe = pytest.importorskip('specprune_ros.apps.observe', reason='needs ROS 2')
-    monkeypatch.setattr(observe.from_topics, '__defaults__', ('', 0.2))
+    monkeypatch.setattr(observe.from_topics, '__defaults__', ('', '', 0.2))
     monkeypatch.setenv('ROS_DOMAIN_ID', str(new_domain()))
     assert call('--live', '--instruction', 'lift the red cube', '--out', tmp_path / 'p.png') == 1
     assert "no observation of sim_arm in 0.2 s: camera 'agent': no image yet" in (
