@@ -168,3 +168,16 @@ def test_damaged_weights_are_named_and_nothing_starts(tmp_path, monkeypatch, cap
     said = ''.join(capsys.readouterr().out.split())
     assert 'model.safetensors' in said and 'restoreit' in said
     assert not out.exists()
+
+
+def test_a_recording_that_is_not_the_demos_is_not_removed(tmp_path, capsys, monkeypatch):
+    """``--out DIR`` removed ``DIR/bag`` where that was a recording of somebody's arm."""
+    from specprune_ros.cli.main import main
+
+    monkeypatch.setenv('ROS_DOMAIN_ID', str(new_domain()))
+    mine = tmp_path / 'bag' / 'bag_0.mcap'  # as `ros2 bag record -o bag` names it
+    mine.parent.mkdir()
+    mine.write_bytes(b'hours of work')
+    assert main(['demo', '--out', str(tmp_path)]) == 1
+    assert 'bag_0.mcap, which no demo recorded' in ' '.join(capsys.readouterr().out.split())
+    assert mine.read_bytes() == b'hours of work'

@@ -373,13 +373,16 @@ def _free_port(first: int) -> int:
 
 
 def _fresh_folder(path: Path) -> Path:
-    """A path that does not exist yet: an earlier recording, finished or not, is replaced.
+    """A path that does not exist yet: an earlier demo's recording, finished or not, is replaced.
 
-    Raises :class:`NodeDied` where something else is there.
+    Raises :class:`NodeDied` where something else is there, such as a recording of ``ros2 bag``,
+    whose files have other names.
     """
     if path.exists():
-        strange = [f.name for f in path.iterdir() if f.suffix not in ('.mcap', '.yaml')]
+        strange = {f.name for f in path.iterdir()} - {f'{path.name}.mcap', 'metadata.yaml'}
         if strange:
-            raise NodeDied(f'{path} holds {", ".join(strange)}, no recording; move it away')
+            raise NodeDied(
+                f'{path} holds {", ".join(sorted(strange))}, which no demo recorded; move it away'
+            )
         shutil.rmtree(path)
     return path
