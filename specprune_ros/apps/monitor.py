@@ -7,6 +7,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from statistics import mode
 from typing import Any
 
 import numpy as np
@@ -55,6 +56,7 @@ class QueryStats:
     pruned_tokens: list[float] = field(default_factory=list)
     flops_ratio: list[float] = field(default_factory=list)
     recall: list[float] = field(default_factory=list)
+    pruners: list[str] = field(default_factory=list)
     modes: Counter[str] = field(default_factory=Counter)
     instructions: Counter[str] = field(default_factory=Counter)
     last: PruneStats | None = None
@@ -83,6 +85,7 @@ class QueryStats:
             self.overhead.append(latency - stats.time_total)
         self.tokens.append(stats.tokens_mean)
         self.flops_ratio.append(stats.flops_ratio)
+        self.pruners.append(stats.pruner)
         if stats.mode in (PruneStats.MODE_COARSE, PruneStats.MODE_FINE):
             self.pruned_tokens.append(stats.tokens_mean)
         if np.isfinite(stats.prior_recall):
@@ -102,6 +105,7 @@ class QueryStats:
             'tokens_mean': mean(self.tokens[mark:]),
             'flops_ratio': mean(self.flops_ratio[mark:]),
             'query_ms_p50': times and times['p50'],
+            'pruner': mode(self.pruners[mark:]) if times else None,
         }
 
     def numbers(self) -> dict[str, Any]:

@@ -57,3 +57,21 @@ def test_the_real_time_factor_is_of_all_the_time_taken():
     slow = attempt('a', 'dense', seconds_taken=12.0, real_time_factor=0.5)
     assert real_time_factor([slow, attempt('a', 'specprune')]) == pytest.approx(10 / 16)
     assert real_time_factor([]) is None
+
+
+def test_an_attempt_is_of_the_method_that_most_of_its_queries_used():
+    """A person may change it on the page; the table kept what the demo had set."""
+    from specprune_ros.msg import PruneStats
+
+    from specprune_ros.apps.monitor import QueryStats
+
+    tally = QueryStats()
+    mine = attempt('lift', 'dense')
+    mine.take(tally.since(tally.mark()))
+    assert mine.pruner == 'dense' and mine.queries == 0
+    tally.add_stats(PruneStats(pruner='specprune'))
+    mark = tally.mark()
+    for name in ('dense', 'fastv', 'fastv'):
+        tally.add_stats(PruneStats(pruner=name))
+    mine.take(tally.since(mark))
+    assert mine.pruner == 'fastv' and mine.queries == 3

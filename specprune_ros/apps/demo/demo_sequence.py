@@ -39,8 +39,9 @@ class TimeIsUp(Exception):
 class Attempt:
     """One instruction, who said it, how it went and what it cost.
 
-    ``verdict`` is the arm's, in simulated seconds, of which ``real_time_factor`` passed in a
-    second. ``cut`` says why it was not carried through, empty if it was.
+    ``pruner`` is that of most of its queries: a person may change it meanwhile. ``verdict`` is
+    the arm's, in simulated seconds, of which ``real_time_factor`` passed in a second. ``cut``
+    says why it was not carried through, empty if it was.
     """
 
     instruction: str
@@ -74,7 +75,7 @@ class Attempt:
     def take(self, cost: Mapping[str, Any]) -> None:
         """What its queries cost (:meth:`.QueryStats.since`)."""
         for name, value in cost.items():
-            setattr(self, name, value)
+            setattr(self, name, value if value is not None else getattr(self, name))
 
     def numbers(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -214,8 +215,6 @@ class DemoSequence:
 
     def _use(self, pruner: str) -> None:
         """Change the pruning method while the node runs, as ``ros2 param set`` does."""
-        if pruner == self._pruner:
-            return
         value = Parameter('pruning.pruner', value=pruner).to_parameter_msg()
         request = SetParameters.Request(parameters=[value])
         (result,) = self._call(SetParameters, f'{self._policy}/set_parameters', request).results
@@ -256,8 +255,6 @@ class DemoSequence:
             attempt.take(monitor.tally.since(mark))
             attempt.seconds_taken = time.monotonic() - started
             attempt.real_time_factor = (monitor.seconds - begin) / attempt.seconds_taken
-            if said_by == PERSON and monitor.tally.last is not None:
-                attempt.pruner = monitor.tally.last.pruner  # a person may change that too
 
     def _received(self, attempt: Attempt) -> bool:
         """Take the arm's word on this instruction; whether it is final."""
