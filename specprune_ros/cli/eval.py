@@ -130,7 +130,13 @@ def _simulated(args: argparse.Namespace) -> dict[str, Any]:
     from specprune_ros.sim.evaluation.evaluate import REPORT_SEED, TUNING_SEED
     from specprune_ros.sim.evaluation.report import print_rows
     from specprune_ros.sim.evaluation.results import table_rows
-    from specprune_ros.sim.evaluation.trials import TrialFile, jobs, play_all, weights_hash
+    from specprune_ros.sim.evaluation.trials import (
+        TrialFile,
+        checkpoint_hash,
+        jobs,
+        play_all,
+        weights_hash,
+    )
     from specprune_ros.sim.training.export import SHIPPED, check_shipped
 
     checkpoint = args.checkpoint or SHIPPED
@@ -140,7 +146,7 @@ def _simulated(args: argparse.Namespace) -> dict[str, Any]:
     settings = _settings(args)
     begin = (REPORT_SEED if args.seeds == 'report' else TUNING_SEED) + args.first
     seeds = range(begin, begin + args.episodes)
-    weights = weights_hash(checkpoint)
+    weights = checkpoint_hash(checkpoint)
     done = TrialFile(args.work / 'trials.jsonl')
     executed, deviation = args.executed, args.deviation_episodes
     todo = list(jobs(settings, families, seeds, done, weights, executed, deviation))
@@ -161,7 +167,7 @@ def _simulated(args: argparse.Namespace) -> dict[str, Any]:
     played = 0 if args.report_only else missing
     seconds = time.monotonic() - started
     print(f'reused {wanted - missing}, played {played} episodes in {seconds:.0f} s')
-    rows = table_rows(settings, families, seeds, done, weights, executed)
+    rows = table_rows(settings, families, seeds, done, weights, executed, deviation)
     if not rows:
         raise ValueError(f'{done.path}: holds no episode of these rows; leave out --report-only')
     print_rows(rows)
@@ -174,7 +180,7 @@ def _simulated(args: argparse.Namespace) -> dict[str, Any]:
         'benchmark': 'fidelity',
         'table': args.table if not args.pruner else args.pruner,
         'seeds': f'{args.seeds}, {seeds.start} to {seeds.stop - 1}',
-        'weights': weights,
+        'weights': weights_hash(checkpoint),
         'executed': executed,
         'reused': wanted - missing,
         'played': played,

@@ -25,7 +25,7 @@ def evaluate(args: argparse.Namespace, settings: Sequence[EvaluationSetting]) ->
     """
     from specprune_ros.policy.build import build_policy
     from specprune_ros.sim.evaluation.results import table_rows
-    from specprune_ros.sim.evaluation.trials import TrialFile, weights_hash
+    from specprune_ros.sim.evaluation.trials import TrialFile, checkpoint_hash, weights_hash
     from specprune_ros.sim.libero.library import check_libero
     from specprune_ros.sim.libero.suites import check_policy, suite
 
@@ -46,7 +46,8 @@ def evaluate(args: argparse.Namespace, settings: Sequence[EvaluationSetting]) ->
     rows = [setting for setting in settings if setting.control != 'wrong colour']
     for setting in rows:
         policy.check_params(setting.params)
-    weights, done = weights_hash(args.checkpoint), TrialFile(args.work / 'trials.jsonl')
+    weights = f'{checkpoint_hash(args.checkpoint)} {policy.device.type}'
+    done = TrialFile(args.work / 'trials.jsonl')
     played, started = 0, time.monotonic()
     if not args.report_only:
         for task in range(chosen.tasks):
@@ -57,9 +58,11 @@ def evaluate(args: argparse.Namespace, settings: Sequence[EvaluationSetting]) ->
     there = sum(len(done.of(key, family, trials)) for key in keys for family in families)
     seconds = time.monotonic() - started
     print(f'reused {there - played}, played {played} episodes in {seconds:.0f} s')
-    made = table_rows(rows, families, trials, done, weights, args.executed)
+    made = table_rows(
+        rows, families, trials, done, weights, args.executed, args.deviation_episodes
+    )
     return {
-        'weights': weights,
+        'weights': weights_hash(args.checkpoint),
         'suite': chosen.name,
         'libero': notes,
         'reused': there - played,
@@ -91,7 +94,8 @@ def _play_task(
         (setting, trial)
         for setting in settings
         for trial in range(args.episodes)
-        if (keys[setting.label], family, trial) not in done.trials
+        if (there := done.trials.get((keys[setting.label], family, trial))) is None
+        or (trial < args.deviation_episodes and not there.measured and setting.measurable)
     ]
     if not todo:
         return 0
@@ -101,10 +105,11 @@ def _play_task(
         for setting, trial in tqdm(todo, desc=bed.instruction, file=sys.stderr):
             if policy.params != setting.params:
                 policy.set_params(setting.params)
-            measures = trial < args.deviation_episodes and setting.params.pruner != 'dense'
-            policy.measure_deviation = measures
+            policy.measure_deviation = trial < args.deviation_episodes and setting.measurable
             results.clear()
+            before = policy.refreshes.flops  # of the episode before, reported by this one's first
             played = bed.play(runner, trial, args.executed, blind=setting.control == 'blind')
             key = keys[setting.label]
-            done.add([summed_up(key, family, trial, played, results, policy.config)])
+            rest = policy.refreshes.flops - before
+            done.add([summed_up(key, family, trial, played, results, policy.config, rest)])
     return len(todo)

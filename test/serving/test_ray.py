@@ -162,11 +162,11 @@ def test_replicas_follow_the_queries_under_way():
 def test_evaluation_on_a_cluster_gives_the_numbers_of_one_machine(tmp_path):
     from specprune_ros.sim.evaluation.on_ray import play_all_on_ray
     from specprune_ros.sim.evaluation.settings import table
-    from specprune_ros.sim.evaluation.trials import TrialFile, jobs, play_all, weights_hash
+    from specprune_ros.sim.evaluation.trials import TrialFile, checkpoint_hash, jobs, play_all
 
     serve.shutdown()
     ray.shutdown()
-    weights, settings = weights_hash(SHIPPED), table('main')[:2]
+    weights, settings = checkpoint_hash(SHIPPED), table('main')[:2]
 
     def play(name, how, *arguments):
         done = TrialFile(tmp_path / name)

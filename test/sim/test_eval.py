@@ -3,6 +3,7 @@
 import json
 import math
 import shlex
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from specprune_ros.pruning.registry import check_params, names
 from specprune_ros.sim.evaluation import settings
 from specprune_ros.sim.evaluation.episode import EXECUTED
 from specprune_ros.sim.evaluation.plot import draw_curves
-from specprune_ros.sim.evaluation.proportions import compare, wilson
+from specprune_ros.sim.evaluation.proportions import compare, paired, wilson
 from specprune_ros.sim.evaluation.results import table_rows
 from specprune_ros.sim.evaluation.settings import (
     DENSE,
@@ -34,7 +35,14 @@ from specprune_ros.sim.evaluation.settings import (
     table,
     with_control,
 )
-from specprune_ros.sim.evaluation.trials import Player, Trial, TrialFile, jobs, weights_hash
+from specprune_ros.sim.evaluation.trials import (
+    Player,
+    Trial,
+    TrialFile,
+    checkpoint_hash,
+    jobs,
+    weights_hash,
+)
 from specprune_ros.sim.training.recipe import Recipe, Stage, policy_config, tokenizer
 from specprune_ros.sim.training.train import ROBOT, summary
 
@@ -79,9 +87,16 @@ def test_paired_comparison():
     found = compare(first, second)
     assert (found.gained, found.lost, found.difference) == (8, 1, 0.35)
     assert found.p == pytest.approx(20 / 512)
-    # Wald for paired shares: 1.96 sqrt(9 - 49 / 20) / 20.
-    assert found.high - found.difference == pytest.approx(1.959964 * math.sqrt(6.55) / 20)
     assert compare(first, first).p == 1.0
+    # Newcombe (1998), table II, method 10.
+    for counts, low, high in (
+        ((50, 36, 12, 2), 0.0569, 0.3404), ((50, 20, 12, 2), 0.0562, 0.3292),
+        ((50, 36, 14, 0), 0.1528, 0.4167), ((30, 0, 30, 0), 0.8395, 1.0),
+    ):  # fmt: skip
+        made = paired(*counts)
+        assert (round(made.low, 4), round(made.high, 4)) == (low, high)
+    # No pair differs, and still the next one might: the interval was of no width.
+    assert paired(15, 15, 0, 0).high == pytest.approx(0.204, abs=1e-3)
     for bad in ([], [True]):
         with pytest.raises(ValueError, match='want the same'):
             compare(first, bad)
@@ -223,6 +238,28 @@ def test_rows_pair_the_same_episodes(tmp_path):
     assert 'paired_loss' not in by['dense']
 
 
+def test_distance_from_dense_is_of_the_episodes_that_were_to_measure_it(tmp_path):
+    """An earlier run may have measured more."""
+    done = TrialFile(tmp_path / 't.jsonl')
+    done.add(trial(PRUNED, s, 'success', deviation=0.001 * s, milliseconds=math.nan)
+             for s in range(4))  # fmt: skip
+    (row,) = table_rows([PRUNED], ['move'], range(4), done, 'w', deviation_episodes=2)
+    assert row['action_deviation'] == pytest.approx(0.0005) and row['episodes'] == 4
+    assert row['ms_p50'] is None  # every query was refused
+
+
+def test_other_statistics_are_another_policy(checkpoint, tmp_path):
+    folder = tmp_path / 'copy'
+    shutil.copytree(checkpoint, folder)
+    assert checkpoint_hash(folder) == checkpoint_hash(checkpoint)
+    (folder / 'recipe.json').write_text('{"results": 1}')
+    assert checkpoint_hash(folder) == checkpoint_hash(checkpoint)
+    file = folder / 'dataset_statistics.json'
+    file.write_text(file.read_text().replace('"mask"', '"mask" '))
+    assert checkpoint_hash(folder) != checkpoint_hash(checkpoint)
+    assert weights_hash(folder) == weights_hash(checkpoint)
+
+
 def test_what_is_done_is_not_played_again(tmp_path):
     done = TrialFile(tmp_path / 't.jsonl')
     done.add(trial(DENSE, seed, 'success') for seed in range(7))
@@ -231,8 +268,12 @@ def test_what_is_done_is_not_played_again(tmp_path):
     seeds = {label: [s for j in todo if j.setting.label == label for s in j.seeds]
              for label in ('dense', 'specprune', 'dense again')}  # fmt: skip
     assert seeds == {'dense': [*range(7, 12)], 'specprune': [*range(12)], 'dense again': []}
-    done.path.write_text(done.path.read_text() + '{"key": 1')
-    with pytest.raises(ValueError, match='line 8: not valid JSON'):
+    # What was played without the comparison with dense is played again where that is wanted.
+    done.add(trial(PRUNED, s, 'success', deviation=math.nan if s else 0.001) for s in range(12))
+    todo = jobs([DENSE, PRUNED], ['move'], range(7), done, 'w', deviation_episodes=3)
+    assert [(job.setting.label, job.seeds) for job in todo] == [('specprune', (1, 2))]
+    done.path.write_text('{"key": 1')
+    with pytest.raises(ValueError, match='line 1: not valid JSON'):
         TrialFile(done.path)
 
 

@@ -264,6 +264,21 @@ def test_one_episode_is_the_authors_protocol(package):
     assert second.speed.dz == pytest.approx(0.06) and second.speed.v_r == pytest.approx(0.02)
 
 
+def test_the_prior_is_made_anew_in_the_slack(package):
+    """Rows with slack refresh never made one here."""
+    policy = policy_that(gripper=1.0)
+    results, spent = [], {}
+    runner = PolicyRunner(policy, results.append)
+    short = replace(SPATIAL, max_steps=16)
+    with LiberoTask(short, 0) as task:
+        for when in ('never', 'slack'):
+            policy.set_params(policy.params.replace(refresh_when=when))
+            results.clear()
+            assert task.play(runner, 0).queries == 2
+            spent[when] = [result.refreshes.done for result in results]
+    assert spent == {'never': [0, 0], 'slack': [0, 1]}
+
+
 def test_step_limit_controls_and_open_loop(package):
     """With the fingers open the task is never done; waiting does not count."""
     policy = policy_that(gripper=1.0)

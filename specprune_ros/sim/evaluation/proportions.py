@@ -8,8 +8,6 @@ from dataclasses import dataclass
 
 from scipy.stats import binomtest
 
-Z95 = 1.959964  # two-sided 95 % of a normal distribution
-
 
 def wilson(successes: int, trials: int) -> tuple[float, float]:
     """Wilson's 95 % score interval. Raises ``ValueError`` unless 0 <= successes <= trials."""
@@ -24,8 +22,9 @@ class Paired:
     """Two policies on the same episodes.
 
     ``gained`` episodes only the first solved, ``lost`` only the second. ``difference`` is the
-    first's success rate less the second's, with its 95 % interval ``low`` to ``high`` (normal
-    approximation for paired shares). ``p`` is McNemar's exact two-sided test.
+    first's success rate less the second's, with its 95 % interval ``low`` to ``high`` (Newcombe
+    1998, paired data, method 10: Wilson's limits, and how the two go together). ``p`` is
+    McNemar's exact two-sided test.
     """
 
     episodes: int
@@ -44,10 +43,27 @@ def compare(first: Sequence[bool], second: Sequence[bool]) -> Paired:
     """
     if len(first) != len(second) or not first:
         raise ValueError(f'{len(first)} and {len(second)} episodes: want the same, and some')
-    gained = sum(a and not b for a, b in zip(first, second, strict=True))
-    lost = sum(b and not a for a, b in zip(first, second, strict=True))
-    count, differing = len(first), gained + lost
-    difference = (gained - lost) / count
-    spread = Z95 * math.sqrt(max(0.0, differing - (gained - lost) ** 2 / count)) / count
-    p = float(binomtest(gained, differing).pvalue) if differing else 1.0
-    return Paired(count, gained, lost, difference, difference - spread, difference + spread, p)
+    both = sum(a and b for a, b in zip(first, second, strict=True))
+    return paired(len(first), both, sum(first) - both, sum(second) - both)
+
+
+def paired(episodes: int, both: int, gained: int, lost: int) -> Paired:
+    """The comparison from counts: of ``episodes``, ``both`` were solved by both."""
+    neither = episodes - both - gained - lost
+    ones, twos = both + gained, both + lost
+    first, second = ones / episodes, twos / episodes
+    (low1, high1), (low2, high2) = wilson(ones, episodes), wilson(twos, episodes)
+    together = both * neither - gained * lost
+    if together > 0:
+        together = max(0.0, together - episodes / 2)  # continuity
+    rows = ones * (episodes - ones) * twos * (episodes - twos)
+    phi = together / math.sqrt(rows) if rows else 0.0
+
+    def reach(a: float, b: float) -> float:
+        return math.sqrt(max(0.0, a * a - 2 * phi * a * b + b * b))
+
+    difference = first - second
+    low = difference - reach(first - low1, high2 - second)
+    high = difference + reach(high1 - first, second - low2)
+    p = float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
+    return Paired(episodes, gained, lost, difference, low, high, p)

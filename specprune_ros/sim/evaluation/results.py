@@ -23,10 +23,12 @@ def table_rows(
     done: TrialFile,
     weights: str,
     executed: int = EXECUTED,
+    deviation_episodes: int = 20,
 ) -> list[dict[str, Any]]:
     """One row per setting and family, and one over all families where there are several.
 
-    Rates are shares, ``ms_p50`` milliseconds, ``action_deviation`` metres per control step,
+    Rates are shares, ``ms_p50`` milliseconds, ``action_deviation`` metres per control step over
+    the first ``deviation_episodes`` seeds of each family,
     ``flops_ratio`` the share of the dense query's operations, on the critical path, of which
     ``decoder_flops`` is the same of the decoder alone; what a prior made anew in the slack costs
     on top is ``refresh_flops``. ``paired_loss`` is dense's success
@@ -51,7 +53,7 @@ def table_rows(
             mine = {at: t for at, t in played[setting.label].items() if at[0] in members}
             if not mine:
                 continue
-            rows.append(_row(task, setting, mine))
+            rows.append(_row(task, setting, mine, seeds.start + deviation_episodes))
             if setting.label != DENSE.label and setting.control == 'instructed':
                 loss = _paired(played.get(DENSE.label, {}), mine)
                 rows[-1].update(_named('paired_loss', loss))
@@ -61,7 +63,9 @@ def table_rows(
     return rows
 
 
-def _row(task: str, setting: EvaluationSetting, trials: dict[Any, Trial]) -> dict[str, Any]:
+def _row(
+    task: str, setting: EvaluationSetting, trials: dict[Any, Trial], below: int
+) -> dict[str, Any]:
     some = list(trials.values())
     won = [trial for trial in some if trial.success]
     low, high = wilson(len(won), len(some))
@@ -83,8 +87,8 @@ def _row(task: str, setting: EvaluationSetting, trials: dict[Any, Trial]) -> dic
         'decoder_flops': _mean(trial.decoder_flops for trial in some),
         'refresh_flops': _mean(trial.refresh_flops for trial in some),
         'recall': _mean(trial.recall for trial in some),
-        'action_deviation': _mean(trial.deviation for trial in some),
-        'ms_p50': float(np.median([trial.milliseconds for trial in some])),
+        'action_deviation': _mean(trial.deviation for trial in some if trial.seed < below),
+        'ms_p50': _median(trial.milliseconds for trial in some),
     }
 
 
@@ -109,5 +113,14 @@ def _named(name: str, paired: Any) -> dict[str, Any]:
 
 
 def _mean(values: Iterable[float]) -> float | None:
-    known = [value for value in values if not math.isnan(value)]
+    known = _known(values)
     return float(np.mean(known)) if known else None
+
+
+def _median(values: Iterable[float]) -> float | None:
+    known = _known(values)
+    return float(np.median(known)) if known else None
+
+
+def _known(values: Iterable[float]) -> list[float]:
+    return [value for value in values if not math.isnan(value)]

@@ -43,8 +43,14 @@ class EvaluationSetting:
         if self.control not in CONTROLS:
             raise ValueError(f'control: {self.control!r}, want one of {list(CONTROLS)}')
 
+    @property
+    def measurable(self) -> bool:
+        """Whether it can differ from dense."""
+        return self.params.pruner != 'dense'
+
     def key(self, weights: str, executed: int) -> str:
-        """Hex digest of all that decides this row's episodes, but their seeds.
+        """Hex digest of all that decides this row's episodes, but their seeds. ``weights``: of the
+        checkpoint (:func:`.trials.checkpoint_hash`).
 
         That is also the source of the pruning method and of the package's rooms that play an
         episode. Another method, a plugin or not, changes nothing. Raises ``PluginError`` for a

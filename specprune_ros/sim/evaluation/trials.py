@@ -7,6 +7,7 @@ settings, so that comparisons stay paired wherever it was stopped.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -32,6 +33,7 @@ from specprune_ros.sim.processes import in_processes
 from specprune_ros.sim.tasks.tasks import make_episode
 
 MOST = 256 << 20  # bytes of a file of trials
+RECORDS = ('recipe.json', 'trainer_state.json')  # of how a checkpoint was made
 AT_ONCE = 5  # seeds of one job
 
 
@@ -74,6 +76,11 @@ class Trial:
         """Whether the task was done."""
         return self.outcome == 'success'
 
+    @property
+    def measured(self) -> bool:
+        """Whether it was compared with dense."""
+        return not math.isnan(self.deviation)
+
 
 class TrialFile:
     """Trials on disk, one JSON object a line."""
@@ -113,7 +120,7 @@ class Player:
     def __init__(self, checkpoint: Path, executed: int = EXECUTED) -> None:
         choose()
         self.executed = executed
-        self.weights = weights_hash(checkpoint)
+        self.weights = checkpoint_hash(checkpoint)
         self.policy: Policy = build_policy(str(checkpoint), device='cpu', threads=1)
         self.policy.wants_overlay = False
         self._results: list[PolicyResult] = []
@@ -133,7 +140,7 @@ class Player:
         """
         if self.policy.params != setting.params:
             self.policy.set_params(setting.params)
-        self.policy.measure_deviation = deviation and setting.params.pruner != 'dense'
+        self.policy.measure_deviation = deviation and setting.measurable
         self._results.clear()
         before = self.policy.refreshes.flops  # of the episode before, reported by this one's first
         played = play_control(
@@ -199,6 +206,17 @@ def weights_hash(checkpoint: Path) -> str:
     return '-'.join(file_hash(path)[:16] for path in files)
 
 
+def checkpoint_hash(checkpoint: Path) -> str:
+    """Digest of all files in a checkpoint folder that say how its policy acts: the weights, and
+    what they are read with. Raises ``FileNotFoundError`` where there are no weights.
+    """
+    made = hashlib.sha256(weights_hash(checkpoint).encode())
+    for path in sorted(checkpoint.iterdir()):
+        if path.suffix in ('.json', '.model') and path.name not in RECORDS and path.is_file():
+            made.update(f'{path.name} {file_hash(path)}'.encode())
+    return made.hexdigest()[:16]
+
+
 @dataclass(frozen=True)
 class Job:
     """Some seeds of one setting and family; those below ``deviation_below`` measure deviation."""
@@ -225,10 +243,15 @@ def jobs(
         some = range(first, min(first + AT_ONCE, seeds.stop))
         for key, setting in reversed(once.items()):
             for family in families:
-                there = done.of(key, family, some)
-                missing = tuple(seed for seed in some if seed not in there)
+                there, below = done.of(key, family, some), seeds.start + deviation_episodes
+                missing = tuple(
+                    seed
+                    for seed in some
+                    if seed not in there
+                    or (seed < below and not there[seed].measured and setting.measurable)
+                )
                 if missing:
-                    yield Job(setting, family, missing, seeds.start + deviation_episodes)
+                    yield Job(setting, family, missing, below)
 
 
 _player: Player | None = None  # of a worker process

@@ -25,7 +25,7 @@ from specprune_ros.robot.geometry import (
     rotation_vector,
     twist_between,
 )
-from specprune_ros.sim.evaluation.episode import EpisodeObservation, EpisodeResult
+from specprune_ros.sim.evaluation.episode import SLACK_STEPS, EpisodeObservation, EpisodeResult
 from specprune_ros.sim.evaluation.policy_runner import PolicyRunner
 from specprune_ros.sim.libero.library import MissingLibero, library, quiet
 from specprune_ros.sim.libero.suites import (
@@ -120,7 +120,8 @@ class LiberoTask:
 
         ``executed`` rows of a chunk are played before the next query. ``blind`` shows black
         images, ``instruction`` replaces the words shown to the policy (controls). ``watch`` puts
-        the images between queries into the policy's frame history. Raises
+        the images between queries into the policy's frame history; the prior is made anew
+        ``SLACK_STEPS`` before a query where ``pruning.refresh_when`` is ``slack``. Raises
         :class:`.WrongPolicy`; ``ValueError`` for a trial that is not there. Actions that the
         policy itself refuses end the episode without success and with a reason.
         """
@@ -149,8 +150,11 @@ class LiberoTask:
                 played.queries += 1
                 if keep_frames:
                     played.frames.append(observation.images)
-            elif watch:
-                runner.watch(observation)
+            else:
+                if watch:
+                    runner.watch(observation)
+                if row == min(executed, len(chunk)) - SLACK_STEPS:
+                    runner.refresh(observation)
             before, (seen, done) = seen, self._step(command(chunk[row]))
             row += 1
             played.steps += 1
