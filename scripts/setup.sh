@@ -154,7 +154,7 @@ install_torch() { # install_torch CONSTRAINTS
 # The requirements without PyTorch where it is not to be installed.
 requirements_without_torch() { # requirements_without_torch FILE...
   case $(torch_choice) in
-    system | none) grep -hvE '^(torch|transformers)$' "$@" >"$venv/requirements.txt" ;;
+    system | none) grep -hvE '^(torch|transformers)([^a-z0-9-]|$)' "$@" >"$venv/requirements.txt" ;;
     *) cat "$@" >"$venv/requirements.txt" ;;
   esac
 }

@@ -446,3 +446,17 @@ def test_setup_forgets_what_a_killed_pip_left_unfinished(tmp_path):
     script = f'set -eu\nvenv={tmp_path}\n{function}\nforget_unfinished'
     subprocess.run(['bash', '-c', script], check=True)
     assert [path.name for path in packages.iterdir()] == ['whole-1.0.dist-info']
+
+
+def test_without_pytorch_none_is_required():
+    """``torch>=2.10`` passed a pattern for the bare name: TORCH=none installed 3 GB."""
+    (pattern,) = re.findall(r"grep -hvE '([^']+)'", (ROOT / 'scripts/setup.sh').read_text())
+    lines = [
+        line
+        for file in ('run', 'test', 'sim')
+        for line in (ROOT / 'requirements' / f'{file}.txt').read_text().splitlines()
+    ]
+    left = [line for line in lines if not re.search(pattern, line)]
+    taken = {re.match('[a-z0-9-]*', line).group() for line in lines if line not in left}
+    assert taken == {'torch', 'transformers'} and 'numpy' in left
+    assert not re.search(pattern, 'torch-fidelity>=1') and re.search(pattern, 'torch==2.13.0')
