@@ -30,13 +30,15 @@ def host_info() -> dict[str, str | int]:
 
 def as_json(value: Any) -> str:
     """JSON text of a result; NaN, which JSON has not, becomes null."""
-    return json.dumps(_finite(value), indent=2) + '\n'
+    return json.dumps(_finite(value), indent=2, allow_nan=False) + '\n'
 
 
 def _finite(value: Any) -> Any:
     """JSON has no NaN."""
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

@@ -52,6 +52,7 @@ def run(args: argparse.Namespace) -> int:
 
     from specprune_ros.cli.output import write_json
     from specprune_ros.sim.arm.render_backend import NoRenderer, choose
+    from specprune_ros.sim.training.export import RECIPE
     from specprune_ros.sim.training.train import TrainError
 
     try:
@@ -65,16 +66,18 @@ def run(args: argparse.Namespace) -> int:
         before, results = None, {}
         for stage in recipe.stages:
             done = args.work / stage.name / 'policy'
-            if not (done / 'config.json').exists():
+            if (done / RECIPE).exists():
+                results[stage.name] = results_of(recipe.until(stage), done)
+            else:
                 record_all(recipe, stage, args.work / 'data' / stage.data, args.processes, before)
-                results = train_stage(recipe, stage, args.work, device, before)
+                results[stage.name] = train_stage(recipe, stage, args.work, device, before)
             before = done
         args.out.mkdir(parents=True, exist_ok=True)
         for file in before.iterdir():
             shutil.copyfile(file, args.out / file.name)
         if args.episodes:
             results['closed_loop'] = evaluate(args.out, args.episodes)
-            note(args.out, results)
+            note(args.out, {'closed_loop': results['closed_loop']})
     except KeyboardInterrupt:
         print(f'interrupted; the same command goes on from {args.work}', file=sys.stderr)
         return 130
@@ -84,6 +87,23 @@ def run(args: argparse.Namespace) -> int:
     print(f'weights: {args.out}')
     write_json(args.json, results)
     return 0
+
+
+def results_of(recipe: Any, done: Path) -> dict[str, Any]:
+    """What a stage that is done measured. Raises ``TrainError`` where another recipe made it."""
+    from specprune_ros.bounded_files import boundary, read_json
+    from specprune_ros.sim.training.export import RECIPE
+    from specprune_ros.sim.training.train import TrainError
+
+    with boundary(done / RECIPE, TrainError, 'no record of a training run'):
+        record = read_json(done / RECIPE)
+        made_by, results = record['recipe_sha256'], dict(record['results'])
+    if made_by != recipe.hash:
+        raise TrainError(
+            f'{done}: was trained by another recipe; give another --work, or delete '
+            f'{done.parent} and the stages after it'
+        )
+    return results
 
 
 def train_stage(
@@ -131,11 +151,13 @@ def train_stage(
 
 def note(folder: Path, results: dict[str, Any]) -> None:
     """Add ``results`` to the record beside the weights."""
+    from specprune_ros.bench.host_info import as_json
     from specprune_ros.sim.training.export import RECIPE
 
     record = json.loads((folder / RECIPE).read_text(encoding='utf-8'))
-    text = json.dumps({**record, 'results': record['results'] | results}, indent=1)
-    (folder / RECIPE).write_text(text + '\n', encoding='utf-8')
+    (folder / RECIPE).write_text(
+        as_json({**record, 'results': record['results'] | results}), encoding='utf-8'
+    )
 
 
 def change(settings: list[str]) -> Any:
@@ -174,14 +196,26 @@ def change(settings: list[str]) -> Any:
 def record_all(
     recipe: Any, stage: Any, folder: Path, processes: int, before: Path | None = None
 ) -> None:
-    """Record the missing shards in several processes."""
+    """Record the missing shards in several processes. Raises ``TrainError`` where those that are
+    there were recorded otherwise.
+    """
     from functools import partial
 
     from torch import set_num_threads
 
     from specprune_ros.sim.processes import in_processes
     from specprune_ros.sim.training.dataset import record, shard_path
+    from specprune_ros.sim.training.train import TrainError
 
+    made_by, recording = folder / 'recording.sha256', recipe.recording(stage)
+    if any(folder.glob('shard_*.npz')) or made_by.exists():
+        if not made_by.is_file() or made_by.read_text(encoding='utf-8').strip() != recording:
+            raise TrainError(
+                f'{folder}: was recorded by another recipe; give another --work, or delete it'
+            )
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        made_by.write_text(recording + '\n', encoding='utf-8')
     missing = [[i] for i in range(stage.shards) if not shard_path(folder, i).exists()]
     if not missing:
         return

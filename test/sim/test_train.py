@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from specprune_ros.cli.train import change
+from specprune_ros.cli.train import change, note, record_all, results_of
 from specprune_ros.models.build import build
 from specprune_ros.models.families.oft import OpenVLAOFT
 from specprune_ros.models.load import load_policy_model
@@ -342,6 +342,34 @@ def test_a_colour_stays_with_its_noun():
     assert second.tokens[-3:] == ['the', 'green one', 'on the red one']
     assert '<unk>' in made.encode('juggle the red cube').tokens
     assert made.get_vocab_size() <= policy_config(Recipe()).decoder.vocab
+
+
+def test_what_another_recipe_made_is_not_gone_on_with(tmp_path):
+    """It was taken as it was: `--set seed=1` trained nothing and reported success."""
+    first = SMALL.until(STAGE)
+    record = {'recipe_sha256': first.hash, 'results': {'validation': {'action': 0.5}}}
+    (tmp_path / 'recipe.json').write_text(json.dumps(record))
+    assert results_of(first, tmp_path) == {'validation': {'action': 0.5}}
+    with pytest.raises(TrainError, match='trained by another recipe; give another --work'):
+        results_of(replace(first, seed=1), tmp_path)
+    note(tmp_path, {'closed_loop': [{'mean_steps': math.nan}]})  # of no success
+    assert 'NaN' not in (tmp_path / 'recipe.json').read_text()
+
+    data = tmp_path / 'data'
+    data.mkdir()
+    (data / 'shard_00000.npz').write_bytes(b'of nobody knows what')
+    with pytest.raises(TrainError, match='recorded by another recipe'):
+        record_all(SMALL, STAGE, data, 1)
+    (data / 'recording.sha256').write_text(SMALL.recording(STAGE))
+    (data / 'shard_00001.npz').write_bytes(b'of this recipe')
+    record_all(SMALL, STAGE, data, 1)  # nothing is missing
+    with pytest.raises(TrainError, match='recorded by another recipe'):
+        record_all(SMALL, replace(STAGE, keep=0.5), data, 1)
+    assert SMALL.recording(GROWN) == SMALL.recording(STAGE)  # they share their data
+    driven = replace(GROWN, data='driven', policy_share=1.0)
+    made = replace(SMALL, stages=(STAGE, driven))
+    other = replace(made, stages=(replace(STAGE, steps=7), driven))
+    assert made.recording(driven) != other.recording(driven)
 
 
 def test_recipe_changes_from_the_command_line():

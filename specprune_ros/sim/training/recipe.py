@@ -81,6 +81,9 @@ class Stage:
                 raise ValueError(f'recipe.{name}: {getattr(self, name)}, want 0..1')
 
 
+# What of a stage decides the episodes that it records.
+RECORDED = ('pace', 'families', 'shard_episodes', 'keep', 'policy_share', 'stretch', 'push')
+
 # Instructions of two parts once more, from where the policy ends up by now.
 SETTLE = Stage(
     'settle', 'settle', families=('two_step', 'put', 'two_step', 'two_step'), policy_share=1.0,
@@ -184,6 +187,17 @@ class Recipe:
     def until(self, stage: Stage) -> Recipe:
         """This recipe without the stages after ``stage``."""
         return dataclasses.replace(self, stages=self.stages[: self.stages.index(stage) + 1])
+
+    def recording(self, stage: Stage) -> str:
+        """Hex digest of what decides the bytes of a shard of ``stage.data``, but its number."""
+        what: dict[str, Any] = {name: getattr(self, name) for name in ('image_size', 'chunk')}
+        fields = dataclasses.asdict(stage)
+        for name in RECORDED:
+            what[name] = fields[name]
+        if stage.policy_share:  # the policy that drives is that of the stages before
+            first = next(i for i, each in enumerate(self.stages) if each.data == stage.data)
+            what['after'] = dataclasses.replace(self, stages=self.stages[:first]).hash
+        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Recipe:
