@@ -79,10 +79,8 @@ def _connect(address: str) -> Any:
         host, separator, port = address.rpartition(':')
         if separator and '/' not in address:  # Ray itself waits two minutes, then ends the process
             socket.create_connection((host, int(port)), timeout=5).close()
-        where = None if address == 'local' else address
-        ray.init(
-            address=where, log_to_driver=False, include_dashboard=False if where is None else None
-        )
+        alone = address == 'local'  # also where RAY_ADDRESS or a running cluster is there to join
+        ray.init(address=address, log_to_driver=False, include_dashboard=False if alone else None)
     except (OSError, RuntimeError, ValueError) as error:
         raise MissingRay(f'no Ray cluster at {address}: {error}') from error
     return ray
