@@ -268,6 +268,20 @@ def batch(model: str, device: str, sizes=(2, 4, 8), repeats: int = 15) -> dict:
     return {'benchmark': 'serving_batch', 'model': model, 'device': where, 'rows': rows}
 
 
+def shipped_policy() -> str:
+    """The sizes of the policy that the numbers are of."""
+    from specprune_ros.models.config import PolicyConfig
+    from specprune_ros.sim.training.export import SHIPPED
+
+    tree = json.loads((SHIPPED / 'config.json').read_text())
+    config = PolicyConfig.from_dict(tree['policy'])
+    rows, columns = config.grid
+    return (
+        f'{config.decoder.depth} decoder layers, {len(config.cameras)} x {rows * columns} vision '
+        'tokens'
+    )
+
+
 def markdown() -> str:
     """What was recorded, for docs/how-to/scale.md."""
     folder = Path(__file__).parent / 'results'
@@ -278,12 +292,13 @@ def markdown() -> str:
     count = found['rows'][0]['arms']
     lines = [
         f'Parity through the wire: {wire["episodes"]} closed-loop episodes of the shipped policy '
-        f'in process and on a server, {wire["queries"]} queries, {wire["actions"]} action values: '
+        f'({wire["policy"]}) in process and on a server, {wire["queries"]} queries, '
+        f'{wire["actions"]} action values: '
         f'{wire["differing_queries"]} queries differ, {wire["successes"]["in process"]} and '
         f'{wire["successes"]["through the wire"]} successes.',
         '',
-        f'{count} arms that ask without a pause, the shipped policy on one thread, float32 '
-        f'({found["machine"]["cpu"]}, no GPU, shared with other work: '
+        f'{count} arms that ask without a pause, the shipped policy ({found["policy"]}) on one '
+        f'thread, float32 ({found["machine"]["cpu"]}, no GPU, shared with other work: '
         f'compare the rows with one another only; {found["date"]}):',
         '',
         '| server | queries/s | p50 | p99 | slowest arm, p99 | resets after the first query |',
@@ -295,7 +310,11 @@ def markdown() -> str:
             f'| {row["server"]} | {row["queries_per_second"]} | {row["p50"]} ms | {row["p99"]} ms '
             f'| {slowest} ms | {row["resets"] - row["sessions"]} |'
         )
-    lines += ['', f'The model alone, pruned queries in batches against one by one: {gains}.']
+    lines += [
+        '',
+        f'The model alone ({alone["policy"]}), pruned queries in batches against one by one: '
+        f'{gains}.',
+    ]
     return '\n'.join(lines) + '\n'
 
 
@@ -322,7 +341,7 @@ def main() -> int:
         for row in result['rows']:
             print({name: value for name, value in row.items() if name != 'per_arm'})
             print('  per arm (ms):', row['per_arm'])
-    write(args.json, result)
+    write(args.json, {**result, 'policy': shipped_policy()} if args.model == 'shipped' else result)
     return 0
 
 
