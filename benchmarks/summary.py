@@ -202,8 +202,9 @@ def closed_loop() -> list[str]:
         '**Success.** The shipped policy in closed loop in the simulated arm, for every row the '
         f'first episodes of the same held-out list ({where(result)}, `{result["command"]}`), the '
         'difference with its 95 % interval. FLOPs are those of the queries themselves; the dense '
-        f'passes between them (slack) add {slack["refresh_flops"]:.0%} of dense, for which no query '
-        'waits. docs/explanation/fidelity.md has every method, and what speaks against this one.',
+        f'passes between them (slack) add {slack["refresh_flops"]:.0%} of dense, for which no '
+        'query waits. docs/explanation/fidelity.md has every method, and what speaks against this '
+        'one.',
         '',
         f'| pruner | {" | ".join(tasks)} | against dense, all | FLOPs |',
         '|---' * (len(tasks) + 3) + '|',
