@@ -67,7 +67,7 @@ FAMILY_RULES: dict[str, dict[str, Any]] = {
 class LoadedModel:
     """Everything a policy needs: the network, and what stands between its numbers and the robot's.
 
-    ``notes`` are messages for the user.
+    ``notes`` are messages for the user. With ``random_weights`` the actions mean nothing.
     """
 
     model: Network
@@ -76,6 +76,7 @@ class LoadedModel:
     tokenizer: PromptTokenizer | FlowPrompts
     statistics: Statistics
     notes: list[str] = field(default_factory=list)
+    random_weights: bool = False
 
     def encode(
         self, instruction: str, proprio: np.ndarray | None, cameras: int
@@ -372,6 +373,7 @@ def random_policy_model(
         tokenizer=tokenizer,
         statistics=Statistics.identity(),
         notes=[f'random weights (preset {name}, seed {seed}): the actions mean nothing'],
+        random_weights=True,
     )
 
 

@@ -180,7 +180,7 @@ def _said(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
-Meaning = tuple[PolicyConfig, MotionRange, tuple[float, ...] | None]
+Meaning = tuple[PolicyConfig, MotionRange, tuple[float, ...] | None, bool]
 
 
 class RemotePolicy:
@@ -214,7 +214,8 @@ class RemotePolicy:
         self._connection: Connection | None = self._connect()
         metadata = self._connection.metadata
         assert self._meaning is not None  # by connecting
-        self.config, self.motion, center = self._meaning
+        # Random weights also where the server does not say: one of an older version.
+        self.config, self.motion, center, self.random_weights = self._meaning
         self.proprio_center = None if center is None else np.array(center)
         self.notes = [str(note) for note in metadata.get('notes', ())]
         self.step_dt = 1.0 / self.config.control_hz
@@ -422,7 +423,8 @@ class RemotePolicy:
 def _meaning(url: str, metadata: Mapping[str, Any]) -> Meaning:
     """What a server's numbers mean."""
     config = _config(url, metadata)
-    return config, _motion(url, metadata), _proprio_center(url, metadata, config.proprio_dim)
+    center = _proprio_center(url, metadata, config.proprio_dim)
+    return config, _motion(url, metadata), center, metadata.get('random_weights') is not False
 
 
 def _config(url: str, metadata: Mapping[str, Any]) -> PolicyConfig:

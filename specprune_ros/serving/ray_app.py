@@ -25,8 +25,8 @@ api = FastAPI()
 class Options(BaseModel):
     """What the application is built with.
 
-    ``checkpoint``: folder, on every node; empty takes ``preset`` with random weights. ``replicas``
-    is fixed where ``max_replicas`` is 0; otherwise there are ``replicas`` to ``max_replicas``, one
+    ``checkpoint``: folder, on every node; or ``preset``, whose weights are random. ``replicas`` is
+    fixed where ``max_replicas`` is 0; otherwise there are ``replicas`` to ``max_replicas``, one
     for each ``target_pending`` queries under way. ``gpus`` and ``cpus`` are of one replica,
     ``robots`` the most connections of one. ``drain``: seconds that a replica which is to go waits
     for its robots to leave. The others are those of ``build_policy``.
@@ -35,7 +35,7 @@ class Options(BaseModel):
     model_config = ConfigDict(extra='forbid')
 
     checkpoint: str = ''
-    preset: str = 'tiny'
+    preset: str = ''
     device: str = 'auto'
     dtype: str = 'auto'
     unnorm_key: str = ''
@@ -160,7 +160,14 @@ class ByPending:
 
 
 def build(args: Options) -> Application:
-    """The application, for ``serve run`` and ``serve deploy``."""
+    """The application, for ``serve run`` and ``serve deploy``. Raises ``ValueError`` unless it is
+    either a checkpoint or a preset.
+    """
+    if bool(args.checkpoint) == bool(args.preset):
+        raise ValueError(
+            'want one of checkpoint=FOLDER and preset=NAME (random weights: its actions mean '
+            'nothing)'
+        )
     resources: dict[str, Any] = {'num_cpus': args.cpus}
     if args.gpus:
         resources['num_gpus'] = args.gpus

@@ -234,6 +234,7 @@ class Hub:
             'engine': self.engine.status,
             'device': str(self.engine.device),
             'notes': list(self.loaded.notes),
+            'random_weights': self.loaded.random_weights,
             **self._facts,
         }
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -112,3 +113,32 @@ def test_a_server_that_is_not_there_is_said_when_configuring(rig_with):
     rig = rig_with(program=(TORCHLESS,), model__server='ws://127.0.0.1:9')
     assert rig.feed(60.0, until=lambda: 'cannot be reached' in rig.process.text())
     assert rig.state() == 'unconfigured'
+
+
+def test_a_server_with_random_weights_drives_no_real_arm(monkeypatch, one_thread):
+    from served import serving
+
+    from specprune_ros.models.load import random_policy_model
+    from specprune_ros.nodes.common.remapping import ALLOWED
+    from specprune_ros.nodes.policy_node.load import load
+    from specprune_ros.nodes.policy_node.parameters import NODE_PARAMETERS
+    from specprune_ros.policy.engine.eager import EagerEngine
+    from specprune_ros.pruning.params import PruningParams
+
+    model = random_policy_model('tiny')
+    with serving(model, EagerEngine(model)) as running:
+        defaults = {spec.name: spec.default for spec in NODE_PARAMETERS}
+        values = {**defaults, 'model.server': running.url, 'model.server_timeout': 60.0}
+
+        def refused():
+            with pytest.raises(ValueError, match=r'weights are random.*specprune serve FOLDER'):
+                load(values, PruningParams(), Mock())
+
+        refused()
+        said = running.hub.metadata()
+        assert said.pop('random_weights') is True
+        with monkeypatch.context() as patch:
+            patch.setattr(running.hub, 'metadata', lambda: said)  # an older version's
+            refused()
+        policy, _ = load({**values, 'model.random_weights': ALLOWED}, PruningParams(), Mock())
+        policy.close()

@@ -159,6 +159,13 @@ def test_replicas_follow_the_queries_under_way():
     assert decide(Context(60.0))[0] == 4
 
 
+@pytest.mark.parametrize('given', [{}, {'checkpoint': str(SHIPPED), 'preset': 'tiny'}])
+def test_random_weights_are_served_only_by_name(given):
+    with pytest.raises(ValueError, match='one of checkpoint=FOLDER and preset=NAME'):
+        build(Options(**given))
+    assert build(Options(preset='tiny'))
+
+
 def test_evaluation_on_a_cluster_gives_the_numbers_of_one_machine(tmp_path):
     from specprune_ros.sim.evaluation.on_ray import play_all_on_ray
     from specprune_ros.sim.evaluation.settings import table

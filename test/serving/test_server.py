@@ -528,7 +528,7 @@ def test_a_server_that_comes_back_begins_a_new_episode(loaded):
         second.stop()
 
 
-@pytest.mark.parametrize('changed', ['gripper', 'rate', 'motion'])
+@pytest.mark.parametrize('changed', ['gripper', 'rate', 'motion', 'weights'])
 def test_another_model_in_its_place_is_refused_before_anything_is_sent(loaded, changed):
     config, facts = loaded.config.to_dict(), {}
     if changed == 'gripper':
@@ -537,6 +537,8 @@ def test_another_model_in_its_place_is_refused_before_anything_is_sent(loaded, c
         facts['config'] = {**config, 'action': {**config['action'], 'gripper_sense': other}}
     elif changed == 'rate':
         facts['config'] = {**config, 'control_hz': 2 * config['control_hz']}
+    elif changed == 'weights':
+        facts['random_weights'] = True
     else:
         facts['motion'] = {'v_t': 7.0, 'v_r': 7.0, 'step': 0.7}
     with serving(loaded, EagerEngine(loaded)) as first:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from specprune_ros.nodes.common.realtime import freeze_gc
+from specprune_ros.nodes.common.remapping import ALLOWED, REFUSED
 from specprune_ros.nodes.policy_node import chunk_continuation
 from specprune_ros.nodes.policy_node.parameters import check_proprio
 from specprune_ros.pruning.params import PruningParams
@@ -22,12 +23,21 @@ def load(
 ) -> tuple[Policy | RemotePolicy, float]:
     """The policy of these parameter values, and the seconds of a query once it is warm.
 
-    Raises what loading and connecting raise, and ``ValueError`` where it does not fit the inputs.
+    Raises what loading and connecting raise, and ``ValueError`` where it does not fit the inputs,
+    or where a server's weights may be random and the parameters do not allow that.
     """
     if values['model.server']:
         timeout = values['model.server_timeout']
         key = os.environ.get(KEY_VARIABLE, '')  # not a parameter: those everybody can read
         remote = RemotePolicy(values['model.server'], key, params, timeout, timeout)
+        if remote.random_weights and values['model.random_weights'] == REFUSED:
+            remote.close()
+            raise ValueError(
+                f'{remote.url}: its weights are random, or its version is too old to say; that is '
+                'refused on this robot, as such actions would move the arm at random. Serve a '
+                'checkpoint (specprune serve FOLDER); to try the wiring, in a dry run, set '
+                f"model.random_weights (launch: random_weights) to '{ALLOWED}'"
+            )
         return remote, _make_ready(remote, values, params, logger)
     from specprune_ros.bench.calibration import calibrator
     from specprune_ros.policy.build import build_policy, resolve

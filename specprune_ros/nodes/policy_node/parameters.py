@@ -23,7 +23,8 @@ NODE_PARAMETERS = (
         'model.server',
         '',
         'Address of a policy server, ws://HOST:PORT or wss://, which is queried instead of a '
-        'model on this machine (docs/how-to/scale.md); the other model.* then have no effect.',
+        'model on this machine (docs/how-to/scale.md); the other model.* then have no effect, but '
+        'for model.random_weights.',
     ),
     ParameterSpec(
         'model.server_timeout',
@@ -42,8 +43,8 @@ NODE_PARAMETERS = (
     ParameterSpec(
         'model.random_weights',
         REFUSED,
-        'Whether a model with random weights may be built. Only the profile of the simulated arm '
-        'allows it: such actions would move a real arm at random.',
+        'Whether a model with random weights may be built, or asked on a server. Only the profile '
+        'of the simulated arm allows it: such actions would move a real arm at random.',
         choices=(REFUSED, ALLOWED),
     ),
     ParameterSpec('model.preset', 'tiny', 'Named sizes used where model.path is empty.'),
