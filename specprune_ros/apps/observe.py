@@ -116,6 +116,8 @@ def _of_recording(
             changes['robot_description'] = recorded.message.data
         elif recorded.stamp_ns <= until or not instruction:
             instruction = recorded.message.data
+    if profile.observation.robot_description_file:
+        changes['robot_description'] = ''  # which replaces the topic
     if changes['robot_description']:
         tip, base, prefix = profile.tool_link, profile.base_frame, profile.joint_prefix
         try_out(changes['robot_description'], tip, base, prefix)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import time
 from collections import deque
 from functools import partial
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from specprune_ros.bounded_files import FileError
 from specprune_ros.models.statistics import Statistics
 from specprune_ros.robot.geometry import from_rotation_vector, multiply, rotation_vector
 from specprune_ros.sim.arm import rizon4
@@ -47,6 +49,8 @@ class Bench:
             'speed.tip_frame': 'tcp',
             'speed.joint_prefix': '',
             'robot_description': urdf(),
+            'robot_description_file': '',
+            'robot_description_sha256': '',
             'frozen_after': 10.0,
             **changes,
         }
@@ -356,3 +360,33 @@ def test_one_width_becomes_two_fingers_and_a_missing_joint_names_its_parameter(i
     bench.now += SECOND // 100
     bench.pose((0.0, 0.0, 0.0, 1.0))
     assert bench.state[6:].tolist() == [0.04, -0.04]
+
+
+def test_the_description_is_the_one_that_the_profile_names(inputs, tmp_path):
+    from rclpy.executors import SingleThreadedExecutor
+    from std_msgs.msg import String
+
+    from specprune_ros.nodes.common.qos import latched
+    from specprune_ros.robot.description import digest
+
+    file = tmp_path / 'robot.urdf'
+    named = {'robot_description': '', 'robot_description_file': str(file)}
+    with pytest.raises(FileError, match=re.escape(str(file))):
+        inputs(**named)
+    file.write_text(urdf())
+    bench = inputs(**named)
+    for _ in range(2):
+        bench.joints(ARM, [0.1] * 7)
+        bench.now += SECOND // 50
+    assert bench.inputs.speed_frame == 'base_link'
+
+    bench = inputs(robot_description='', robot_description_sha256=digest(urdf() + ' '))
+    publisher = bench.node.create_publisher(String, '~/robot_description', latched())
+    publisher.publish(String(data=urdf()))
+    executor = SingleThreadedExecutor()
+    executor.add_node(bench.node)
+    end = time.monotonic() + 30.0
+    while not bench.said and time.monotonic() < end:
+        executor.spin_once(timeout_sec=0.05)
+    executor.remove_node(bench.node)
+    assert 'SHA-256' in bench.said[0]

@@ -119,6 +119,22 @@ def test_a_profile_nobody_has_and_a_broken_parameter_file_are_named(tmp_path):
     assert wrong_file(['--params-file', str(file)]) == ''
 
 
+def test_what_a_profile_says_of_images_and_description_reaches_the_policy(tmp_path):
+    from specprune_ros.nodes.common.remapping import policy_parameters
+    from specprune_ros.robot.profile import load
+
+    tree = yaml.safe_load((ROOT / 'config' / 'robots' / 'franka.yaml').read_text())
+    said = {
+        'image_reliability': 'reliable',
+        'robot_description_file': '/etc/robot.urdf',
+        'robot_description_sha256': 64 * '0',
+    }
+    tree['observation'] |= said
+    file = tmp_path / 'mine.yaml'
+    file.write_text(yaml.safe_dump(tree))
+    assert said.items() <= policy_parameters(load(file)).items()
+
+
 def test_only_the_simulated_arm_takes_random_weights():
     from specprune_ros.nodes.common.remapping import policy_parameters, refuse_random_weights
     from specprune_ros.robot.profile import load

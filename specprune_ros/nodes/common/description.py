@@ -9,17 +9,30 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from rclpy.clock import Clock, ClockType
 from std_msgs.msg import String
 
+from specprune_ros.bounded_files import read_text
 from specprune_ros.nodes.common import bounded_subscription as bounded
 from specprune_ros.nodes.common.qos import both_durabilities
-from specprune_ros.robot.description import UrdfError, digest
+from specprune_ros.robot.description import MAX_URDF, UrdfError, digest
 from specprune_ros.robot.description_trial import try_out
 
 AGAIN = 0.1  # s between two looks whether one that came at a bad time may be read now
+
+
+def read_file(file: str, frames: tuple[str, str, str]) -> str:
+    """The URDF of a file, tried out; empty where none is named. ``frames``: tip, base and joint
+    prefix. Raises ``FileError`` or ``UrdfError``.
+    """
+    if not file:
+        return ''
+    text = read_text(Path(file), MAX_URDF)
+    try_out(text, *frames)
+    return text
 
 
 class DescriptionReader:

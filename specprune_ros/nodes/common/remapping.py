@@ -69,24 +69,29 @@ def policy_remappings(profile: Profile) -> dict[str, str]:
 
 def policy_parameters(profile: Profile) -> dict[str, Any]:
     """Parameters of ``specprune_node`` that follow from the arm."""
-    cameras = profile.observation.cameras
+    observed = profile.observation
+    cameras = observed.cameras
     compressed = {camera.type for camera in cameras.values()} == {'compressed'}
     parameters = {
         'cameras': list(cameras),
         'image_transport': 'compressed' if compressed else 'raw',
+        'image_reliability': observed.image_reliability,
         'base_frame': profile.base_frame,
-        'proprio.pose_from': 'topic' if profile.observation.ee_pose else 'joint_states',
-        'speed.source': profile.observation.speed_source,
+        'proprio.pose_from': 'topic' if observed.ee_pose else 'joint_states',
+        'speed.source': observed.speed_source,
         'speed.tip_frame': profile.tool_link,
         'speed.joint_prefix': profile.joint_prefix,
     }
     if profile.simulated:
         parameters['model.random_weights'] = ALLOWED
-    observed = profile.observation
     if observed.gripper_joints:
         parameters['proprio.gripper_joints'] = list(observed.gripper_joints)
     if observed.gripper_scales:
         parameters['proprio.gripper_scales'] = list(observed.gripper_scales)
+    if observed.robot_description_file:
+        parameters['robot_description_file'] = observed.robot_description_file
+    if observed.robot_description_sha256:
+        parameters['robot_description_sha256'] = observed.robot_description_sha256
     return parameters
 
 

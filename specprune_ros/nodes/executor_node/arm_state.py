@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from geometry_msgs.msg import PoseStamped
@@ -12,14 +11,12 @@ from rclpy.lifecycle import LifecycleNode
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Bool
 
-from specprune_ros.bounded_files import read_text
 from specprune_ros.nodes.common.bounded_subscription import subscribe
-from specprune_ros.nodes.common.description import DescriptionReader
+from specprune_ros.nodes.common.description import DescriptionReader, read_file
 from specprune_ros.nodes.common.qos import both_durabilities, newest
 from specprune_ros.nodes.common.time import stamp_ns
 from specprune_ros.nodes.executor_node.arm_ports import load
-from specprune_ros.robot.description import MAX_URDF, digest
-from specprune_ros.robot.description_trial import try_out
+from specprune_ros.robot.description import digest
 from specprune_ros.robot.geometry import Pose
 from specprune_ros.robot.motion import POSE, ArmMotion
 from specprune_ros.robot.profile import Profile
@@ -32,12 +29,7 @@ def description_of_file(profile: Profile) -> str:
     """The URDF of the file that a profile names, tried out; empty where it names none. Raises
     ``FileError`` or ``UrdfError``.
     """
-    file = profile.observation.robot_description_file
-    if not file:
-        return ''
-    text = read_text(Path(file), MAX_URDF)
-    try_out(text, *_frames(profile))
-    return text
+    return read_file(profile.observation.robot_description_file, _frames(profile))
 
 
 def _frames(profile: Profile) -> tuple[str, str, str]:

@@ -17,7 +17,7 @@ from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import String
 
 from specprune_ros.nodes.common.bounded_subscription import subscribe
-from specprune_ros.nodes.common.description import DescriptionReader
+from specprune_ros.nodes.common.description import DescriptionReader, read_file
 from specprune_ros.nodes.common.images import ImageDecoder, ImageError, compressed_to_rgb, to_rgb
 from specprune_ros.nodes.common.qos import both_durabilities, newest
 from specprune_ros.nodes.common.rates import RateMeter
@@ -34,7 +34,6 @@ from specprune_ros.robot.speed import (
     Speed,
     SpeedError,
     TwistSpeed,
-    UrdfError,
 )
 
 INSTRUCTIONS = 256  # of which it is remembered when they were published
@@ -61,7 +60,8 @@ class Inputs:
     ``instructed`` holds when the instructions were published that came so far (ns), oldest first;
     it is kept by who may subscribe again later.
     ``images`` takes every image that a query may need; ``complain`` and ``announce`` take a source
-    and a text and are expected to log without flooding.
+    and a text and are expected to log without flooding. Raises ``UrdfError`` or ``FileError`` for
+    a description that ``values`` hold or name.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class Inputs:
         self._decoder: ImageDecoder | None = None
         try:
             self._subscribe()
-        except UrdfError:
+        except ValueError:  # of a description
             self.close()
             raise
 
@@ -153,22 +153,21 @@ class Inputs:
                 AccelStamped, '~/ee_twist_accel', self._on_accel, newest(), refuse
             )
         if 'joint_states' in (values['speed.source'], values['proprio.pose_from']):
-            if values['robot_description']:
-                self._use_description(values['robot_description'])
+            base = values['base_frame'] if values['proprio.pose_from'] == 'joint_states' else ''
+            frames = values['speed.tip_frame'], base, values['speed.joint_prefix']
+            given = values['robot_description']
+            if text := given or read_file(values['robot_description_file'], frames):
+                self._use_description(text)
             else:
                 refuse = partial(self._complain, 'robot_description')
-                base = values['base_frame']
                 self._description = DescriptionReader(
                     self._node,
                     '~/robot_description',
-                    (
-                        values['speed.tip_frame'],
-                        base if values['proprio.pose_from'] == 'joint_states' else '',
-                        values['speed.joint_prefix'],
-                    ),
+                    frames,
                     use=self._use_description,
                     refused=refuse,
                     another=refuse,
+                    sha256=values['robot_description_sha256'],
                 )
 
     def _add_subscription(

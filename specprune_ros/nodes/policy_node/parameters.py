@@ -172,6 +172,14 @@ NODE_PARAMETERS = (
     ParameterSpec(
         'robot_description', '', 'URDF; empty waits for it on the robot_description topic.'
     ),
+    ParameterSpec(
+        'robot_description_file', '', 'URDF file that replaces the topic; read when activated.'
+    ),
+    ParameterSpec(
+        'robot_description_sha256',
+        '',
+        'The only description taken from the topic (sha256sum of its text); empty: the first one.',
+    ),
     ParameterSpec('instruction', '', 'Instruction to begin with; the topic replaces it.'),
     ParameterSpec(
         'query_rate',
