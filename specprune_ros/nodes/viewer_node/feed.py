@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -52,6 +53,7 @@ LEVELS = {
 }
 IMAGES_KEPT = 64  # of each camera, to find the one a query saw
 UNPAIRED = 3 * SECOND_NS  # ns since the last query after which plain images are shown
+SILENT = 3.0  # s without the diagnostics that both nodes send every second
 MAX_SKEW = 0.05 * SECOND_NS  # ns an image may lie from the mask drawn on it
 PATCH = 14  # pixels, side of a patch as drawn on a 16 x 16 grid
 SIDE = 16 * PATCH
@@ -148,6 +150,7 @@ class Feed:
             camera: deque(maxlen=IMAGES_KEPT) for camera in self._cameras
         }
         self._status: dict[str, DiagnosticStatus] = {}
+        self._heard: dict[str, float] = {}  # when each status came, monotonic s
         self._page.timelines.clear()
         self._shown: set[str] = set()  # cameras on the page
 
@@ -193,13 +196,16 @@ class Feed:
         if 'stats' in self._new:
             self._attempt('layers', lambda: self._page.show_layers(layers_of(self._last['stats'])))
 
-    def draw_text(self) -> None:
-        """Time lines, banner, state."""
+    def draw_text(self, now: float | None = None) -> None:
+        """Time lines, banner, state. ``now``: of ``time.monotonic``, s, where the nodes are live,
+        so that one which is not heard any more is no longer shown as it last was.
+        """
         if 'stats' in self._new:
             self._attempt('time lines', self._page.timelines.draw)
         self._attempt('instruction', self._draw_instruction)
-        if self._new & {'diagnostics', 'task', 'instruction', 'stats'}:
-            self._attempt('state', self._draw_state)
+        silent = {} if now is None else self._silent(now)
+        if silent or self._new & {'diagnostics', 'task', 'instruction', 'stats'}:
+            self._attempt('state', partial(self._draw_state, silent))
         self._new -= {'stats', 'instruction', 'diagnostics', 'task'}
 
     def _attempt(self, what: str, act: Callable[[], None]) -> None:
@@ -303,15 +309,27 @@ class Feed:
             for heading, node in self._nodes.items():
                 if status.name.split(':')[0].strip('/') == node:
                     self._status[heading] = status
+                    self._heard[heading] = time.monotonic()
         policy = self._status.get('Policy')
         if policy is not None:
             share = _number({v.key: v.value for v in policy.values}.get('image share seen', ''))
             self.seen_share = share if 0.0 < share <= 1.0 else self.seen_share
 
-    def _draw_state(self) -> None:
+    def _silent(self, now: float) -> dict[str, str]:
+        """By heading, in words, which nodes were heard and are not any more."""
+        return {
+            heading: f'no word from {self._nodes[heading]} for {now - heard:.0f} s'
+            for heading, heard in self._heard.items()
+            if now - heard > SILENT
+        }
+
+    def _draw_state(self, silent: Mapping[str, str]) -> None:
         stats, result = self._last.get('stats'), self._last.get('task')
         sections = {
-            heading: {'status': status.message, **{v.key: v.value for v in status.values}}
+            heading: {
+                'status': silent.get(heading, status.message),
+                **{v.key: v.value for v in status.values},
+            }
             for heading, status in self._status.items()
         }
         sections['Versions'] = versions(stats)
@@ -323,7 +341,11 @@ class Feed:
             if result.final:
                 caption += f', {result.seconds:.1f} s'
         detail = f'{stats.pruner}, {stats.reason}' if stats is not None else ''
-        if executor is not None:
+        if silent:
+            alive = executor is not None and 'Executor' not in silent
+            said = executor.message if alive else ''
+            self._page.banner('; '.join(silent.values()), BAD, said, caption)
+        elif executor is not None:
             self._page.banner(
                 executor.message, LEVELS.get(executor.level, NEUTRAL), detail, caption
             )

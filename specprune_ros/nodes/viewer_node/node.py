@@ -292,7 +292,7 @@ class ViewerNode(AutoLifecycleNode):
         if images:
             self._feed.draw_images()
         if text:
-            self._feed.draw_text()
+            self._feed.draw_text(time.monotonic())
             ready = self._callers['list'].service_is_ready()
             if ready and not self._described:
                 self._describe()
