@@ -11,11 +11,11 @@ from typing import Any
 from sensor_msgs.msg import CompressedImage, Image
 
 from specprune_ros.apps.bag import BagReader
-from specprune_ros.apps.launch_arguments import COMPRESSED
 from specprune_ros.nodes.common.images import compressed_to_rgb, to_message
 from specprune_ros.nodes.common.lifecycle import AutoLifecycleNode, run
 from specprune_ros.nodes.common.parameters import declare_read_only
 from specprune_ros.nodes.common.qos import newest
+from specprune_ros.nodes.common.remapping import COMPRESSED
 
 
 class Play(AutoLifecycleNode):

@@ -14,12 +14,12 @@ from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import String
 
 from specprune_ros.apps.bag import BagError, BagReader
-from specprune_ros.apps.launch_arguments import COMPRESSED
 from specprune_ros.apps.replay import POLICY, choose_topics
 from specprune_ros.bench.explain import Record
 from specprune_ros.models.config import PolicyConfig
 from specprune_ros.nodes.common.images import ImageError, compressed_to_rgb
 from specprune_ros.nodes.common.remapping import (
+    COMPRESSED,
     policy_parameters,
     policy_remappings,
     ros_arguments,

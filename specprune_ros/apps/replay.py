@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -22,13 +22,14 @@ from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import String
 
 from specprune_ros.apps.bag import BagError, BagReader, Recorded, own_weights
-from specprune_ros.apps.launch_arguments import COMPRESSED
 from specprune_ros.apps.monitor import Monitor
 from specprune_ros.apps.processes import NodeDied, NodeProcess, end_on_signals, stop_all
 from specprune_ros.bench.host_info import as_json, host_info
 from specprune_ros.nodes.common.qos import every, latched
 from specprune_ros.nodes.common.remapping import (
     ALLOWED,
+    COMPRESSED,
+    image_topic,
     policy_parameters,
     policy_remappings,
     ros_arguments,
@@ -37,6 +38,7 @@ from specprune_ros.nodes.common.time import stamp_ns
 from specprune_ros.robot.profile import Profile
 
 POLICY = 'specprune_node'
+DISCOVERY = 2.0  # s until the nodes that run already are known
 START_PATIENCE = 120.0  # s for the model to load
 CLOCK_STEP = 0.01  # s of recorded time between two /clock messages
 MOST_GAP = 60.0  # s of recorded time without a message that are waited for
@@ -106,6 +108,7 @@ class Player(Monitor):
         self, topics: Mapping[str, type], cameras: tuple[str, ...], namespace: str = ''
     ) -> None:
         super().__init__(f'{namespace}/{POLICY}'.lstrip('/'), cameras, name='replay')
+        self._policy = _full(POLICY, namespace)
         # The same name as a live source: the policy cannot tell the difference.
         self._out = {
             topic: self.create_publisher(kind, topic, latched() if kind is String else every())
@@ -119,7 +122,26 @@ class Player(Monitor):
 
     def received_by_policy(self) -> bool:
         """Whether the policy subscribes to every camera."""
-        return all(self._out[topic].get_subscription_count() for topic in self._images)
+        # By its name: a page or a recorder may listen, too.
+        return all(
+            self._policy in _names(self.get_subscriptions_info_by_topic(topic))
+            for topic in self._images
+        )
+
+    def conflicts(self) -> list[str]:
+        """What runs already and would mix with the recording, in words."""
+        found = []
+        nodes = self.get_node_names_and_namespaces()
+        if self._policy in (_full(name, namespace) for name, namespace in nodes):
+            found.append(f'a node {self._policy} runs already')
+        instruction = f'{self._policy}/instruction'  # which a page publishes on, if asked to
+        for topic in sorted({*self._out, '/clock'} - {instruction}):
+            others = _names(self.get_publishers_info_by_topic(topic))
+            if (own := self.get_fully_qualified_name()) in others:
+                others.remove(own)
+            if others:
+                found.append(f'{topic} is published by {", ".join(others)}')
+        return found
 
     def tick(self, nanoseconds: int) -> None:
         """Set the time."""
@@ -139,6 +161,14 @@ class Player(Monitor):
         sent = self._sent.get(stamp_ns(message))
         latency = time.monotonic() - sent if sent is not None else float('nan')
         self.tally.replace_latency(message.sequence, latency)
+
+
+def _full(name: str, namespace: str) -> str:
+    return f'{namespace.rstrip("/")}/{name}'
+
+
+def _names(endpoints: Iterable[Any]) -> list[str]:
+    return [_full(info.node_name, info.node_namespace) for info in endpoints]
 
 
 def run_replay(options: ReplayOptions) -> int:
@@ -219,14 +249,23 @@ def _play(
     player = Player(topics, tuple(options.profile.observation.cameras), options.namespace)
     executor = SingleThreadedExecutor()
     executor.add_node(player)
-    remappings = policy_remappings(options.profile)
-    packed = parameters['image_transport'] == 'compressed'
+    transport = parameters['image_transport']
     remappings = {
-        private: topic.removesuffix(COMPRESSED) + COMPRESSED * packed
-        if private.startswith('~/image/')
-        else topic
-        for private, topic in remappings.items()
+        private: image_topic(topic, transport) if private.startswith('~/image/') else topic
+        for private, topic in policy_remappings(options.profile).items()
     }
+    end = time.monotonic() + DISCOVERY
+    while (left := end - time.monotonic()) > 0:
+        executor.spin_once(timeout_sec=left)
+    if conflicts := player.conflicts():
+        console.print(
+            f'[red]{"; ".join(conflicts)}[/]: a recording is played to a policy of its own, and '
+            'not among live topics. End these, or take another ROS_DOMAIN_ID',
+            highlight=False,
+        )
+        player.destroy_node()
+        rclpy.try_shutdown()
+        return 1
     process = NodeProcess(
         POLICY,
         ros_arguments(

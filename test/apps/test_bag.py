@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -119,6 +120,51 @@ def test_a_recording_runs_through_a_live_node(tmp_path):
     assert numbers['modes'].get('coarse', 0) > 0
     assert list(numbers['instructions']) == ['lift the red cube']
     assert 'Traceback' not in (tmp_path / 'specprune_node.log').read_text()
+
+
+def test_a_replay_sees_its_own_policy_and_who_runs_already(monkeypatch):
+    """It took a page for its policy, and played onto a live arm's topics."""
+    import rclpy
+    from sensor_msgs.msg import Image, JointState
+    from std_msgs.msg import String
+
+    from specprune_ros.apps.replay import Player
+    from specprune_ros.nodes.common.qos import every
+
+    monkeypatch.setenv('ROS_DOMAIN_ID', str(new_domain()))
+    topics = {'/left/eye': Image, '/left/joint_states': JointState}
+    rclpy.init()
+    try:
+        player = Player(topics, ('eye',), '/left')
+
+        def becomes(condition):
+            end = time.monotonic() + 30.0
+            while not condition() and time.monotonic() < end:
+                time.sleep(0.02)
+            return condition()
+
+        def node(name, namespace='/left'):
+            nodes.append(rclpy.create_node(name, namespace=namespace))
+            nodes[-1].create_subscription(Image, '/left/eye', lambda image: None, every())
+            return nodes[-1]
+
+        nodes = []
+        rviz = node('rviz')
+        node('specprune_node', '/right')
+        assert becomes(lambda: player.count_subscribers('/left/eye') == 2)
+        assert not player.received_by_policy() and player.conflicts() == []
+        node('specprune_node')
+        assert becomes(player.received_by_policy)
+        # A page publishes instructions; that alone moves nothing.
+        rviz.create_publisher(String, '/left/specprune_node/instruction', every())
+        rviz.create_publisher(JointState, '/left/joint_states', every())
+        assert becomes(lambda: player.count_publishers('/left/joint_states') == 2)
+        assert player.conflicts() == [
+            'a node /left/specprune_node runs already',
+            '/left/joint_states is published by /left/rviz',
+        ]
+    finally:
+        rclpy.try_shutdown()
 
 
 @pytest.mark.real_time

@@ -12,6 +12,9 @@ from specprune_ros.robot.profile import Profile, ProfileError, load
 
 # The words of model.random_weights.
 REFUSED, ALLOWED = 'refused', 'allowed_and_its_actions_mean_nothing'
+# Of image_transport: which form of the camera topics is meant.
+TRANSPORTS = ('profile', 'raw', 'compressed')
+COMPRESSED = '/compressed'  # how image_transport names the second topic
 
 
 def profile_path(name: str) -> Path:
@@ -52,6 +55,13 @@ def share() -> Path:
     from ament_index_python.packages import get_package_share_directory
 
     return Path(get_package_share_directory('specprune_ros'))
+
+
+def image_topic(topic: str, transport: str) -> str:
+    """The topic of the same images in the form ``transport``, one of :data:`TRANSPORTS`."""
+    if transport == 'profile':
+        return topic
+    return topic.removesuffix(COMPRESSED) + COMPRESSED * (transport == 'compressed')
 
 
 def policy_remappings(profile: Profile) -> dict[str, str]:
