@@ -113,13 +113,8 @@ def arm_nodes(arm: Arm) -> list[Any]:
             failure != KEEP,
         )
     if arm.on('view'):
-        page = {
-            'executor': f'{arm.namespace}/{EXECUTOR}',
-            'host': arm.given['view_host'],
-            'port': int(arm.given['view_port']),
-        }
         # Whoever looks on does not stop the arm.
-        actions += _node(arm, VIEWER, {**about, **page}, {}, None)
+        actions += _node(arm, VIEWER, {**about, **arm.page_parameters()}, {}, None)
     return actions
 
 

@@ -17,7 +17,9 @@ from specprune_ros.bounded_files import read_yaml
 from specprune_ros.nodes.common.remapping import (
     ALLOWED,
     REFUSED,
+    TRANSPORTS,
     find_profile,
+    image_topic,
     policy_parameters,
     policy_remappings,
     profile_arguments,
@@ -28,7 +30,6 @@ from specprune_ros.policy.input_limits import MAX_INSTRUCTION
 from specprune_ros.robot.profile import Profile, load
 
 POLICY, EXECUTOR, VIEWER, ARM = 'specprune_node', 'chunk_executor', 'viewer_node', 'sim_arm'
-COMPRESSED = '/compressed'  # how image_transport names the second topic
 ROBOTS = sorted(path.stem for path in (share() / 'config' / 'robots').glob('*.yaml'))
 SWITCH = ('true', 'false')
 # What becomes of the launch when a node cannot start or dies.
@@ -84,7 +85,7 @@ ARGUMENTS: dict[str, Argument] = {
     'image_transport': Argument(
         "Images: as the profile says, or its topics' other form (<topic>/compressed).",
         'profile',
-        ('profile', 'raw', 'compressed'),
+        TRANSPORTS,
     ),
     'executor': Argument('false: only the policy, for an executor of your own.', 'true', SWITCH),
     'view': Argument(
@@ -142,6 +143,15 @@ class Arm:
     def on(self, switch: str) -> bool:
         """Whether an argument of true or false is true."""
         return self.given[switch] == 'true'
+
+    def page_parameters(self) -> dict[str, Any]:
+        """Parameters of the page that the executor does not have."""
+        return {
+            'executor': f'{self.namespace}/{EXECUTOR}',
+            'image_transport': self.given['image_transport'],
+            'host': self.given['view_host'],
+            'port': int(self.given['view_port']),
+        }
 
 
 def check(given: Mapping[str, str], outer: str = '') -> Arm:
@@ -242,8 +252,7 @@ def wire(profile: Profile, transport: str) -> tuple[dict[str, str], dict[str, An
         parameters['image_transport'] = transport
         for private, topic in remappings.items():
             if private.startswith('~/image/'):
-                bare = topic.removesuffix(COMPRESSED)
-                remappings[private] = bare + COMPRESSED if transport == 'compressed' else bare
+                remappings[private] = image_topic(topic, transport)
     return remappings, parameters
 
 

@@ -15,10 +15,14 @@ from rich.console import Console
 from sensor_msgs.msg import CompressedImage, Image
 
 from specprune_ros.apps.bag import BagError, BagReader
-from specprune_ros.apps.launch_arguments import COMPRESSED
 from specprune_ros.bench.host_info import as_json
 from specprune_ros.nodes.common.lifecycle import run
-from specprune_ros.nodes.common.remapping import load_profile, profile_path, ros_arguments
+from specprune_ros.nodes.common.remapping import (
+    COMPRESSED,
+    load_profile,
+    profile_path,
+    ros_arguments,
+)
 from specprune_ros.nodes.common.time import SECOND_NS
 from specprune_ros.nodes.viewer_node.access import Access, serve
 from specprune_ros.nodes.viewer_node.feed import Feed, Source, arm_node, sources
@@ -42,6 +46,7 @@ class ViewOptions:
     policy: str
     executor: str
     arm: str
+    image_transport: str
     bag: Path | None
     json: Path | None = None
 
@@ -64,6 +69,7 @@ def run_view(options: ViewOptions) -> int:
         'policy': options.policy,
         'executor': options.executor,
         'arm': options.arm,
+        'image_transport': options.image_transport,
     }
     return run(partial(ViewerNode, options.opened), ros_arguments({}, parameters))
 
@@ -176,10 +182,15 @@ class Cursor:
             seconds, (recording.first_query_ns - recording.start_ns) / SECOND_NS
         )
         self._play = page.add_play()
-        self._slider.on_update(lambda event: self._changed.set())
-        self._play.on_update(lambda event: self._changed.set())
+        self._slider.on_update(self._on_update)
+        self._play.on_update(self._on_update)
         self._shown_ns: int | None = None
         self._seconds = seconds
+
+    def _on_update(self, event: Any) -> None:
+        # Not for what `run` sets itself, or playing would not pause between two frames.
+        if event.client is not None:
+            self._changed.set()
 
     def run(self) -> None:
         """Follow the slider, and move it while playing. Ends with ``KeyboardInterrupt``."""

@@ -36,6 +36,13 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         help='name of the simulated arm, empty for none; auto: sim_arm beside the policy, with '
         'its profile',
     )
+    parser.add_argument(
+        '--image-transport',
+        default='profile',
+        choices=('profile', 'raw', 'compressed'),
+        help='form of the images, if another than the profile names: of specprune replay, the '
+        "recording's; of --bag, whichever is there",
+    )
     parser.add_argument('--json', type=Path, help="write the page's address here")
     return parser
 

@@ -149,6 +149,33 @@ def test_at_a_moment_there_is_the_newest_of_everything_and_all_statistics_so_far
             Recording(reader, load(profile_path('sim_arm')), '/other', '')
 
 
+def test_what_playing_sets_itself_does_not_count_as_a_person_s_wish(bag):
+    """It played without a pause, as fast as it could draw."""
+    from specprune_ros.apps.bag import BagReader
+    from specprune_ros.apps.view import Cursor, Recording, ViewOptions
+    from specprune_ros.nodes.viewer_node.access import Access, serve
+    from specprune_ros.nodes.viewer_node.page import Page
+    from specprune_ros.robot.profile import load
+
+    lamp = load(bag.parent / 'lamp.yaml')
+    nodes = {'policy': '/specprune_node', 'executor': '/chunk_executor', 'arm': 'auto'}
+    options = ViewOptions('', '', '127.0.0.1', 18600, **nodes, image_transport='profile', bag=bag)
+    server = serve(options.host, options.port, Access(options.host))
+    try:
+        with BagReader(bag) as reader:
+            recording = Recording(reader, lamp, options.policy, options.arm)
+            cursor = Cursor(server, Page(server, 'lamp'), recording, lamp, options)
+            cursor._slider.value = 1.0
+            cursor._play.value = True
+            assert not cursor._changed.is_set()
+            client = PageClient(server.get_port())
+            client.set('Time (s)', 0.5)
+            assert cursor._changed.wait(30.0)
+            client.close()
+    finally:
+        server.stop()
+
+
 def view(folder, *arguments):
     """A running ``specprune view``, and its port."""
     log = folder / 'view.log'

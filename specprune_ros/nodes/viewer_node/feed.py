@@ -28,6 +28,7 @@ from specprune_ros.nodes.common import patch_mask
 from specprune_ros.nodes.common.images import ImageError, compressed_to_rgb, to_rgb
 from specprune_ros.nodes.common.log import Throttle
 from specprune_ros.nodes.common.messages import chunk_of, task_result_of
+from specprune_ros.nodes.common.remapping import image_topic
 from specprune_ros.nodes.common.time import SECOND_NS, nanoseconds, stamp_ns
 from specprune_ros.nodes.patch_cloud_node import cloud_of, depth_of
 from specprune_ros.nodes.viewer_node.page import BAD, GOOD, NEUTRAL, WARNING, Layers, Object, Page
@@ -83,9 +84,10 @@ def arm_node(name: str, profile: Profile, namespace: str) -> str:
     return f'{namespace}/sim_arm' if profile.robot == 'sim_arm' else ''
 
 
-def sources(profile: Profile, policy: str, arm: str) -> list[Source]:
+def sources(profile: Profile, policy: str, arm: str, transport: str = 'profile') -> list[Source]:
     """What there is to listen to. ``policy`` and ``arm`` are node names such as
-    ``/specprune_node``; ``arm`` is empty where no simulated arm is there.
+    ``/specprune_node``; ``arm`` is empty where no simulated arm is there. ``transport``: the form
+    of the images, one of :data:`.TRANSPORTS`.
     """
     seen = profile.observation
     found = [
@@ -98,9 +100,10 @@ def sources(profile: Profile, policy: str, arm: str) -> list[Source]:
         Source('diagnostics', '/diagnostics', DiagnosticArray),
     ]
     for name, camera in seen.cameras.items():
-        kind = CompressedImage if camera.type == 'compressed' else Image
+        form = camera.type if transport == 'profile' else transport
+        kind = CompressedImage if form == 'compressed' else Image
         found += [
-            Source(f'image {name}', camera.topic, kind, newest_only=True),
+            Source(f'image {name}', image_topic(camera.topic, transport), kind, newest_only=True),
             Source(f'kept {name}', f'{policy}/kept/{name}', Image),
         ]
         if camera.depth and camera.camera_info:

@@ -30,12 +30,12 @@ from std_msgs.msg import String
 from std_srvs.srv import SetBool, Trigger
 
 from specprune_ros.bounded_files import reason
-from specprune_ros.nodes.common.bounded_subscription import subscribe
+from specprune_ros.nodes.common.bounded_subscription import DESCRIPTION, subscribe
 from specprune_ros.nodes.common.lifecycle import AutoLifecycleNode, run
 from specprune_ros.nodes.common.log import Throttle
 from specprune_ros.nodes.common.parameters import NodeParameters, ParameterSpec
 from specprune_ros.nodes.common.qos import every, latched, newest
-from specprune_ros.nodes.common.remapping import load_profile
+from specprune_ros.nodes.common.remapping import TRANSPORTS, load_profile
 from specprune_ros.nodes.viewer_node.access import Access, is_loopback, serve
 from specprune_ros.nodes.viewer_node.controls import Parameter
 from specprune_ros.nodes.viewer_node.feed import Feed, Source, arm_node, sources
@@ -77,6 +77,12 @@ PARAMETERS = (
     ParameterSpec('port', 8080, 'First port to try.', low=1, high=65535),
     ParameterSpec('profile', 'sim_arm', 'Robot profile: a YAML file, or a name in config/robots.'),
     ParameterSpec('robot_sn', '', "The robot's serial number, for profiles that hold {robot_sn}."),
+    ParameterSpec(
+        'image_transport',
+        'profile',
+        'Images: as the profile says, or the other form of its topics (<topic>/compressed).',
+        choices=TRANSPORTS,
+    ),
     ParameterSpec('policy', '/specprune_node', 'The policy node.'),
     ParameterSpec('executor', '/chunk_executor', 'The node that moves the arm.'),
     ParameterSpec(
@@ -118,6 +124,7 @@ class ViewerNode(AutoLifecycleNode):
         self._throttle = Throttle(self.get_logger())
         self._server: Any = None
         self._page: Page | None = None
+        self._instruction: Any = None
         self._feed: Feed | None = None
         self._sources: list[Source] = []
         self._listening: list[Any] = []
@@ -168,7 +175,7 @@ class ViewerNode(AutoLifecycleNode):
             package_folders(),
             self.get_logger(),
         )
-        self._sources = sources(profile, self._policy, self._arm)
+        self._sources = sources(profile, self._policy, self._arm, values['image_transport'])
         follow = partial(self._later, self._follow)
         self._server.on_client_connect(lambda client: follow())
         self._server.on_client_disconnect(lambda client: follow())
@@ -193,6 +200,9 @@ class ViewerNode(AutoLifecycleNode):
         if self._server is not None:
             self._server.stop()
             self._server = self._page = self._feed = None
+        if self._instruction is not None:
+            self.destroy_publisher(self._instruction)
+            self._instruction = None
         for client in getattr(self, '_callers', {}).values():
             self.destroy_client(client)
         self._callers = {}
@@ -266,8 +276,9 @@ class ViewerNode(AutoLifecycleNode):
         if not source.newest_only:
             quality = latched() if source.latched else every()
             refused = partial(self._refused, source.topic)
+            most = DESCRIPTION if source.role == 'robot' else 0
             self._listening.append(
-                subscribe(self, source.kind, source.topic, take, quality, refused)
+                subscribe(self, source.kind, source.topic, take, quality, refused, most)
             )
             return
         quality = newest()
