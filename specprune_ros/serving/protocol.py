@@ -8,6 +8,7 @@ taken. A reply is one binary frame; an error is one text frame ``KIND: reason``.
 
 from __future__ import annotations
 
+import hmac
 import math
 from typing import Any
 
@@ -18,6 +19,7 @@ PROTOCOL = 1  # of the map below EXTENSION
 EXTENSION = 'specprune'  # the key, in requests and replies, of everything that openpi lacks
 PORT = 8000  # openpi's
 KEY_VARIABLE = 'SPECPRUNE_API_KEY'  # the environment's: what clients must send, and send
+NO_KEY = 'want the header Authorization: Api-Key KEY'
 MAX_MESSAGE = 32 << 20  # bytes of one message
 MAX_DIMENSIONS = 8
 # Python objects are many times as large as the bytes that make them (an empty map: 64 for 1), so
@@ -38,6 +40,11 @@ ERROR_KINDS = (BAD_REQUEST, BUSY, STOPPING, FAILED)
 
 class ProtocolError(ValueError):
     """Bytes that are no message of this protocol; the message says what is wrong."""
+
+
+def may_enter(authorization: str, key: str) -> bool:
+    """Whether the header ``Authorization`` holds the server's key; empty lets everybody in."""
+    return not key or hmac.compare_digest(authorization.encode(), f'Api-Key {key}'.encode())
 
 
 def pack(value: Any) -> bytes:

@@ -6,17 +6,17 @@ robot's session; a replica that dies takes its sessions with it, and the robots 
 one, where each begins a new episode. Needs the extra ``ray``.
 """
 
-import hmac
 import math
 import os
 from typing import Any
 
-from fastapi import FastAPI, Response, WebSocket, WebSocketDisconnect
+from fastapi import FastAPI, Request, Response, WebSocket, WebSocketDisconnect
 from pydantic import BaseModel, ConfigDict
 from ray import serve
 from ray.serve import Application
 from ray.serve.config import AutoscalingContext
 
+from specprune_ros.serving.protocol import NO_KEY, may_enter
 from specprune_ros.serving.session import Hub, Limits
 
 api = FastAPI()
@@ -28,8 +28,9 @@ class Options(BaseModel):
     ``checkpoint``: folder, on every node; or ``preset``, whose weights are random. ``replicas`` is
     fixed where ``max_replicas`` is 0; otherwise there are ``replicas`` to ``max_replicas``, one
     for each ``target_pending`` queries under way. ``gpus`` and ``cpus`` are of one replica,
-    ``robots`` the most connections of one. ``drain``: seconds that a replica which is to go waits
-    for its robots to leave. The others are those of ``build_policy``.
+    ``robots`` the most connections of one. ``window`` is in milliseconds. ``drain``: seconds that
+    a replica which is to go waits for its robots to leave. The others are those of
+    ``build_policy``.
     """
 
     model_config = ConfigDict(extra='forbid')
@@ -105,7 +106,7 @@ class Replica:
             graphs=given.batch == 1,
         )
         self.key = os.environ.get(given.api_key_variable, '')
-        limits = Limits(batch=given.batch, window=given.window, clients=given.robots)
+        limits = Limits(batch=given.batch, window=given.window / 1e3, clients=given.robots)
         replica = serve.get_replica_context().replica_id.unique_id
         self.hub = Hub(policy.loaded, policy.engine, limits=limits, facts={'replica': replica})
         self.hub.warm_up()
@@ -116,16 +117,17 @@ class Replica:
         return Response(f'{self.hub.lost or "OK"}\n', 503 if self.hub.lost else 200)
 
     @api.get('/metrics')
-    async def metrics(self) -> Response:
+    async def metrics(self, request: Request) -> Response:
         """Of one replica: Ray's own metrics tell of all."""
+        if not may_enter(request.headers.get('authorization', ''), self.key):
+            return Response(f'{NO_KEY}\n', 401)
         return Response(self.hub.metrics.text(), media_type=self.hub.metrics.content_type)
 
     @api.websocket('/{path:path}')
     async def connect(self, socket: WebSocket, path: str = '') -> None:
         """A robot, until it goes."""
-        given = socket.headers.get('authorization', '')
-        if self.key and not hmac.compare_digest(given.encode(), f'Api-Key {self.key}'.encode()):
-            await socket.close(1008, 'want the header Authorization: Api-Key KEY')
+        if not may_enter(socket.headers.get('authorization', ''), self.key):
+            await socket.close(1008, NO_KEY)
             return
         if 'origin' in socket.headers:  # a page in somebody's browser; a robot names none
             await socket.close(1008, 'not for browsers')

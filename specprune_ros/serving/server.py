@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hmac
 import logging
 import signal
 import ssl
@@ -20,7 +19,7 @@ from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
-from specprune_ros.serving.protocol import PORT
+from specprune_ros.serving.protocol import NO_KEY, PORT, may_enter
 from specprune_ros.serving.session import Hub
 
 LOG = logging.getLogger('specprune.serve')
@@ -126,10 +125,8 @@ class PolicyServer:
                 reason = self.hub.lost or 'stopping'
                 return connection.respond(HTTPStatus.SERVICE_UNAVAILABLE, f'{reason}\n')
             return connection.respond(HTTPStatus.OK, 'OK\n')
-        if not self._may_enter(request):
-            return connection.respond(
-                HTTPStatus.UNAUTHORIZED, 'want the header Authorization: Api-Key KEY\n'
-            )
+        if not may_enter(request.headers.get('Authorization', ''), self.address.key):
+            return connection.respond(HTTPStatus.UNAUTHORIZED, f'{NO_KEY}\n')
         if self.hub.stopping:
             return connection.respond(HTTPStatus.SERVICE_UNAVAILABLE, 'stopping\n')
         if path == '/metrics':
@@ -142,12 +139,6 @@ class PolicyServer:
                 HTTPStatus.SERVICE_UNAVAILABLE, f'{self.hub.clients} clients are connected\n'
             )
         return None
-
-    def _may_enter(self, request: Request) -> bool:
-        if not self.address.key:
-            return True
-        given = request.headers.get('Authorization', '')
-        return hmac.compare_digest(given.encode(), f'Api-Key {self.address.key}'.encode())
 
 
 async def run(

@@ -9,7 +9,7 @@ import secrets
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from specprune_ros.models.load import LoadedModel
@@ -100,6 +100,7 @@ class Session:
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
         policy.wants_overlay = False
+        self._served = policy.params
         self.last_query = -math.inf  # s, monotonic: the last query
         self._versions: dict[int, int] = {}  # the policy's parameter versions to the client's
 
@@ -136,7 +137,7 @@ class Session:
         if 'params' not in ours:
             return
         policy = self.policy
-        params = changed(policy.latest_params, ours['params'])
+        params = changed(policy.latest_params, ours['params'], self._served)
         if params != policy.latest_params:
             policy.set_params(params)
         version = policy.pending_version or policy.params_version
@@ -146,13 +147,16 @@ class Session:
             self._versions = dict(list(self._versions.items())[-8:])
 
 
-def changed(params: PruningParams, changes: object) -> PruningParams:
-    """``params`` with values by name; a preset lets go of all others. Raises ``ParamError``."""
+def changed(params: PruningParams, changes: object, served: PruningParams) -> PruningParams:
+    """``params`` with values by name; a preset lets go of all others, but for those of single
+    methods that the server was started with, ``served``: not every client knows these methods.
+    Raises ``ParamError`` and ``ProtocolError``.
+    """
     if not isinstance(changes, Mapping) or not all(isinstance(name, str) for name in changes):
         raise ProtocolError("'params' is a map of parameter names to values")
     others = {name: value for name, value in changes.items() if name != 'preset'}
     if 'preset' in changes:
-        params = PruningParams.preset_of(changes['preset'])
+        params = replace(PruningParams.preset_of(changes['preset']), own=served.own)
     return params.replace(**others)
 
 
@@ -322,7 +326,7 @@ class Hub:
     def _reply(self, peer: Peer, request: Any, arrived: float) -> bytes:
         ours = extension(request)
         if 'check' in ours:
-            params = changed(self.params, ours['check'])
+            params = changed(self.params, ours['check'], self.params)
             self._new_session().policy.check_params(params)
             return pack({EXTENSION: {'params': params.as_dict()}})
         session = self._session(peer, session_key(ours))

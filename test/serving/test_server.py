@@ -762,6 +762,18 @@ def test_parameters_that_are_taken_back_while_others_are_prepared(loaded):
     assert (one.policy.params.alpha, one.policy.params.k_local) == (0.7, 10)
 
 
+def test_what_the_server_says_of_one_method_counts_for_clients_that_do_not_know_it(loaded):
+    served = PruningParams(pruner='fastv').replace(fastv_layer=5)
+    one = session.Session(Policy(loaded, served))
+    known = PruningParams.__dataclass_fields__  # by all methods, as a client without PyTorch has
+    sent = {name: v for name, v in PruningParams(alpha=0.4).as_dict().items() if name in known}
+    assert 'fastv_layer' not in sent
+    for params, layer in ((sent, 5), ({'fastv_layer': 3}, 3), ({'preset': 'paper'}, 5)):
+        one._set_params({'params': params})
+        assert one.policy.latest_params.fastv_layer == layer
+    assert session.changed(served, sent, served).fastv_layer == 5
+
+
 def test_a_reply_names_the_client_s_parameters_only_where_it_was_made_with_them(loaded):
     engine = Preparing(loaded)
     hub = Hub(loaded, engine)
