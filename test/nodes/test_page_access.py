@@ -106,6 +106,20 @@ def test_on_a_network_the_token_is_needed_once_and_kept_as_a_cookie(served):
     assert access.token in access.address('0.0.0.0', port)
 
 
+def test_a_token_of_any_characters_opens_the_printed_address(monkeypatch):
+    monkeypatch.setenv('SPECPRUNE_VIEW_TOKEN', 'a+b&c#d%20;e:"f,ü')
+    access = Access('0.0.0.0')
+    server = serve('127.0.0.1', next(PORTS), access)
+    try:
+        port = server.get_port()
+        path = access.address('127.0.0.1', port).removeprefix(f'http://127.0.0.1:{port}')
+        status, headers, _ = get(port, path)
+        assert status == 303
+        assert get(port, Cookie=headers['Set-Cookie'].split(';')[0])[0] == 200
+    finally:
+        server.stop()
+
+
 def test_a_crowd_is_turned_away_and_those_inside_stay(served):
     port, _, server = served
     clients = [PageClient(port) for _ in range(MAX_CLIENTS)]

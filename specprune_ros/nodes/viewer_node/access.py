@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import hmac
 import io
 import ipaddress
@@ -21,7 +22,7 @@ from http import HTTPStatus
 from http.cookies import CookieError, SimpleCookie
 from typing import Any
 from unittest import mock
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, quote, urlsplit
 
 import viser
 import websockets.asyncio.server
@@ -56,7 +57,8 @@ class Access:
     def address(self, host: str, port: int) -> str:
         """What to open in the browser."""
         shown = f'[{host}]' if ':' in host else host
-        return f'http://{shown}:{port}' + (f'/?token={self.token}' if self.token else '')
+        token = f'/?token={quote(self.token, safe="")}' if self.token else ''
+        return f'http://{shown}:{port}{token}'
 
     def refuse(self, connection: Any, request: Any) -> Any:
         """The response that ends a request, ``None`` for one that may go on."""
@@ -79,21 +81,24 @@ class Access:
         # Browsers keep cookies by host, whatever the port: a page of another arm has its own.
         name = f'{COOKIE}_{connection.local_address[1]}'
         given = parse_qs(urlsplit(request.path).query).get('token', [''])[0]
-        if self._right(given) and not websocket:
+        # A digest: a token may hold what a cookie cannot.
+        kept = hashlib.sha256(self.token.encode()).hexdigest()
+        if _same(given, self.token) and not websocket:
             response = connection.respond(HTTPStatus.SEE_OTHER, '')
             response.headers['Location'] = '/'
             response.headers['Set-Cookie'] = (
-                f'{name}={self.token}; HttpOnly; SameSite=Strict; Path=/; Max-Age={COOKIE_AGE}'
+                f'{name}={kept}; HttpOnly; SameSite=Strict; Path=/; Max-Age={COOKIE_AGE}'
             )
             return response
-        if self._right(_cookie(headers.get('Cookie', ''), name)):
+        if _same(_cookie(headers.get('Cookie', ''), name), kept):
             return None
         return connection.respond(
             HTTPStatus.UNAUTHORIZED, 'a token is needed: open the address the viewer printed\n'
         )
 
-    def _right(self, given: str) -> bool:
-        return hmac.compare_digest(given.encode(), self.token.encode())
+
+def _same(given: str, wanted: str) -> bool:
+    return hmac.compare_digest(given.encode(), wanted.encode())
 
 
 def _cookie(text: str, name: str) -> str:
