@@ -9,7 +9,7 @@ from typing import Any
 
 def robot(default: str = '') -> argparse.ArgumentParser:
     """``--robot`` (must be given without a ``default``), ``--robot-sn`` and ``--namespace``."""
-    parser = argparse.ArgumentParser(add_help=False)
+    parser = argparse.ArgumentParser(add_help=False, parents=[namespace()])
     parser.add_argument(
         '--robot',
         default=default,
@@ -17,6 +17,12 @@ def robot(default: str = '') -> argparse.ArgumentParser:
         help='robot profile: a name or a YAML file',
     )
     parser.add_argument('--robot-sn', default='', help='serial number for profiles that need one')
+    return parser
+
+
+def namespace() -> argparse.ArgumentParser:
+    """``--namespace``, absolute; empty at the root."""
+    parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument(
         '--namespace',
         default='',

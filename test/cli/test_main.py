@@ -121,6 +121,15 @@ def test_an_unknown_command_is_refused(capsys):
     assert 'dance' in capsys.readouterr().err
 
 
+def test_an_instruction_goes_to_the_arm_of_a_namespace(monkeypatch):
+    module = pytest.importorskip('specprune_ros.apps.say', reason='needs ROS 2')
+    topics = []
+    monkeypatch.setattr(module, 'say', lambda text, topic: topics.append(topic) or True)
+    for arguments in ([], ['--namespace', 'left'], ['--namespace', 'left', '--topic', '/mine']):
+        assert cli.main(['say', 'lift', *arguments]) == 0
+    assert topics == ['/specprune_node/instruction', '/left/specprune_node/instruction', '/mine']
+
+
 @pytest.mark.ros
 @pytest.mark.real_time
 def test_an_empty_domain_is_domain_0(tmp_path):
