@@ -2,7 +2,7 @@
 
 ``python -m specprune_ros.serving.vla_eval_server --args.url=ws://HOST:8000 --port=8001`` in an
 environment with ``vla-eval`` (no PyTorch is needed there); ``vla-eval run`` is then pointed at
-port 8001. Every session of the harness is a session of the policy server, so that shards share one
+port 8001. Every episode is a session of the policy server, so that shards share one
 GPU and run as batches.
 """
 
@@ -38,23 +38,18 @@ from specprune_ros.serving.client import RemotePolicy
 GRIPPERS = {'close_positive': GRIPPER_CLOSE_POS, 'close_01': GRIPPER_CLOSE_01}
 ROTATIONS = {'vector': ROTATION_AA, 'euler_xyz': ROTATION_EULER}
 POSE_STATE = 8  # numbers of a state: position (m), axis times angle (rad), two fingers
-PAUSE = 10 * SECOND_NS  # between episodes: longer than any gap within one
 
 
 class _Robot:
-    """One session of the harness: its connection, its clock, and what is left of its chunk."""
+    """One episode of a session of the harness: its connection, its clock, and what is left of its
+    chunk.
+    """
 
-    def __init__(self, policy: RemotePolicy) -> None:
-        self.policy = policy
+    def __init__(self, policy: RemotePolicy, episode: str) -> None:
+        self.policy, self.episode = policy, episode
         self.stamp_ns = 0
         self.chunk = np.empty((0, policy.config.action_dim))
         self.before: np.ndarray | None = None  # the last step's state
-
-    def begin(self) -> None:
-        """A new episode; time goes on, since it never runs backwards."""
-        self.stamp_ns += PAUSE
-        self.chunk, self.before = self.chunk[:0], None
-        self.policy.reset('new episode')
 
     def act(self, seen: dict[str, Any], executed: int) -> np.ndarray:
         """The next action row ``[action_dim]``; queries the server where the chunk is used up."""
@@ -170,20 +165,28 @@ class SpecPruneModelServer(ModelServer):
         return spec
 
     async def on_episode_start(self, config: dict[str, Any], ctx: SessionContext) -> None:
-        """Begin an episode of a session."""
-        if ctx.session_id not in self._robots:
-            self._robots[ctx.session_id] = _Robot(await run_sync(self._connect))
-        self._robots[ctx.session_id].begin()
+        """Begin an episode of a session. The one before is over: one that failed is not ended."""
+        last = self._robots.pop(ctx.session_id, None)
+        if last is not None:
+            await run_sync(last.policy.close)
+        robot = _Robot(await run_sync(self._connect), ctx.episode_id)
+        self._robots[ctx.session_id] = robot
 
     async def on_episode_end(self, result: dict[str, Any], ctx: SessionContext) -> None:
-        """Close the session's connection: the harness does not say which episode is the last."""
-        robot = self._robots.pop(ctx.session_id, None)
-        if robot is not None:
+        """Close the episode's connection: the harness does not say which episode is the last."""
+        robot = self._robots.get(ctx.session_id)
+        # After a time-out the harness connects again as the same session, and what it left ends
+        # later than its next episode begins.
+        if robot is not None and robot.episode == ctx.episode_id:
+            del self._robots[ctx.session_id]
             await run_sync(robot.policy.close)
 
     async def on_observation(self, obs: dict[str, Any], ctx: SessionContext) -> None:
         """Answer with one row."""
-        row = await run_sync(self._robots[ctx.session_id].act, obs, self._executed)
+        robot = self._robots.get(ctx.session_id)
+        if robot is None or robot.episode != ctx.episode_id:
+            raise ValueError('this episode is over, or did not begin')
+        row = await run_sync(robot.act, obs, self._executed)
         await ctx.send_action({'actions': self._for_benchmark(row)})
 
     def _for_benchmark(self, row: np.ndarray) -> np.ndarray:

@@ -95,8 +95,9 @@ def test_the_harness_s_own_runner_gets_our_success_rate(loaded, tmp_path):
 class Context:
     """One session of the harness, as far as a model server sees it."""
 
-    def __init__(self, number):
-        self.session_id, self.sent = f'session {number}', []
+    def __init__(self, session, episode=0):
+        self.session_id, self.episode_id = f'session {session}', f'episode {episode}'
+        self.sent = []
 
     async def send_action(self, action):
         self.sent.append(action)
@@ -120,6 +121,18 @@ def test_a_session_s_connection_ends_with_its_episode(loaded):
             await server.on_episode_end({}, context)
             await server.on_episode_end({}, context)  # once more does no harm
 
+        async def connect_again(lost, context):
+            await server.on_episode_start({}, lost)
+            await server.on_episode_start({}, context)  # the harness gave up waiting
+            await server.on_episode_end({}, lost)
+            with pytest.raises(ValueError, match='is over'):
+                await server.on_observation(seen, lost)
+            await server.on_observation(seen, context)
+            await server.on_episode_end({}, context)
+
+        context = Context(2, 1)
+        asyncio.run(connect_again(Context(2, 0), context))
+        assert len(context.sent) == 1
         for number in (0, 1, 0):
             context = Context(number)
             asyncio.run(play(context))
