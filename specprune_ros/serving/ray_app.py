@@ -52,6 +52,10 @@ class Options(BaseModel):
     robots: int = 64
     drain: float = 5.0
 
+    def limits(self) -> Limits:
+        """What one replica takes."""
+        return Limits(batch=self.batch, window=self.window / 1e3, clients=self.robots)
+
 
 class _Socket:
     """A WebSocket of Starlette as a :class:`~specprune_ros.serving.session.Transport`."""
@@ -106,9 +110,10 @@ class Replica:
             graphs=given.batch == 1,
         )
         self.key = os.environ.get(given.api_key_variable, '')
-        limits = Limits(batch=given.batch, window=given.window / 1e3, clients=given.robots)
         replica = serve.get_replica_context().replica_id.unique_id
-        self.hub = Hub(policy.loaded, policy.engine, limits=limits, facts={'replica': replica})
+        self.hub = Hub(
+            policy.loaded, policy.engine, limits=given.limits(), facts={'replica': replica}
+        )
         self.hub.warm_up()
 
     @api.get('/healthz')

@@ -1,8 +1,10 @@
 """The policy server and the evaluation on Ray, with real processes. Needs the extra ``ray``."""
 
+import asyncio
 import threading
 import time
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 from served import observation
@@ -164,6 +166,22 @@ def test_random_weights_are_served_only_by_name(given):
     with pytest.raises(ValueError, match='one of checkpoint=FOLDER and preset=NAME'):
         build(Options(**given))
     assert build(Options(preset='tiny'))
+
+
+def test_a_replica_s_window_and_key_are_those_of_the_server():
+    from fastapi import Request
+
+    from specprune_ros.serving.ray_app import Replica
+
+    assert Options(window=5.0).limits().window == 0.005
+    metrics = Replica.func_or_class.metrics
+    hub = SimpleNamespace(metrics=SimpleNamespace(text=lambda: b'all', content_type='text/plain'))
+
+    def status(*headers):
+        request = Request({'type': 'http', 'headers': headers})
+        return asyncio.run(metrics(SimpleNamespace(key='k', hub=hub), request)).status_code
+
+    assert (status(), status((b'authorization', b'Api-Key k'))) == (401, 200)
 
 
 def test_evaluation_on_a_cluster_gives_the_numbers_of_one_machine(tmp_path):
