@@ -8,7 +8,7 @@ import pytest
 import torch
 from golden import flow_packs
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer, processors
 
 from specprune_ros.models.checkpoint.files import CheckpointError
 from specprune_ros.models.checkpoint.pi0 import ROBOTS
@@ -481,6 +481,38 @@ def test_a_sentencepiece_model_gives_the_ids_of_its_own_library(tmp_path):
     ours = read_tokenizer(tmp_path / 'tokenizer.model', 1000)
     for text in (*lines[:3], ' two  spaces\n', 'State: 9 -1;\nAction: ', 'wörter 東', 'plate\n'):
         assert ours.encode(text).ids == [2, *library.encode(text)], text
+
+
+@pytest.fixture
+def paligemmas(monkeypatch):
+    """The tokenizer of the packs, as if it were PaliGemma's: its size and known ids."""
+    words = Tokenizer.from_file(str(PACKS / 'pi0_lerobot/tokenizer.json'))
+    known = {text: ' '.join(map(str, words.encode(text).ids)) for text in paligemma.VECTORS}
+    monkeypatch.setattr(paligemma, 'VOCABULARY', words.get_vocab_size())
+    monkeypatch.setattr(paligemma, 'VECTORS', known)
+    return words
+
+
+def test_the_published_tokenizer_holds_image_behind_the_vocabulary(paligemmas, tmp_path):
+    path, text = tmp_path / 'tokenizer.json', 'pick up the bowl\n'
+    vocab, ids = paligemmas.get_vocab_size(), paligemmas.encode(text).ids
+    paligemmas.add_special_tokens([AddedToken('<image>', normalized=False)])
+    paligemmas.save(str(path))
+    words = read_tokenizer(path, vocab)
+    assert words.encode(text).ids == ids
+    with pytest.raises(PromptError, match=f'token id {vocab} lies outside'):
+        FlowPrompts(words, 'pi0', 48, vocab).encode('pick up <image>')
+
+
+@pytest.mark.parametrize('template', ['$A', '<bos> $A <eos>'])
+def test_bos_is_put_first_also_where_the_file_leaves_it_out(paligemmas, tmp_path, template):
+    path, text = tmp_path / 'tokenizer.json', 'pick up the bowl\n'
+    vocab, ids = paligemmas.get_vocab_size(), paligemmas.encode(text).ids
+    paligemmas.post_processor = processors.TemplateProcessing(
+        single=template, special_tokens=[('<bos>', 2), ('<eos>', 1)]
+    )
+    paligemmas.save(str(path))
+    assert read_tokenizer(path, vocab).encode(text).ids == ids
 
 
 def test_a_tokenizer_that_is_not_paligemmas_is_refused_by_full_size_models(monkeypatch):

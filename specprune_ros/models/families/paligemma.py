@@ -6,13 +6,14 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, processors
 
 from specprune_ros.models.checkpoint.files import CheckpointError
 from specprune_ros.models.checkpoint.tokenizer_file import check_tokenizer
 from specprune_ros.models.tokens import Prompt, PromptError, unknown_id
 
 VOCABULARY = 257152
+BOS = '<bos>'
 STATE_BINS = 256
 PLACES = (
     'tokenizer.json of google/paligemma-3b-pt-224 on the Hugging Face Hub (accept its licence), '
@@ -54,12 +55,15 @@ def read_tokenizer(path: Path, vocab: int) -> Tokenizer:
             raise CheckpointError(f'{path}: not a tokenizer ({error}); get {PLACES}') from error
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    size = tokenizer.get_vocab_size()
-    if size > vocab or (vocab == VOCABULARY and size != VOCABULARY):
+    size = tokenizer.get_vocab_size(with_added_tokens=False)
+    # The published file adds <image> behind the last row of the embedding: no prompt holds it.
+    inside = sum(id < vocab for id in tokenizer.get_vocab().values())
+    if size > vocab or (vocab == VOCABULARY and inside != VOCABULARY):
         raise CheckpointError(
-            f"{path}: has {size} pieces, the model's vocabulary is {vocab}: it is not "
-            f"PaliGemma's; get {PLACES}"
+            f"{path}: has {max(size, inside)} pieces, the model's vocabulary is {vocab}: it is "
+            f"not PaliGemma's; get {PLACES}"
         )
+    _put_bos_first(tokenizer)
     if vocab == VOCABULARY:
         for text, ids in VECTORS.items():
             got = ' '.join(map(str, tokenizer.encode(text).ids))
@@ -70,12 +74,21 @@ def read_tokenizer(path: Path, vocab: int) -> Tokenizer:
     return tokenizer
 
 
+def _put_bos_first(tokenizer: Tokenizer) -> None:
+    """As openpi and lerobot do, also where the file leaves it to its user."""
+    bos = tokenizer.token_to_id(BOS)
+    if bos is not None and tokenizer.encode('').ids != [bos]:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f'{BOS} $A', special_tokens=[(BOS, bos)]
+        )
+
+
 def _sentencepiece(path: Path) -> Tokenizer:
     """A SentencePiece BPE model as a ``tokenizers`` one, with Gemma's conventions: spaces become
     U+2581, unknown characters bytes, BOS is put first.
     """
     from sentencepiece import SentencePieceProcessor
-    from tokenizers import AddedToken, decoders, models, normalizers, processors
+    from tokenizers import AddedToken, decoders, models, normalizers
 
     try:
         pieces = SentencePieceProcessor(model_file=str(path))
