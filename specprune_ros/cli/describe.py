@@ -40,4 +40,6 @@ def run(args: argparse.Namespace) -> int:
         print(f'{fact["name"]}: {fact["value"]} [{fact["source"]}]', file=sys.stderr)
     for name in data['unstated']:
         print(f'state {name}: it is null in the file', file=sys.stderr)
-    return 1 if data['unstated'] else 0
+    for problem in data['problems']:
+        print(problem, file=sys.stderr)
+    return 0 if data['ok'] else 1

@@ -273,10 +273,11 @@ def from_dimensions(
 
 
 def named(platform: str, key: str | None, keys: list[str]) -> bool:
-    """Whether the statistics in use (``key``, or any of ``keys`` where none is chosen) are by
+    """Whether the statistics in use (``key``, or all of ``keys`` where none is chosen) are by
     their name those of ``platform``.
     """
-    return any(platform in name.lower() for name in ([key] if key else keys))
+    names = [key] if key else keys
+    return bool(names) and all(platform in name.lower() for name in names)
 
 
 def plain_action(dims: tuple[str, ...]) -> ActionConfig:

@@ -168,6 +168,7 @@ def _inspect(report: Report, key: str | None, overrides: dict[str, Any]) -> None
         file = without_nulls(read_json(folder / OVERRIDES))
         report.stated = {**dict.fromkeys(paths(file), OVERRIDES), **report.stated}
         overrides = {**file, **overrides}
+    report.given = overrides
     if not isinstance(overrides.get('platform') or '', str):
         raise CheckpointError(f'{folder / OVERRIDES}: platform must be a name')
     family, part = _family(folder, config)

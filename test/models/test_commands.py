@@ -14,6 +14,7 @@ import torch
 from specprune_ros.cli import describe, inspect, verify
 from specprune_ros.models.build import build
 from specprune_ros.models.checkpoint import limited_inspection
+from specprune_ros.models.checkpoint.action_meaning import describe as describe_tree
 from specprune_ros.models.load import inspect_checkpoint, save_policy_model
 from specprune_ros.models.presets import TINY
 from specprune_ros.models.statistics import Statistics
@@ -115,6 +116,48 @@ def test_what_an_action_means_is_said_and_never_guessed_in_silence(capsys, tmp_p
     assert specprune('describe', mine, '--platform', 'libero') == 0
     again = json.loads(capsys.readouterr().out)
     assert again['platform'] == 'libero' and again['action']['scale'][:4] == [0.05] * 3 + [0.5]
+
+
+def test_what_describe_writes_changes_nothing(tmp_path):
+    """It left out what only specprune.json says: a chunk of 16 ran as 8."""
+    folder = synthetic.write_oft(tmp_path / 'x').folder
+    file = folder / 'specprune.json'
+    stated = {'platform': 'libero', 'chunk': 16, 'norm': 'min_max', 'decoder': {'rope': 'bf16'}}
+    file.write_text(json.dumps(stated))
+    before = inspect_checkpoint(folder)
+    assert before.ok and (before.config.chunk, before.config.norm) == (16, 'min_max')
+    file.write_text(json.dumps(describe_tree(before.to_dict())))
+    after = inspect_checkpoint(folder)
+    assert after.ok and after.config == before.config
+
+
+@pytest.mark.parametrize('keys', [('pick', 'place'), ('pick', 'libero_spatial')])
+def test_describe_states_no_guess_while_the_key_is_open(keys, capsys, tmp_path, monkeypatch):
+    """Copied into the folder, the units of LIBERO counted as stated."""
+    monkeypatch.setattr(
+        limited_inspection, 'inspect_limited', lambda *what: inspect_checkpoint(*what).to_dict()
+    )
+    folder = synthetic.write_oft(tmp_path / 'x').folder
+    path = folder / 'dataset_statistics.json'
+    (entry,) = json.loads(path.read_text()).values()
+    path.write_text(json.dumps(dict.fromkeys(keys, entry)))
+    assert specprune('describe', folder) == 1
+    out = capsys.readouterr()
+    written = json.loads(out.out)
+    assert 'give unnorm_key as one of' in out.err
+    assert written['control_hz'] is written['action']['scale'] is None
+    (folder / 'specprune.json').write_text(out.out)
+    assert 'are of no robot' in ' '.join(inspect_checkpoint(folder, 'pick').problems)
+
+
+def test_describe_says_what_keeps_a_checkpoint_from_loading(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        limited_inspection, 'inspect_limited', lambda *what: inspect_checkpoint(*what).to_dict()
+    )
+    folder = synthetic.write_oft(tmp_path / 'x').folder
+    (folder / 'tokenizer.json').unlink()
+    assert specprune('describe', folder) == 1
+    assert 'tokenizer.json is absent' in capsys.readouterr().err
 
 
 def test_the_documents_list_every_field_of_specprune_json():

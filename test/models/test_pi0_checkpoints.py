@@ -10,6 +10,7 @@ from golden import flow_packs
 from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer, processors
 
+from specprune_ros.models.checkpoint.action_meaning import describe
 from specprune_ros.models.checkpoint.files import CheckpointError
 from specprune_ros.models.checkpoint.pi0 import ROBOTS
 from specprune_ros.models.checkpoint.tensor_names import pi0_model
@@ -325,8 +326,10 @@ def test_trained_real_time_chunking_without_its_field_is_refused(pack):
 # openpi.
 
 
-def openpi_folder(folder, source, asset, steps=10):
-    """A folder as the converter writes it, of the pack ``source``."""
+def openpi_folder(folder, source, asset, steps=10, numbers=32):
+    """A folder as the converter writes it, of the pack ``source``; statistics of so many
+    numbers.
+    """
     folder.mkdir()
     tensors = load_file(PACKS / source / 'checkpoint/model.safetensors')
     tensors = {name.removeprefix('model.'): value for name, value in tensors.items()}
@@ -338,7 +341,8 @@ def openpi_folder(folder, source, asset, steps=10):
         'action_expert_variant': 'gemma_300m', 'precision': 'bfloat16',
     }  # fmt: skip
     (folder / 'config.json').write_text(json.dumps(config))
-    stats = {'mean': [0.0] * 32, 'std': [1.0] * 32, 'q01': [-1.0] * 32, 'q99': [1.0] * 32}
+    stats = {'mean': 0.0, 'std': 1.0, 'q01': -1.0, 'q99': 1.0}
+    stats = {name: [value] * numbers for name, value in stats.items()}
     assets = folder / 'assets' / asset
     assets.mkdir(parents=True)
     stats = {'norm_stats': {'state': stats, 'actions': stats}}
@@ -368,6 +372,23 @@ def test_pi0_libero_adds_the_state_and_pi05_does_not(tmp_path):
     assert config.action.gripper_sense == 'one_is_closed'
     assert config.action.gripper_range == (-1, 1)
     assert config.rows_run == 5
+
+
+@pytest.mark.parametrize(
+    ('source', 'platform', 'numbers'),
+    [('pi0_lerobot', 'aloha', 14), ('pi05_lerobot', 'libero', 8)],
+)
+def test_what_describe_writes_keeps_the_platform_of_openpi(source, platform, numbers, tmp_path):
+    """Without it offsets to the state went out as joint positions."""
+    folder = openpi_folder(tmp_path / 'c', source, 'mylab/pick', 50, numbers)
+    before = inspect_checkpoint(folder, overrides={'platform': platform, 'rope': 'bf16'})
+    assert before.ok and before.config.decoder.rope == 'bf16'
+    (folder / 'specprune.json').write_text(json.dumps(describe(before.to_dict())))
+    after = inspect_checkpoint(folder)
+    assert after.ok and after.config == before.config
+    # Where the name of the asset tells the platform, it is in the file, too.
+    named = openpi_folder(tmp_path / 'named', source, f'mylab/{platform}', 50, numbers)
+    assert describe(inspect_checkpoint(named).to_dict())['platform'] == platform
 
 
 def test_the_node_admits_every_platform_that_openpi_has():

@@ -25,7 +25,7 @@ STATED = (
     'action.gripper_sense',
     'action.gripper_range',
 )
-# What ``specprune describe`` writes besides ``platform`` and ``action``.
+# What ``specprune describe`` writes besides ``platform``, ``action`` and what was given.
 FIELDS = (
     'cameras', 'control_hz', 'execute', 'resize', 'pre_resize', 'pre_filter', 'center_crop',
     'jpeg', 'reencode',
@@ -57,12 +57,12 @@ def paths(tree: Mapping[str, Any], at: str = '') -> list[str]:
 
 def require_stated(report: Report) -> None:
     """Make a problem of what was guessed (``report.guess``) and not stated since."""
-    chosen = {report.requested_key, f'{report.requested_key}_no_noops'}
-    if not report.guess or not chosen & set(report.statistics_keys):
-        return  # nothing was guessed, or which robot's statistics are meant is still open
-    report.unstated = [name for name in STATED if name not in report.stated]
-    if not report.unstated:
+    if not report.guess:
         return
+    report.unstated = [name for name in STATED if name not in report.stated]
+    chosen = {report.requested_key, f'{report.requested_key}_no_noops'}
+    if not report.unstated or not chosen & set(report.statistics_keys):
+        return  # the latter: which robot's statistics are meant is open, a problem by itself
     keys = ', '.join(repr(key) for key in report.statistics_keys)
     confirm = (
         f'confirm with platform (model.platform:={report.guess}) that the policy was trained on '
@@ -170,11 +170,11 @@ def _fastest(config: PolicyConfig, scales: Statistics | None) -> str:
 
 
 def describe(data: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of ``specprune.json`` for a report's plain data: what is in force, and ``null``
-    for what must be stated.
+    """The content of ``specprune.json`` for a report's plain data: all that was given, what is in
+    force, and ``null`` for what must be stated.
     """
     config, unstated = data['config'], data['unstated']
-    out: dict[str, Any] = {}
+    out = dict(data['given'])
     if data['platform'] and not unstated:
         out['platform'] = data['platform']
     out |= {name: config[name] for name in FIELDS}

@@ -444,6 +444,7 @@ def _openpi(
     named = [name for name in ROBOTS if name in asset]  # aloha_sim is aloha too
     platform = given or max(named, key=len, default='aloha' if 'trossen' in asset else None)
     constants = dict(ROBOTS.get(platform, {}))
+    report.platform = platform
     report.fact('platform', platform or 'unknown', 'given' if given else f'assets/{asset}')
     report.reported = f'openpi, platform {platform}' if constants else ''
     robot, relative = constants.pop('robot', 'none'), constants.pop('relative', {}).get(family, ())

@@ -41,10 +41,11 @@ class Report:
     and action, where no ``statistics`` hold them. ``requested_key`` is the robot of the statistics
     that was requested, or the only one; ``unnorm_key`` the one found.
 
-    ``stated`` says of dotted fields of ``PolicyConfig`` who gave them; ``row`` is the row of the
-    table of conventions in force, ``reported`` what else says what actions mean. ``guess`` names
-    the platform where dimensions alone told it (or ``unknown``), and ``unstated`` the fields that
-    must be stated before the checkpoint loads. ``meaning``: see :mod:`.action_meaning`.
+    ``given`` is what ``specprune.json`` and the caller say, ``stated`` who of them gave each dotted
+    field. ``platform`` is the one in force; ``row`` its row of the table of conventions,
+    ``reported`` what else says what actions mean. ``guess`` names the platform where dimensions
+    alone told it (or ``unknown``), and ``unstated`` the fields that must be stated before the
+    checkpoint loads. ``meaning``: see :mod:`.action_meaning`.
     """
 
     path: Path
@@ -65,7 +66,9 @@ class Report:
     unnorm_key: str | None = None
     requested_key: str | None = None
     tokenizer: Path | None = None
+    given: dict[str, Any] = field(default_factory=dict)
     stated: dict[str, str] = field(default_factory=dict)
+    platform: str | None = None
     row: Convention | None = None
     reported: str = ''
     guess: str = ''
@@ -100,7 +103,7 @@ class Report:
 
     def follow(self, row: Convention, source: str) -> None:
         """Note the row of the table of conventions the checkpoint follows."""
-        action, self.row = row.fields['action'], row
+        action, self.row, self.platform = row.fields['action'], row, row.platform
         self.fact('platform', row.platform, source)
         self.fact('actions', f'{action.kind} {action.rotation}, {row.name}', row.source)
         if action.gripper_dim >= 0:
@@ -128,7 +131,8 @@ class Report:
             'family': self.family,
             'facts': _facts(self.facts),
             'meaning': _facts(self.meaning),
-            'platform': self.row.platform if self.row and not self.guess else None,
+            'platform': None if self.guess else self.platform,
+            'given': self.given,
             'unstated': self.unstated,
             'problems': self.problems,
             'notes': self.notes,
