@@ -166,8 +166,8 @@ def sweep(
     """
     begin = time.perf_counter()
     layout, model = bench_layout(loaded), loaded.model
-    weight = model.decoder.norm.weight
-    hidden = torch.randn(1, layout.length, weight.shape[0]).to(weight.device, weight.dtype)
+    weight = model.decoder.embed_tokens.weight  # pi0's norms are float32 in any format
+    hidden = torch.randn(1, layout.length, weight.shape[1]).to(weight.device, weight.dtype)
     record = record or capturer(weight.device)
 
     def ready(count: int) -> Callable[[], None]:

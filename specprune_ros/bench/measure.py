@@ -128,7 +128,7 @@ def _uses_free_tokens(contestant: Contestant) -> bool:
 
 def _ceilings(loaded: LoadedModel) -> Ceilings:
 
-    weight = loaded.model.decoder.norm.weight
+    weight = loaded.model.decoder.embed_tokens.weight
     float8 = 'float8' in number_format(loaded.model.decoder)
     return measure(weight.device, weight.dtype, float8)
 

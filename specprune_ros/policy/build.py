@@ -165,7 +165,7 @@ def to_float8(loaded: LoadedModel) -> np.ndarray:
     Raises ``ValueError``, which names ``model.fp8``, where it cannot be, and ``PolicyError`` where
     an action is not finite.
     """
-    weight = loaded.model.decoder.norm.weight
+    weight = loaded.model.decoder.embed_tokens.weight  # pi0's norms are float32 in any format
     check_float8(weight.device, weight.dtype)
     before = _dense_actions(loaded)
     left = convert(loaded.model.decoder)

@@ -116,6 +116,12 @@ def test_nothing_is_read_on_the_host_while_it_is_timed(tiny):
     assert found.rows == (193, 605)
 
 
+def test_pi0_is_timed_in_bfloat16_though_its_norms_are_not():
+    loaded = random_policy_model('pi0-tiny', dtype=torch.bfloat16)
+    assert loaded.model.decoder.norm.weight.dtype == torch.float32
+    assert len(sweep(loaded, (256, 512), range(1)).ms) == 2
+
+
 @pytest.mark.gpu
 def test_a_gpu_is_calibrated_in_time(caplog):
     caplog.set_level(logging.INFO)

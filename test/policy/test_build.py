@@ -8,7 +8,7 @@ import synthetic
 import torch
 
 from specprune_ros.models.accel import fused
-from specprune_ros.models.accel.fp8 import Float8Linear
+from specprune_ros.models.accel.fp8 import Float8Linear, number_format
 from specprune_ros.models.load import is_released, random_policy_model
 from specprune_ros.policy import build
 from specprune_ros.policy.build import build_policy
@@ -75,6 +75,13 @@ def test_float8_reports_how_far_the_actions_move():
     for name, value in zip(again.config.action.dims, moved, strict=True):
         assert f'{name} {value:.2g}' in again.notes[-1]
         assert f'{name} {value:.2g}' in note
+
+
+def test_float8_takes_pi0_in_bfloat16_whose_norms_are_float32():
+    loaded = random_policy_model('pi0-tiny', dtype=torch.bfloat16)
+    assert number_format(loaded.model.decoder) == 'bfloat16'
+    assert (build.to_float8(loaded) > 0).all()
+    assert number_format(loaded.model.decoder) == 'bfloat16 + float8'
 
 
 def test_float8_refuses_another_format_and_hides_nothing():

@@ -55,7 +55,7 @@ class Float8Linear(nn.Module):
 def number_format(decoder: nn.Module) -> str:
     """Of a decoder's weights, such as ``float32``, or ``bfloat16 + float8``."""
     float8 = any(isinstance(part, Float8Linear) for part in decoder.modules())
-    name = str(decoder.norm.weight.dtype).removeprefix('torch.')
+    name = str(decoder.embed_tokens.weight.dtype).removeprefix('torch.')
     return f'{name} + float8' if float8 else name
 
 

@@ -41,8 +41,8 @@ class Report:
     and action, where no ``statistics`` hold them. ``requested_key`` is the robot of the statistics
     that was requested, or the only one; ``unnorm_key`` the one found.
 
-    ``given`` is what ``specprune.json`` and the caller say, ``stated`` who of them gave each dotted
-    field. ``platform`` is the one in force; ``row`` its row of the table of conventions,
+    ``given`` is what ``specprune.json`` and the caller say, ``stated`` who of them gave each
+    dotted field. ``platform`` is the one in force; ``row`` its row of the table of conventions,
     ``reported`` what else says what actions mean. ``guess`` names the platform where dimensions
     alone told it (or ``unknown``), and ``unstated`` the fields that must be stated before the
     checkpoint loads. ``meaning``: see :mod:`.action_meaning`.
