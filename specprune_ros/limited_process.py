@@ -38,8 +38,9 @@ class RefusedError(ValueError):
 def call(function: str, argument: Any, *, memory: int, seconds: float) -> Any:
     """The JSON result of ``function`` (``package.module:name``) on the JSON value ``argument``.
 
-    ``memory`` bounds the child's private memory in bytes (RLIMIT_DATA: files mapped for reading do
-    not count), ``seconds`` its processor time and the time waited for it.
+    ``memory`` bounds the child's private memory in bytes (RLIMIT_DATA: files mapped read-only do
+    not count, as PyTorch maps them they do), ``seconds`` its processor time and the time waited
+    for it.
 
     Raises ``RefusedError`` with the function's own words, or ``LimitedProcessError``.
     """

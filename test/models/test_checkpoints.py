@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import resource
 import shutil
 import struct
 import subprocess
@@ -19,7 +20,7 @@ from toy_models import RecordingPass, relative
 
 from specprune_ros.models.build import build, empty
 from specprune_ros.models.checkpoint import tensor_names
-from specprune_ros.models.checkpoint.files import CheckpointError
+from specprune_ros.models.checkpoint.files import CheckpointError, TensorDict, load_pt
 from specprune_ros.models.load import (
     inspect_checkpoint,
     load_policy_model,
@@ -952,6 +953,35 @@ print(peak("VmHWM") - before, stays)
     used, stays = map(int, python(code, written.folder, small).split())
     assert largest > 15e6 and stays > 40e6
     assert used < stays + 1.15 * largest, (used, stays, largest)
+
+
+def test_a_file_larger_than_memory_is_inspected_by_its_headers(tmp_path):
+    """CogACT's has 30 GB; inspection may map 8 and said: download it again."""
+    path = tmp_path / 'weights.pt'
+    with torch.serialization.skip_data():  # a sparse file
+        torch.save({'module.a': torch.empty(1 << 20, 1 << 8), 'b': torch.empty(3)}, path)
+    status = Path('/proc/self/status').read_text()
+    used = 1024 * int(status.split('VmData:')[1].split()[0])
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (used + (1 << 29), hard))
+    try:
+        source = TensorDict(path)
+        assert source.tensors['a'] == ((1 << 20, 1 << 8), 'float32')
+        with pytest.raises(CheckpointError, match=r'have the 1\.1 GB of memory') as refused:
+            source.read('b')
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+    assert 'download' not in str(refused.value)
+    assert len(source.read('b')) == 3
+
+
+def test_headers_that_claim_more_than_the_file_holds_are_not_believed(tmp_path, monkeypatch):
+    path = tmp_path / 'weights.pt'
+    torch.save({'a': torch.ones(4)}, path)
+    large = {'model': {'a': torch.empty(1 << 20, device='meta')}}
+    monkeypatch.setattr(torch, 'load', lambda *given, **options: large)
+    with pytest.raises(CheckpointError, match='larger than the file; download it again'):
+        load_pt(path, headers=True)
 
 
 def test_a_header_that_claims_gigabytes_is_not_believed(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from specprune_ros.models import conventions
 from specprune_ros.models.checkpoint import tensor_names
 from specprune_ros.models.checkpoint.dexbotic import dit_sizes
-from specprune_ros.models.checkpoint.files import CheckpointError, TensorDict, load_pt
+from specprune_ros.models.checkpoint.files import CheckpointError, TensorDict
 from specprune_ros.models.checkpoint.report import Report, entry_bytes
 from specprune_ros.models.checkpoint.vision_sizes import count_layers, timm_sizes
 from specprune_ros.models.config import (
@@ -49,21 +50,21 @@ def inspect(report: Report, config: Mapping[str, Any], overrides: Mapping[str, A
         entries = tensor_names.cogact_model(COGACT_7B)
         report.lacks('checkpoints/<step>.pt', entry_bytes(entries, entries, 4))
         return
-    source = TensorDict(files[0], _tensors(report, files[0]), strip='')
+    source = TensorDict(files[0], partial(_tensors, report, files[0]))
     shapes = {name: info.shape for name, info in source.tensors.items()}
     policy = _config(report, shapes, files[0], overrides)
     report.config = policy
     report.compare(tensor_names.cogact_model(policy), [source], set())
 
 
-def _tensors(report: Report, path: Path) -> dict[str, Tensor]:
-    data = load_pt(path)
+def _tensors(report: Report, path: Path, data: Mapping[str, Any]) -> dict[str, Tensor]:
     model = data.get('model')
     if not isinstance(model, Mapping) or not set(PARTS) <= set(model):
         raise CheckpointError(f'{path}: must hold "model" with {", ".join(PARTS)}')
     others = sorted(set(model) - set(PARTS))
-    if others:
-        report.notes.append(f'{path.name}: not used: {", ".join(map(str, others))}')
+    note = f'{path.name}: not used: {", ".join(map(str, others))}'
+    if others and note not in report.notes:  # again, once the values are read
+        report.notes.append(note)
     tensors: dict[str, Tensor] = {}
     for part in PARTS:
         if not isinstance(model[part], Mapping):

@@ -9,7 +9,7 @@ import pickle
 import re
 import struct
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -141,40 +141,53 @@ def _entry(path: Path, name: str, entry: Any) -> tuple[TensorInfo, tuple[int, in
 
 
 class TensorDict:
-    """Tensors of a ``.pt`` file, or made from them; names as they were found, less ``strip``."""
+    """Tensors of a ``.pt`` file, or what ``make`` makes of its dictionary: without values, to know
+    names, shapes and dtypes, and with them at the first read.
+    """
 
-    def __init__(self, path: Path, tensors: Mapping[str, Any], strip: str = 'module.') -> None:
+    def __init__(
+        self, path: Path, make: Callable[[dict[str, Any]], Mapping[str, Any]] | None = None
+    ) -> None:
         self.path = path
-        self.values = {name.removeprefix(strip): value for name, value in tensors.items()}
-        for name, value in self.values.items():
+        self._make = make or _unwrapped
+        self._values: Mapping[str, Any] | None = None
+        self.tensors = {}
+        for name, value in self._make(load_pt(path, headers=True)).items():
             if not isinstance(value, Tensor):
                 raise CheckpointError(
                     f'{path}: {name!r} is a {type(value).__name__}, not a tensor; expected a '
                     'state dict'
                 )
-        self.tensors = {
-            name: TensorInfo(tuple(value.shape), str(value.dtype).removeprefix('torch.'))
-            for name, value in self.values.items()
-        }
+            kind = str(value.dtype).removeprefix('torch.')
+            self.tensors[name] = TensorInfo(tuple(value.shape), kind)
 
     def read(self, name: str) -> Tensor:
-        """A tensor, as stored."""
-        return self.values[name]
+        """A tensor. Raises ``CheckpointError``."""
+        with boundary(self.path, CheckpointError, AGAIN):
+            if self._values is None:
+                self._values = self._make(load_pt(self.path))
+            return self._values[name]
 
     def close(self) -> None:
         """Let go of the tensors."""
-        self.values = {}
+        self._values = None
+
+
+def _unwrapped(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """A state dict that was saved from within ``DistributedDataParallel``."""
+    return {name.removeprefix('module.'): value for name, value in stored.items()}
 
 
 Source = SafetensorsFile | TensorDict
 
 
-def load_pt(path: Path) -> dict[str, Any]:
-    """A ``.pt`` file's dictionary, mapped rather than read where its format allows.
+def load_pt(path: Path, headers: bool = False) -> dict[str, Any]:
+    """A ``.pt`` file's dictionary, mapped rather than read where its format allows. With
+    ``headers`` its tensors are on the ``meta`` device, where the format allows: a mapping counts
+    as memory of this process, and that of CogACT has 30 GB.
 
     Nothing in it is executed: anything but tensors and plain containers is refused.
     """
-    options = {'map_location': 'cpu', 'weights_only': True}
     with boundary(path, CheckpointError, 'not a whole torch file; download it again'):
         if tuple(map(int, torch.__version__.split('.')[:2])) < SAFE_TORCH:
             raise CheckpointError(
@@ -189,13 +202,36 @@ def load_pt(path: Path) -> dict[str, Any]:
                 # torch.save stores; a compressed archive may grow a thousandfold when read.
                 if sum(entry.file_size for entry in archive.infolist()) > size:
                     raise CheckpointError(f'{path}: refused, its content is compressed')
+        bare = zipped and headers
+        place = 'meta' if bare else 'cpu'
         try:
-            data = torch.load(path, mmap=zipped, **options)
+            data = torch.load(path, place, mmap=zipped and not bare, weights_only=True)
         except pickle.UnpicklingError as error:
             raise CheckpointError(f'{path}: refused, {_why_refused(error)}') from error
+        except RuntimeError as error:
+            if 'allocate memory' not in str(error):
+                raise
+            raise CheckpointError(
+                f'{path}: this process may not have the {size / 1e9:.1f} GB of memory that the '
+                'file takes: load it where there is more, lift a limit (ulimit -d, -v), or let '
+                'Linux map files larger than its memory (sysctl vm.overcommit_memory=1)'
+            ) from error
         if not isinstance(data, dict):
             raise CheckpointError(f'{path}: holds a {type(data).__name__}, expected a state dict')
+        if bare and sum(_storages(data).values()) > size:
+            raise CheckpointError(f'{path}: its tensors are larger than the file; {AGAIN}')
         return data
+
+
+def _storages(data: Any) -> dict[int, int]:
+    """Bytes of each storage behind the tensors in a dictionary of dictionaries."""
+    if isinstance(data, Tensor):
+        storage = data.untyped_storage()
+        return {storage._cdata: storage.nbytes()}
+    found: dict[int, int] = {}
+    for value in data.values() if isinstance(data, Mapping) else ():
+        found |= _storages(value)
+    return found
 
 
 def _why_refused(error: Exception) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-CHILD_MEMORY = 8 << 30  # bytes; weights are mapped, not read
+CHILD_MEMORY = 8 << 30  # bytes; weights are not read
 CHILD_SECONDS = 300.0
 
 

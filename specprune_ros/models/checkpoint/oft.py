@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from specprune_ros import validation
 from specprune_ros.models import conventions
 from specprune_ros.models.checkpoint import lora, shards, tensor_names
-from specprune_ros.models.checkpoint.files import CheckpointError, TensorDict, load_pt, read_json
+from specprune_ros.models.checkpoint.files import CheckpointError, TensorDict, read_json
 from specprune_ros.models.checkpoint.report import Report, check_rope, entry_bytes, human
 from specprune_ros.models.checkpoint.vision_sizes import Shapes, timm_sizes
 from specprune_ros.models.config import ConfigError, DecoderConfig, PolicyConfig, VisionConfig
@@ -48,7 +49,7 @@ def inspect(report: Report, config: Mapping[str, Any], overrides: Mapping[str, A
         )
     film = parts['vision_backbone']
     if film is not None:
-        film = TensorDict(film.path, lora.merge(film.path, film.values))
+        film = TensorDict(film.path, partial(lora.merge, film.path))
         report.fact('film', True, film.path.name)
     with found.blamed(report):
         policy = _config(report, config, overrides, found.shapes, parts, film)
@@ -231,7 +232,7 @@ def _component(report: Report, component: str) -> TensorDict | None:
     if not files:
         return None
     try:
-        loaded = TensorDict(files[0], load_pt(files[0]))
+        loaded = TensorDict(files[0])
     except CheckpointError as error:
         report.problem(str(error))
         return None
