@@ -19,6 +19,7 @@ Array = NDArray[np.float64]
 
 # Of the checkpoints that read eight: tool position, rotation vector, two fingers.
 PROPRIO_NAMES = ('x', 'y', 'z', 'rx', 'ry', 'rz', 'finger 1', 'finger 2')
+NEARLY_ALL = 2.5  # standard deviations that 99 % of the values lie within
 MOST = 1e6  # of a statistic's magnitude: millimetres, encoder ticks
 
 
@@ -37,7 +38,9 @@ class Statistics:
     ``clip_actions`` clips a' to [-1, 1] first (CogACT, DB-OFT; OFT does not clip). ``binarise``
     is the action dimension that becomes 0 or 1 at 0.5 (CogACT's gripper), before un-normalising.
     ``clip_proprio`` off leaves proprioception beyond the bounds as it is (pi0). Mean and standard
-    deviation are the bounds mean - std and mean + std. A ``None`` scale passes values through.
+    deviation are the bounds mean - std and mean + std: ``action_reach`` and ``proprio_reach`` say
+    how many times the width of the bounds the data have, then ``NEARLY_ALL``. A ``None`` scale
+    passes values through.
     """
 
     action_low: Array | None
@@ -49,6 +52,8 @@ class Statistics:
     clip_actions: bool = False
     binarise: int | None = None
     clip_proprio: bool = True
+    action_reach: float = 1.0
+    proprio_reach: float = 1.0
     key: str = ''
 
     @classmethod
@@ -143,6 +148,15 @@ class Statistics:
         return np.clip(scaled, -1, 1) if self.clip_proprio else scaled
 
     @property
+    def largest_action(self) -> Array | None:
+        """Of nearly all of the training data, the largest magnitude of each column ``[D]``, or
+        ``None`` without its statistics.
+        """
+        if self.action_low is None or self.action_high is None:
+            return None
+        return np.abs(_widened(self.action_low, self.action_high, self.action_reach)).max(0)
+
+    @property
     def proprio_center(self) -> Array | None:
         """The middle of each number of proprioception, or ``None`` without its statistics."""
         if self.proprio_low is None or self.proprio_high is None:
@@ -155,7 +169,7 @@ class Statistics:
         """
         if self.proprio_low is None or self.proprio_high is None:
             return ''
-        low, high = self.proprio_low, self.proprio_high
+        low, high = _widened(self.proprio_low, self.proprio_high, self.proprio_reach)
         x = np.asarray(values, np.float64)
         span = np.maximum(high - low, 1e-3)
         names = PROPRIO_NAMES if len(x) == len(PROPRIO_NAMES) else range(len(x))
@@ -197,6 +211,12 @@ class Statistics:
         span = self.action_high - self.action_low + self.epsilon
         span = np.where(span == 0, 1.0, span)  # a column that never changed
         return np.where(self.action_mask, 2 * (a - self.action_low) / span - 1, a)
+
+
+def _widened(low: Array, high: Array, times: float) -> Array:
+    """Bounds ``[2, n]`` so many times as far apart."""
+    more = (times - 1) * (high - low) / 2
+    return np.stack((low - more, high + more))
 
 
 def choose_key(entries: Mapping[str, Any], key: str | None, where: str) -> str:

@@ -12,17 +12,18 @@ from specprune_ros.pruning.controller import MotionRange
 def motion_range(loaded: LoadedModel) -> MotionRange:
     """The fastest motion along any axis, in SI, that ``loaded``'s statistics allow.
 
-    From the larger of ``|q01|`` and ``|q99|`` (or of the extremes) of the translation and the
-    rotation columns, times their SI scale and the control rate. LIBERO's full command where that
-    is not known: without statistics, or where actions are no steps.
+    From the larger of ``|q01|`` and ``|q99|`` (or of the extremes, or 2.5 standard deviations from
+    the mean) of the translation and the rotation columns, times their SI scale and the control
+    rate. LIBERO's full command where that is not known: without statistics, where actions are no
+    steps, or where the statistics are of what is left of them without the state (pi0's
+    ``flow.relative``).
     """
-    action, statistics = loaded.config.action, loaded.statistics
-    unknown = MotionRange()
-    low, high = statistics.action_low, statistics.action_high
+    action, flow = loaded.config.action, loaded.config.flow
+    unknown, largest = MotionRange(), loaded.statistics.largest_action
     steps = action.kind == 'ee_delta' and action.reference == 'previous_step'
-    if low is None or high is None or not steps:
+    if largest is None or not steps or (flow is not None and flow.relative):
         return unknown
-    largest = np.maximum(np.abs(low), np.abs(high)) * np.abs(action.scale)
+    largest = largest * np.abs(action.scale)
 
     def of(names: tuple[str, ...]) -> float:
         return max(

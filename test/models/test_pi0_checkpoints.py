@@ -391,6 +391,20 @@ def test_what_describe_writes_keeps_the_platform_of_openpi(source, platform, num
     assert describe(inspect_checkpoint(named).to_dict())['platform'] == platform
 
 
+def test_the_fastest_motion_is_none_of_offsets_to_the_state(tmp_path):
+    asset = 'physical-intelligence/libero'
+    offsets = openpi_folder(tmp_path / 'a', 'pi0_lerobot', asset, 50)
+    steps = openpi_folder(tmp_path / 'b', 'pi05_lerobot', asset)
+    meanings = [{row.name: row.value for row in inspect_checkpoint(f).meaning}
+                for f in (offsets, steps)]  # fmt: skip
+    assert 'fastest in the training data' not in meanings[0]
+    assert meanings[1]['fastest in the training data'].startswith('0.05 m and 0.5 rad a step')
+    # pi0's are a mean and a deviation of it.
+    given = {'flow': {'relative': []}}
+    loaded = load_policy_model(offsets, progress=False, overrides=given)
+    assert loaded.statistics.largest_action[0] == pytest.approx(2.5, abs=1e-4)
+
+
 def test_the_node_admits_every_platform_that_openpi_has():
     assert set(ROBOTS) == set(OPENPI)
 

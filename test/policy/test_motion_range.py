@@ -50,6 +50,25 @@ def test_where_actions_are_no_steps_the_papers_units_stand(loaded, changes):
     assert motion_range(with_statistics(loaded, LOW, HIGH, **changes)) == MotionRange()
 
 
+def test_of_a_mean_and_its_deviation_nearly_all_data_count(loaded):
+    """One deviation from the mean was taken for the fastest motion: 2.5 times too slow."""
+    made = with_statistics(loaded, LOW, HIGH)
+    wide = replace(made, statistics=replace(made.statistics, action_reach=2.5))
+    assert motion_range(wide).step == pytest.approx(0.005 + 2.5 * 0.015)
+    state = Statistics(None, None, None, np.array([-1.0]), np.array([1.0]), proprio_reach=2.5)
+    assert state.far_outside(np.array([4.0])) == ''
+    assert '(training: -2.5 to 2.5)' in state.far_outside(np.array([8.0]))
+
+
+def test_statistics_of_offsets_to_the_state_say_nothing_of_motion():
+    """pi0 on LIBERO: 32 rad/s of a wrist that is turned by pi."""
+    pi0 = random_policy_model('pi0-tiny')
+    known = with_statistics(pi0, LOW, HIGH)
+    assert motion_range(known).step == pytest.approx(0.02)
+    relative = known.config.override({'flow': {'relative': [0, 1, 2, 3, 4, 5]}})
+    assert motion_range(replace(known, config=relative)) == MotionRange()
+
+
 def test_without_statistics_the_papers_units_stand(loaded):
     assert motion_range(loaded) == MotionRange()
 

@@ -151,14 +151,13 @@ def meaning(report: Report, scales: Statistics | None) -> list[Fact]:
 
 def _fastest(config: PolicyConfig, scales: Statistics | None) -> str:
     """The largest motion of a step by the statistics: a check of the units above."""
-    action = config.action
-    known = scales is not None and scales.action_low is not None
-    if not known or not action.kind.endswith('delta') or len(scales.action_low) < 6:
+    action, flow = config.action, config.flow
+    largest = None if scales is None else scales.largest_action
+    if largest is None or not action.kind.endswith('delta') or len(largest) < 6:
         return ''
-    bounds = [
-        max(abs(a), abs(b)) * abs(c)
-        for a, b, c in zip(scales.action_low, scales.action_high, action.scale, strict=False)
-    ]
+    if flow is not None and flow.relative:
+        return ''  # the statistics are of action minus state
+    bounds = [a * abs(b) for a, b in zip(largest, action.scale, strict=False)]
     if action.kind == 'joint_delta':
         most = max(b for i, b in enumerate(bounds) if i != action.gripper_dim)
         return f'{most:.3g} rad a step, {most * config.control_hz:.2g} rad/s'

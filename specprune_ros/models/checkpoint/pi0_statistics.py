@@ -12,7 +12,7 @@ import numpy as np
 from specprune_ros.models.checkpoint.files import CheckpointError, SafetensorsFile, read_json
 from specprune_ros.models.checkpoint.report import Report
 from specprune_ros.models.config import PolicyConfig
-from specprune_ros.models.statistics import Statistics, StatisticsError, choose_key
+from specprune_ros.models.statistics import NEARLY_ALL, Statistics, StatisticsError, choose_key
 
 _SCALES = {
     'MEAN_STD': ('mean', 'std'),
@@ -25,7 +25,9 @@ _SCALES = {
 def lerobot_scales(
     report: Report, pre: list[dict[str, Any]], post: list[dict[str, Any]]
 ) -> dict[str, dict[str, Any]]:
-    """Per robot, the bounds of state and action as each processor says."""
+    """Per robot, the bounds of state and action as each processor says, and how many times their
+    width the data have.
+    """
     robots: dict[str, dict[str, Any]] = {}
     for steps, kind, feature in (
         (pre, 'normalizer_processor', 'STATE'),
@@ -59,6 +61,7 @@ def lerobot_scales(
             if mode != 'IDENTITY':
                 bounds = _bounds(path, robot, part, mode, stored, step['config'])
             robots.setdefault(robot, {})[part] = bounds
+            robots[robot][f'{part}_reach'] = NEARLY_ALL if mode == 'MEAN_STD' else 1.0
     return robots
 
 
@@ -107,7 +110,9 @@ def _bounds(
 
 
 def openpi_scales(report: Report, family: str) -> dict[str, dict[str, Any]]:
-    """Bounds per ``assets/<asset id>``: mean and deviation for pi0, quantiles for pi0.5."""
+    """Bounds per ``assets/<asset id>``: mean and deviation for pi0, quantiles for pi0.5; with how
+    many times their width the data have.
+    """
     robots: dict[str, dict[str, Any]] = {}
     assets = report.path / 'assets'
     names = ('mean', 'std') if family == 'pi0' else ('q01', 'q99')
@@ -131,6 +136,8 @@ def openpi_scales(report: Report, family: str) -> dict[str, dict[str, Any]]:
             else:
                 robot[part] = first, second + 1e-6
         if len(robot) == 2:
+            reach = NEARLY_ALL if family == 'pi0' else 1.0
+            robot |= {'proprio_reach': reach, 'action_reach': reach}
             robots[path.parent.relative_to(assets).as_posix()] = robot
     if not robots and not report.problems:
         report.problem(
@@ -155,6 +162,7 @@ def scales(report: Report, policy: PolicyConfig, key: str | None) -> Statistics:
     return Statistics(
         low, high, None if low is None else np.ones(len(low), bool), *proprio,
         epsilon=0.0, clip_proprio=False, key=name,
+        action_reach=robot['action_reach'], proprio_reach=robot.get('proprio_reach', 1.0),
     )  # fmt: skip
 
 
