@@ -153,6 +153,19 @@ def test_the_scale_is_the_one_of_the_processors_not_of_the_family(pack):
     assert (mean.normalise_proprio(far) > 10).all()
 
 
+def test_a_fine_tune_of_a_base_has_the_state_of_its_own_statistics(pack):
+    """lerobot keeps the base's input_features, a state of 32 numbers, which no robot sends."""
+    folder = pack('pi05_lerobot') / 'checkpoint'
+    own = inspect_checkpoint(folder)
+    features = json.loads((folder / 'config.json').read_text())['input_features']
+    features['observation.state']['shape'] = [32]
+    change_json(folder / 'config.json', input_features=features)
+    report = inspect_checkpoint(folder)
+    assert report.ok and report.config == own.config and report.config.proprio_dim == 8
+    (fact,) = [fact for fact in report.facts if fact.name == 'proprio_dim']
+    assert fact.source == "the normaliser's statistics"
+
+
 def test_an_unknown_scale_or_step_is_refused(pack):
     folder = pack('pi0_lerobot') / 'checkpoint'
     change_step(folder, 'post', 'unnormalizer_processor', norm_map={'ACTION': 'WHITEN'})

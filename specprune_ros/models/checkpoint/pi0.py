@@ -289,7 +289,10 @@ def _lerobot(
     resize = {'0.4': 'pad_bilinear_04', '0.5': 'pad_bilinear'}[era]
     resize = options.get('image_resize', resize)
     report.fact('image resize', resize, f'lerobot {era}')
-    relative = _relative(report, config, pre, int(action[0]), int(state[0]))
+    report.scales = lerobot_scales(report, pre, post)
+    report.statistics_keys = tuple(report.scales)
+    numbers = _state_numbers(report, int(state[0]))
+    relative = _relative(report, config, pre, int(action[0]), numbers)
     flow = replace(
         sizes['flow'],
         steps=int(config.get('num_inference_steps', 10)),
@@ -299,18 +302,17 @@ def _lerobot(
         state_padded=padded == 'padded',
         relative=relative,
     )
-    report.scales = lerobot_scales(report, pre, post)
-    report.statistics_keys = tuple(report.scales)
     fields = {
         'action_dim': int(action[0]),
-        'proprio_dim': int(state[0]),
+        'proprio_dim': numbers,
         'chunk': int(config.get('chunk_size', 50)),
         'execute': int(config.get('n_action_steps', 0)),
         'cameras': cameras,
         'max_prompt': int(config.get('tokenizer_max_length', 48 if family == 'pi0' else 200)),
     }
     for name, value in fields.items():
-        report.fact(name, value, 'config.json')
+        own = name != 'proprio_dim' or value == int(state[0])
+        report.fact(name, value, 'config.json' if own else "the normaliser's statistics")
     return _fields(
         report, family, sizes, flow, rope,
         {
@@ -321,6 +323,15 @@ def _lerobot(
         },
         overrides,
     )  # fmt: skip
+
+
+def _state_numbers(report: Report, declared: int) -> int:
+    """Numbers of the state: a fine-tune that was started from a base keeps that one's
+    ``input_features`` (32), while the statistics are its own data's.
+    """
+    bounds = [robot.get('proprio') for robot in report.scales.values()]
+    lengths = {len(pair[0]) for pair in bounds if pair is not None}
+    return min(declared, *lengths) if len(lengths) == 1 else declared
 
 
 def _fields(
