@@ -1,6 +1,7 @@
 """Folders of lerobot and openpi: what they say is followed, what they lack is refused."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -467,6 +468,20 @@ def test_openpi_without_statistics_says_what_to_copy(pack):
     folder = pack('pi0_openpi') / 'checkpoint'
     shutil.rmtree(folder / 'assets')
     assert 'copy assets/ of the JAX checkpoint' in problems(folder)
+
+
+def test_what_openpis_training_in_pytorch_saves_needs_a_config_that_is_named(pack):
+    folder = pack('pi0_openpi') / 'checkpoint'
+    config = json.loads((folder / 'config.json').read_text())
+    (folder / 'config.json').unlink()
+    (said,) = inspect_checkpoint(folder).problems
+    for name in config.keys() - {'precision'}:
+        assert f'"{name}": ' in said
+    written, rope = re.findall(r'{.*?}', said)
+    (folder / 'config.json').write_text(written)
+    (folder / 'specprune.json').write_text(rope)
+    report = inspect_checkpoint(folder)
+    assert report.ok and report.config.decoder.rope == 'bf16'
 
 
 def test_openpi_with_two_robots_needs_a_key(pack):

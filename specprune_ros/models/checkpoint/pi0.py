@@ -91,6 +91,15 @@ def refuse_strangers(folder: Path) -> None:
             f'{folder}: an openpi checkpoint of JAX (orbax, params/): convert it with '
             f'{CONVERTER}, float32, and copy assets/ beside the result'
         )
+    trained = any((folder / name).exists() for name in ('metadata.pt', 'optimizer.pt', 'assets'))
+    if trained and (folder / shards.SINGLE).exists() and not (folder / 'config.json').exists():
+        raise CheckpointError(
+            f"{folder}: holds no config.json, as what openpi's PyTorch training saves: write one "
+            'with the action_dim, action_horizon, paligemma_variant and action_expert_variant of '
+            'the training configuration, such as {"action_dim": 32, "action_horizon": 50, '
+            '"paligemma_variant": "gemma_2b", "action_expert_variant": "gemma_300m"}, and where '
+            'that says bfloat16 {"rope": "bf16"} into specprune.json'
+        )
 
 
 def inspect(report: Report, config: Mapping[str, Any], overrides: Mapping[str, Any]) -> None:
