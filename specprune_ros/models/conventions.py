@@ -220,9 +220,13 @@ CONVENTIONS: tuple[Convention, ...] = (
         'absolute; the last two of 16 numbers are padding',
     ),
 )
-OPENPI = ('libero', 'droid', 'aloha', 'aloha_sim')  # checkpoint/pi0.py says what they mean
+# checkpoint/pi0.py says what they mean.
+OPENPI = ('libero', 'droid', 'droid_joint_position', 'aloha', 'aloha_sim')
 PLATFORMS = tuple(dict.fromkeys([*(each.platform for each in CONVENTIONS), *OPENPI]))
-_FOLDER = re.compile(r'(simpler|libero|calvin|maniskill2|robotwin)-db-(?:oft|cogact)', re.I)
+# As published, or as the cache of the Hugging Face Hub has it; a fine-tune adds words.
+_FOLDER = re.compile(
+    r'(?:models--Dexmal--)?(simpler|libero|calvin|maniskill2|robotwin)-db-(?:oft|cogact)', re.I
+)
 _STATISTICS = {'bridge_orig': 'bridge', 'fractal20220817_data': 'fractal'}
 
 
@@ -240,7 +244,7 @@ def platforms(family: str) -> tuple[str, ...]:
 def from_folder(path: Path) -> str | None:
     """The benchmark that a Dexbotic folder, or one of the two above it, is named after."""
     for name in reversed(path.absolute().parts[-3:]):
-        found = _FOLDER.search(name)
+        found = _FOLDER.fullmatch(name)
         if found:
             return found.group(1).lower()
     return None

@@ -3,6 +3,7 @@
 The packs lie in ``test/data/parity`` (its README says how they were made and trimmed).
 """
 
+import json
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -14,8 +15,9 @@ from toy_models import relative
 
 from specprune_ros.models import conventions
 from specprune_ros.models.checkpoint import lora
+from specprune_ros.models.checkpoint.action_meaning import describe
 from specprune_ros.models.checkpoint.files import CheckpointError
-from specprune_ros.models.config import strided_times
+from specprune_ros.models.config import ActionConfig, strided_times
 from specprune_ros.models.decoder import LayerRows
 from specprune_ros.models.families.db_oft import time_code
 from specprune_ros.models.families.dit import ddim_steps, ddim_update, leading_times
@@ -241,6 +243,7 @@ def test_rows_for_a_robot_follow_the_convention():
         ('simpler-db-oft', 'simpler/db-oft+db-cogact'),
         ('robotwin-db-cogact/adjust_bottle', 'robotwin/db-oft+db-cogact'),
         ('models--Dexmal--calvin-db-oft/snapshots/0a1b', 'calvin/db-oft+db-cogact'),
+        ('libero-db-cogact-franka/checkpoint-3000', ''),
         ('checkpoint', ''),
     ],
 )
@@ -253,8 +256,32 @@ def test_a_dexbotic_folders_name_tells_its_benchmark(pack, tmp_path, folder, pla
     assert report.ok and report.config.convention == platform
     said = 'raw numbers of norm_stats.json' in ' '.join(report.notes)
     assert said == (not platform)
+    # Nothing is assumed: neither a unit nor a kind of motion that an executor would take.
+    assert (report.config.action.kind == 'joint_position') == (not platform)
     if 'simpler' in platform:
         assert (report.config.pre_resize, report.config.pre_filter) == (224, 'area')
+
+
+def test_what_raw_numbers_mean_is_stated_as_a_whole(pack, tmp_path):
+    """A fine-tune on a lab's arm moved it by metres and Euler angles that nobody had stated."""
+    folder = shutil.copytree(pack('db_cogact') / 'checkpoint', tmp_path / 'franka')
+    report = inspect_checkpoint(folder)
+    assert report.ok and report.config.action.dims[0] == 'action_1'
+    assert [row.value for row in report.meaning] == ['raw numbers: no executor takes them']
+    written = describe(report.to_dict())
+    nulls = [name for name, value in written['action'].items() if value is None]
+    assert set(written['action']) - set(nulls) == {'accumulates'}
+    assert written['control_hz'] is None and 'platform' not in written
+    file = folder / 'specprune.json'
+    stated = {**asdict(ActionConfig(rotation='euler_xyz')), 'accumulates': 'command'}
+    del stated['scale']
+    file.write_text(json.dumps({'control_hz': 15.0, 'action': stated}))
+    (problem,) = inspect_checkpoint(folder).problems
+    assert 'give platform, or state action.scale in' in problem
+    stated['scale'] = [1.0] * 7
+    file.write_text(json.dumps({'control_hz': 15.0, 'action': stated}))
+    report = inspect_checkpoint(folder)
+    assert report.ok and report.config.action == ActionConfig(rotation='euler_xyz')
 
 
 def test_lora_is_merged_in_float32(pack):

@@ -464,6 +464,42 @@ def test_droid_has_eight_columns_of_joint_velocity(tmp_path):
     assert config.action.gripper_dim == 7
 
 
+@pytest.mark.parametrize('steps', [16, 50])
+def test_droid_is_velocities_or_positions_and_that_must_be_said(steps, tmp_path):
+    """pi05_full_droid_finetune has the asset id of the velocities."""
+    folder = openpi_folder(tmp_path / 'c', 'pi05_lerobot', 'droid', steps)
+    report = inspect_checkpoint(folder)
+    (problem,) = report.problems
+    assert 'droid (velocities) or droid_joint_position (positions, trained as offsets)' in problem
+    assert 'platform' not in describe(report.to_dict())
+    velocity = inspect_checkpoint(folder, overrides={'platform': 'droid'})
+    assert velocity.ok and velocity.config.action.kind == 'joint_delta'
+    position = inspect_checkpoint(folder, overrides={'platform': 'droid_joint_position'})
+    assert position.ok and position.config.action.kind == 'joint_position'
+    assert position.config.flow.relative == tuple(range(7))
+    assert position.config.action.scale == (1.0,) * 8
+
+
+def test_actions_of_an_unknown_robot_of_openpi_are_raw_until_all_is_stated(tmp_path):
+    """Offsets to the state went out as joint positions at 20 Hz."""
+    folder = openpi_folder(tmp_path / 'c', 'pi05_lerobot', 'mylab/libero_ur5', 50, 7)
+    report = inspect_checkpoint(folder)
+    assert report.ok and report.config.action.dims[0] == 'action_1'
+    assert 'flow.relative' in ' '.join(report.notes)
+    written = describe(report.to_dict())
+    assert written['flow'] == {'relative': None} and written['control_hz'] is None
+    stated = {
+        'dims': [*(f'joint_{i}' for i in range(1, 7)), 'gripper'], 'kind': 'joint_position',
+        'scale': [1.0] * 7, 'rotation': 'none', 'reference': 'none', 'gripper_dim': 6,
+        'gripper_sense': 'one_is_closed', 'gripper_range': [0, 1],
+    }  # fmt: skip
+    given = {'control_hz': 20.0, 'action': stated}
+    assert 'state flow.relative in' in problems(folder, **given)
+    report = inspect_checkpoint(folder, overrides=given | {'flow': {'relative': list(range(6))}})
+    assert report.ok and report.config.flow.relative == tuple(range(6))
+    assert {row.source for row in report.meaning if row.name == 'rate'} == {'given'}
+
+
 def test_openpi_without_statistics_says_what_to_copy(pack):
     folder = pack('pi0_openpi') / 'checkpoint'
     shutil.rmtree(folder / 'assets')

@@ -25,6 +25,8 @@ STATED = (
     'action.gripper_sense',
     'action.gripper_range',
 )
+# Where nothing is assumed, all that a robot needs; of pi0 also ``flow.relative``.
+STATED_RAW = ('action.kind', 'action.dims', 'action.gripper_dim', *STATED)
 # What ``specprune describe`` writes besides ``platform``, ``action`` and what was given.
 FIELDS = (
     'cameras', 'control_hz', 'execute', 'resize', 'pre_resize', 'pre_filter', 'center_crop',
@@ -56,18 +58,28 @@ def paths(tree: Mapping[str, Any], at: str = '') -> list[str]:
 
 
 def require_stated(report: Report) -> None:
-    """Make a problem of what was guessed (``report.guess``) and not stated since."""
+    """Make a problem of what was guessed (``report.guess``) and not stated since. Raw numbers are
+    none as long as nobody says what a part of them means: no executor takes them.
+    """
     if not report.guess:
         return
-    report.unstated = [name for name in STATED if name not in report.stated]
+    names = STATED_RAW if report.raw else STATED
+    if report.raw and report.config.flow is not None:
+        names = (*names, 'flow.relative')
+    report.unstated = [name for name in names if name not in report.stated]
     chosen = {report.requested_key, f'{report.requested_key}_no_noops'}
-    if not report.unstated or not chosen & set(report.statistics_keys):
-        return  # the latter: which robot's statistics are meant is open, a problem by itself
+    known = bool(chosen & set(report.statistics_keys))
+    if report.raw:
+        known = any(name.startswith('action.') for name in report.stated)
+    if not report.unstated or not known:
+        return  # which robot's statistics are meant is open: a problem by itself
     keys = ', '.join(repr(key) for key in report.statistics_keys)
     confirm = (
         f'confirm with platform (model.platform:={report.guess}) that the policy was trained on '
         f'data that are scaled like those of {report.guess} ({_short(report.config)}), or '
         if report.row is not None
+        else 'give platform, or '
+        if report.raw
         else ''
     )
     report.problem(
@@ -104,6 +116,8 @@ def meaning(report: Report, scales: Statistics | None) -> list[Fact]:
     """One row per part of the meaning; ``scales`` are the statistics in force."""
     config = report.config
     action = config.action
+    if report.raw and 'action.kind' not in report.stated:
+        return [Fact('a row is', 'raw numbers: no executor takes them', 'no file says more')]
 
     def source(*names: str) -> str:
         for name in names:
@@ -180,8 +194,5 @@ def describe(data: Mapping[str, Any]) -> dict[str, Any]:
     out['action'] = dict(config['action'])
     for name in unstated:
         head, _, rest = name.partition('.')
-        if rest:
-            out[head][rest] = None
-        else:
-            out[head] = None
+        out[head] = {**out.get(head, {}), rest: None} if rest else None
     return out

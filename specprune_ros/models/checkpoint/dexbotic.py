@@ -195,10 +195,10 @@ def _convention(
     report.fact('platform', 'unknown', "neither given nor in the folder's name")
     report.notes.append(
         'no file says what robot or benchmark the actions are for: they are the raw numbers of '
-        f"norm_stats.json, the gripper's sense included. Give platform as one of {names}"
+        f"norm_stats.json, the gripper's sense included, which no executor takes. Give platform "
+        f'as one of {names}, or state what they mean in specprune.json'
     )
-    if action_dim == len(base.action.dims):
-        return {}
+    report.guess, report.raw = 'unknown', True
     dims = tuple(f'action_{i + 1}' for i in range(action_dim))
     fields: dict[str, Any] = {'action': conventions.plain_action(dims)}
     if action_dim >= TWO_ARMS:

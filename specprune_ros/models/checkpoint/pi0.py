@@ -40,6 +40,10 @@ _ALOHA = ActionConfig(
     kind='joint_position', rotation='none', reference='none', gripper_dim=-1,
 )  # fmt: skip
 _ARMS = (0, 1, 2, 3, 4, 5, 7, 8, 9, 10, 11, 12)
+_DROID = {
+    'cameras': CAMERAS[:2], 'proprio_dim': 8, 'action_dim': 8, 'control_hz': 15.0, 'execute': 8,
+}  # fmt: skip
+_DROID_STEPS = (10, 15)  # action_horizon of pi0_droid and pi05_droid
 # openpi's released policies, by the robot of their statistics.
 ROBOTS: dict[str, dict[str, Any]] = {
     'libero': {
@@ -48,14 +52,22 @@ ROBOTS: dict[str, dict[str, Any]] = {
         'relative': {'pi0': tuple(range(6))}, 'state': {'pi05': 'none'},
     },
     'droid': {
-        'cameras': CAMERAS[:2], 'proprio_dim': 8, 'action_dim': 8, 'control_hz': 15.0,
-        'execute': 8,
+        **_DROID,
         # Joint velocities: what a joint moves in a step is a fifteenth of them.
         'action': ActionConfig(
             dims=(*(f'joint_{i}' for i in range(1, 8)), 'gripper'), kind='joint_delta',
             rotation='none', gripper_dim=7, gripper_sense='one_is_closed',
             scale=(1 / 15,) * 7 + (1.0,),
         ),
+    },
+    'droid_joint_position': {
+        **_DROID,
+        'action': ActionConfig(
+            dims=(*(f'joint_{i}' for i in range(1, 8)), 'gripper'), kind='joint_position',
+            rotation='none', reference='none', accumulates='none', gripper_dim=7,
+            gripper_sense='one_is_closed',
+        ),
+        'relative': {'pi0': tuple(range(7)), 'pi05': tuple(range(7))},
     },
     'aloha': {
         'cameras': CAMERAS, 'proprio_dim': 14, 'action_dim': 14, 'control_hz': 50.0,
@@ -355,9 +367,10 @@ def _fields(
     """All fields of the policy; what nobody says is assumed, and said."""
     fields = dict(known)
     if 'action' not in fields:
-        columns = tuple(f'joint_{i + 1}' for i in range(fields['action_dim']))
+        word = 'action' if report.raw else 'joint'
+        columns = tuple(f'{word}_{i + 1}' for i in range(fields['action_dim']))
         fields['action'] = plain_action(columns)
-        if 'action' not in overrides:
+        if 'action' not in overrides and not report.raw:
             report.notes.append(
                 'no file says what the action columns mean: they are taken for joint positions; '
                 'give "action" in specprune.json where they are not'
@@ -461,12 +474,27 @@ def _openpi(
         report.problem(f'platform {given!r} is none of {", ".join(ROBOTS)}')
         return None
     asset = choose_key(robots, report.requested_key, f'{report.path}: statistics')
-    named = [name for name in ROBOTS if name in asset]  # aloha_sim is aloha too
-    platform = given or max(named, key=len, default='aloha' if 'trossen' in asset else None)
+    platform = given or _named(asset)
     constants = dict(ROBOTS.get(platform, {}))
     report.platform = platform
+    if platform == 'droid' and not given and int(config['action_horizon']) not in _DROID_STEPS:
+        report.platform = None
+        report.problem(
+            f'{where}: on DROID openpi trains on joint velocities or on joint positions, and no '
+            f'file says which. The released pi0_droid and pi05_droid (action_horizon 10 and 15, '
+            f'here {config["action_horizon"]}) give velocities. Give platform as droid '
+            '(velocities) or droid_joint_position (positions, trained as offsets)'
+        )
     report.fact('platform', platform or 'unknown', 'given' if given else f'assets/{asset}')
     report.reported = f'openpi, platform {platform}' if constants else ''
+    if not constants:
+        report.guess, report.raw = 'unknown', True
+        report.notes.append(
+            f'no file says what robot the statistics of {asset!r} are of: the actions are their '
+            'raw numbers, which no executor takes (openpi trains most robots on offsets to the '
+            f'state, as flow.relative says). Give platform as one of {", ".join(ROBOTS)}, or '
+            'state what they mean in specprune.json'
+        )
     robot, relative = constants.pop('robot', 'none'), constants.pop('relative', {}).get(family, ())
     state = constants.pop('state', {}).get(family, 'prompt' if family == 'pi05' else 'token')
     state = options.get('state', state)
@@ -495,6 +523,17 @@ def _openpi(
         report.problem(f'{report.path}: the tower takes {edge} pixels, openpi resizes to 224')
     flow = replace(sizes['flow'], state=state, relative=relative, robot=robot)
     return _fields(report, family, sizes, flow, rope, known, overrides)
+
+
+def _named(asset: str) -> str | None:
+    """The platform that openpi's own assets of this name are of. Those of ALOHA go on with the
+    task; what else goes on is a lab's own.
+    """
+    name = asset.rpartition('/')[2]
+    for platform in ('aloha_sim', 'aloha'):
+        if name.startswith(platform):
+            return platform
+    return name if name in ROBOTS else {'trossen': 'aloha'}.get(name)
 
 
 def tokenizer(report: Report) -> Path | None:

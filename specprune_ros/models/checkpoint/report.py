@@ -45,7 +45,8 @@ class Report:
     dotted field. ``platform`` is the one in force; ``row`` its row of the table of conventions,
     ``reported`` what else says what actions mean. ``guess`` names the platform where dimensions
     alone told it (or ``unknown``), and ``unstated`` the fields that must be stated before the
-    checkpoint loads. ``meaning``: see :mod:`.action_meaning`.
+    checkpoint loads; where it is ``raw``, before any robot takes its actions: they are the numbers
+    of the statistics, and nothing is assumed of them. ``meaning``: see :mod:`.action_meaning`.
     """
 
     path: Path
@@ -72,6 +73,7 @@ class Report:
     row: Convention | None = None
     reported: str = ''
     guess: str = ''
+    raw: bool = False
     unstated: list[str] = field(default_factory=list)
     meaning: list[Fact] = field(default_factory=list)
     work: list[tuple[Source, list[tuple[str, Entry]]]] = field(default_factory=list)
