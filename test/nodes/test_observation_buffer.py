@@ -167,3 +167,54 @@ def test_cameras_of_different_rates_are_paired_by_nearest_stamps(one, other):
         stamps = [image.stamp_ns for image in observation.images.values()]
         assert max(stamps) - min(stamps) <= 0.05 * SECOND
     assert len(observations) > 5 * min(one, other) * 0.5
+
+
+@pytest.mark.parametrize('rate', [30, 90])
+def test_a_camera_that_pauses_stops_nothing_before_its_image_is_too_old(rate):
+    """Eight newer images of the other camera made a set vanish that was 0.1 s old."""
+    box = observation_buffer()
+    show(box, 0.0)
+    for step in range(1, int(0.48 * rate)):
+        show(box, step / rate, ['agent'])
+        assert box.unready(ns(step / rate)) is None
+    observation = box.take(ns(0.48))
+    assert observation.images['wrist'].stamp_ns == ns(0.0)
+    assert not box.wait(0.0)
+    show(box, 0.48, ['wrist'])
+    assert box.wait(0.0)
+    stamps = [image.stamp_ns for image in box.take(ns(0.48)).images.values()]
+    assert max(stamps) - min(stamps) <= 0.05 * SECOND
+
+
+@pytest.mark.parametrize('rate', [30, 90])
+def test_cameras_whose_images_take_differently_long_are_paired_by_their_stamps(rate):
+    box, late = observation_buffer(), 0.4
+    shown = sorted(
+        [(i / rate, 'agent', i) for i in range(rate)]
+        + [(i / rate + late, 'wrist', i) for i in range(rate)]
+    )
+    for now, camera, i in shown:
+        show(box, i / rate, [camera])
+        if late < now < 1.0:
+            assert box.unready(ns(now)) is None
+            assert ns(now) - box.take(ns(now)).stamp_ns <= (late + 1.01 / rate) * SECOND
+
+
+def test_images_that_no_newer_set_can_use_are_let_go():
+    box = observation_buffer()
+    for step in range(100):
+        show(box, step / 90)
+    assert max(map(len, box._recent.values())) <= 6  # within the skew
+    for step in range(100, 500):
+        show(box, step / 90, ['agent'])
+    assert len(box._recent['agent']) <= 64
+
+
+def test_a_smaller_skew_holds_for_the_set_that_is_there():
+    box = observation_buffer()
+    show(box, 0.0, ['agent'])
+    show(box, 0.04, ['wrist'])
+    assert box.unready(ns(0.04)) is None
+    box.limits = Limits(sync=0.01)
+    show(box, 0.08, ['agent'])
+    assert 'no images within 0.01 s' in box.unready(ns(0.08))

@@ -26,7 +26,7 @@ from specprune_ros.policy.observation import (
 )
 from specprune_ros.pruning.controller import SpeedSample
 
-RECENT = 8  # images per camera among which those of one moment are found
+RECENT = 64  # images per camera, at most, among which those of one moment are found
 
 
 class NotReady(Exception):
@@ -96,6 +96,7 @@ class ObservationBuffer:
             self._images[camera] = image
             self._recent.setdefault(camera, deque(maxlen=RECENT)).append(image)
             self._match()
+            self._forget_old(camera)
             # Half a set wakes nobody: the other half comes sooner.
             if self._set_ns > self._used_ns:
                 self._changed.notify_all()
@@ -247,24 +248,44 @@ class ObservationBuffer:
     def _match(self) -> None:
         """Find the newest images of one moment, one per camera: to each image of one camera the
         nearest of the others. Cameras of different rates have no newest images that belong
-        together.
+        together. Those found before stay until there are newer ones.
         """
-        self._set, self._set_ns = None, -1
-        if any(camera not in self._images for camera in self.cameras):
+        whole = all(camera in self._images for camera in self.cameras)
+        # A set is taken apart by a camera that fails, or by a limit that is new.
+        if not whole or (self._set is not None and not self._near(self._set)):
+            self._set, self._set_ns = None, -1
+        if not whole:
             return
+        newest = self._set_ns - 1  # what belongs to the same moment may have come nearer
         for anchor in reversed(self._recent[self.cameras[0]]):
-            if anchor.stamp_ns <= self._set_ns:
-                continue  # what it belongs to is no newer
-            images, stamps = {}, []
+            if anchor.stamp_ns <= newest:
+                break  # what it and those before belong to is no newer
+            images = {}
             for camera in self.cameras:
                 away = math.inf
                 for image in reversed(self._recent[camera]):
-                    if abs(image.stamp_ns - anchor.stamp_ns) < away:
-                        away, images[camera] = abs(image.stamp_ns - anchor.stamp_ns), image
-                stamps.append(images[camera].stamp_ns)
-            near = max(stamps) - min(stamps) <= self.limits.sync * SECOND_NS
-            if near and min(stamps) > self._set_ns:
-                self._set, self._set_ns = images, min(stamps)
+                    if abs(image.stamp_ns - anchor.stamp_ns) >= away:
+                        break
+                    away, images[camera] = abs(image.stamp_ns - anchor.stamp_ns), image
+            oldest = min(image.stamp_ns for image in images.values())
+            if oldest > newest and self._near(images):
+                self._set, self._set_ns, newest = images, oldest, oldest
+
+    def _near(self, images: dict[str, CameraImage]) -> bool:
+        """Whether images count as those of one moment."""
+        stamps = [image.stamp_ns for image in images.values()]
+        return max(stamps) - min(stamps) <= self.limits.sync * SECOND_NS
+
+    def _forget_old(self, camera: str) -> None:
+        """Let go of the camera's images of which no newer set can be made: those that a set in
+        force leaves behind, and those too old to be used. Images are large.
+        """
+        recent, limits = self._recent[camera], self.limits
+        oldest = recent[-1].stamp_ns - (limits.image_age + limits.future) * SECOND_NS
+        if self._set is not None:
+            oldest = max(oldest, self._set_ns - limits.sync * SECOND_NS)
+        while recent[0].stamp_ns < oldest:
+            recent.popleft()
 
     def _unready(self, now_ns: int) -> str | None:
         if not self._instruction:
