@@ -349,6 +349,9 @@ class Policy:
         query.layout, query.notes = layout, loaded.doubts(prompt, observation.proprio)
         reuses = pruner(params.pruner).plan(layout, params, Mode.COARSE).reuse
         mode = self._mode(query, decision)
+        kept = memory.cache
+        if reuses and mode is not Mode.DENSE and kept and not kept.filled(layout.length):
+            mode, query.reason = Mode.DENSE, 'the prompt is of another length than what was kept'
         if force.compares and mode is not Mode.DENSE:
             query.history_steps = history_offset(memory.displacement, params, self.motion)
             # Whose keys and values are used again, with its images is compared.

@@ -92,8 +92,8 @@ def rows_or_action(layout: TokenLayout, name: str, notes: list[str]) -> RowGroup
     stands in.
     """
     group = RowGroup(name)
-    if group is RowGroup.ACTION and layout.expert_rows and layout.text:
-        return RowGroup.TEXT
+    if group is RowGroup.ACTION and layout.expert_rows:
+        group = RowGroup.TEXT
     if layout.rows(group):
         return group
     stand_in = RowGroup.PROMPT if layout.expert_rows else RowGroup.ACTION

@@ -14,7 +14,7 @@ from golden import flow_packs
 from specprune_ros.models.config import FlowConfig
 from specprune_ros.models.families.pi0_robots import model_actions, model_state, robot_actions
 from specprune_ros.models.load import load_policy_model, save_policy_model
-from specprune_ros.models.presets import PI0_3B
+from specprune_ros.models.presets import BENCH_INSTRUCTION, PI0_3B
 from specprune_ros.models.statistics import Statistics
 from specprune_ros.policy.build import build_policy
 from specprune_ros.policy.dense_pass import compare_with_dense
@@ -33,6 +33,7 @@ from specprune_ros.pruning.metrics import best_tokens
 from specprune_ros.pruning.params import ParamError, PruningParams
 from specprune_ros.pruning.registry import names
 from specprune_ros.pruning.rivals.base import KeepAll
+from specprune_ros.pruning.specprune import rows_or_action
 
 PACKS = flow_packs()
 STEP = 50_000_000  # ns
@@ -257,12 +258,36 @@ def test_every_rival_prunes_the_prefix_or_says_why_not(pruner):
     policy.set_params(params)
     tokens = []
     for step in range(5):
-        result = policy.act(look(step))
+        result = policy.act(look(step, instruction=BENCH_INSTRUCTION))
         assert result.actions.shape == (policy.config.chunk, 7)
         assert np.isfinite(result.actions).all()
         tokens.append(result.tokens.mean)
-    if pruner in ('specprune', 'fastv', 'random', 'vla_pruner', 'sparsevlm', 'divprune'):
+    if pruner in (
+        'specprune', 'fastv', 'random', 'vla_pruner', 'sparsevlm', 'divprune', 'team_vla'
+    ):  # fmt: skip
         assert min(tokens) < 0.9 * 512
+
+
+def test_a_state_in_the_prompt_that_grows_leaves_no_keys_to_reuse():
+    policy = load('pi05_lerobot', pruner='vla_cache')
+    rows, modes = [], []
+    for step, value in enumerate((0.1, 0.1, -0.9, -0.9)):
+        seen = look(step, policy.config.cameras, np.full(8, value))
+        result = policy.act(seen, details=True)
+        rows.append(result.details.key.layout.length)
+        modes.append(result.mode)
+        if step == 2:
+            assert result.reason == 'the prompt is of another length than what was kept'
+    assert rows[0] == rows[1] != rows[2] == rows[3]
+    assert [mode is Mode.DENSE for mode in modes] == [True, False, True, False]
+
+
+@pytest.mark.parametrize('text', [(5, 6), ()])
+def test_rows_that_an_experts_actions_would_come_too_late_for_have_a_stand_in(policy, text):
+    layout, notes = replace(policy.layout(), text=text), []
+    group = rows_or_action(layout, RowGroup.ACTION, notes)
+    assert group is (RowGroup.TEXT if text else RowGroup.PROMPT)
+    assert bool(notes) is not bool(text)
 
 
 def test_a_fixed_count_is_kept_at_the_same_budget(policy):

@@ -25,6 +25,7 @@ from specprune_ros.pruning.interface import (
 from specprune_ros.pruning.params import REFERENCE_GRID, ParamError, PruningParams, param, share
 from specprune_ros.pruning.rivals.base import BasePrunePass
 from specprune_ros.pruning.scores import image_to_text, positions
+from specprune_ros.pruning.specprune import rows_or_action
 
 
 def matched(vision: Tensor, text: Tensor, cameras: int) -> Tensor:
@@ -118,7 +119,8 @@ class TeamVLA:
         middle = scale_layer(params.team_vla_layer, layout.depth)
         if middle >= layout.depth:
             raise ParamError('team_vla_layer', f'the model has only {layout.depth} layers')
-        return PruneSchedule({middle: (RowGroup.ACTION,)}, {0: None, middle: None})
+        group = rows_or_action(layout, RowGroup.ACTION, [])
+        return PruneSchedule({middle: (group,)}, {0: None, middle: None})
 
     def begin(self, context: QueryContext) -> TeamVLAPass:
         """Start a pass."""
@@ -131,7 +133,7 @@ class TeamVLAPass(BasePrunePass):
     score: Tensor | None = None
 
     def observe(self, layer: int, group: RowGroup, attention: Tensor) -> None:
-        """Attention of the action rows."""
+        """Attention of the action rows, or of what stands in for them."""
         self.score = image_to_text(attention)
 
     def choose(self, boundary: int, rows: Tensor) -> Selection:
