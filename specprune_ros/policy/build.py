@@ -72,6 +72,15 @@ def has_bfloat16() -> bool:
     return any(known.get(name) for name in ('avx512_bf16', 'amx_bf16', 'bf16'))
 
 
+def usable_cores() -> int:
+    """CPU cores that this process may run on: a container or ``taskset`` may leave it fewer than
+    the machine has.
+    """
+    if hasattr(os, 'sched_getaffinity'):  # Linux
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def build_policy(
     path: str = '',
     preset: str = 'tiny',
@@ -109,7 +118,7 @@ def build_policy(
         check_float8(place, kind)  # before anything is loaded
     # Two threads that wait for each other on a core that cameras and DDS share are slower than
     # one.
-    torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) - 1))
+    torch.set_num_threads(threads or max(1, usable_cores() - 1))
     if place.type == 'cuda':
         _settle_on(place)
     loaded: LoadedModel

@@ -9,6 +9,8 @@ from multiprocessing import get_context, parent_process
 from threading import Thread
 from typing import Any, TypeVar
 
+from specprune_ros.policy.build import usable_cores
+
 Item = TypeVar('Item')
 Result = TypeVar('Result')
 
@@ -22,10 +24,11 @@ def in_processes(
 ) -> Iterator[Result]:
     """``function`` of each item, in the order in which they are ready.
 
-    ``processes`` of 0 is one per core. Each calls ``begin(*arguments)`` first. What ``function``
-    raises is raised here, and what had not begun then is dropped, as where nobody reads on.
+    ``processes`` of 0 is one per core that this process may use. Each calls ``begin(*arguments)``
+    first. What ``function`` raises is raised here, and what had not begun then is dropped, as
+    where nobody reads on.
     """
-    workers = min(processes or os.cpu_count() or 1, len(items))
+    workers = min(processes or usable_cores(), len(items))
     if not workers:
         return
     with ProcessPoolExecutor(workers, get_context('spawn'), _begin, (begin, arguments)) as pool:

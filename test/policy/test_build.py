@@ -1,5 +1,6 @@
 """Which number format a policy is built in, and what float8 says of its actions."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from specprune_ros.models.accel import fused
 from specprune_ros.models.accel.fp8 import Float8Linear, number_format
 from specprune_ros.models.load import is_released, random_policy_model
 from specprune_ros.policy import build
-from specprune_ros.policy.build import build_policy
+from specprune_ros.policy.build import build_policy, usable_cores
 from specprune_ros.policy.result import PolicyError
 from specprune_ros.policy.synthetic_observations import observations
 
@@ -120,3 +121,16 @@ def test_a_cpu_runs_the_plain_functions():
     policy = build_policy(preset='tiny', device='cpu', threads=1)
     parts = [part for part in policy.loaded.model.modules() if hasattr(part, 'kernels')]
     assert len(parts) > 16 and all(part.kernels is fused.PLAIN for part in parts)
+
+
+@pytest.mark.skipif(not hasattr(os, 'sched_setaffinity'), reason='Linux only')
+def test_threads_are_counted_by_the_cores_that_are_left(monkeypatch):
+    monkeypatch.setattr(os, 'cpu_count', lambda: 64)
+    allowed = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(allowed)})
+        assert usable_cores() == 1
+        build_policy(preset='tiny', device='cpu')
+        assert torch.get_num_threads() == 1
+    finally:
+        os.sched_setaffinity(0, allowed)
