@@ -305,13 +305,14 @@ def device_outputs(
         counts += [(named & attended).sum(), attended.sum()]
     else:
         counts += [torch.zeros((), dtype=torch.int64, device=device)] * 2
-    present = [count for count in output.layer_tokens if count]
+    ran = zip(output.layer_tokens, output.work, strict=True)
+    present = [count for count, work in ran if work.keys]  # a skipped layer has none
     metadata = PassMetadata(
         mode=Mode.DENSE if outcome.dense_because else key.mode,
         sets=tuple(outcome.sets),
         layers=tuple(boundary for boundary, _ in outcome.kept),
         after=tuple(len(ids) for _, ids in outcome.kept),
-        mean=float(np.mean(present)) if present else float(layout.vision_tokens),
+        mean=float(np.mean(present)),
         judged=judged,
         flops=float(query_flops(config, output, layout.cameras).flops),
         notes=tuple(outcome.notes),

@@ -221,6 +221,18 @@ def test_random_drops_as_many_where_the_method_decides_by_the_data(name):
     assert all(counts == theirs for counts, _ in made) and len({kept for _, kept in made}) > 2
 
 
+def test_random_keeps_as_many_as_team_vla_leaves_merged():
+    layout = small_layout(2, 4, depth=32)  # 32 patches, merged into 5
+    changes = {'team_vla_sample': 1, 'random_like': 'team_vla'}
+    running = begin('random', layout, changes=changes, seed=3)
+    rows = torch.arange(96.0).view(32, 3)
+    rows = rows[running.select(0, rows).keep]
+    assert len(rows) == 32
+    running.observe(16, RowGroup.ACTION, torch.rand(2, 32))
+    chosen = running.select(16, rows)
+    assert (len(chosen.keep), chosen.merge) == (5, None)
+
+
 def test_vla_cache_is_dense_without_a_past():
     running = begin('vla_cache', similarity=torch.ones(4))
     assert not running.schedule.prune and 'no previous query' in running.outcome.dense_because

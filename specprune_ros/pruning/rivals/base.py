@@ -36,12 +36,16 @@ class BasePrunePass:
     def select(self, boundary: int, rows: Tensor) -> Selection:
         """Keep what :meth:`choose` answers, and note which patches those are."""
         selection = self.choose(boundary, rows)
+        self.ids = self.ids_after(selection)
+        self.outcome.kept.append((boundary, self.ids))
+        return selection
+
+    def ids_after(self, selection: Selection) -> Tensor:
+        """Patch ids int64 ``[n]`` of the rows that a selection leaves, -1 for merged ones."""
         ids = selection.keep if self.ids is None else self.ids[selection.keep]
         if selection.merge is not None:
             ids = torch.cat([ids, ids.new_full((selection.merge.shape[0],), -1)])
-        self.ids = ids
-        self.outcome.kept.append((boundary, ids))
-        return selection
+        return ids
 
     def choose(self, boundary: int, rows: Tensor) -> Selection:
         """What stays; here everything."""

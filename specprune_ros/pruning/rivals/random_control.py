@@ -104,9 +104,8 @@ def like(pass_: PrunePass, context: QueryContext) -> PrunePass:
         if count is None:
             # Its own course tells how many: it goes on from what it would have kept.
             mine, self.ids = self.ids, kept.get('ids')
-            keep = kind.choose(self, boundary, rows).keep
-            kept['ids'] = keep if self.ids is None else self.ids[keep]
-            self.ids, count = mine, keep.shape[0]
+            kept['ids'] = self.ids_after(kind.choose(self, boundary, rows))
+            self.ids, count = mine, kept['ids'].shape[0]
         return random_subset(context, boundary, rows, count)
 
     kept: dict[str, Tensor] = {}
