@@ -5,10 +5,27 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from specprune_ros.models.config import ActionConfig
 from specprune_ros.policy.observation import Observation
 from specprune_ros.pruning.controller import known_translation
-from specprune_ros.pruning.params import PruningParams
+from specprune_ros.pruning.params import ParamError, PruningParams
 from specprune_ros.pruning.rivals.sp_vla import RidgeScheduler
+
+
+def check_extrapolation(action: ActionConfig) -> None:
+    """Raise :class:`ParamError` where a line through rows is no motion: rows that count from
+    another observation than the new one, poses whose rotation may wrap, grippers among the joints.
+    """
+    held = '' if action.gripper_dim < 0 else action.dims[action.gripper_dim]
+    grippers = [name for name in action.dims if 'gripper' in name and name != held]
+    steps = action.reference == 'previous_step' and action.rotation != 'quaternion'
+    if not steps and action.kind != 'joint_position':
+        why = f'rows of kind {action.kind} to reference {action.reference}, {action.rotation},'
+    elif grippers:
+        why = f'grippers among the columns ({", ".join(grippers)})'
+    else:
+        return
+    raise ParamError('scheduler', f'{why} cannot be extrapolated: take none')
 
 
 class ActionExtrapolator:

@@ -18,7 +18,7 @@ from specprune_ros.models.decoder import KVCache
 from specprune_ros.models.flops import dense_flops
 from specprune_ros.models.load import LoadedModel
 from specprune_ros.models.tokens import id_rows
-from specprune_ros.policy.action_extrapolator import ActionExtrapolator
+from specprune_ros.policy.action_extrapolator import ActionExtrapolator, check_extrapolation
 from specprune_ros.policy.dense_pass import SlackRefresh, compare_with_dense
 from specprune_ros.policy.engine.cuda_graph import CudaGraphEngine
 from specprune_ros.policy.engine.eager import EagerEngine
@@ -167,6 +167,8 @@ class Policy:
     def check_params(self, params: PruningParams) -> None:
         """Raise ``ParamError`` where these parameters and this model cannot go together."""
         check_params(params, self.layout())
+        if params.scheduler != 'none':
+            check_extrapolation(self.config.action)
 
     def set_params(self, params: PruningParams, checked: bool = False) -> int:
         """Use ``params`` from the next query on; returns their version. Raises ``ParamError``

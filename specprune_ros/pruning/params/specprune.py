@@ -450,7 +450,8 @@ class PruningParams:
     # Queries without the model.
     scheduler: str = param(
         'none',
-        'ridge: in steady motion, extrapolate the last actions instead of running the model.',
+        'ridge: in steady motion, extrapolate the last actions instead of running the model; only '
+        'for rows that are steps or joint positions, without a gripper among the joints.',
         'SP-VLA, arXiv 2506.12723 section 3.2',
         choices=('none', 'ridge'),
         host_only=True,
