@@ -79,7 +79,8 @@ class Memory:
     ``carry`` is what the pruner's last pass returned, ``cache`` the last pass's keys and values
     (kept only for pruners that reuse them), ``episode`` counts resets, ``queries`` the queries
     since. ``displacement`` is the net end-effector translation from the previous query to the one
-    under way, metres (``None`` unknown). ``last`` is of the previous query.
+    under way, metres (``None`` unknown). ``last`` is of the previous query, ``answered`` of the
+    last one that the model was run for: ``cache`` is of its images.
     """
 
     history: ImageBuffer
@@ -92,6 +93,7 @@ class Memory:
     since_dense: int = 0
     displacement: float | None = None
     last: LastQuery | None = None
+    answered: LastQuery | None = None
     _method: tuple[object, ...] = ()
     _request: str | None = 'start'
 
@@ -118,7 +120,7 @@ class Memory:
             self.episode += 1
             self.queries = 0
             self.since_dense = 0
-            self.last = None
+            self.last = self.answered = None
         if images_too:
             self.history.clear()
         self.displacement, before = None, self.last
@@ -172,10 +174,14 @@ class Memory:
         carry: dict[str, Tensor],
         cache: KVCache | None,
         dense: bool,
+        ran: bool = True,
     ) -> None:
-        """End a query that succeeded: what it saw and attended to is the next one's past."""
+        """End a query that succeeded: what it saw and attended to is the next one's past. Where
+        the model was not ``ran``, keys and values stay those of an earlier one's images.
+        """
         self.carry = carry
-        self.cache = cache
         self.last = LastQuery.of(observation, self.history)
+        if ran:
+            self.cache, self.answered = cache, self.last
         self.queries += 1
         self.since_dense = 0 if dense else self.since_dense + 1

@@ -441,7 +441,8 @@ class Policy:
                 self._dense_flops = query.layout, dense_flops(self.config, query.layout).flops
         stages = outputs.seconds or (0.0,) * 4
         refreshes, self._refresher.account = self._refresher.account, Refreshes()
-        memory.close(observation, left.carry, query.inputs.cache if ran else memory.cache, dense)
+        cache = query.inputs.cache if ran else None
+        memory.close(observation, left.carry, cache, dense, ran)
         return PolicyResult(
             actions=query.actions,
             normalised=outputs.actions,
@@ -510,8 +511,8 @@ class Policy:
         return self.loaded.preprocessor.image(image.pixels, camera)
 
     def _last_images(self, query: _Query) -> list[Tensor]:
-        """As :meth:`_past`, the images of the last query."""
-        observation, last = query.observation, self._memory.last
+        """As :meth:`_past`, the images of the last query that the model was run for."""
+        observation, last = query.observation, self._memory.answered
         if last is None:
             return []
         query.history_age = (observation.stamp_ns - last.stamp_ns) / SECOND_NS
