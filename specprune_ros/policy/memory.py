@@ -18,11 +18,13 @@ from specprune_ros.pruning.controller import ControllerState
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from specprune_ros.models.config import PolicyConfig
     from specprune_ros.models.decoder import KVCache
     from specprune_ros.pruning.params import PruningParams
 
 SECOND_NS = 1_000_000_000
 HISTORY_STEPS = 20  # control steps of images kept for V_dynamic
+LATE = 1.5  # times the planned time between two queries that is no pause yet
 
 
 def history_for(step_dt: float, preprocess: Preprocess | None = None) -> ImageBuffer:
@@ -31,6 +33,18 @@ def history_for(step_dt: float, preprocess: Preprocess | None = None) -> ImageBu
     return ImageBuffer(
         round(HISTORY_STEPS * step_dt * SECOND_NS), round(0.45 * step_dt * SECOND_NS), preprocess
     )
+
+
+def gap_limit(
+    params: PruningParams, config: PolicyConfig, took: float, query_period: float
+) -> float:
+    """Seconds without a query beyond which there was a pause.
+
+    That a query ``took`` long, that the rows of a chunk are run first, or that the user wants
+    ``query_period`` seconds between queries is none.
+    """
+    planned = max(config.rows_run / config.control_hz, query_period)
+    return max(params.reset_gap, 3.0 * took, LATE * planned)
 
 
 def prior_key(params: PruningParams) -> tuple[object, ...]:

@@ -30,7 +30,7 @@ from specprune_ros.policy.forward_step import (
     StepOutputs,
     compares,
 )
-from specprune_ros.policy.memory import SECOND_NS, Memory, history_for, prior_key
+from specprune_ros.policy.memory import SECOND_NS, Memory, gap_limit, history_for, prior_key
 from specprune_ros.policy.motion_range import motion_range, net_translation
 from specprune_ros.policy.observation import CameraImage, Observation, ObservationError
 from specprune_ros.policy.overlay import Overlay
@@ -65,7 +65,8 @@ class Policy:
     ``loaded`` is a model with its tokenizer, preprocessing and statistics. :meth:`act` belongs to
     one thread; :attr:`history`, :meth:`set_params` and :meth:`reset` may be used from any.
     ``max_normalised_action`` is the largest normalised action that is believed (-1 to 1 spans the
-    training data). ``engine`` runs the queries (eagerly by default).
+    training data). ``engine`` runs the queries (eagerly by default). :attr:`query_period`: seconds
+    that whoever asks leaves between two queries, 0 where no more than a chunk's rows take.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class Policy:
         self.step_dt = 1.0 / self.config.control_hz
         self.history = history_for(self.step_dt, self._preprocess)
         self.max_normalised_action = max_normalised_action
+        self.query_period = 0.0
         self.measure_deviation = False
         self.wants_overlay = True
         self._memory = Memory(self.history)
@@ -327,8 +329,7 @@ class Policy:
         start, loaded = time.perf_counter(), self.loaded
         force, memory = self._in_force, self._memory
         params = force.params
-        # A slow model must not take its own slowness for a pause.
-        memory.gap_limit_s = max(params.reset_gap, 3.0 * self._took)
+        memory.gap_limit_s = gap_limit(params, self.config, self._took, self.query_period)
         reset = memory.open(observation, force.prior_key)
         decision = self._controller.decide(observation.speed, params, memory.controller)
         memory.controller = decision.state

@@ -23,7 +23,7 @@ from websockets.exceptions import InvalidStatus, WebSocketException
 from websockets.sync.client import ClientConnection, connect
 
 from specprune_ros.models.config import ConfigError, PolicyConfig
-from specprune_ros.policy.memory import SECOND_NS, Memory, history_for, prior_key
+from specprune_ros.policy.memory import LATE, SECOND_NS, Memory, gap_limit, history_for, prior_key
 from specprune_ros.policy.observation import CameraImage, Observation, ObservationError
 from specprune_ros.policy.result import PolicyError, PolicyResult
 from specprune_ros.pruning.controller import MotionRange, history_offset
@@ -207,6 +207,7 @@ class RemotePolicy:
             raise ServerError(f"'{url}' is no address of a server: want ws://HOST:PORT")
         self.url = url
         self.max_normalised_action = 10.0
+        self.query_period = 0.0
         self.measure_deviation = False
         self.wants_overlay = False
         self._options = (api_key, timeout, connect_timeout, tls)
@@ -361,13 +362,15 @@ class RemotePolicy:
         connection = self._connection
         params, version = self._latest
         memory = self._memory
-        memory.gap_limit_s = max(params.reset_gap, 3.0 * self._took)
+        memory.gap_limit_s = gap_limit(params, self.config, self._took, self.query_period)
         reset = memory.open(observation, prior_key(params))
         ours: dict[str, Any] = {'max_normalised_action': self.max_normalised_action}
         if reset is not None:
             ours['reset'] = reset
         if self._sent != version:
             ours.update(params=params.as_dict(), params_version=version)
+        if LATE * self.query_period > params.reset_gap:  # else it changes nothing there
+            ours['query_period'] = self.query_period
         if self.wants_overlay:
             ours['overlay'] = True
         if self.measure_deviation:

@@ -16,6 +16,8 @@ holds what openpi has no word for, all of it optional:
                        ``{'image', 'stamp_ns'}``; an empty map says that there are none
 ``overlay``            send the masks of the tokens that were kept
 ``measure_deviation``  run a dense pass beside the query
+``query_period``       seconds that the client leaves between two queries, where that is long: no
+                       pause that begins a new episode
 ``check``              only check these parameters: no query is made
 =====================  ============================================================================
 """
@@ -61,7 +63,7 @@ PROMPT_KEYS = ('prompt',)
 MAX_KEY = 64  # characters of a session's key
 _EXTENSIONS = frozenset(
     ('stamp_ns', 'stamps_ns', 'session', 'reset', 'params', 'params_version', 'speed', 'position')
-    + ('past', 'overlay', 'measure_deviation', 'check', 'max_normalised_action')
+    + ('past', 'overlay', 'measure_deviation', 'check', 'max_normalised_action', 'query_period')
 )
 
 

@@ -116,6 +116,8 @@ class Session:
             policy.reset(reset[:200] if isinstance(reset, str) else 'requested')
         if isinstance(bound := ours.get('max_normalised_action'), (int, float)) and bound > 0:
             policy.max_normalised_action = float(bound)
+        period = ours.get('query_period')
+        policy.query_period = float(period) if isinstance(period, (int, float)) else 0.0
         policy.wants_overlay = bool(ours.get('overlay'))
         policy.measure_deviation = bool(ours.get('measure_deviation'))
         self.last_query = time.monotonic()

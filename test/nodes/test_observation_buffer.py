@@ -40,6 +40,17 @@ def test_images_state_and_a_instruction_make_an_observation():
     assert observation.speed.age_s == pytest.approx(0.11)
 
 
+def test_the_speed_of_a_chunk_has_no_age_while_the_chunk_is_played():
+    box = observation_buffer(image_age=9.0, state_age=9.0)
+    show(box, 0.0)
+    speed = SpeedSample(0.1, 0.2, -0.1, 'action')
+    ages = []
+    for lasts in (0.0, 1.1):
+        box.put_speed(speed, ns(0.0), lasts)
+        ages += [box.take(ns(now), use=False).speed.age_s for now in (1.05, 1.2)]
+    assert ages == pytest.approx([1.05, 1.2, 0.0, 1.2])
+
+
 @pytest.mark.parametrize(
     ('spoil', 'reason'),
     [

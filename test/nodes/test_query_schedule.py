@@ -142,9 +142,14 @@ def test_refreshes_in_the_slack_go_on_after_a_slow_pass_and_begin_without_one(fi
     buffer = ObservationBuffer(('agent', 'wrist'), True, Limits(10.0, 10.0, 10.0, 10.0))
     buffer.put_instruction('lift the red cube')
     pixels = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
-    events = []
+    events, played = [], []
+    schedule = QuerySchedule(0.8, 0.0)
+
+    def follow(result, end_ns, plays):
+        played.append(plays)
+
     thread = InferenceThread(
-        lambda: policy, buffer, Clock(), events.append, events.append, QuerySchedule(0.8, 0.0)
+        lambda: policy, buffer, Clock(), events.append, events.append, schedule, follow
     )
 
     def feed(until):
@@ -161,6 +166,8 @@ def test_refreshes_in_the_slack_go_on_after_a_slow_pass_and_begin_without_one(fi
         thread.load(60.0)
         thread.activate()
         assert feed(lambda: events)
+        assert policy.query_period == 0.8  # no pause, however long
+        assert played[0] == pytest.approx(0.4)  # 8 rows at 20 Hz
         policy._refresher.took.clear()
         if first_dense:
             policy._refresher.took.append(2.0)  # longer than there is between two queries

@@ -6,14 +6,18 @@ import numpy as np
 import pytest
 import torch
 
+from specprune_ros.models.config import ActionConfig
+from specprune_ros.policy.action_extrapolator import check_extrapolation
 from specprune_ros.policy.build import build_policy, resolve
 from specprune_ros.policy.forward_step import forward_step
+from specprune_ros.policy.memory import gap_limit
 from specprune_ros.policy.observation import CameraImage, Observation, ObservationError
 from specprune_ros.policy.result import PolicyError
 from specprune_ros.pruning.controller import SpeedSample
-from specprune_ros.pruning.interface import Mode
+from specprune_ros.pruning.interface import Mode, PruneSchedule, Selection
 from specprune_ros.pruning.params import ParamError, PruningParams
 from specprune_ros.pruning.registry import names
+from specprune_ros.pruning.rivals.base import BasePrunePass
 
 STEP = 50_000_000  # ns
 FAST = SpeedSample(v_t=1.0, v_r=0.0, dz=0.0, source='test', age_s=0.0)
@@ -103,6 +107,35 @@ def test_memory_is_forgotten_by_the_rules(policy, change, reason):
     assert result.reset == reason
     assert result.mode is Mode.DENSE
     assert result.episode == before.episode + 1
+
+
+def test_the_time_that_was_planned_between_two_queries_is_no_pause(policy):
+    policy.act(look(0))
+    policy.query_period = 90.0
+    assert policy.act(look(2000)).reset is None
+    policy.query_period = 0.0
+    assert policy.act(look(4000)).reset == 'no query for 100.00 s'
+    # 16 rows at 3 Hz are 5.3 s; 8 at 20 Hz change nothing.
+    params, slow = PruningParams(), replace(policy.config, control_hz=3.0, chunk=16)
+    assert gap_limit(params, slow, 0.1, 0.0) == pytest.approx(8.0)
+    assert gap_limit(params, policy.config, 0.1, 0.0) == params.reset_gap == 5.0
+    assert gap_limit(params, policy.config, 2.0, 0.0) == 6.0
+
+
+@pytest.mark.parametrize('skip', [(), (2,)])
+def test_layers_without_a_vision_token_count_in_the_mean_and_skipped_ones_do_not(policy, skip):
+    class Nothing(BasePrunePass):
+        def choose(self, boundary, rows):
+            return Selection(torch.arange(0))
+
+    schedule = PruneSchedule(prune={1: None}, skip=frozenset(skip))
+    found = policy.act(look(0), details=True).details
+    with torch.inference_mode():
+        outputs = forward_step(
+            policy.loaded, found.key, found.inputs, begin=lambda c: Nothing(c, schedule)
+        )
+    layers = policy.config.decoder.depth - len(skip)
+    assert outputs.metadata.mean == pytest.approx(512 / layers)
 
 
 def test_a_requested_reset_happens_once(policy):
@@ -271,6 +304,22 @@ def test_the_scheduler_answers_for_the_model_while_the_hand_glides(policy):
     assert policy.act(look(36, speed=SLOW)).mode is Mode.FINE
 
 
+def test_keys_and_values_are_compared_with_the_images_they_are_of(policy):
+    """A query without the model leaves them as they were; its images are no longer theirs."""
+    policy.set_params(
+        PruningParams().replace(pruner='vla_cache', scheduler='ridge', scheduler_v_max=2.0)
+    )
+    ran, ages = 0, []
+    for number in range(8):
+        result = policy.act(look(4 * number))
+        if result.mode is not Mode.SKIPPED:
+            if number:
+                assert result.history_age == pytest.approx(0.2 * (number - ran))
+                ages.append(number - ran)
+            ran = number
+    assert max(ages) > 1
+
+
 def test_a_stale_speed_lets_no_query_go_without_the_model(policy):
     policy.set_params(PruningParams().replace(scheduler='ridge', scheduler_v_max=2.0))
     old = replace(FAST, age_s=3.0)
@@ -295,6 +344,40 @@ def test_actions_of_an_episode_that_is_over_are_not_extrapolated(policy):
     policy.set_params(ridge)
     assert policy.act(look(16)).mode is Mode.COARSE  # four actions are known, not six
     assert policy.act(look(20)).mode is Mode.SKIPPED
+
+
+JOINTS = dict(kind='joint_position', rotation='none', reference='none', gripper_dim=-1)
+
+
+@pytest.mark.parametrize(
+    ('action', 'refused'),
+    [
+        (ActionConfig(), ''),
+        (ActionConfig(kind='joint_delta', rotation='none'), ''),
+        (ActionConfig(**JOINTS, dims=('j1', 'j2')), ''),
+        (ActionConfig(**JOINTS, dims=('j1', 'left_gripper')), r'grippers .*left_gripper'),
+        (ActionConfig(gripper_dim=-1), 'grippers among the columns'),
+        (ActionConfig(reference='observation'), 'ee_delta to reference observation'),
+        (ActionConfig(kind='joint_delta', reference='observation'), 'joint_delta'),
+        (ActionConfig(kind='ee_pose', reference='none'), 'ee_pose'),
+        (ActionConfig(rotation='quaternion'), 'quaternion'),
+    ],
+)
+def test_only_rows_that_a_line_leads_through_are_extrapolated(action, refused):
+    if refused:
+        with pytest.raises(ParamError, match=f'scheduler: .*{refused}'):
+            check_extrapolation(action)
+    else:
+        check_extrapolation(action)
+
+
+def test_extrapolation_is_refused_where_the_parameters_are_set(policy):
+    ridge = PruningParams().replace(scheduler='ridge')
+    policy.set_params(ridge)
+    policy.config = replace(policy.config, action=ActionConfig(reference='observation'))
+    with pytest.raises(ParamError, match='scheduler: rows of kind ee_delta'):
+        policy.set_params(ridge)
+    policy.set_params(PruningParams())
 
 
 def test_moves_are_no_attention_and_scores_are(policy):

@@ -83,6 +83,14 @@ def test_the_answers_are_those_of_the_policy_in_this_process(loaded, remote):
     assert remote.config == loaded.config
 
 
+def test_a_slow_client_says_that_it_does_not_pause(remote):
+    remote.query_period = 90.0
+    remote.act(observation(0))
+    assert remote.act(observation(2000)).reset is None
+    remote.query_period = 0.0
+    assert remote.act(observation(4000)).reset == 'no query for 100.00 s'
+
+
 def test_sessions_have_a_past_of_their_own(loaded, server):
     """Robots that ask in turn: each is answered as if it were alone. With a shared prior, a shared
     history or a shared controller the tokens kept, and with them the actions, would be others.

@@ -36,7 +36,8 @@ class InferenceThread(threading.Thread):
     Everything that queries the model happens here; the engine captures in a thread of its own.
     ``build`` makes the policy; ``clock`` is the node's. ``publish`` takes what each query
     came to, in order, in a thread of its own while the next query runs; ``follow`` takes each
-    result with the time (ns) at which inference ended, before the next query. ``lose`` takes the
+    result with the time (ns) at which inference ended and the seconds that the chunk takes the
+    arm, before the next query. ``lose`` takes the
     message about a device that was lost, after which the thread ends. :attr:`schedule` says how
     the user wants queries, :attr:`chunking` lets a query go on from the chunk before, if set.
     """
@@ -49,7 +50,7 @@ class InferenceThread(threading.Thread):
         publish: Callable[[QueryEvent], None],
         lose: Callable[[str], None],
         schedule: QuerySchedule,
-        follow: Callable[[PolicyResult, int], None] | None = None,
+        follow: Callable[[PolicyResult, int, float], None] | None = None,
     ) -> None:
         super().__init__(name='inference', daemon=True)
         self._build = build
@@ -61,6 +62,7 @@ class InferenceThread(threading.Thread):
         self._chunks = QueryScheduler()
         self._begun = -math.inf  # s, monotonic: the last query
         self._busy = False
+        self._plays = 0.0  # s that the last chunk takes the arm
         self._slack_used = True  # nothing to refresh before the first query
         self._instruction = ''  # of the last query
         self.chunking: ChunkContinuation | None = None
@@ -233,14 +235,18 @@ class InferenceThread(threading.Thread):
             before = None if chunking is None else chunking.go_on(observation)
             # Only a flow policy knows the word.
             more = {} if before is None else {'continuation': before}
+            self.policy.query_period = max(self.schedule.period, self._plays)
             result = self.policy.act(observation, **more)
             if generation != self._publisher.generation:
                 return True
             if chunking is not None:
                 chunking.issued(observation, result)
             end = self._clock.now().nanoseconds
+            whole = chunking is not None and chunking.enabled
+            rows = len(result.actions) if whole else self.policy.config.rows_run
+            self._plays = rows * self.policy.step_dt
             if self._follow is not None:
-                self._follow(result, end)
+                self._follow(result, end, self._plays)
         except (NotReady, ObservationError, PolicyError) as error:
             self._refuse(str(error), generation)
             return True
@@ -249,10 +255,8 @@ class InferenceThread(threading.Thread):
         else:
             self._publisher.put(QueryEvent(generation, '', observation, result, begin, end))
             self._instruction = observation.instruction
-            whole = chunking is not None and chunking.enabled
-            rows = len(result.actions) if whole else self.policy.config.rows_run
-            seconds = rows * self.policy.step_dt
-            self._chunks.delivered(observation.stamp_ns / SECOND_NS, end / SECOND_NS, seconds)
+            observed = observation.stamp_ns / SECOND_NS
+            self._chunks.delivered(observed, end / SECOND_NS, self._plays)
             return True
         return self._failed(failure, generation)
 

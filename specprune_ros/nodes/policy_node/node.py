@@ -67,6 +67,7 @@ TRIM_PERIOD = 20.0  # s
 SWITCH_INTERVAL = 5e-4  # s that a thread may keep Python while another wants it (usually 5e-3)
 CLOCK_STANDS = 3.0  # s in which simulated time did not go on at all
 HANGS = 10.0  # s that a query may take before its device is suspected to hang
+PLAYED = 0.1  # s after a chunk is played in which a query still meets its motion
 NUMBERS = re.compile(r'[\d.]+')
 
 
@@ -270,9 +271,9 @@ class SpecPruneNode(AutoLifecycleNode):
         publishers = (*self._overlays.values(), *self._masks.values())
         return any(publisher.get_subscription_count() for publisher in publishers)
 
-    def _follow_actions(self, result: PolicyResult, now_ns: int) -> None:
-        """The paper's speed source: the last chunk's own motion judges the next query. In the
-        inference thread.
+    def _follow_actions(self, result: PolicyResult, now_ns: int, plays: float) -> None:
+        """The paper's speed source: the last chunk's own motion, which ``plays`` so many seconds,
+        judges the next query. In the inference thread.
         """
         inputs, config = self._inputs, self._policy.config
         if inputs is None or config.action.kind != 'ee_delta':
@@ -280,7 +281,7 @@ class SpecPruneNode(AutoLifecycleNode):
         deltas = for_robot(config, result.actions)
         speed = ActionSpeed(self._base_frame, self._policy.step_dt).update(deltas, now_ns)
         inputs.speed_frame = speed.frame
-        self._observation_buffer.put_speed(sample(speed), now_ns)
+        self._observation_buffer.put_speed(sample(speed), now_ns, plays + PLAYED)
 
     def _publish_overlays(self, header: Header, result: PolicyResult) -> None:
         """What was kept, drawn and as masks, for subscribers; a waiting chunk comes first."""

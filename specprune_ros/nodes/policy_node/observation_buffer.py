@@ -74,7 +74,7 @@ class ObservationBuffer:
         self._state: Timed | None = None
         self._position: Timed | None = None
         self._speed: SpeedSample | None = None
-        self._speed_stamp = 0
+        self._speed_stamp, self._speed_lasts = 0, 0.0
         self._instruction = ''
         self._instruction_fault = 'none was given yet'
         self._used_ns = -1
@@ -127,10 +127,12 @@ class ObservationBuffer:
         with self._changed:
             self._position = Timed(value, stamp_ns)
 
-    def put_speed(self, speed: SpeedSample | None, stamp_ns: int) -> None:
-        """Store the end-effector speed (``None``: not known any more)."""
+    def put_speed(self, speed: SpeedSample | None, stamp_ns: int, lasts: float = 0.0) -> None:
+        """Store the end-effector speed (``None``: not known any more). One that is commanded
+        ``lasts`` so many seconds, in which it has no age.
+        """
         with self._changed:
-            self._speed = speed
+            self._speed, self._speed_lasts = speed, lasts
             self._speed_stamp = stamp_ns
 
     def put_instruction(self, text: str) -> None:
@@ -207,7 +209,8 @@ class ObservationBuffer:
             if speed is not None:
                 age = (now_ns - self._speed_stamp) / SECOND_NS
                 # One from the future is no speed; one too old the controller judges itself.
-                speed = None if age < early else replace(speed, age_s=age)
+                now = 0.0 if 0 <= age <= self._speed_lasts else age
+                speed = None if age < early else replace(speed, age_s=now)
             return Observation(
                 images=images,
                 instruction=self._instruction,

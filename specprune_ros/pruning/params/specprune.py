@@ -251,7 +251,8 @@ class PruningParams:
     )
     reset_gap: float = param(
         5.0,
-        'A pause between queries longer than this clears the memory.',
+        'A pause between queries longer than this clears the memory; 1.5 times what a chunk or '
+        'the query period takes, or 3 times what a query takes, is never one.',
         'ours',
         unit='s',
         low=0.05,
@@ -439,7 +440,8 @@ class PruningParams:
     )
     speed_max_age: float = param(
         0.5,
-        'An older speed counts as unknown, which means fine mode.',
+        'An older speed counts as unknown, which means fine mode; that of a chunk holds while '
+        'it is played.',
         'ours',
         unit='s',
         low=0.001,
