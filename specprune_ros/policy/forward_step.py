@@ -78,7 +78,7 @@ class StepInputs:
             (name, tuple(value.shape), value.dtype) for name, value in sorted(self.carry.items())
         )
         compared, guided = self.reference_images is not None, self.guide is not None
-        return GraphKey(layout, _of_the_pass(params), mode, compared, carried, guided)
+        return GraphKey(layout, of_the_pass(params), mode, compared, carried, guided)
 
     def tensors(self) -> dict[str, Tensor]:
         """What changes from query to query of one key, by name."""
@@ -110,7 +110,7 @@ class StepInputs:
 
 
 @lru_cache(maxsize=64)
-def _of_the_pass(params: PruningParams) -> PruningParams:
+def of_the_pass(params: PruningParams) -> PruningParams:
     """``params`` with everything that no pass reads as it is by default."""
     host_only = {spec.name for spec in specs() if spec.host_only}
     own = tuple((name, value) for name, value in params.own if name not in host_only)

@@ -29,6 +29,7 @@ from specprune_ros.policy.forward_step import (
     StepInputs,
     StepOutputs,
     compares,
+    of_the_pass,
 )
 from specprune_ros.policy.memory import SECOND_NS, Memory, gap_limit, history_for, prior_key
 from specprune_ros.policy.motion_range import motion_range, net_translation
@@ -176,12 +177,15 @@ class Policy:
         """Use ``params`` from the next query on; returns their version. Raises ``ParamError``
         (not where they are ``checked`` already).
 
-        An engine that must prepare for them leaves the old ones in force until it has.
+        An engine that must prepare for them leaves the old ones in force until it has; not where
+        they differ in nothing that a pass reads (``mode``), which must hold at once.
         """
         if not checked:
             self.check_params(params)
         with self._swap:
             self._latest = latest = _InForce.of(params, self._latest.version + 1, self.motion)
+        if of_the_pass(params) == of_the_pass(self.params):
+            self._use(latest)
         self._engine.prepare(params, None, partial(self._use, latest))
         return latest.version
 
