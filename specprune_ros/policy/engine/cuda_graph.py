@@ -14,9 +14,11 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from specprune_ros.models.families.pi0 import Guide
 from specprune_ros.models.load import LoadedModel
 from specprune_ros.models.tokens import Prompt, id_rows
 from specprune_ros.policy.engine.eager import EagerEngine
@@ -31,6 +33,7 @@ from specprune_ros.policy.forward_step import (
     read,
     stage_timer_on,
 )
+from specprune_ros.policy.real_time_chunking import Continuation, guide
 from specprune_ros.pruning.interface import Mode, TokenLayout
 from specprune_ros.pruning.params import PruningParams
 from specprune_ros.pruning.registry import is_capturable, pruner
@@ -69,10 +72,14 @@ class _Captured:
 
 @dataclass(frozen=True)
 class _CaptureJob:
-    """All keys that parameters and an instruction will need; ``ready`` are called afterwards."""
+    """All keys that parameters and an instruction will need, with so many ``cameras`` (``None``:
+    all) and, where ``guided``, a chunk to go on from; ``ready`` are called afterwards.
+    """
 
     params: PruningParams
     prompt: Prompt
+    cameras: int | None
+    guided: bool
     ready: tuple[Callable[[], None], ...] = ()
 
 
@@ -91,10 +98,14 @@ class CudaGraphEngine:
         self.device = self._eager.device
         self._graphs: OrderedDict[GraphKey, _Captured] = OrderedDict()
         self._refused: dict[GraphKey, str] = {}
+        self._dropped: set[GraphKey] = set()  # to make room
         self._buffers: dict[tuple[object, ...], Tensor] = {}
         self._failures = 0
         self._last_failure = ''
+        # What the last queries were like where no parameter says it: the next ones will be, too.
         self._instruction: Prompt | None = None
+        self._cameras: int | None = None
+        self._guided = False
         self._jobs: deque[_CaptureJob | tuple[GraphKey, StepInputs]] = deque()
         self._busy = False
         self._ending = False
@@ -117,7 +128,11 @@ class CudaGraphEngine:
         A replay cannot be given up: ``cancelled`` only counts where there is none.
         """
         with self._changed:
-            self._instruction = inputs.prompt
+            self._instruction, self._cameras = inputs.prompt, key.layout.cameras
+            if (
+                key.guided or key.mode is not Mode.DENSE
+            ):  # a dense one has no past, or is a refresh
+                self._guided = key.guided
             captured = self._graphs.get(key)
             if captured is not None:
                 self._graphs.move_to_end(key)
@@ -164,10 +179,12 @@ class CudaGraphEngine:
             for job in expected:
                 self._jobs.remove(job)
                 everyone += job.ready
-            if prompt and not self._ending and not self._knows(params, prompt):
-                self._jobs.append(_CaptureJob(params, prompt, tuple(everyone)))
-                self._begin()
-                return
+            if prompt and not self._ending:
+                job = self._job(params, prompt, tuple(everyone))
+                if not self._knows(job):
+                    self._jobs.append(job)
+                    self._begin()
+                    return
         for notify in everyone:
             notify()
 
@@ -192,9 +209,12 @@ class CudaGraphEngine:
         with self._changed:
             if key in self._refused or self._failures >= PATIENCE:
                 return f'no CUDA graph: {self._refused.get(key, self._last_failure)}'
+            again = ''
+            if key in self._dropped:
+                again = f'more forms are asked for in turn than the {self._limit} CUDA graphs kept'
             if self._busy or self._jobs:
-                return ''  # it may be this very key; if not, the next query tries again
-            self._jobs.append(_CaptureJob(key.params, inputs.prompt))
+                return again  # it may be this very key; if not, the next query tries again
+            self._jobs.append(self._job(key.params, inputs.prompt))
             # Forms that no rehearsal thinks of.
             copies = {name: tensor.clone() for name, tensor in inputs.tensors().items()}
             if self.device.type == 'cuda':
@@ -202,9 +222,14 @@ class CudaGraphEngine:
                 torch.cuda.current_stream(self.device).synchronize()
             self._jobs.append((key, inputs.with_tensors(copies)))
             self._begin()
-        return ''
+        return again
 
-    def _knows(self, params: PruningParams, prompt: Prompt) -> bool:
+    def _job(
+        self, params: PruningParams, prompt: Prompt, ready: tuple[Callable[[], None], ...] = ()
+    ) -> _CaptureJob:
+        return _CaptureJob(params, prompt, self._cameras, self._guided, ready)
+
+    def _knows(self, job: _CaptureJob) -> bool:
         """Whether every key of an episode is captured."""
 
         def known(key: GraphKey, inputs: StepInputs) -> DeviceOutputs | None:
@@ -212,8 +237,10 @@ class CudaGraphEngine:
             return captured.device_outputs if captured else None
 
         nothing = torch.empty(0)
-        expected = StepInputs(images=nothing, prompt=prompt, ids=nothing)
-        return enumerate_graph_keys(self.loaded.model.layout(prompt), params, expected, known)
+        pull = Guide(nothing, nothing, nothing) if job.guided else None
+        expected = StepInputs(images=nothing, prompt=job.prompt, ids=nothing, guide=pull)
+        layout = self.loaded.model.layout(job.prompt, job.cameras)
+        return enumerate_graph_keys(layout, job.params, expected, known)
 
     def _begin(self) -> None:
         """Wake the capturing thread, which the first job starts."""
@@ -242,18 +269,18 @@ class CudaGraphEngine:
     def _rehearse(self, job: _CaptureJob) -> None:
         """Capture an episode's keys and tell who waits for them."""
         try:
-            layout = self.loaded.model.layout(job.prompt)
-            enumerate_graph_keys(layout, job.params, self._blank(job.prompt), self._capture)
+            layout = self.loaded.model.layout(job.prompt, job.cameras)
+            enumerate_graph_keys(layout, job.params, self._blank(job, layout), self._capture)
         except Exception as error:  # the thread must outlive whatever parameters provoke
             self._fail(error)
         finally:
             for notify in job.ready:
                 notify()
 
-    def _blank(self, prompt: Prompt) -> StepInputs:
-        """Made-up images of the right sizes."""
-        config = self.loaded.config
-        shape = (len(config.cameras), config.image_size, config.image_size, 3)
+    def _blank(self, job: _CaptureJob, layout: TokenLayout) -> StepInputs:
+        """Made-up images of the right sizes, and a chunk to go on from that pulls nowhere."""
+        config, pull = self.loaded.config, None
+        shape = (layout.cameras, config.image_size, config.image_size, 3)
         with self._capturer.preparing():
             seen = self.loaded.preprocessor.seen_dtype
             images = torch.randint(256, shape, device=self.device, dtype=seen)
@@ -261,8 +288,12 @@ class CudaGraphEngine:
             proprio = None
             if config.proprio_dim:
                 proprio = torch.zeros(config.proprio_dim, device=self.device)
-            ids = id_rows(prompt.ids, self.device)
-        return StepInputs(images, prompt, ids, proprio=proprio, noise=noise)
+            ids = id_rows(job.prompt.ids, self.device)
+            if job.guided:
+                nothing = Continuation(np.empty((0, config.action_dim)), 0)
+                flow = config.flow
+                pull = guide(nothing, config.chunk, flow.width, flow.steps, self.device)
+        return StepInputs(images, job.prompt, ids, proprio=proprio, noise=noise, guide=pull)
 
     def _capture(self, key: GraphKey, inputs: StepInputs) -> DeviceOutputs | None:
         """Capture a key, if that is to be done; an eager answer to ``inputs``, or ``None``."""
@@ -313,8 +344,9 @@ class CudaGraphEngine:
         )
         with self._changed:
             self._graphs[key] = _Captured(replay, buffers, kept, timer)
+            self._dropped.discard(key)
             while len(self._graphs) > self._limit:
-                self._graphs.popitem(last=False)
+                self._dropped.add(self._graphs.popitem(last=False)[0])
 
     def _buffer(
         self, name: str, like: Tensor, make: Callable[[Tensor], Tensor] = torch.clone
@@ -334,14 +366,18 @@ def enumerate_graph_keys(
     visit: Callable[[GraphKey, StepInputs], DeviceOutputs | None],
 ) -> bool:
     """Visit every key of an episode once, each with the past that the one before left, until
-    there is no answer; whether there always was one. ``inputs`` has the images for all.
+    there is no answer; whether there always was one. ``inputs`` has the images for all, and for
+    all but the first the chunk to go on from.
     """
     carry: Mapping[str, Tensor] = {}
     seen: set[GraphKey] = set()
     for number, mode in enumerate(episode(params)):
         compared = number and mode is not Mode.DENSE and compares(params)
         variant = replace(
-            inputs, carry=carry, reference_images=inputs.images if compared else None
+            inputs,
+            carry=carry,
+            reference_images=inputs.images if compared else None,
+            guide=inputs.guide if number else None,
         )
         key = variant.graph_key(layout, params, mode)
         if key in seen:

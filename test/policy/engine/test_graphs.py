@@ -2,18 +2,20 @@
 
 import threading
 import time
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 import torch
+from golden import flow_packs
 from noise_images import SLOW, look
 from tape import TapeCapturer
 
-from specprune_ros.models.load import random_policy_model
+from specprune_ros.models.load import load_policy_model, random_policy_model
 from specprune_ros.policy.engine.cuda_graph import CudaGraphEngine
 from specprune_ros.policy.engine.eager import EagerEngine
 from specprune_ros.policy.policy import Policy
+from specprune_ros.policy.real_time_chunking import Continuation
 from specprune_ros.pruning.interface import Mode
 from specprune_ros.pruning.params import PruningParams, specs
 from specprune_ros.pruning.registry import names, pruner
@@ -167,6 +169,56 @@ def test_parameters_take_over_when_their_graphs_are_there(loaded, made):
     assert after.tokens.mean < during.tokens.mean
 
 
+def test_a_mode_that_is_set_holds_from_the_next_query_on(loaded, made):
+    capturer = TapeCapturer()
+    policy, engine = graphed(loaded, made, capturer=capturer)
+    policy.warm_up('lift the red cube')
+    for step in range(2):
+        policy.act(look(step))
+    capturer.held.clear()  # dense with a past was never rehearsed, and is not captured now
+    version = policy.set_params(policy.params.replace(mode='dense'))
+    result = policy.act(look(2))
+    assert (result.mode, result.params_version) == (Mode.DENSE, version)
+    capturer.held.set()
+    settled(engine)
+    before = capturer.replayed
+    assert policy.act(look(3)).mode is Mode.DENSE
+    assert capturer.replayed == before + 1
+
+
+def test_a_flow_policy_is_rehearsed_as_it_is_asked(made):
+    """Two of its three cameras, and a chunk to go on from."""
+    capturer = TapeCapturer()
+    own = load_policy_model(flow_packs() / 'pi0_lerobot/checkpoint', progress=False)
+    params = PruningParams().replace(mode='coarse')
+    policy, engine = graphed(own, made, params, capturer)
+    policy.max_normalised_action = float('inf')  # random weights
+    cameras = own.config.cameras[:2]
+
+    def seen(step):
+        given = look(step)
+        shown = zip(cameras, given.images.values(), strict=True)
+        return replace(given, images=dict(shown), proprio=np.zeros(own.config.proprio_dim))
+
+    chunk = policy.act(seen(0)).normalised
+    for step in (1, 2):
+        policy.act(seen(step), continuation=Continuation(chunk, 1))
+        settled(engine)
+    policy.set_params(policy.params.replace(alpha=0.5))
+    settled(engine)
+    assert policy.pending_version is None
+    before = capturer.recorded, capturer.replayed
+    for step in (3, 4):
+        result = policy.act(seen(step), continuation=Continuation(chunk, 1))
+        assert result.alpha == 0.5
+        settled(engine)
+    assert (capturer.recorded, capturer.replayed) == (before[0], before[1] + 2)
+    # And nothing is left to prepare for parameters that were in force before.
+    capturer.held.clear()
+    policy.set_params(policy.params.replace(alpha=0.7))
+    assert policy.pending_version is None
+
+
 def test_of_many_changes_the_last_one_counts(loaded, made):
     capturer = TapeCapturer()
     policy, engine = graphed(loaded, made, capturer=capturer)
@@ -308,6 +360,20 @@ def test_the_longest_unused_graph_leaves(loaded, made):
     plain = Policy(loaded, policy.params)
     for step in range(3):
         same(policy.act(look(step)), plain.act(look(step)))
+        settled(engine)
+
+
+def test_forms_in_turn_beyond_the_limit_are_reported(loaded, made):
+    one_form = PruningParams().replace(pruner='dense', mode='dense')
+    policy, engine = graphed(loaded, made, one_form, limit=1)
+    for words, trouble in (
+        ('lift', ''),
+        ('lift the red', ''),
+        ('lift', 'more forms are asked for in turn than the 1 CUDA graphs kept'),
+        ('lift', ''),
+    ):
+        policy.act(look(0, words))
+        assert engine.trouble == trouble
         settled(engine)
 
 
