@@ -77,7 +77,9 @@ class _Robot:
                 speed=speed,
                 position=state[:3] if state is not None and len(state) == POSE_STATE else None,
             )
-            self.chunk = policy.act(observation).actions[: executed or config.chunk]
+            rows = executed or config.chunk
+            policy.query_period = rows * policy.step_dt  # however long: no pause
+            self.chunk = policy.act(observation).actions[:rows]
         row, self.chunk = self.chunk[0], self.chunk[1:]
         return row
 

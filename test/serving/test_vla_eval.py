@@ -156,3 +156,14 @@ def test_the_gripper_is_cut_where_the_policy_says(loaded):
         row[dim] = value
         closed.append(server._for_benchmark(row)[dim])
     assert closed == [1.0, -1.0]
+
+
+def test_the_rows_that_the_harness_runs_are_no_pause(loaded):
+    from specprune_ros.serving.vla_eval_server import _Robot
+
+    pixels = np.zeros((128, 128, 3), np.uint8)
+    seen = {'images': dict.fromkeys(loaded.config.cameras, pixels), 'states': np.zeros(8)}
+    robot = _Robot(Policy(loaded))
+    robot.act({**seen, 'task_description': INSTRUCTION}, 3)
+    assert len(robot.chunk) == 2
+    assert robot.policy.query_period == pytest.approx(3 * robot.policy.step_dt)
