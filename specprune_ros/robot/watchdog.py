@@ -6,7 +6,6 @@ period after a limit has run out.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Literal
@@ -71,7 +70,7 @@ class WatchdogLimits:
     command needs. ``dry_queue``: since the last row was executed; braking happens in this time.
     ``clock_stall``: how long the clock may stand still (simulated time) while real time goes on.
     ``latched`` names the reasons (:data:`REASONS`) after which the arm stays stopped until it is
-    enabled again.
+    enabled again, whether they came while it moved, waited or was held.
     """
 
     observation_age: Age = 2.0
@@ -129,6 +128,7 @@ class Watchdog:
         self._gripper = ''
         self._doubt: tuple[int, str] | None = None
         self._stamps: dict[str, int | None] = dict.fromkeys(states)
+        self._anew = set(states)  # not measured since the start or a reset: no fault of the arm
         self._observation_ns: int | None = None
         self._chunk_ns: int | None = None
         self._dry_ns: int | None = None
@@ -137,14 +137,17 @@ class Watchdog:
         self._state = State.WAITING
         self._reason = self._detail = ''
         self._latch = False
+        self._ready = False  # whether there was a moment since the start when it might have moved
 
     def measured(self, name: str, stamp_ns: int) -> None:
         """A measured state arrived."""
         self._stamps[name] = stamp_ns
+        self._anew.discard(name)
 
     def forget_states(self) -> None:
         """Nothing is measured yet, and what cannot be true was of before."""
         self._stamps = dict.fromkeys(self._stamps)
+        self._anew = set(self._stamps)
         self._doubt = None
 
     def chunk(self, observation_ns: int, now_ns: int) -> None:
@@ -195,7 +198,7 @@ class Watchdog:
 
     def stand_down(self) -> None:
         """The motion was ended from outside; nobody holds it any more."""
-        self._state, self._held = State.WAITING, False
+        self._state, self._held, self._ready = State.WAITING, False, False
         self._forget_motion()
 
     def enable(self, enabled: bool) -> None:
@@ -238,25 +241,32 @@ class Watchdog:
             if reason:
                 # The reason may change while stopped; a latching one still has to latch.
                 self._reason, self._detail = reason, detail
-                self._latch = reason in self.limits.latched
+                self._latch = self._latches(reason)
                 self._forget_motion()
                 return self._verdict()
             self._state = State.WAITING
+        if reason and self._ready and self._latches(reason):
+            # Nothing to stop, or it is being stopped: but a person has to enable it again.
+            return self._halt(reason, detail, stop_now=False)
         if reason:
             # A chunk that came while something stood against moving is not kept for later.
             self._forget_motion()
             return WatchdogDecision(State.WAITING, reason, detail)
+        self._ready = True
         if self._observation_ns is None:
             return WatchdogDecision(State.WAITING, detail='no chunk yet')
         self._state, self._reason, self._detail = State.RUNNING, '', ''
         return WatchdogDecision(State.RUNNING)
 
-    def _halt(self, reason: str, detail: str) -> WatchdogDecision:
+    def _halt(self, reason: str, detail: str, stop_now: bool = True) -> WatchdogDecision:
         self._state, self._reason, self._detail = State.STOPPED, reason, detail
-        self._latch = reason in self.limits.latched
+        self._latch = self._latches(reason)
         # Whatever is queued was planned for a motion that has ended.
         self._forget_motion()
-        return self._verdict(stop_now=True)
+        return self._verdict(stop_now)
+
+    def _latches(self, reason: str) -> bool:
+        return reason in self.limits.latched and not (reason == STALE_STATE and self._anew)
 
     def _verdict(self, stop_now: bool = False) -> WatchdogDecision:
         return WatchdogDecision(self._state, self._reason, self._detail, stop_now, self._latch)
@@ -282,29 +292,31 @@ class Watchdog:
         return '', ''
 
     def _complaint(self, now_ns: int, real_ns: int | None) -> tuple[str, str]:
-        """The first thing that stands against moving, most basic first."""
+        """What stands against moving: the first that latches, or else the most basic."""
         jumped, self._jumped = self._jumped, ''
-        checks: tuple[Callable[[], tuple[str, str]], ...] = (
-            lambda: (DISABLED, 'motion is disabled') if not self.enabled else ('', ''),
-            lambda: (HELD, 'paused by ~/hold') if self._held else ('', ''),
-            lambda: (DRIVER, self._driver[1]) if not self._driver[0] else ('', ''),
-            self._policy_error,
-            self._take_unsafe,
-            self._take_description,
-            lambda: (SUPERVISOR, self._supervisor) if self._supervisor else ('', ''),
-            lambda: (CLOCK, jumped) if jumped else ('', ''),
-            lambda: (CLOCK, 'no time yet; is /clock published?') if now_ns <= 0 else ('', ''),
-            lambda: self._stalled(real_ns),
-            lambda: self._doubted(now_ns),
-            lambda: self._stale_state(now_ns),
-            lambda: self._stale_motion(now_ns),
-            lambda: (GRIPPER, self._gripper) if self._gripper else ('', ''),
-        )
-        for check in checks:
-            reason, detail = check()
-            if reason:
-                return reason, detail
-        return '', ''
+        if not self.enabled:  # only enabling ends that, whatever else there is
+            return DISABLED, 'motion is disabled'
+        found = [
+            complaint
+            for complaint in (
+                (HELD, 'paused by ~/hold') if self._held else ('', ''),
+                (DRIVER, self._driver[1]) if not self._driver[0] else ('', ''),
+                self._policy_error(),
+                self._take_unsafe(),
+                self._take_description(),
+                (SUPERVISOR, self._supervisor) if self._supervisor else ('', ''),
+                (CLOCK, jumped) if jumped else ('', ''),
+                (CLOCK, 'no time yet; is /clock published?') if now_ns <= 0 else ('', ''),
+                self._stalled(real_ns),
+                self._doubted(now_ns),
+                self._stale_state(now_ns),
+                self._stale_motion(now_ns),
+                (GRIPPER, self._gripper) if self._gripper else ('', ''),
+            )
+            if complaint[0]
+        ]
+        first = found[0] if found else ('', '')
+        return next((complaint for complaint in found if self._latches(complaint[0])), first)
 
     def _policy_error(self) -> tuple[str, str]:
         self._error_judged = True

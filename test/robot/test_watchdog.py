@@ -1,3 +1,4 @@
+import dataclasses
 import re
 from pathlib import Path
 
@@ -116,6 +117,87 @@ def test_reported_reasons_stop_at_once_and_recover_as_reported(break_it, mend, r
         after = bench.run(0.5)
     assert after.state is State.RUNNING
     assert len(bench.stops()) == 1
+
+
+FAULTS = {
+    watchdog.DRIVER: (
+        lambda b: b.dog.driver(False, 'emergency stop'),
+        lambda b: b.dog.driver(True),
+    ),
+    watchdog.IMPLAUSIBLE: (lambda b: b.dog.implausible('pose jumps', b.now), lambda b: None),
+    watchdog.STALE_STATE: (lambda b: b.alive.discard('pose'), lambda b: b.alive.add('pose')),
+    watchdog.CLOCK: (lambda b: setattr(b, 'now', b.now - SECOND), lambda b: None),
+    watchdog.SUPERVISOR: (lambda b: b.dog.supervisor('gone'), lambda b: b.dog.supervisor('')),
+    watchdog.GRIPPER: (lambda b: b.dog.gripper('stuck'), lambda b: b.dog.gripper('')),
+}
+
+
+def idle(bench):
+    """Its motion ran dry; nothing stands against the next."""
+    bench.run(1.0)
+    bench.alive -= {'chunk', 'rows'}
+    bench.run(1.0)
+
+
+def held(bench):
+    bench.run(1.0)
+    bench.dog.hold(True)
+    bench.run(0.5)
+
+
+def unmoved(bench):
+    """Enabled, and nothing was to be done so far."""
+    bench.alive.discard('chunk')
+    bench.run(0.5)
+
+
+def refused(bench):
+    bench.run(1.0)
+    bench.alive.discard('chunk')
+    bench.dog.policy_error('a refused chunk')
+    bench.run(0.5)
+
+
+@pytest.mark.parametrize('reason', FAULTS)
+@pytest.mark.parametrize('before', [idle, held, unmoved, refused])
+def test_a_fault_of_an_arm_that_does_not_move_latches_too(before, reason):
+    bench = Bench(dataclasses.replace(LIMITS, latched=frozenset({reason})))
+    before(bench)
+    stops = bench.stops()
+    break_it, mend = FAULTS[reason]
+    break_it(bench)
+    verdict = bench.run(0.5)
+    assert (verdict.state, verdict.reason, verdict.latched) == (State.STOPPED, reason, True)
+    mend(bench)
+    bench.dog.hold(False)
+    bench.alive = {'pose', 'chunk', 'rows'}
+    assert bench.run(1.0).latched
+    assert bench.stops() == stops
+    bench.dog.enable(True)
+    assert bench.run(0.5).state is State.RUNNING
+
+
+def test_what_is_not_there_yet_at_the_start_or_after_a_reset_is_no_fault_to_latch():
+    bench = Bench(dataclasses.replace(LIMITS, latched=frozenset(FAULTS)))
+    bench.dog.driver(False, 'nothing on it yet')
+    bench.alive.discard('pose')
+    assert bench.run(0.5).state is State.WAITING
+    bench.dog.driver(True)
+    bench.alive.add('pose')
+    assert bench.run(0.5).state is State.RUNNING
+    for pause in (lambda: None, lambda: bench.dog.hold(True)):
+        pause()
+        bench.dog.reset()
+        bench.run(0.01)
+        bench.alive.discard('pose')
+        bench.dog.forget_states()
+        assert not bench.run(0.5).latched
+        bench.alive.add('pose')
+        bench.dog.hold(False)
+        assert bench.run(0.5).state is State.RUNNING
+    bench.dog.stand_down()  # deactivated, and active again
+    bench.dog.driver(False, 'nothing on it yet')
+    assert bench.run(0.5).state is State.WAITING
 
 
 def test_an_error_stops_the_arm_even_if_a_good_chunk_follows_within_the_period():
