@@ -96,7 +96,7 @@ def nodes(context: LaunchContext) -> list[Any]:
                 arm.namespace,
                 package=None,
                 executable=sys.executable,
-                arguments=['-m', 'specprune_ros.apps.image_playback'],
+                arguments=['-P', '-m', 'specprune_ros.apps.image_playback'],
                 exec_name='play',
                 ros_arguments=ros_arguments(
                     {},

@@ -4,7 +4,7 @@ For input that may crash, exhaust or hang a library: the caller gets an answer o
 whatever happens in the child. Nothing but the named function's JSON comes back, so a child that
 was taken over by its input cannot hand code to its parent.
 
-The child is ``python -m specprune_ros.limited_process package.module:function``: argument on
+The child is ``python -P -m specprune_ros.limited_process package.module:function``: argument on
 standard input, result on a file descriptor of its own, so that prints do not disturb it.
 """
 
@@ -20,8 +20,11 @@ import subprocess
 import sys
 from typing import Any
 
+from specprune_ros.python_process import python_environment, python_module
+
 MEBIBYTE = 1 << 20
 MOST_OUTPUT = 64 * MEBIBYTE  # bytes of a result that are read
+ONE_THREAD = ('OPENBLAS_NUM_THREADS', 'OMP_NUM_THREADS', 'MKL_NUM_THREADS')
 _TAIL = 400  # characters of the child's complaints that are passed on
 
 
@@ -47,7 +50,9 @@ def call(function: str, argument: Any, *, memory: int, seconds: float) -> Any:
     reader, writer = os.pipe()
     try:
         process = subprocess.Popen(
-            [sys.executable, '-m', __name__, function, str(writer), str(memory), str(seconds)],
+            python_module(__name__, function, str(writer), str(memory), str(seconds)),
+            # A numerical library's threads, one per processor, take memory each.
+            env=python_environment(**dict.fromkeys(ONE_THREAD, '1')),
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,

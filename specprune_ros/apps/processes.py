@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
 from specprune_ros.nodes.common.parent_process import PARENT
+from specprune_ros.python_process import python_environment, python_module
 
 STOP_PATIENCE = 60.0  # s from SIGINT to SIGKILL; a policy on a starved machine needed more than 15
 
@@ -33,15 +33,14 @@ class NodeProcess:
         self.log = log
         log.parent.mkdir(parents=True, exist_ok=True)
         self._file = log.open('wb')
-        start = (sys.executable, '-m', 'specprune_ros.nodes.start')
         self.process = subprocess.Popen(
-            [*(program or (*start, module)), *arguments],
+            [*(program or python_module('specprune_ros.nodes.start', module)), *arguments],
             stdout=self._file,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
             # Not in the terminal's group: Ctrl-C reaches the parent, which stops them in order.
             start_new_session=True,
-            env={**os.environ, PARENT: str(os.getpid())},
+            env=python_environment(**{PARENT: str(os.getpid())}),
         )
 
     def check(self) -> None:

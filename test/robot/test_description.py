@@ -111,6 +111,37 @@ def read_without_counting(text):
     return str(pinocchio.buildModelFromXML(text).createData())
 
 
+def threads(_):
+    """In a child."""
+    import numpy as np
+
+    assert np.ones((2, 2)).sum() == 4.0
+    return len(os.listdir('/proc/self/task'))
+
+
+def test_a_child_starts_no_thread_per_processor(monkeypatch):
+    """Each takes some 40 MiB: on a large machine no description could be read."""
+    from specprune_ros.limited_process import MEBIBYTE, call
+
+    monkeypatch.setenv('PYTHONPATH', f'{Path(__file__).parent}:{os.environ["PYTHONPATH"]}')
+    for name in ('OPENBLAS_NUM_THREADS', 'OMP_NUM_THREADS', 'MKL_NUM_THREADS'):
+        monkeypatch.setenv(name, '2')
+    assert call('test_description:threads', None, memory=1024 * MEBIBYTE, seconds=60.0) == 1
+
+
+@pytest.mark.parametrize('paths', [':/nowhere', None])
+def test_no_file_of_the_working_folder_is_run(tmp_path, monkeypatch, paths):
+    from specprune_ros.limited_process import MEBIBYTE, call
+
+    (tmp_path / 'inspect.py').write_text('raise RuntimeError("a file of the lab was run")')
+    monkeypatch.chdir(tmp_path)
+    if paths is None:
+        monkeypatch.delenv('PYTHONPATH')
+    else:
+        monkeypatch.setenv('PYTHONPATH', paths)
+    assert call('inspect:cleandoc', ' a', memory=1024 * MEBIBYTE, seconds=60.0) == 'a'
+
+
 names = st.sampled_from(['a', 'b', 'c', 'd', '', 'x' * 50])
 elements = st.one_of(
     names.map(link),

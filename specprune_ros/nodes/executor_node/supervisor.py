@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from specprune_ros.python_process import python_environment, python_module
 from specprune_ros.robot.safety import Command, JointLimit
 from specprune_ros.robot.stop_motion import MotionState, StopMotion
 
@@ -184,7 +185,8 @@ class Supervisor:
         ours.setblocking(False)
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, '-m', __name__, str(theirs.fileno())],
+                python_module(__name__, str(theirs.fileno())),
+                env=python_environment(),
                 pass_fds=(theirs.fileno(),),
                 stdin=subprocess.DEVNULL,
                 # What ends the executor's terminal or group must not end it at the same time.
