@@ -392,6 +392,10 @@ def _kinematics(
         )
     except UrdfError as error:
         return Row(name, FAIL, str(error), 'correct tool_link, base_frame or joint_prefix'), None
+    lacking = arm.lacks(profile.joints)
+    if lacking and profile.command.adapter == profiles.JOINT_TRAJECTORY:
+        has = f'no movable joint {", ".join(lacking)}; it has {", ".join(arm.joint_names)}'
+        return Row(name, FAIL, has, 'correct joints or joint_prefix of the profile'), None
     limited = sum(1 for lower, upper, _ in arm.limits().values() if upper > lower)
     found = f'{len(arm.joint_names)} joints move {profile.tool_link}, {limited} with limits'
     pose = None

@@ -35,7 +35,7 @@ from specprune_ros.robot.safety import (
     Stop,
     joint_limits,
 )
-from specprune_ros.robot.speed import JointSpeed, JointStateError, joint_velocities
+from specprune_ros.robot.speed import JointSpeed, JointStateError, UrdfError, joint_velocities
 from specprune_ros.robot.stop_motion import MotionState
 from specprune_ros.robot.timeline import AddResult, ChunkTimeline, Setpoint
 from specprune_ros.robot.watchdog import State, Watchdog, WatchdogDecision
@@ -266,9 +266,21 @@ class ArmMotion:
 
     def described(self, kinematics: JointSpeed | None, moves_tool: bool = True) -> None:
         """``robot_description`` was read; of one that does not say where the tool is, only the
-        joint limits count. Raises ``ValueError`` where it and the profile leave no range to a
-        joint.
+        joint limits count. Raises ``UrdfError`` where it has none of the joints commanded, and
+        ``ValueError`` where it and the profile leave no range to a joint.
         """
+        if kinematics is not None:
+            lacking = kinematics.lacks(self.profile.joints)
+            # From here on by the profile's names, as commands and what is known of each joint are.
+            kinematics = kinematics.named(self.profile.joints)
+            if lacking:
+                reason = (
+                    f'no movable joint {", ".join(lacking)}, which the profile names; the tool is '
+                    f'moved by {", ".join(kinematics.joint_names)}'
+                )
+                if self.commands_joints and len(lacking) == len(self.profile.joints):
+                    raise UrdfError(f'robot_description has {reason}')
+                self._complain('robot_description', f'has {reason}')
         if kinematics is not None and self.commands_joints:
             limits = self.profile.limits.joints
             both = joint_limits(self.profile.joints, kinematics.limits(), limits)

@@ -7,6 +7,7 @@ all.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -112,16 +113,16 @@ class JointSpeed:
     ) -> None:
         self.model = _parse(urdf_xml)
         self._data = self.model.createData()
+        self._prefix = prefix
         self._tip = self._frame(tip_frame, 'tip_frame')
         self._base = self._frame(base_frame, 'base_frame') if base_frame else None
         self.tip_frame = tip_frame
         self.base_frame = base_frame or self._root_name()
-        self._prefix = prefix
         chain = self._chain()
         if not chain:
             raise UrdfError(f"robot_description: no movable joint above tip_frame '{tip_frame}'")
         if joint_names is not None:
-            unknown = [n for n in joint_names if self._urdf_joint(n) is None]
+            unknown = self.lacks(joint_names)
             if unknown:
                 raise UrdfError(
                     f'robot_description: no movable joint named {", ".join(unknown)}; '
@@ -147,6 +148,19 @@ class JointSpeed:
         # a second.
         self._layout: tuple[tuple[str, ...], list[int]] | None = None
         self.reset()
+
+    def lacks(self, names: Sequence[str]) -> list[str]:
+        """Those of ``names`` that are no movable joint here, with or without the prefix."""
+        return [name for name in names if self._urdf_joint(name) is None]
+
+    def named(self, names: Sequence[str]) -> JointSpeed:
+        """The same with ``joint_names``, the keys of :meth:`limits`, written as in ``names``;
+        joints that ``names`` leaves out are called as here.
+        """
+        ours = {self._urdf_joint(name): name for name in names}
+        other = copy.copy(self)
+        other.joint_names = tuple(ours.get(j, self.model.names[j]) for j in self._joints)
+        return other
 
     def reset(self) -> None:
         """Forget earlier positions, so that no difference spans a jump."""
@@ -256,6 +270,9 @@ class JointSpeed:
 
     def _frame(self, name: str, parameter: str) -> int:
         if not self.model.existFrame(name):
+            joint = self._urdf_joint(name)
+            if joint is not None:  # named as a joint is, but for the prefix
+                return self.model.getFrameId(self.model.names[joint])
             bodies = [f.name for f in self.model.frames if f.type == pin.FrameType.BODY]
             raise UrdfError(
                 f"{parameter}: robot_description has no link '{name}'; it has {', '.join(bodies)}"

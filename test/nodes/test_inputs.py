@@ -163,6 +163,23 @@ def test_where_the_tool_is_comes_from_joints_whatever_the_policy_reads(inputs, l
     assert b.state == (None if layout == 'none' else pytest.approx([0.03, 0.04]))
 
 
+@pytest.mark.parametrize('in_message', ['SN_', ''])
+def test_state_and_pose_read_the_same_joints_whoever_writes_the_prefix(inputs, in_message):
+    text = urdf()
+    for name in ARM:
+        text = text.replace(f'name="{name}"', f'name="SN_{name}"')
+    b = inputs(
+        **{
+            'proprio.pose_from': 'joint_states', 'proprio.layout': 'joints', 'proprio.joints': ARM,
+            'speed.joint_prefix': 'SN_', 'robot_description': text,
+        }
+    )  # fmt: skip
+    b.joints([in_message + name for name in ARM], list(rizon4.HOME), [0.0] * 7)
+    expected = b.inputs._kinematics.tool_pose(ARM, list(rizon4.HOME))
+    assert b.buffer._position.value == pytest.approx(expected.position)
+    assert b.state == pytest.approx(list(rizon4.HOME)) and b.buffer._speed is not None
+
+
 def test_a_state_that_is_too_old_names_the_joint_its_pose_came_from(inputs):
     b = inputs(**{'proprio.pose_from': 'joint_states'})
     b.joints([*FINGERS, *ARM], [0.03, 0.04, *rizon4.HOME])

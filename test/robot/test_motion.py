@@ -21,8 +21,10 @@ from specprune_ros.robot.chunk import Chunk, ChunkError
 from specprune_ros.robot.geometry import Pose
 from specprune_ros.robot.motion import JOINT_KINDS, ArmMotion
 from specprune_ros.robot.safety import JointLimit
+from specprune_ros.robot.speed import JointSpeed, UrdfError
 from specprune_ros.robot.stop_motion import StopMotion
 from specprune_ros.robot.trajectory import points
+from specprune_ros.sim.arm.urdf import urdf
 
 TICK = 10_000_000
 DT = 0.01
@@ -802,9 +804,62 @@ def test_a_joint_chunk_is_refused_where_the_workspace_cannot_be_kept():
     assert motion.tick(SECOND).command is not None
     # Joints of other names than the description's would be as unguarded.
     other = _beside(tuple(f'my_{n}' for n in NAMES))
-    other.described(ARM)
-    with pytest.raises(ChunkError, match='limits.workspace cannot be kept: robot_description mov'):
+    with pytest.raises(UrdfError, match='has no movable joint my_joint1, .* moved by joint1, '):
+        other.described(ARM)
+    with pytest.raises(ChunkError, match='limits.workspace cannot be kept: no usable robot_desc'):
         other.chunk(_wave(other.profile.joints, SECOND), SECOND)
+    # One of them alone is said.
+    said: list[str] = []
+    names = ('my_joint1', *NAMES[1:])
+    other = ArmMotion(_beside(names).profile, complain=lambda source, text: said.append(text))
+    other.described(ARM)
+    assert 'has no movable joint my_joint1, ' in said[0]
+    with pytest.raises(ChunkError, match='limits.workspace cannot be kept: robot_description mov'):
+        other.chunk(_wave(names, SECOND), SECOND)
+
+
+@pytest.mark.parametrize('in_urdf', ['SN_', ''])
+@pytest.mark.parametrize('in_profile', ['SN_', ''])
+@pytest.mark.parametrize('ee_pose', ['/pose', ''])
+def test_a_prefix_that_only_some_write_changes_no_limit(in_urdf, in_profile, ee_pose):
+    text = urdf()
+    for name in NAMES:
+        text = text.replace(f'name="{name}"', f'name="{in_urdf}{name}"')
+    tree = dataclasses.asdict(make_profile(profile.JOINT_TRAJECTORY).limits)
+    names = [in_profile + name for name in NAMES]
+    arm = make_profile(
+        profile.JOINT_TRAJECTORY,
+        joints=names,
+        joint_prefix='SN_',
+        limits={
+            **tree, 'workspace': None,
+            'joints': {n: {'velocity': 9.0, 'acceleration': 4.0} for n in names},
+        },
+        observation={
+            'cameras': {'agent': {'topic': '/image'}}, 'joint_states': '/joints',
+            'ee_pose': ee_pose,
+        },
+    )  # fmt: skip
+    # With a tool link, and with the limits alone, up to the last joint.
+    for tip in ('tcp', names[-1]):
+        motion = ArmMotion(arm)
+        motion.described(JointSpeed(text, tip, prefix='SN_'), moves_tool=tip == 'tcp')
+        expected = {in_profile + name: values for name, values in ARM.limits().items()}
+        assert motion.joint_limits.keys() == expected.keys()
+        for name, limit in motion.joint_limits.items():
+            assert (limit.lower, limit.upper, limit.velocity) == expected[name]
+    for in_message in ('SN_', ''):
+        motion = ArmMotion(arm)
+        motion.described(JointSpeed(text, 'tcp', base_frame='base_link', prefix='SN_'))
+        motion.begin()
+        motion.enable(True)
+        motion.measured_joints([in_message + name for name in NAMES], HOME, SECOND, SECOND)
+        if ee_pose:
+            motion.measured_pose(ARM.tool_pose(NAMES, HOME), SECOND, SECOND)
+        assert motion.pose.position == pytest.approx(ARM.tool_pose(NAMES, HOME).position)
+        motion.chunk(_wave(tuple(names), SECOND), SECOND)
+        command = motion.tick(SECOND).command
+        assert command is not None and command.joints == tuple(names)
 
 
 def test_a_finger_among_the_joints_does_not_move_the_tool():

@@ -141,6 +141,8 @@ class ArmState:
         kinematics = JointSpeed(text, tip, base_frame=base, prefix=prefix)
         try:
             self._motion.described(kinematics, moves_tool=bool(self._profile.tool_link))
+        except UrdfError:
+            raise
         except ValueError as error:
             raise UrdfError(f'and the profile leave no range: {error}') from error
         self._described(digest(text))

@@ -412,12 +412,12 @@ class Inputs:
 
     def _use_description(self, urdf: str) -> None:
         values, tip = self._values, self._values['speed.tip_frame']
-        prefix = values['speed.joint_prefix']
+        prefix, joints = values['speed.joint_prefix'], values['proprio.joints']
         if values['speed.source'] == 'joint_states':
-            self._joint_speed = JointSpeed(urdf, tip, prefix=prefix)
+            self._joint_speed = JointSpeed(urdf, tip, prefix=prefix).named(joints)
             self._joints.wanted |= set(self._joint_speed.joint_names)
         if values['proprio.pose_from'] == 'joint_states':
             self._kinematics = JointSpeed(
                 urdf, tip, base_frame=values['base_frame'], prefix=prefix
-            )
+            ).named(joints)
             self._joints.wanted |= set(self._kinematics.joint_names)
