@@ -10,8 +10,13 @@ CHILD_MEMORY = 1024 * MEBIBYTE
 CHILD_SECONDS = 20.0  # imports on a busy machine included; reading takes milliseconds
 
 
+class UntriedError(UrdfError):
+    """The child gave no answer: that may be this machine's fault, and pass."""
+
+
 def try_out(text: str, tip_frame: str, base_frame: str = '', prefix: str = '') -> None:
-    """Read a description in a limited child process. Blocks; raises ``UrdfError``.
+    """Read a description in a limited child process. Blocks; raises ``UrdfError``, and
+    ``UntriedError`` where the child crashed, ran out of memory or time, or could not be started.
 
     Afterwards this process can build it without harm: the same text took the child less than
     ``CHILD_MEMORY`` bytes.
@@ -26,8 +31,8 @@ def try_out(text: str, tip_frame: str, base_frame: str = '', prefix: str = '') -
         )
     except RefusedError as error:
         raise UrdfError(str(error)) from None
-    except LimitedProcessError as error:
-        raise UrdfError(f'robot_description cannot be read: {error}') from None
+    except (LimitedProcessError, OSError, MemoryError) as error:
+        raise UntriedError(f'robot_description cannot be read: {error}') from None
 
 
 def _read(request: dict[str, str]) -> bool:

@@ -19,9 +19,11 @@ from specprune_ros.bounded_files import read_text
 from specprune_ros.nodes.common import bounded_subscription as bounded
 from specprune_ros.nodes.common.qos import both_durabilities
 from specprune_ros.robot.description import MAX_URDF, UrdfError, digest
-from specprune_ros.robot.description_trial import try_out
+from specprune_ros.robot.description_trial import UntriedError, try_out
 
 AGAIN = 0.1  # s between two looks whether one that came at a bad time may be read now
+LATER = 5.0  # s after which one that could not be tried out is tried again
+TRIALS = 5
 
 
 def read_file(file: str, frames: tuple[str, str, str]) -> str:
@@ -41,8 +43,9 @@ class DescriptionReader:
     ``use`` takes the text that was tried out and may raise ``UrdfError`` to refuse it after all.
     ``refused`` gets the reason of a refusal; ``another`` that one came which differs from the one
     in use. ``busy`` says why none may be read now (the arm moves), or nothing; a text that was
-    refused for it is tried again afterwards, as a latched one comes only once. ``sha256``: the
-    only text that is taken, where the profile names one.
+    refused for it is tried again afterwards, as a latched one comes only once. So is one that the
+    child process gave no answer to, ``TRIALS`` times in all. ``sha256``: the only text that is
+    taken, where the profile names one.
     """
 
     def __init__(
@@ -60,8 +63,9 @@ class DescriptionReader:
         self._use, self._refused, self._another, self._busy = use, refused, another, busy
         self.used = ''  # digest of the description in use
         self._thread: threading.Thread | None = None
-        self._result: tuple[str, str] | None = None
-        self._kept: tuple[str, bool] | None = None  # refused as busy; whether it was tried out
+        self._result: tuple[str, str, bool] | None = None  # text, what is wrong, whether for good
+        self._trials = 0
+        self._kept: tuple[str, bool] | None = None  # to be read later; whether it was tried out
         self._timer: Any = None
         self._done = node.create_guard_condition(self._finish)
         self._reading = ''
@@ -96,22 +100,25 @@ class DescriptionReader:
             if digest(text) != self._reading:
                 self._refused('another one came while the first was being read')
         elif reason:
-            self._keep(text, False)
+            self._trials = 0
+            self._keep(text, False, AGAIN)
             self._refused(reason)
         else:
+            self._trials = 0
             self._read(text)
 
     def _read(self, text: str) -> None:
         self._forget()
+        self._trials += 1
         self._reading = digest(text)
         self._thread = threading.Thread(target=self._try, args=(text,), daemon=True)
         self._thread.start()
 
-    def _keep(self, text: str, tried: bool) -> None:
+    def _keep(self, text: str, tried: bool, seconds: float) -> None:
+        self._forget()
         self._kept = text, tried
-        if self._timer is None:
-            steady = Clock(clock_type=ClockType.STEADY_TIME)
-            self._timer = self._node.create_timer(AGAIN, self._again, clock=steady)
+        steady = Clock(clock_type=ClockType.STEADY_TIME)
+        self._timer = self._node.create_timer(seconds, self._again, clock=steady)
 
     def _forget(self) -> None:
         self._kept = None
@@ -132,11 +139,13 @@ class DescriptionReader:
     def _try(self, text: str) -> None:
         try:
             try_out(text, *self._frames)
-            self._result = (text, '')
+            self._result = (text, '', True)
+        except UntriedError as error:
+            self._result = (text, str(error), False)
         except UrdfError as error:
-            self._result = ('', str(error))
-        except Exception as error:  # no process could be started, for example
-            self._result = ('', f'robot_description could not be tried out: {error}')
+            self._result = (text, str(error), True)
+        except Exception as error:
+            self._result = (text, f'robot_description could not be tried out: {error}', False)
         done = self._done
         if done is not None:
             done.trigger()
@@ -144,12 +153,16 @@ class DescriptionReader:
     def _finish(self) -> None:
         if self._result is None:
             return
-        text, reason = self._result
+        text, reason, certain = self._result
         self._result = self._thread = None
-        if reason:
+        if reason and not certain and self._trials < TRIALS:
+            # Whoever publishes it may say it only once.
+            self._keep(text, False, LATER)
+            self._refused(f'{reason}; it is tried again in {LATER:g} s')
+        elif reason:
             self._refused(reason)
         elif reason := self._busy():
-            self._keep(text, True)
+            self._keep(text, True, AGAIN)
             self._refused(reason)
         else:
             self._take(text)
