@@ -213,6 +213,10 @@ class Profile:
             )
         if self.tool_link and not (topics.ee_pose or topics.joint_states):
             raise ValueError('observation.joint_states: is needed to find tool_link')
+        if self.tool_link and not (
+            topics.ee_pose or topics.robot_description or topics.robot_description_file
+        ):
+            raise ValueError('observation.robot_description: is needed to find tool_link')
         if topics.speed_source == speed.JOINT_STATES and not self.tool_link:
             raise ValueError("tool_link: is needed for speed_source 'joint_states'")
         if adapter == JOINT_TRAJECTORY:

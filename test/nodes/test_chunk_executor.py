@@ -214,6 +214,25 @@ def test_a_latched_stop_waits_for_a_person(bench):
     assert b.run(20.0, until=lambda: len(b.commands) > count + 10)
 
 
+def test_topics_that_the_arm_does_not_have_are_not_subscribed(bench):
+    """A subscription to nothing made activation fail."""
+    b = bench(
+        observation__ee_pose=..., observation__joint_states=..., observation__robot_description='',
+        observation__speed_source='action', tool_link=..., limits__workspace=...,
+    )  # fmt: skip
+    b.alive.discard('pose')
+    b.moving()
+
+
+def test_a_description_that_nobody_publishes_is_not_waited_for(bench):
+    b = bench(
+        command__adapter='joint_trajectory', command__topic='/arm/joint_trajectory',
+        stop_action='hold', observation__robot_description='',
+        limits__joints={f'joint{i}': {'acceleration': 20.0} for i in range(1, 8)},
+    )  # fmt: skip
+    assert b.dut._timer is not None, b.health()  # active
+
+
 def test_hardware_profiles_begin_disabled(bench):
     b = bench(enabled_at_start=False)
     assert b.run(20.0, until=lambda: b.dut._counts['ignored while stopped'] > 1)

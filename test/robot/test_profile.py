@@ -233,6 +233,10 @@ def test_a_missing_argument_is_requested():
             },
             'observation.joint_states: is needed to find tool_link',
         ),
+        (
+            {'observation__ee_pose': ..., 'observation__robot_description': ''},
+            'observation.robot_description: is needed to find tool_link',
+        ),
         ({'stop_action': 'hold'}, "stop_action: must be 'zero' with command.adapter 'twist'"),
         (
             {'gripper__adapter': 'claw'},

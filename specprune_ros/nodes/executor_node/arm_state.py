@@ -85,7 +85,7 @@ class ArmState:
         commands_joints = self._motion.commands_joints
         if seen.ee_pose:
             self._listen(PoseStamped, seen.ee_pose, self._on_pose, newest())
-        if commands_joints or not seen.ee_pose:
+        if seen.joint_states and (commands_joints or not seen.ee_pose):
             self._listen(JointState, seen.joint_states, self._on_joints, newest())
             self._describe()
         if driver.ready_type == 'bool':
@@ -101,9 +101,12 @@ class ArmState:
         if self._urdf:
             self._use_description(self._urdf)
             return
+        topic = self._profile.observation.robot_description
+        if not topic:
+            return
         self._description = DescriptionReader(
             self._node,
-            self._profile.observation.robot_description,
+            topic,
             _frames(self._profile),
             use=self._use_description,
             refused=partial(self._complain, 'robot_description'),
