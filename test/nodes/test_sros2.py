@@ -77,6 +77,26 @@ def test_the_policy_becomes_permissions_by_which_only_the_executor_commands(secu
     assert commanders == {'/specprune/executor'}
 
 
+def test_every_service_that_a_node_starts_by_itself_is_allowed(ros):
+    """With Enforce a node that may not offer one does not start; rclpy gives all of them this."""
+    from specprune_ros.nodes.executor_node.supervisor import SUFFIX, Setup, make_node
+
+    lacking = set()
+    for profile in ElementTree.parse(POLICY).iter('profile'):
+        name = profile.get('node')
+        replied = {s.text for s in profile.iterfind('services[@reply]/service')}
+        if not replied & {'~/get_type_description', f'/{name}_*/get_type_description'}:
+            lacking.add(name)
+    ros.init()
+    node = make_node(Setup('chunk_executor', '/', '', '', {}, '', 1.0, 0))
+    try:
+        assert lacking == {'chunk_executor' + SUFFIX} == {node.get_name()}
+        assert not list(node.services)
+    finally:
+        node.destroy_node()
+        ros.try_shutdown()
+
+
 def test_with_enforce_the_graph_comes_up_and_an_outsider_hears_nothing(secured, tmp_path):
     def run(program, *arguments, environment=secured):
         command = [sys.executable, '-c', program, *arguments]

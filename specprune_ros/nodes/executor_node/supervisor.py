@@ -412,6 +412,21 @@ class StopSender:
         ]
 
 
+def make_node(setup: Setup) -> Any:
+    """The supervisor's node, which offers no service: SROS2's policy allows it none."""
+    from rclpy.node import Node
+    from rclpy.parameter import Parameter
+
+    return Node(
+        setup.name + SUFFIX,
+        namespace=setup.namespace,
+        use_global_arguments=False,
+        enable_rosout=False,
+        start_parameter_services=False,
+        parameter_overrides=[Parameter('start_type_description_service', value=False)],
+    )
+
+
 def main(arguments: list[str]) -> int:
     """The supervisor's process; its argument is the number of its socket."""
     link = socket.socket(fileno=int(arguments[0]))
@@ -421,7 +436,6 @@ def main(arguments: list[str]) -> int:
     setup = Setup(**json.loads(link.recv(MOST)))
 
     import rclpy
-    from rclpy.node import Node
     from rclpy.signals import SignalHandlerOptions
 
     from specprune_ros.nodes.common.realtime import freeze_gc, request_priority
@@ -431,13 +445,7 @@ def main(arguments: list[str]) -> int:
         args=['--ros-args', *enclave] if enclave else [],
         signal_handler_options=SignalHandlerOptions.NO,
     )
-    node = Node(
-        setup.name + SUFFIX,
-        namespace=setup.namespace,
-        use_global_arguments=False,
-        enable_rosout=False,
-        start_parameter_services=False,
-    )
+    node = make_node(setup)
     try:
         sender = StopSender(node, setup)
         request_priority(setup.priority)
