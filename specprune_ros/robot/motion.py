@@ -20,6 +20,7 @@ from specprune_ros.robot import chunk as chunks
 from specprune_ros.robot import geometry
 from specprune_ros.robot import profile as profiles
 from specprune_ros.robot.chunk import Chunk, ChunkError, ChunkRules, LateChunkError
+from specprune_ros.robot.clock_rate import ClockRate
 from specprune_ros.robot.geometry import Pose, Twist, Vector, add, rotate, scale, twist_between
 from specprune_ros.robot.joint_states import JointStates
 from specprune_ros.robot.plausibility import CONFIRM_S, OLD, PlausibleState, pose_distance
@@ -47,6 +48,7 @@ POSE_SLACK = (0.02, 0.1)  # m, rad: noise, and stamps that are not measurement t
 # Of a joint's acceleration: a controller's spline through the points sent to it requests up to
 # 1.8 times as much as the commands behind them (test_motion holds it to the limit).
 SPLINE_SHARE = 0.5
+SLOWEST = 0.1  # of a clock's rate, to divide by
 YIELD_GAIN = 4.0  # 1/s
 YIELD_S = 1.0  # s in which a blocked arm's command comes back to where the arm is
 YIELDED = (0.001, 0.005)  # m, rad that are near enough
@@ -100,6 +102,10 @@ class ArmMotion:
     ``virtual``: a dry run. The arm stands still, so motion goes on from where the commands would
     have brought it: from the measured place to begin with, and again from it after
     :meth:`enable`.
+
+    ``simulated_clock``: time may run slower or faster than the control periods, which are of real
+    time. Chunks are executed by the clock; a commanded place then moves as much slower or faster,
+    within limits that hold per real second. (A controller of velocities has the same clock.)
     """
 
     def __init__(
@@ -108,6 +114,7 @@ class ArmMotion:
         joining: str = '',
         complain: Callable[[str, str], None] = lambda source, text: None,
         virtual: bool = False,
+        simulated_clock: bool = False,
     ) -> None:
         self.profile, self._complain = profile, complain
         self._virtual = virtual
@@ -117,6 +124,9 @@ class ArmMotion:
         period = 1.0 / command.rate
         self.commands_joints = command.adapter == profiles.JOINT_TRAJECTORY
         tracked = command.adapter in (profiles.POSE, profiles.MOTION_FORCE)
+        self._clock_rate = ClockRate() if simulated_clock else None
+        self._rate = 1.0  # seconds of the clock per real second
+        self._by_place = tracked or self.commands_joints
         limits = profile.limits
         self._reckons = limits.workspace is not None and not tracked
         # One table for everybody: robot_description may tighten it when it comes.
@@ -399,6 +409,8 @@ class ArmMotion:
             self._reset_ns, self._forget_place = None, True
             self._rest()
         self._last_ns = now_ns
+        if self._clock_rate is not None and real_ns is not None:
+            self._rate = self._clock_rate.tick(now_ns, real_ns)
         verdict = self.watchdog.check(now_ns, real_ns)
         blocked = False
         if verdict.may_move:
@@ -528,8 +540,8 @@ class ArmMotion:
         elif command.pose is not None:
             self._virtual_pose = command.pose
         elif self.pose is not None:
-            period = 1.0 / self.profile.command.rate
-            self._virtual_pose = geometry.integrate(self.pose, command.twist, period)
+            seconds = self._rate / self.profile.command.rate
+            self._virtual_pose = geometry.integrate(self.pose, command.twist, seconds)
 
     def _lead(self, command: Command, now_ns: int) -> None:
         """Remember where a command leads the tool, for as long as a pose may be old."""
@@ -542,7 +554,8 @@ class ArmMotion:
             if not isinstance(tool, JointTool):
                 return
             twist = tool.jacobian(command.positions) @ np.array(command.velocities)
-            linear = tuple(twist[:3].tolist())
+            # By the clock, as the age of a pose is; a clock that stands still has no speed.
+            linear = tuple((twist[:3] / max(self._rate, SLOWEST)).tolist())
         self._led.append((now_ns, linear))
         oldest = now_ns - round(self.profile.watchdog.state_age * 1e9)
         while len(self._led) > 1 and self._led[1][0] <= oldest:
@@ -581,6 +594,8 @@ class ArmMotion:
         twist = self._wanted_twist(setpoint)
         if twist is None:
             return Stop(NO_POSE, f'no pose is known, and {setpoint.frame} turns with the tool')
+        if self._by_place:
+            twist = Twist(scale(twist.linear, self._rate), scale(twist.angular, self._rate))
         wanted = Command(twist=twist, gripper=setpoint.gripper)
         out = self._tool.filter(wanted, self.pose, led=self._led_since(now_ns))
         if isinstance(out, Stop) or not self.commands_joints:
@@ -679,6 +694,7 @@ class ArmMotion:
                 v + gain * self._apart(name, at[name], goal)
                 for name, v, goal in zip(joints, speeds, setpoint.joint_positions, strict=True)
             )
+        speeds = tuple(self._rate * v for v in speeds)
         return Command(joints=joints, velocities=speeds, gripper=setpoint.gripper)
 
     def _apart(self, name: str, a: float, b: float) -> float:

@@ -118,7 +118,11 @@ class ChunkExecutor(AutoLifecycleNode):
         self._profile = profile
         command = profile.command
         self._motion = ArmMotion(
-            profile, values['joining'], self._throttle.warning, virtual=self._dry
+            profile,
+            values['joining'],
+            self._throttle.warning,
+            virtual=self._dry,
+            simulated_clock=self.get_parameter('use_sim_time').value,
         )
         self._port = make_port(
             self,
