@@ -1,7 +1,7 @@
 """``specprune jog``: the first motion of an arm, without a policy.
 
-A little up and back, then the gripper open and closed, through an executor of its own: the same
-process, adapter and limits that chunks of a policy go through.
+A little along +z of the base frame and back, then the gripper open and closed, through an executor
+of its own: the same process, adapter and limits that chunks of a policy go through.
 """
 
 from __future__ import annotations
@@ -322,8 +322,10 @@ def _show(jog: Jog, seen: Preview, options: JogOptions, console: Console) -> Non
     rows = {
         'arm': f'{profile.robot}: {profile.description}',
         'tool now': f'{place} m in {profile.base_frame}',
-        'motion': f'{1e3 * jog.height:.0f} mm up and back in {seen.seconds:.1f} s, at most '
-        f'{seen.fastest:.3f} m/s (limit {profile.limits.translation_speed:g})',
+        'motion': f'{1e3 * jog.height:.0f} mm along +z of {profile.base_frame} and back in '
+        f'{seen.seconds:.1f} s, at most {seen.fastest:.3f} m/s '
+        f'(limit {profile.limits.translation_speed:g})',
+        'direction': f'up only where +z of {profile.base_frame} points up: check first',
         'sent as': f'{profile.command.adapter} on {profile.command.topic}'
         if not options.dry_run
         else f'nothing is sent: {options.namespace}/{EXECUTOR}/dry_run/command',
@@ -398,14 +400,14 @@ def _move(
     if options.dry_run:
         rise = max(jogger.virtual_z, default=jog.start.position[2]) - jog.start.position[2]
         steps.append(
-            Step('up and back (dry run)', rise > 0.5 * jog.height, f'{1e3 * rise:.1f} mm')
+            Step('along +z and back (dry run)', rise > 0.5 * jog.height, f'{1e3 * rise:.1f} mm')
         )
         return
     rise = highest - jog.start.position[2]
     off = norm(subtract(jogger.pose.position, jog.start.position))
     steps.append(
         Step(
-            'up',
+            'along +z',
             rise > 0.5 * jog.height,
             f'{1e3 * rise:.1f} mm of {1e3 * jog.height:.0f} mm measured',
         )

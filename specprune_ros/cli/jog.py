@@ -14,9 +14,11 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser = subparsers.add_parser(
         'jog',
         parents=[options.robot()],
-        help='move an arm for the first time: a little up and back, the gripper open and closed',
+        help='move an arm for the first time: 2 cm along z and back, the gripper open and closed',
     )
-    parser.add_argument('--up', type=float, default=0.02, help='metres up (default 0.02)')
+    parser.add_argument(
+        '--up', type=float, default=0.02, help='metres along +z of base_frame (default 0.02)'
+    )
     parser.add_argument('--seconds', type=float, default=2.0, help='each way (default 2)')
     parser.add_argument('--no-gripper', action='store_true', help='leave the gripper alone')
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""A first motion without a policy: a little up and back to the start, and what it will come to.
+"""A first motion without a policy: a little along z and back, and what it will come to.
 
 Absolute poses, so that nothing depends on when a chunk arrives: the place at a time of the motion
 is the same whoever plans. Time is that of the executor's axis of executed seconds.
@@ -29,7 +29,7 @@ _POSE = ('x', 'y', 'z', 'qx', 'qy', 'qz', 'qw')
 
 @dataclass(frozen=True)
 class Jog:
-    """``height`` metres up from ``start`` along z of the base frame and back, ``seconds`` each.
+    """``height`` metres from ``start`` along +z of the base frame and back, ``seconds`` each.
 
     Raises ``ValueError`` where that is too far, or faster than half of the profile's limits.
     """

@@ -146,9 +146,10 @@ def test_jog_moves_up_and_back_and_grips_through_the_executor(domain, tmp_path, 
         assert max(arm.heights) - START.position[2] == pytest.approx(0.02, abs=0.003)
         assert arm.pose.position == pytest.approx(START.position, abs=0.003)
         assert arm.grips == [1.0, 0.0]
-        assert 'What is going to happen' in said and '20 mm up and back' in said
+        assert 'What is going to happen' in said and '20 mm along +z of fr3_link0 and back' in said
+        assert 'up only where +z of fr3_link0 points up' in said
         steps = [step['name'] for step in json.loads(report.read_text())['steps']]
-        assert steps == ['preview', 'up', 'back', 'gripper: open', 'gripper: close']
+        assert steps == ['preview', 'along +z', 'back', 'gripper: open', 'gripper: close']
 
 
 def test_jog_sends_nothing_unless_a_person_says_so_and_ends_where_the_arm_does_not_follow(
@@ -167,7 +168,7 @@ def test_jog_sends_nothing_unless_a_person_says_so_and_ends_where_the_arm_does_n
         assert arm.commands == 0
         short = (*jog, '--seconds', 1.0, '--no-gripper')
         assert specprune(*short, '--dry-run') == 0, capsys.readouterr().out
-        assert 'up and back (dry run)' in capsys.readouterr().out and arm.commands == 0
+        assert 'along +z and back (dry run)' in capsys.readouterr().out and arm.commands == 0
         assert specprune(*short, '--yes', '--fake') == 1
         said = capsys.readouterr().out
         assert arm.commands > 0, said
