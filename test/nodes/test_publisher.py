@@ -104,7 +104,7 @@ class Bench:
             self.publish,
             self.refused.append,
             QuerySchedule(0.0, 0.0),
-            lambda result, end: self.noted.append(end),
+            lambda result, end, plays: self.noted.append(end),
         )
         self.pixels = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
         self.thread.load(60.0)
