@@ -90,12 +90,15 @@ def _play_task(
 
     family = f'{chosen.name}/{task}'
     keys = {setting.label: setting.key(weights, args.executed) for setting in settings}
+
+    def measures(setting: EvaluationSetting, trial: int) -> bool:
+        return trial < args.deviation_episodes and setting.measurable
+
     todo = [
         (setting, trial)
         for setting in settings
         for trial in range(args.episodes)
-        if (there := done.trials.get((keys[setting.label], family, trial))) is None
-        or (trial < args.deviation_episodes and not there.measured and setting.measurable)
+        if done.lacks(keys[setting.label], family, trial, measures(setting, trial))
     ]
     if not todo:
         return 0
@@ -105,7 +108,7 @@ def _play_task(
         for setting, trial in tqdm(todo, desc=bed.instruction, file=sys.stderr):
             if policy.params != setting.params:
                 policy.set_params(setting.params)
-            policy.measure_deviation = trial < args.deviation_episodes and setting.measurable
+            policy.measure_deviation = measures(setting, trial)
             results.clear()
             before = policy.refreshes.flops  # of the episode before, reported by this one's first
             played = bed.play(runner, trial, args.executed, blind=setting.control == 'blind')

@@ -75,7 +75,8 @@ class Attempt:
     def take(self, cost: Mapping[str, Any]) -> None:
         """What its queries cost (:meth:`.QueryStats.since`)."""
         for name, value in cost.items():
-            setattr(self, name, value if value is not None else getattr(self, name))
+            if value is not None:
+                setattr(self, name, value)
 
     def numbers(self) -> dict[str, Any]:
         """Plain values, for JSON."""

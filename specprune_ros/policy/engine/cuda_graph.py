@@ -129,9 +129,8 @@ class CudaGraphEngine:
         """
         with self._changed:
             self._instruction, self._cameras = inputs.prompt, key.layout.cameras
-            if (
-                key.guided or key.mode is not Mode.DENSE
-            ):  # a dense one has no past, or is a refresh
+            # A dense one that is not guided says nothing: it has no past, or is a refresh.
+            if key.guided or key.mode is not Mode.DENSE:
                 self._guided = key.guided
             captured = self._graphs.get(key)
             if captured is not None:

@@ -76,11 +76,6 @@ class Trial:
         """Whether the task was done."""
         return self.outcome == 'success'
 
-    @property
-    def measured(self) -> bool:
-        """Whether it was compared with dense."""
-        return not math.isnan(self.deviation)
-
 
 class TrialFile:
     """Trials on disk, one JSON object a line."""
@@ -107,6 +102,13 @@ class TrialFile:
             for trial in trials:
                 self.trials[trial.key, trial.family, trial.seed] = trial
                 file.write(json.dumps(asdict(trial)) + '\n')
+
+    def lacks(self, key: str, family: str, seed: int, deviation: bool) -> bool:
+        """Whether a trial is still to be played; with ``deviation`` one that was compared with
+        dense.
+        """
+        trial = self.trials.get((key, family, seed))
+        return trial is None or (deviation and math.isnan(trial.deviation))
 
     def of(self, key: str, family: str, seeds: Iterable[int]) -> dict[int, Trial]:
         """The trials there are, by seed."""
@@ -243,12 +245,11 @@ def jobs(
         some = range(first, min(first + AT_ONCE, seeds.stop))
         for key, setting in reversed(once.items()):
             for family in families:
-                there, below = done.of(key, family, some), seeds.start + deviation_episodes
+                below = seeds.start + deviation_episodes
                 missing = tuple(
                     seed
                     for seed in some
-                    if seed not in there
-                    or (seed < below and not there[seed].measured and setting.measurable)
+                    if done.lacks(key, family, seed, seed < below and setting.measurable)
                 )
                 if missing:
                     yield Job(setting, family, missing, below)
